@@ -1,11 +1,11 @@
 """What an algorithm is: where prefixes come from, and what is learned from them.
 
 An agent is a frozen dataclass and thereby its own configuration. It holds no weights, no optimizer
-and no loop.
+and no loop. What most algorithms share are defaults here: gold data, prefixes written by the data.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,21 +16,24 @@ from textgen_env.types import Examples, Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 
-class Agent(Protocol):
-    """One imitation-learning algorithm."""
+class Agent(ABC):
+    """One imitation-learning algorithm.
 
-    @property
-    def pool(self) -> int:
-        """M, the batches that are collected together: a rollout is up to M - 1 updates old."""
-        ...
+    Attributes:
+        pool: M, the batches that are collected together: a rollout is up to M - 1 updates old.
+    """
 
-    def prepare(self, examples: Examples, expert: Expert | None) -> Examples:
-        """The data to learn from, made once before training: gold pairs, or what the expert writes."""
-        ...
+    pool: int = 1
+
+    def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
+        """The data to learn from, made once before training; by default the gold pairs."""
+        del expert, max_steps
+        return examples
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """What a schedule says at `progress`, by name, to be logged: beta and the like."""
-        ...
+        """What a schedule says at `progress`, by name, to be logged."""
+        del progress
+        return {}
 
     def collect(
         self,
@@ -40,11 +43,18 @@ class Agent(Protocol):
         progress: float,
         generator: torch.Generator,
     ) -> Trajectories:
-        """Write prefixes for the examples at `indices`, (B,) int64, by stepping `env`."""
-        ...
+        """Write prefixes for the examples at `indices`; by default they are the data's own.
 
-    def loss(
-        self, trajectories: Trajectories, student: SequenceModel, expert: Expert | None
-    ) -> Tensor:
+        Args:
+            indices: (B,) int64, B the environment's number of slots.
+            env: steps what is written; in autoreset mode DISABLED.
+            student: the policy as it is now, to act with, without gradient.
+            progress: share of training done, in [0, 1].
+            generator: of every random choice made here.
+        """
+        del student, progress, generator
+        return Trajectories.from_examples(env.examples.select(indices), env.special)
+
+    @abstractmethod
+    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Mean loss over the counted actions, scalar, in nats."""
-        ...

@@ -1,4 +1,4 @@
-"""Which examples make up which update: a pure function of (seed, update).
+"""Which examples make up which update: a pure function of the seed and the update's number.
 
 Nothing is kept between updates, so a resumed run draws what it would have drawn. Examples of similar
 length come together: a window of several batches is sorted by length and cut, and the batches are
@@ -10,12 +10,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from textgen_env.tasks.task import text_hash
+
 WINDOW = 32  # batches that are sorted together; more saves padding, fewer mixes better
 
 
-def generator_for(seed: int, update: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The source of every random choice of one update."""
-    return torch.Generator(device).manual_seed(_mixed(seed, update))
+def seed_of(seed: int, purpose: str, counter: int) -> int:
+    """The 63-bit seed of one use of randomness, far from that of any other use."""
+    return text_hash(f"{seed}/{purpose}/{counter}") >> 1
+
+
+def generator_for(seed: int, purpose: str, counter: int) -> torch.Generator:
+    """A CPU generator for one use of randomness, the same whenever it is asked for."""
+    return torch.Generator().manual_seed(seed_of(seed, purpose, counter))
 
 
 def batch_indices(lengths: Tensor, batch_size: int, seed: int, first: int = 0) -> Iterator[Tensor]:
@@ -43,16 +50,11 @@ def _window(lengths: Tensor, batch_size: int, seed: int, window: int) -> Tensor:
     count = len(lengths)
     start, stop = window * WINDOW * batch_size, (window + 1) * WINDOW * batch_size
     epochs = range(start // count, (stop - 1) // count + 1)
-    permutations = [torch.randperm(count, generator=generator_for(seed, epoch)) for epoch in epochs]
+    permutations = [
+        torch.randperm(count, generator=generator_for(seed, "epoch", epoch))
+        for epoch in epochs
+    ]
     offset = epochs[0] * count
     drawn = torch.cat(permutations)[start - offset : stop - offset]
     batches = drawn[lengths[drawn].argsort(stable=True)].view(WINDOW, batch_size)
-    return batches[torch.randperm(WINDOW, generator=generator_for(seed, -1 - window))]
-
-
-def _mixed(seed: int, counter: int) -> int:
-    """A 63-bit seed in which close seeds and counters lie far apart (splitmix64's finalizer)."""
-    state = (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9) % 2**64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (state ^ (state >> 31)) % 2**63
+    return batches[torch.randperm(WINDOW, generator=generator_for(seed, "window", window))]

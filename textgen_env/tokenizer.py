@@ -1,7 +1,8 @@
 """Subword tokenizer: training, encoding, decoding, on the `tokenizers` library.
 
-Ids 0, 1 and 2 are padding, start and end. Encoding adds none of them (the task does); decoding stops
-at the first end token. Byte-level pairs, so that every string can be written and none is unknown.
+Ids 0, 1 and 2 are padding, start and end. Encoding never yields them, not even for a text that
+spells them (the task adds what it needs); decoding stops at the first end token. Byte-level pairs,
+so that every string can be written and none is unknown.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,8 @@ class Tokenizer:
     """Turns text into token ids and back.
 
     Args:
-        backend: a `tokenizers.Tokenizer` whose first three pieces are `<pad>`, `<s>`, `</s>`.
+        backend: a `tokenizers.Tokenizer` whose first three pieces are `<pad>`, `<s>`, `</s>`; from
+            now on it reads these as plain text where a text spells them.
 
     Raises:
         ValueError: the first three pieces are others.
@@ -33,6 +35,7 @@ class Tokenizer:
         pieces = tuple(backend.id_to_token(index) for index in range(len(SPECIAL_PIECES)))
         if pieces != SPECIAL_PIECES:
             raise ValueError(f"the first pieces must be {SPECIAL_PIECES}, got {pieces}")
+        backend.encode_special_tokens = True  # "</s>" in a text is four characters, not its end
         self.backend = backend
 
     @classmethod
@@ -41,7 +44,8 @@ class Tokenizer:
 
         Args:
             texts: lines of text, source and target sides together for a joint vocabulary.
-            vocab_size: number of pieces, the three special ones and 256 bytes included.
+            vocab_size: number of pieces, the three special ones and 256 bytes included; there are
+                fewer if `texts` has no more pairs to merge.
 
         Raises:
             ValueError: `vocab_size` leaves no room for the bytes.
@@ -68,6 +72,7 @@ class Tokenizer:
         vocabulary = {piece: index for index, piece in enumerate((*SPECIAL_PIECES, *words))}
         backend = Backend(models.WordLevel(vocabulary, unk_token=SPECIAL_PIECES[0]))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        backend.add_special_tokens(list(SPECIAL_PIECES))  # so that decoding leaves them out
         return cls(backend)
 
     @classmethod
@@ -76,10 +81,15 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: the file holds no tokenizer.
         """
         if not path.is_file():
             raise FileNotFoundError(f"tokenizer must be an existing file, got {path}")
-        return cls(Backend.from_file(str(path)))
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises no narrower one
+            raise ValueError(f"tokenizer must be a file that save wrote, got {path}") from error
+        return cls(backend)
 
     def save(self, path: Path) -> None:
         """Write the tokenizer to `path` as JSON."""
@@ -91,9 +101,21 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without start and end."""
+        """Token ids of each text, without start and end.
+
+        Raises:
+            ValueError: a text has a word that a tokenizer of `from_words` does not know.
+        """
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        rows = [encoding.ids for encoding in encodings]
+        for text, encoding, row in zip(texts, encodings, rows, strict=True):
+            if min(row, default=len(SPECIAL_PIECES)) < len(SPECIAL_PIECES):
+                place = next(index for index, value in enumerate(row) if value in self.special)
+                start, stop = encoding.offsets[place]
+                raise ValueError(
+                    f"texts must consist of the tokenizer's words, got {text[start:stop]!r}"
+                )
+        return rows
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Text of each row of ids, up to its first end token; special pieces are left out."""

@@ -125,17 +125,3 @@ class Trajectories:
     def to(self, device: torch.device | str) -> Self:
         """The same trajectories on `device`."""
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-
-@dataclass(frozen=True)
-class ExpertLabels:
-    """What the expert says at every state of some trajectories.
-
-    Attributes:
-        actions: (B, T) int64, the expert's most probable next token.
-        logits: (B, T, V) float, its unnormalized next-token distribution; None if only the top-1
-            action was asked for.
-    """
-
-    actions: Tensor
-    logits: Tensor | None

@@ -17,6 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 from textgen_env.tokenizer import Tokenizer
 from textgen_env.types import Examples, SpecialTokens
 
+SPLITS = ("train", "validation", "test")
+HELD_OUT_PERCENT = 5  # of the hashes, for validation and for test each
+
+
+class DataError(ValueError):
+    """The text that a task was to be made of is missing, broken or too little."""
+
 
 class Pair(NamedTuple):
     """One example as text."""
@@ -89,9 +96,9 @@ class TextTask:
     dropped: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        for split in ("train", "validation", "test"):
-            if not getattr(self, split):
-                raise ValueError(
+        for split, pairs in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
+            if not pairs:
+                raise DataError(
                     f"task {self.name}: the {split} split must hold at least one pair, got none "
                     f"(dropped: {dict(self.dropped) or 'none'})"
                 )
@@ -111,6 +118,14 @@ class Limits:
     max_words: int | None = None
     max_tokens: int = 128
     length_ratio: tuple[float, float] | None = (0.4, 2.5)
+
+    def __post_init__(self) -> None:
+        if self.max_words is not None and self.max_words < 1:
+            raise ValueError(f"max_words must be at least 1, got {self.max_words}")
+        if self.max_tokens < 2:
+            raise ValueError(f"max_tokens must be at least 2, got {self.max_tokens}")
+        if self.length_ratio and not 0 <= self.length_ratio[0] <= self.length_ratio[1]:
+            raise ValueError(f"length_ratio must be (smallest, largest), got {self.length_ratio}")
 
     def objection(self, pair: Pair) -> str | None:
         """Why `pair` is left out by its words, or None if it is kept."""
@@ -162,7 +177,7 @@ def make_task(
         dropped: pairs left out so far, by reason.
 
     Raises:
-        ValueError: a split is empty.
+        DataError: a split is empty.
     """
     if tokenizer is None:
         texts = (text for pair in splits["train"] for text in pair)
@@ -201,7 +216,7 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     """Token ids of `pairs`, each side with its end token, padded to the longest of them.
 
     Raises:
-        ValueError: a side is longer than the task's limit.
+        ValueError: there is no pair, or a side is longer than the task's limit.
     """
     tokenizer = task.tokenizer
     sources = tokenizer.encode([pair.source for pair in pairs])
@@ -214,11 +229,13 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
 def encode_sources(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
     """(B, S) int64 token ids of source texts, each with its end token, padded to the longest."""
     rows = tokenizer.encode(texts)
-    longest = max(len(row) for row in rows) + 1
+    longest = max((len(row) for row in rows), default=0) + 1
     return _padded("source", rows, longest, tokenizer.special)
 
 
 def _padded(side: str, rows: list[list[int]], limit: int, special: SpecialTokens) -> Tensor:
+    if not rows:
+        raise ValueError(f"{side} must hold at least one text, got none")
     longest = max(len(row) for row in rows) + 1
     if longest > limit:
         raise ValueError(f"{side} must have at most {limit} tokens, got {longest}")
@@ -229,8 +246,8 @@ def _padded(side: str, rows: list[list[int]], limit: int, special: SpecialTokens
 def take_train_pairs(task: TextTask, count: int) -> TextTask:
     """The task with `count` of its training pairs: those whose text hashes lowest.
 
-    The choice depends on the text alone, so it is the same on every machine, and a smaller choice is
-    a part of a larger one.
+    The choice depends on the text alone, so it is the same on every machine, and a smaller choice
+    is a part of a larger one.
 
     Raises:
         ValueError: `count` is not between 1 and the number of training pairs.
@@ -242,6 +259,14 @@ def take_train_pairs(task: TextTask, count: int) -> TextTask:
         )
     chosen = sorted(task.train, key=lambda pair: text_hash("\t".join(pair)))[:count]
     return replace(task, train=chosen)
+
+
+def hashed_split(key: str) -> str:
+    """The split of the examples that share `key`: 5 % test, 5 % validation, the same everywhere."""
+    percent = text_hash(key) % 100
+    if percent < HELD_OUT_PERCENT:
+        return "test"
+    return "validation" if percent < 2 * HELD_OUT_PERCENT else "train"
 
 
 def text_hash(text: str) -> int:

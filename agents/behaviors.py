@@ -1,0 +1,59 @@
+"""Who writes the next token while prefixes are collected.
+
+A behavior is a function of what is known at a step; it gives each row's action and who chose it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textgen_env.decoding import Sampling, next_action
+from textgen_env.types import Writer
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a behavior may look at.
+
+    Attributes:
+        student_logits: (B, V) float.
+        data_action: (B,) int64, the data's token at this step; PAD after the data's end.
+    """
+
+    student_logits: Tensor
+    data_action: Tensor
+
+
+Behavior = Callable[[StepView], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class PerExampleMixture:
+    """Each row is written from start to end by the student or by the data.
+
+    Attributes:
+        by_student: (B,) bool, the rows that the student writes.
+        sampling: how it chooses; None for its most probable token.
+        generator: of the student's draws.
+
+    Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
+    """
+
+    by_student: Tensor
+    sampling: Sampling | None
+    generator: torch.Generator
+
+    def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
+        """(B,) int64 actions and (B,) int64 writers."""
+        chosen = next_action(view.student_logits, self.sampling, self.generator)
+        by_student = self.by_student.to(chosen.device)
+        action = chosen.where(by_student, view.data_action)
+        writer = torch.where(by_student, Writer.STUDENT, Writer.DATA)
+        return action, writer
+
+
+def toss(beta: float, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) bool, True with probability 1 - beta: the examples that the student writes."""
+    return torch.rand(count, generator=generator, device=generator.device) >= beta

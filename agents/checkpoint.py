@@ -1,0 +1,93 @@
+"""One file from which a run goes on as if it had never been stopped.
+
+Weights, optimizer state and counters in a single safetensors file, written beside the old one and
+renamed over it: a kill at any moment leaves one that loads. Nothing is pickled. There is no random
+state to keep, since every random choice is a function of the seed and the update's number.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be gone on from."""
+
+
+@dataclass
+class Counters:
+    """Where a run stands.
+
+    Attributes:
+        update: updates done.
+        best: the best validation score so far.
+        best_update: the update it was reached at.
+        seconds: time spent on training, evaluation left out.
+        teacher_tokens: states at which the expert was asked.
+    """
+
+    update: int = 0
+    best: float = float("-inf")
+    best_update: int = 0
+    seconds: float = 0.0
+    teacher_tokens: int = 0
+
+
+def save_checkpoint(
+    path: Path, student: nn.Module, optimizer: torch.optim.Optimizer, counters: Counters
+) -> None:
+    """Write everything a resumed run needs to `path`, at once or not at all."""
+    tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    save_atomically(path, tensors, {"counters": json.dumps(asdict(counters))})
+
+
+def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optimizer) -> Counters:
+    """Put the weights and the optimizer's state of `path` in place; returns the counters.
+
+    Raises:
+        CheckpointError: the file is damaged or of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            counters = Counters(**json.loads(file.metadata()["counters"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        student.load_state_dict(_under("student.", tensors))
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} must hold the state of this run, got: {error}; "
+            "delete the run's folder to start anew"
+        ) from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer.", tensors).items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return counters
+
+
+def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file beside `path`, flush it to the disk and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,93 @@
+"""Quality of what a model writes, by sacreBLEU and its chrF, with their signatures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from textgen_env.decoding import decode_all
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.tasks.task import Task, encode_sources
+from textgen_env.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Corpus scores of one set of hypotheses.
+
+    Attributes:
+        bleu: sacreBLEU, in [0, 100].
+        chrf: chrF2, in [0, 100].
+        signature: sacreBLEU's signature of the BLEU score.
+    """
+
+    bleu: float
+    chrf: float
+    signature: str
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
+    """Score hypotheses against one reference each.
+
+    Raises:
+        ValueError: another number of hypotheses than of references.
+
+    Source: Post 2018, arXiv:1804.08771; Popović 2015, chrF.
+    """
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"hypotheses must be as many as references ({len(references)}), got {len(hypotheses)}"
+        )
+    metric = BLEU()
+    bleu = metric.corpus_score(list(hypotheses), [list(references)])
+    chrf = CHRF().corpus_score(list(hypotheses), [list(references)])
+    return Quality(bleu.score, chrf.score, str(metric.get_signature()))
+
+
+def translate_texts(
+    model: SequenceModel,
+    tokenizer: Tokenizer,
+    sources: Sequence[str],
+    *,
+    max_steps: int,
+    beam_size: int = 1,
+    batch_size: int = 64,
+) -> list[str]:
+    """What `model` writes for each source, in the same order.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of both sides.
+        sources: texts.
+        max_steps: most tokens of an output.
+        beam_size: 1 for greedy.
+        batch_size: sources decoded together.
+    """
+    written = decode_all(
+        model,
+        encode_sources(sources, tokenizer),
+        max_steps,
+        batch_size=batch_size,
+        beam_size=beam_size,
+    )
+    return tokenizer.decode(written.tolist())
+
+
+def translate(
+    model: SequenceModel,
+    task: Task,
+    sources: Sequence[str],
+    *,
+    beam_size: int = 1,
+    batch_size: int = 64,
+) -> list[str]:
+    """`translate_texts` with the task's tokenizer and length limit."""
+    return translate_texts(
+        model,
+        task.tokenizer,
+        sources,
+        max_steps=task.max_target_length,
+        beam_size=beam_size,
+        batch_size=batch_size,
+    )

@@ -1,0 +1,260 @@
+"""The one training loop: collect, loss, update, log, evaluate, checkpoint.
+
+It knows no algorithm. Placement, autocast and the sum over processes are `accelerate`'s. It leaves
+out learning-rate schedules other than warm-up and linear decay, and any choice of what to log where:
+each update's figures go to a function.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from agents.agent import Agent
+from agents.batches import batch_indices, generator_for, seed_of
+from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_checkpoint
+from textgen_env.types import Trajectories, Writer
+from textgen_env.vector_env import TextGenVectorEnv
+
+Record = Mapping[str, float]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How a student is trained, whatever the agent.
+
+    Attributes:
+        updates: optimizer updates in all.
+        batch_size: examples an update.
+        accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
+        learning_rate: at its highest.
+        warmup: updates in which the rate rises from 0.
+        decay: share of the updates, at the end, in which the rate falls to 0 along a line.
+        weight_decay: AdamW's.
+        clip: largest norm of the gradient.
+        evaluate_every: updates between two evaluations on validation, each with a checkpoint.
+        seed: of every random choice.
+    """
+
+    updates: int = 2000
+    batch_size: int = 64
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    decay: float = 0.9
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    evaluate_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "accumulate", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
+            )
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+
+    def learning_rate_at(self, update: int) -> float:
+        """The rate of update number `update`, counted from 0."""
+        rising = (update + 1) / max(1, self.warmup)
+        falling = (self.updates - update) / max(1.0, self.decay * self.updates)
+        return self.learning_rate * min(1.0, rising, falling)
+
+
+class Learner:
+    """Trains one student with one agent, resumably.
+
+    Args:
+        agent: the algorithm.
+        student: the model to be trained; its weights are changed.
+        env: the environment that rollouts step, with `agent.pool * batch_size` slots.
+        folder: `last.safetensors` and, by validation, `best.safetensors` are written here.
+        config: how to train.
+        precision: dtype of autocast and of the copy of the student that acts.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        student: nn.Module,
+        env: TextGenVectorEnv,
+        folder: Path,
+        config: LearnerConfig,
+        precision: torch.dtype,
+    ) -> None:
+        self.agent, self.env, self.folder, self.config = agent, env, folder, config
+        mixed = "bf16" if precision == torch.bfloat16 else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=env.device.type == "cpu")
+        self.student = student.to(self.accelerator.device)
+        self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.counters = Counters()
+        if self.last.exists():
+            self.counters = load_checkpoint(self.last, self.student, self.optimizer)
+
+    @property
+    def last(self) -> Path:
+        """The file to resume from."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The student's weights that were best on validation."""
+        return self.folder / "best.safetensors"
+
+    def train(
+        self,
+        evaluate: Callable[[nn.Module], float],
+        log: Callable[[int, Record], None],
+    ) -> Counters:
+        """Run to the last update, from the last checkpoint if there is one.
+
+        Args:
+            evaluate: the validation BLEU of a model.
+            log: called with the number of the update and its figures.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; nothing has been saved over the
+                last good checkpoint.
+        """
+        for trajectories in self._rollouts():
+            for batch in self._batches(trajectories):
+                record = self._update(batch)
+                log(self.counters.update, record)
+            if self._due():
+                self._evaluate(evaluate, log)
+        return self.counters
+
+    def _rollouts(self) -> Iterator[Trajectories]:
+        """Trajectories for `pool` updates at a time, from the present update on."""
+        config, pool = self.config, self.agent.pool
+        lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
+        first = self.counters.update
+        batches = batch_indices(lengths, config.batch_size, config.seed, first)
+        while (update := self.counters.update) < config.updates:
+            start = time.perf_counter()
+            copy_weights(self.student, self.actor)
+            indices = torch.cat([self._share(next(batches)) for _ in range(pool)])
+            trajectories = self.agent.collect(
+                indices.to(self.env.device),
+                self.env,
+                self.actor,
+                update / config.updates,
+                generator_for(config.seed, "collect", update),
+            )
+            self.counters.seconds += time.perf_counter() - start
+            yield trajectories
+
+    def _share(self, indices: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        return indices[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _batches(self, trajectories: Trajectories) -> Iterator[Trajectories]:
+        """The trajectories of each update, as long as there are updates left."""
+        size = len(trajectories) // self.agent.pool
+        for start in range(0, len(trajectories), size):
+            if self.counters.update < self.config.updates:
+                yield trajectories.rows(start, start + size, self.env.special)
+
+    def _update(self, batch: Trajectories) -> Record:
+        """One optimizer update; returns its figures."""
+        start, update, config = time.perf_counter(), self.counters.update, self.config
+        asked = self.env.expert.queries.tokens
+        torch.manual_seed(seed_of(config.seed, "dropout", update))
+        loss, tokens = self._backward(batch)
+        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
+        assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
+        loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            raise TrainingError(
+                f"loss and gradient must be finite, got {loss_value} and {norm_value} at update "
+                f"{update}; the last good checkpoint is kept, try a lower learning_rate"
+            )
+        rate = config.learning_rate_at(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        self.counters.update += 1
+        self.counters.seconds += seconds
+        self.counters.teacher_tokens += self.env.expert.queries.tokens - asked
+        written = (batch.writer == Writer.STUDENT) & batch.mask
+        return {
+            "loss": loss_value,
+            "gradient_norm": norm_value,
+            "learning_rate": rate,
+            "tokens_per_second": tokens / seconds,
+            "student_share": float(written.sum() / batch.mask.sum()),
+            "teacher_tokens": self.counters.teacher_tokens,
+            **self.agent.coefficients(update / config.updates),
+        }
+
+    def _backward(self, batch: Trajectories) -> tuple[Tensor, int]:
+        """Gradients of the mean loss over the batch's counted actions; the loss and their number.
+
+        One denominator, however the batch is cut into parts and spread over processes.
+        """
+        self.student.train()
+        tokens = self.accelerator.reduce(batch.mask.sum(), "sum")
+        total = torch.zeros((), device=batch.mask.device)
+        size = -(-len(batch) // self.config.accumulate)
+        for start in range(0, len(batch), size):
+            part = batch.rows(start, start + size, self.env.special)
+            with self.accelerator.autocast():
+                loss = self.agent.loss(part, self.student, self.env.expert)
+            share = loss * (part.mask.sum() / tokens)
+            self.accelerator.backward(share)
+            total += share.detach()
+        if self.accelerator.num_processes > 1:
+            for parameter in self.student.parameters():
+                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+            total = self.accelerator.reduce(total, "sum")
+        return total, int(tokens)
+
+    def _due(self) -> bool:
+        """Whether an update just done, or one of its pool, calls for an evaluation."""
+        update = self.counters.update
+        every = update % self.config.evaluate_every < self.agent.pool
+        return every or update == self.config.updates
+
+    def _evaluate(
+        self, evaluate: Callable[[nn.Module], float], log: Callable[[int, Record], None]
+    ) -> None:
+        """Score the student, keep it if it is the best so far, and write a checkpoint."""
+        copy_weights(self.student, self.actor)
+        score = evaluate(self.actor)
+        log(self.counters.update, {"bleu": score})
+        if not self.accelerator.is_main_process:
+            return
+        if score > self.counters.best:
+            self.counters.best, self.counters.best_update = score, self.counters.update
+            save_atomically(self.best, self.student.state_dict(), {})
+        save_checkpoint(self.last, self.student, self.optimizer, self.counters)
+
+
+def copy_weights(origin: nn.Module, target: nn.Module) -> None:
+    """Overwrite the weights of `target` by those of `origin`, in the precision of `target`."""
+    with torch.no_grad():
+        for old, new in zip(target.parameters(), origin.parameters(), strict=True):
+            old.copy_(new)

@@ -1,0 +1,60 @@
+"""Writing text by stepping the environment: the only way in which agents collect prefixes."""
+
+import torch
+from torch import Tensor
+
+from agents.behaviors import Behavior, StepView
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories
+from textgen_env.vector_env import TextGenVectorEnv
+
+LOOK_EVERY = 8  # steps between two looks at whether all rows are done: each look waits for the device
+
+
+@torch.no_grad()
+def rollout(
+    env: TextGenVectorEnv, behavior: Behavior, indices: Tensor, student: SequenceModel
+) -> Trajectories:
+    """Write one episode in each slot and record it.
+
+    Args:
+        env: in autoreset mode DISABLED.
+        behavior: who writes.
+        indices: (B,) int64, the example of each slot.
+        student: the policy.
+
+    Returns:
+        Trajectories with T up to the environment's limit.
+    """
+    observation, _ = env.reset(options={"indices": indices})
+    references = env.examples.reference[indices]
+    rows, special = len(indices), env.special
+    cache = student.start(observation["source"], env.max_steps)
+    previous = torch.full((rows,), special.start, device=env.device)
+    done = torch.zeros(rows, dtype=torch.bool, device=env.device)
+    actions, writers, counted = [], [], []
+    for step in range(env.max_steps):
+        logits, cache = student.step(previous, cache)
+        data_action = _column(references, step, special.pad)
+        previous, writer = behavior(StepView(logits, data_action))
+        actions.append(previous.where(~done, special.pad))
+        writers.append(writer)
+        counted.append(~done)
+        _, _, terminated, truncated, _ = env.step(previous)
+        done = terminated | truncated
+        if step % LOOK_EVERY == LOOK_EVERY - 1 and bool(done.all()):
+            break
+    return Trajectories(
+        source=observation["source"],
+        actions=torch.stack(actions, 1),
+        writer=torch.stack(writers, 1),
+        mask=torch.stack(counted, 1),
+        reference=references,
+    )
+
+
+def _column(tokens: Tensor, step: int, pad: int) -> Tensor:
+    """(B,) the tokens at `step`, PAD where there are no more."""
+    if step < tokens.shape[1]:
+        return tokens[:, step]
+    return tokens.new_full((len(tokens),), pad)

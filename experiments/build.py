@@ -1,0 +1,45 @@
+"""From configurations to the things they describe."""
+
+import torch
+from torch import nn
+
+from experiments.configs import ModelConfig, TaskConfig
+from experiments.logging import console
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.transformer import Transformer
+from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.task import TextTask
+from textgen_env.tasks.text_files import text_files
+from textgen_env.tasks.verses import VersesConfig, verses
+from textgen_env.tokenizer import Tokenizer
+
+
+def build_task(config: TaskConfig, tokenizer: Tokenizer | None) -> TextTask:
+    """The task that `config` describes; its tokenizer is trained if none is given."""
+    if isinstance(config, VersesConfig):
+        return verses(config, tokenizer)
+    if isinstance(config, CopyConfig):
+        return copy_task(config)
+    return text_files(config, tokenizer)
+
+
+def build_model(config: ModelConfig, seed: int) -> nn.Module:
+    """A freshly initialized model; the same for the same seed."""
+    torch.manual_seed(seed)
+    return Recurrent(config) if isinstance(config, RecurrentConfig) else Transformer(config)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Parameters, a shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def report_dropped(task: TextTask) -> None:
+    """Say how many pairs there are and how many were left out, and why."""
+    console.print(
+        f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation, "
+        f"{len(task.test):,} test pairs"
+    )
+    if task.dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
+        console.print(f"left out: {reasons}")

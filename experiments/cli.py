@@ -1,0 +1,141 @@
+"""The command `textgen`: options to functions, errors to one line and exit code 2."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Union
+
+import tyro
+
+from agents import AGENTS
+from agents.learner import TrainingError
+from experiments.configs import STUDENTS, TASKS, Experiment
+from experiments.demo import DemoOptions, demo
+from experiments.evaluate import EvaluateOptions, evaluate
+from experiments.generate import GenerateOptions, generate
+from experiments.process import keep_freed_memory
+from experiments.teacher import TeacherOptions, teacher
+from experiments.train import train
+from textgen_env.tasks.verses import MissingPackageError
+
+USAGE_ERROR = 2
+USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which parts an experiment is made of; each brings options of its own.
+
+    Attributes:
+        agent: the algorithm.
+        task: where the text comes from.
+        student: the kind of model that is trained.
+    """
+
+    agent: Literal[tuple(AGENTS)] = "imitkd_full"  # pyright: ignore[reportInvalidTypeForm]
+    task: Literal[tuple(TASKS)] = "verses"  # pyright: ignore[reportInvalidTypeForm]
+    student: Literal[tuple(STUDENTS)] = "recurrent"  # pyright: ignore[reportInvalidTypeForm]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a student; the same command goes on with a run that was stopped.
+
+    Attributes:
+        output: the run's folder.
+        choice: which agent, task and student; the options below are theirs.
+        experiment: their settings.
+    """
+
+    output: Path
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def run_training(options: TrainOptions) -> None:
+    """Train as the options say."""
+    train(options.experiment, options.output, options.output.name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ends with code 2 and one line if the user is to mend something."""
+    keep_freed_memory()
+    options = parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        ACTIONS[type(options)](options)
+    except USER_ERRORS as error:
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from the last checkpoint")
+
+
+def parse(arguments: list[str]) -> object:
+    """The options of one command; a mistake in them ends the program."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                _commands(_choice(arguments)),
+                prog="textgen",
+                description="Imitation learning for text generation.",
+                args=arguments,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _fail(_first_complaint(complaint.getvalue()) + " (see textgen --help)")
+        raise
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _choice(arguments: list[str]) -> Choice:
+    """The parts that `train` is asked for: they decide which further options there are."""
+    if arguments[:1] != ["train"]:
+        return Choice()
+    choice, _ = tyro.cli(Choice, args=arguments[1:], return_unknown_args=True, add_help=False)
+    return choice
+
+
+def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run time
+    """All commands, with the defaults of `train` as `choice` says."""
+    experiment = Experiment(
+        task=TASKS[choice.task], student=STUDENTS[choice.student], agent=AGENTS[choice.agent]()
+    )
+    training = TrainOptions(tyro.MISSING, choice, experiment)
+    named = [
+        Annotated[kind, tyro.conf.subcommand(name, default=default)]
+        for name, kind, default in (
+            ("demo", DemoOptions, DemoOptions()),
+            ("train", TrainOptions, training),
+            ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
+            ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
+            ("teacher", TeacherOptions, TeacherOptions()),
+        )
+    ]
+    return Union[tuple(named)]  # noqa: UP007 - the members are known at run time only
+
+
+def _first_complaint(box: str) -> str:
+    """The first paragraph of tyro's framed message, as one line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((index for index, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    return " ".join(lines[:rule])
+
+
+def _fail(message: str) -> NoReturn:
+    """Print one line and end with the code of a usage error."""
+    sys.stderr.write(f"textgen: {message}\n")
+    raise SystemExit(USAGE_ERROR)
+
+
+ACTIONS: dict[type, Callable[[Any], object]] = {
+    DemoOptions: demo,
+    TrainOptions: run_training,
+    EvaluateOptions: evaluate,
+    GenerateOptions: generate,
+    TeacherOptions: teacher,
+}

@@ -1,0 +1,97 @@
+"""Named configurations: what a run is made of, as frozen dataclasses that are also the options."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from agents import AGENTS
+from agents.agent import Agent
+from agents.imitkd_full import ImitKDFull
+from agents.learner import LearnerConfig
+from agents.mle import MLE
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.transformer import TransformerConfig
+from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
+
+VERSES_TEACHER = Path(__file__).parent / "teachers" / "verses"
+
+TaskConfig = VersesConfig | TextFilesConfig | CopyConfig
+ModelConfig = RecurrentConfig | TransformerConfig
+
+TASKS: dict[str, TaskConfig] = {
+    "verses": VersesConfig(max_tokens=64),
+    "copy": CopyConfig(),
+    "text": TextFilesConfig(train=tyro.MISSING),
+}
+STUDENTS: dict[str, ModelConfig] = {
+    "recurrent": RecurrentConfig(),
+    "transformer": TransformerConfig(),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a training run depends on.
+
+    Attributes:
+        task: where the text comes from.
+        teacher: folder of the teacher; its tokenizer is the student's too. None for no teacher.
+        student: size of the student; its vocabulary is the tokenizer's.
+        agent: the algorithm.
+        learner: how it trains.
+        train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
+        validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
+    """
+
+    task: TaskConfig = field(default_factory=VersesConfig)
+    teacher: Path | None = VERSES_TEACHER
+    student: ModelConfig = field(default_factory=RecurrentConfig)
+    agent: Agent = field(default_factory=ImitKDFull)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    train_pairs: int | None = None
+    validation_pairs: int = 300
+
+
+def demo(agent: Agent, seed: int = 0) -> Experiment:
+    """A small student on 4,000 verse pairs: what `textgen demo` trains."""
+    return Experiment(
+        agent=agent,
+        learner=LearnerConfig(seed=seed),
+        train_pairs=4000,
+    )
+
+
+def verses_teacher() -> Experiment:
+    """The shipped teacher: two German versions, all lengths, all training chapters."""
+    return Experiment(
+        task=VersesConfig(
+            source_versions=(ELBERFELDER, SCHLACHTER), max_train_words=None, max_tokens=128
+        ),
+        teacher=None,
+        student=TransformerConfig(
+            width=256,
+            num_heads=4,
+            feed_forward=640,
+            num_encoder_layers=6,
+            num_decoder_layers=6,
+            dropout=0.2,
+        ),
+        agent=MLE(label_smoothing=0.1),
+        learner=LearnerConfig(
+            updates=12000,
+            batch_size=80,
+            learning_rate=1e-3,
+            warmup=1000,
+            decay=0.4,
+            evaluate_every=500,
+        ),
+        validation_pairs=400,
+    )
+
+
+def agent_name(agent: Agent) -> str:
+    """The agent's name in `AGENTS`."""
+    return next(name for name, kind in AGENTS.items() if kind is type(agent))

@@ -1,0 +1,137 @@
+"""A run's folder: what is in it, and how it is read back.
+
+`config.json` (the resolved experiment, versions, precision), `metrics.jsonl`, TensorBoard events,
+`checkpoints/`, `model/` (the best weights with their tokenizer) and `results.json`.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import AGENTS
+from agents.learner import LearnerConfig
+from agents.schedules import Constant, Exponential, Linear
+from experiments.configs import Experiment
+from textgen_env.decoding import Sampling
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.transformer import TransformerConfig
+from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.task import Limits
+from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_env.tasks.verses import VersesConfig
+
+PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
+RECORDS = {
+    record.__name__: record
+    for record in (
+        Experiment,
+        LearnerConfig,
+        VersesConfig,
+        TextFilesConfig,
+        CopyConfig,
+        Limits,
+        RecurrentConfig,
+        TransformerConfig,
+        Sampling,
+        Constant,
+        Linear,
+        Exponential,
+        *AGENTS.values(),
+    )
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class RunError(ValueError):
+    """A run's folder that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's `config.json` says.
+
+    Attributes:
+        experiment: the resolved experiment.
+        precision: name of the dtype of autocast and of inference.
+    """
+
+    experiment: Experiment
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that `precision` names."""
+        return DTYPES[self.precision]
+
+
+def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
+    """Write `config.json`; `extra` is kept beside the experiment for the reader, not read back.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "experiment": to_json(run.experiment),
+        "precision": run.precision,
+        "versions": {package: version(package) for package in PACKAGES},
+        "commit": _commit(),
+        **extra,
+    }
+    write_text(folder / "config.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config(folder: Path) -> Run:
+    """What the run in `folder` was started with.
+
+    Raises:
+        RunError: there is no run there, or its `config.json` cannot be understood.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunError(f"run must be a folder with a config.json, got {folder}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Run(from_json(content["experiment"]), content["precision"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename it, so that no reader sees half of it."""
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
+    """A configuration as JSON values; a record carries its class's name as "type"."""
+    if is_dataclass(value):
+        named = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {"type": type(value).__name__, **named}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(value: Any) -> Any:  # noqa: ANN401 - the inverse of `to_json`
+    """The configuration that `to_json` turned into `value`."""
+    if isinstance(value, dict):
+        named = {name: from_json(item) for name, item in value.items() if name != "type"}
+        return RECORDS[value["type"]](**named)
+    return tuple(from_json(item) for item in value) if isinstance(value, list) else value
+
+
+def _commit() -> str | None:
+    """The git commit of the code, or None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None

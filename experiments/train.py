@@ -1,0 +1,159 @@
+"""One training run, from configuration to a folder with a model in it; resumable at any moment."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from gymnasium.vector import AutoresetMode
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from agents.checkpoint import save_atomically
+from agents.evaluation import score, translate
+from agents.learner import Learner
+from experiments.build import build_model, build_task
+from experiments.configs import Experiment
+from experiments.logging import RunLog, console
+from experiments.run import Run, RunError, read_config, write_config, write_text
+from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.storage import load_model, load_tokenizer, save_model
+from textgen_env.precision import measure_precision
+from textgen_env.tasks.task import TextTask, encode, take_train_pairs
+from textgen_env.types import Examples
+from textgen_env.vector_env import TextGenVectorEnv
+
+OUTCOME = "outcome.json"
+NUM_SAMPLES = 3  # translations logged as text at each evaluation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run reports.
+
+    Attributes:
+        validation_bleu: sacreBLEU of the weights kept.
+        best_update: the update they are from.
+        train_seconds: rollouts, labels and updates, and what the expert wrote before training;
+            evaluation left out.
+        teacher_tokens_queried: states at which the expert was asked, in preparation and training.
+    """
+
+    validation_bleu: float
+    best_update: int
+    train_seconds: float
+    teacher_tokens_queried: int
+
+
+def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
+    """Run `experiment` in `folder`, or go on where it was stopped.
+
+    Args:
+        experiment: what to train, on what, how.
+        folder: made if need be; `folder/model` holds the best student at the end.
+        title: shown before the progress bar.
+
+    Raises:
+        RunError: the folder holds a run with other settings.
+        TrainingError: the loss is not finite.
+    """
+    run = start_or_resume(experiment, folder)
+    expert = NoExpert()
+    tokenizer = None
+    if experiment.teacher:
+        expert = NeuralExpert(load_model(experiment.teacher, run.dtype))
+        tokenizer = load_tokenizer(experiment.teacher)
+    task = build_task(experiment.task, tokenizer)
+    report(task)
+    if experiment.train_pairs:
+        task = take_train_pairs(task, experiment.train_pairs)
+    examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
+    env = TextGenVectorEnv.from_examples(...)  # TODO
+    config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
+    student = build_model(config, experiment.learner.seed)
+    learner = Learner(
+        experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
+    )
+    pairs = task.validation[: experiment.validation_pairs]
+    with RunLog(folder, title, experiment.learner.updates, learner.counters.update) as log:
+
+        def evaluate(model: SequenceModel) -> float:
+            hypotheses = translate(model, task, [pair.source for pair in pairs])
+            log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
+            return score(hypotheses, [pair.reference for pair in pairs]).bleu
+
+        counters = learner.train(evaluate, log)
+    student.load_state_dict(load_file(learner.best))
+    save_model(student, folder / "model", task.tokenizer)
+    outcome = Outcome(
+        validation_bleu=counters.best,
+        best_update=counters.best_update,
+        train_seconds=counters.seconds + asked.seconds,
+        teacher_tokens_queried=counters.teacher_tokens + asked.tokens,
+    )
+    write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
+    return outcome
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """What the finished run in `folder` reported.
+
+    Raises:
+        RunError: it is not finished.
+    """
+    path = folder / OUTCOME
+    if not path.is_file():
+        raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
+    return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def start_or_resume(experiment: Experiment, folder: Path) -> Run:
+    """The run's configuration: read from its folder, or decided now and written there.
+
+    Raises:
+        RunError: the folder holds a run with other settings.
+    """
+    if (folder / "config.json").exists():
+        run = read_config(folder)
+        if run.experiment != experiment:
+            raise RunError(
+                f"{folder} must hold a run with these settings to be resumed, got a run with "
+                f"others ({_difference(run.experiment, experiment)}): choose another folder"
+            )
+        return run
+    precision = measure_precision(experiment.student.width)
+    run = Run(experiment, precision.name)
+    write_config(folder, run, {"precision_measurement": asdict(precision)})
+    console.print(f"precision: {precision}")
+    return run
+
+
+def _difference(old: Experiment, new: Experiment) -> str:
+    """The first field in which two experiments differ, with both values."""
+    for field in fields(Experiment):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before != after:
+            return f"{field.name}: {before} there, {after} here"
+    return "none"
+
+
+def _prepare(
+    experiment: Experiment, task: TextTask, expert: Expert, path: Path
+) -> tuple[Examples, Queries]:
+    """The agent's training data and what the expert was asked for it; made once, then read back."""
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            asked = Queries(**json.loads(file.metadata()["queries"]))
+            examples = Examples(file.get_tensor("source"), file.get_tensor("reference"))
+        return examples, asked
+    gold = encode(task.train, task)
+    with console.status("the expert writes the training data"):
+        examples = experiment.agent.prepare(gold, expert, task.max_target_length)
+    asked = replace(expert.queries)
+    save_atomically(
+        path,
+        {"source": examples.source, "reference": examples.reference},
+        {"queries": json.dumps(asdict(asked))},
+    )
+    return examples, asked

@@ -1,0 +1,35 @@
+import pytest
+
+from agents.schedules import Constant, Exponential, Linear
+
+
+def test_all_start_with_data_alone():
+    assert Linear()(0.0) == Exponential()(0.0) == Constant()(0.0) == 1.0
+
+
+def test_linear_ends_at_its_final_value():
+    assert Linear(final=0.25)(1.0) == 0.25
+    assert Linear(final=0.0)(0.5) == 0.5
+
+
+def test_exponential_ends_at_one_over_its_base():
+    assert Exponential(base=200.0)(1.0) == pytest.approx(0.005)
+    assert Exponential(base=4.0)(0.5) == pytest.approx(0.5)
+
+
+def test_base_200_makes_four_fifths_of_the_prefixes_the_students():
+    share = sum(1 - Exponential(base=200.0)(step / 10000) for step in range(10000)) / 10000
+    assert share == pytest.approx(0.81, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: Constant(value=1.5), "value"),
+        (lambda: Linear(final=-0.1), "final"),
+        (lambda: Exponential(base=0.5), "base"),
+    ],
+)
+def test_a_beta_outside_its_range_is_refused(make, argument):
+    with pytest.raises(ValueError, match=f"^{argument} must be"):
+        make()

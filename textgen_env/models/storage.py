@@ -1,0 +1,191 @@
+"""A model as a folder: weights, configuration and, if it has one, tokenizer.
+
+Weights are a safetensors file, so that nothing is unpickled. A folder is written beside its place
+and renamed, so that a kill at any moment leaves the old model, none, or the new one, and never a
+half-written one. Optimizer state is not kept here: see `agents/checkpoint.py`.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tokenizer import Tokenizer
+from textgen_env.types import SpecialTokens
+
+Model = Transformer | Recurrent
+Config = TransformerConfig | RecurrentConfig
+
+ARCHITECTURES = {
+    "transformer": (TransformerConfig, Transformer),
+    "recurrent": (RecurrentConfig, Recurrent),
+}
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+class ModelFileError(ValueError):
+    """A folder that holds no model that can be loaded, or must not be written over."""
+
+
+def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write `model` to `folder`, in place of the model that may be there.
+
+    Args:
+        model: its weights are kept in their own dtype.
+        folder: must not exist, or hold nothing but a saved model.
+        tokenizer: kept with it; without one, the folder will have none.
+
+    Raises:
+        ModelFileError: the folder holds something else, which would be lost.
+        ValueError: the tokenizer has ids that the model has not.
+    """
+    if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"tokenizer must have at most the model's {model.vocab_size} pieces, "
+            f"got {tokenizer.vocab_size}"
+        )
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+        written = Path(beside) / "model"
+        written.mkdir()
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, written / WEIGHTS)
+        (written / CONFIG).write_text(json.dumps(_description(model), indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer.save(written / TOKENIZER)
+        for path in written.iterdir():
+            _flush(path)
+        _move_into_place(written, folder)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model in `folder`, a `SequenceModel`, on the CPU and in evaluation mode.
+
+    Args:
+        folder: written by `save_model`.
+        dtype: of the weights once loaded, whatever it is in the file.
+
+    Raises:
+        ModelFileError: a file is missing, damaged or does not fit the others.
+    """
+    path = folder / WEIGHTS
+    with torch.device("meta"):  # neither time nor random numbers for weights that are replaced
+        model = _empty_model(folder / CONFIG)
+    model = model.to(dtype).to_empty(device="cpu")
+    try:
+        weights = load_file(_existing(path))
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} must be a whole safetensors file, got: {error}") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelFileError(f"{path} must fit {folder / CONFIG}, got: {error}") from error
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`.
+
+    Raises:
+        ModelFileError: there is none, or its file is damaged.
+    """
+    path = _existing(folder / TOKENIZER)
+    try:
+        return Tokenizer.load(path)
+    except Exception as error:  # the `tokenizers` library raises nothing more special
+        raise ModelFileError(f"{path} must be a tokenizer, got: {error}") from error
+
+
+def _description(model: Model) -> dict[str, object]:
+    """What `config.json` says of `model`."""
+    architecture = next(name for name, (_, kind) in ARCHITECTURES.items() if type(model) is kind)
+    special = model.special._asdict()
+    return {"architecture": architecture, **asdict(model.config), "special": special}
+
+
+def _empty_model(path: Path) -> Model:
+    """The model that the configuration in `path` describes, with weights still to be filled in."""
+    try:
+        description = json.loads(_existing(path).read_text())
+    except ValueError as error:
+        raise ModelFileError(f"{path} must be JSON, got: {error}") from error
+    if not isinstance(description, dict):
+        raise ModelFileError(f"{path} must hold an object, got {description!r}")
+    architecture = description.pop("architecture", None)
+    if architecture not in ARCHITECTURES:
+        raise ModelFileError(
+            f"{path}: architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}"
+        )
+    kind_of_config, kind_of_model = ARCHITECTURES[architecture]
+    wanted = {field.name: field.type for field in fields(kind_of_config)}
+    _check_fields(path, description, {**wanted, "special": dict})
+    special = description.pop("special")
+    _check_fields(path, special, dict.fromkeys(SpecialTokens._fields, int), "special.")
+    try:
+        config = kind_of_config(**description)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    return kind_of_model(config, SpecialTokens(**special))
+
+
+def _check_fields(
+    path: Path, found: dict[str, object], wanted: dict[str, object], prefix: str = ""
+) -> None:
+    """Raise unless `found` has the names of `wanted` and values of its types."""
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise ModelFileError(f"{path} must have the field {prefix}{missing[0]}, got none")
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise ModelFileError(
+            f"{path}: fields must be {sorted(wanted)}, got {prefix}{unknown[0]} besides"
+        )
+    for name, kind in wanted.items():
+        value = found[name]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ModelFileError(f"{path}: {prefix}{name} must be of {kind}, got {value!r}")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelFileError(f"{path} must be an existing file, got none")
+    return path
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise unless nothing but a model is lost when `folder` is replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise ModelFileError(f"{folder} must be a folder or not exist, got a file")
+    others = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.exists() else ())
+        if path.name not in {WEIGHTS, CONFIG, TOKENIZER}
+    )
+    if others:
+        raise ModelFileError(
+            f"{folder} must not exist or hold only a model, which will be replaced, "
+            f"got {', '.join(others)}; save to another folder"
+        )
+
+
+def _move_into_place(written: Path, folder: Path) -> None:
+    """Rename `written` to `folder`; what stood there is set aside first, and deleted after."""
+    aside = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    written.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

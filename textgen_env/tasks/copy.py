@@ -1,0 +1,95 @@
+"""The synthetic task: write the source down again.
+
+It needs no data and no package, every word is one token, and a small model learns it in seconds:
+for tests, demonstrations and debugging. What it cannot show is the quality of real text.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from textgen_env.tasks.task import Pair, TextTask
+from textgen_env.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class CopyConfig:
+    """How many sources of which words.
+
+    Attributes:
+        num_words: distinct words, written "w0", "w1" and so on.
+        min_length: shortest source, in words.
+        max_length: longest source, in words; lengths are drawn uniformly.
+        num_train: pairs in the training split.
+        num_validation: pairs in the validation split.
+        num_test: pairs in the test split.
+        seed: another seed gives other sources.
+    """
+
+    num_words: int = 20
+    min_length: int = 3
+    max_length: int = 10
+    num_train: int = 2000
+    num_validation: int = 200
+    num_test: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("num_words", self.num_words),
+            ("min_length", self.min_length),
+            ("num_train", self.num_train),
+            ("num_validation", self.num_validation),
+            ("num_test", self.num_test),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_length < self.min_length:
+            raise ValueError(
+                f"max_length must be at least min_length = {self.min_length}, got {self.max_length}"
+            )
+        possible = sum(self.num_words**length for length in self._lengths)
+        if self.num_pairs > possible:
+            raise ValueError(
+                f"num_train + num_validation + num_test must be at most {possible}, the number of "
+                f"distinct sources, got {self.num_pairs}: raise num_words or max_length"
+            )
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of all three splits."""
+        return self.num_train + self.num_validation + self.num_test
+
+    @property
+    def _lengths(self) -> range:
+        return range(self.min_length, self.max_length + 1)
+
+
+def copy_task(config: CopyConfig | None = None) -> TextTask:
+    """The task whose reference is its source; no source occurs twice, in one split or in two."""
+    config = config or CopyConfig()
+    words = [f"w{index}" for index in range(config.num_words)]
+    sources = _distinct_sources(words, config)
+    pairs = [Pair(source, source) for source in sources]
+    held_out = config.num_train + config.num_validation
+    return TextTask(
+        name="copy",
+        tokenizer=Tokenizer.from_words(words),
+        train=pairs[: config.num_train],
+        validation=pairs[config.num_train : held_out],
+        test=pairs[held_out:],
+        max_source_length=config.max_length + 1,
+        max_target_length=config.max_length + 1,
+        dropped={},
+    )
+
+
+def _distinct_sources(words: list[str], config: CopyConfig) -> list[str]:
+    """Sources without repetition, shuffled: the short ones, which run out, are in every split."""
+    random = Random(config.seed)
+    sources: dict[str, None] = {}  # in the order drawn, which a set would not keep
+    while len(sources) < config.num_pairs:
+        length = random.randint(config.min_length, config.max_length)
+        sources[" ".join(random.choices(words, k=length))] = None
+    shuffled = list(sources)
+    random.shuffle(shuffled)
+    return shuffled

@@ -1,0 +1,227 @@
+r"""The user's own text as a task: TSV, JSON Lines, or two aligned plain files.
+
+UTF-8, with or without a byte order mark; a line ends at "\n" or "\r\n" and nowhere else. TSV is one
+literal tab between source and reference: no quoting, no header, no escapes. What cannot be read is
+one `DataError` that names the file and the line; what is read and left out is counted in the task's
+`dropped`. Compressed files, Parquet and data set hubs are not read here.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from textgen_env.tasks.task import (
+    SPLITS,
+    DataError,
+    Limits,
+    Pair,
+    TextTask,
+    hashed_split,
+    keep_pairs,
+    make_task,
+)
+from textgen_env.tokenizer import Tokenizer
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+KEEP_ANY_RATIO = Limits(length_ratio=None)
+
+PairFiles = Path | tuple[Path, Path]  # a .tsv or .jsonl file, or a source and a reference file
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell
+
+
+@dataclass(frozen=True)
+class TextFilesConfig:
+    """Which files hold the pairs, and which pairs are kept. Strings for paths become paths.
+
+    Attributes:
+        train: a file of pairs that ends in .tsv or .jsonl, or the source file and the reference
+            file, whose lines correspond. Without `validation` and `test` it is split by a hash of
+            the source text: 5 % validation, 5 % test, and equal sources in the same split.
+        validation: the same for the validation split.
+        test: the same for the test split.
+        name: short name of the task, for tables and folders.
+        source_field: name of the source in JSON Lines.
+        reference_field: name of the reference in JSON Lines.
+        limits: which pairs are kept; those that are not are counted.
+        vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+    """
+
+    train: PairFiles
+    validation: PairFiles | None = None
+    test: PairFiles | None = None
+    name: str = "text_files"
+    source_field: str = "source"
+    reference_field: str = "reference"
+    limits: Limits = KEEP_ANY_RATIO
+    vocab_size: int = 4000
+
+    def __post_init__(self) -> None:
+        if (self.validation is None) != (self.test is None):
+            raise ValueError(
+                "validation and test must be given both or neither, "
+                f"got validation {self.validation} and test {self.test}"
+            )
+        object.__setattr__(self, "train", _paths(self.train))
+        if self.validation is not None and self.test is not None:
+            object.__setattr__(self, "validation", _paths(self.validation))
+            object.__setattr__(self, "test", _paths(self.test))
+
+
+def _paths(files: PairFiles) -> PairFiles:
+    """`files` as paths, so that a configuration read from JSON equals the one written to it."""
+    if not isinstance(files, tuple):
+        return Path(files)
+    if len(files) != 2:
+        raise ValueError(f"files must be one of pairs or two aligned ones, got {len(files)}")
+    return Path(files[0]), Path(files[1])
+
+
+def text_files(config: TextFilesConfig, tokenizer: Tokenizer | None = None) -> TextTask:
+    """The task of the user's files; trains a tokenizer on the training pairs if none is given.
+
+    Raises:
+        DataError: a file is missing, of no known format or broken, or a split is empty.
+    """
+    dropped: Counter[str] = Counter()
+    return make_task(
+        config.name,
+        {
+            split: keep_pairs(pairs, config.limits, dropped)
+            for split, pairs in _read_splits(config).items()
+        },
+        tokenizer,
+        vocab_size=config.vocab_size,
+        max_tokens=config.limits.max_tokens,
+        dropped=dropped,
+    )
+
+
+def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
+    train = _read("train", config.train, config)
+    if config.validation is not None and config.test is not None:
+        validation = _read("validation", config.validation, config)
+        return {
+            "train": train,
+            "validation": validation,
+            "test": _read("test", config.test, config),
+        }
+    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    for pair in train:
+        splits[hashed_split(pair.source)].append(pair)
+    for split, pairs in splits.items():
+        if not pairs:
+            raise DataError(
+                f"train must hold enough pairs to be split by a hash, got {len(train)}, none of "
+                f"which fell to the {split} split: give files for validation and test"
+            )
+    return splits
+
+
+def _read(split: str, files: PairFiles, config: TextFilesConfig) -> list[Pair]:
+    """The pairs of a split, their ends stripped of white space; empty ones included."""
+    if isinstance(files, tuple):
+        pairs = _read_aligned(split, files)
+    else:
+        pairs = _read_pairs(split, files, (config.source_field, config.reference_field))
+    if not pairs:
+        names = " and ".join(map(str, files)) if isinstance(files, tuple) else files
+        raise DataError(f"{split} must hold at least one pair, got none in {names}")
+    return [Pair(pair.source.strip(), pair.reference.strip()) for pair in pairs]
+
+
+def _read_pairs(split: str, path: Path, fields: tuple[str, str]) -> list[Pair]:
+    if path.suffix.lower() == ".tsv":
+        return [_from_tsv(path, number, line) for number, line in _lines(path)]
+    if path.suffix.lower() == ".jsonl":
+        return [_from_json(path, number, line, fields) for number, line in _lines(path)]
+    raise DataError(
+        f"{split} must be a file that ends in .tsv or .jsonl, or a source and a reference "
+        f"file, got {path}"
+    )
+
+
+def _read_aligned(split: str, files: tuple[Path, Path]) -> list[Pair]:
+    source_path, reference_path = files
+    sources = [line for _, line in _lines(source_path)]
+    references = [line for _, line in _lines(reference_path)]
+    if len(sources) != len(references):
+        raise DataError(
+            f"{split} must be two files of as many lines, got {len(sources)} in {source_path} and "
+            f"{len(references)} in {reference_path}"
+        )
+    return [Pair(*sides) for sides in zip(sources, references, strict=True)]
+
+
+def _from_tsv(path: Path, number: int, line: str) -> Pair:
+    fields = line.split("\t")
+    if not line.strip():
+        return Pair("", "")
+    if len(fields) != 2:
+        raise DataError(
+            f"{path}, line {number}: a line must hold 2 fields, source<TAB>reference, "
+            f"got {len(fields)}"
+        )
+    return Pair(*fields)
+
+
+def _from_json(path: Path, number: int, line: str, fields: tuple[str, str]) -> Pair:
+    if not line.strip():
+        return Pair("", "")
+    place = f"{path}, line {number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place}: a line must be a JSON object, got invalid JSON: {error}"
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: a line must be a JSON object, got {_shown(record)}")
+    for field in fields:
+        if field not in record:
+            raise DataError(
+                f'{place}: a line must have the field "{field}", got {_shown(list(record))}: '
+                "set source_field and reference_field"
+            )
+        if not isinstance(record[field], str):
+            raise DataError(
+                f'{place}: the field "{field}" must be a string, got {_shown(record[field])}'
+            )
+        if _SURROGATE.search(record[field]):
+            raise DataError(
+                f'{place}: the field "{field}" must be Unicode text, got half a surrogate pair'
+            )
+    return Pair(record[fields[0]], record[fields[1]])
+
+
+def _shown(value: object) -> str:
+    """`value` as JSON, cut to what a message can hold."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The number, from 1, and the text of each line, without its end."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(BYTE_ORDER_MARK)
+                    if not line:
+                        continue
+                yield number, _decoded(path, number, line.removesuffix(b"\n").removesuffix(b"\r"))
+    except OSError as error:
+        raise DataError(f"{path} must be a readable file, got: {error.strerror}") from error
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: a line must be UTF-8, got the byte 0x{line[error.start]:02x} "
+            f"at position {error.start + 1}: convert the file to UTF-8"
+        ) from error
