@@ -26,16 +26,16 @@ def rollout(
     Returns:
         Trajectories with T up to the environment's limit.
     """
-    observation, _ = env.reset(options={"indices": indices})
-    references = env.examples.reference[indices]
+    env.reset(options={"indices": indices})
     rows, special = len(indices), env.special
-    cache = student.start(observation["source"], env.max_steps)
+    examples = env.examples.select(indices).trimmed(special)
+    cache = student.start(examples.source, env.max_steps)
     previous = torch.full((rows,), special.start, device=env.device)
     done = torch.zeros(rows, dtype=torch.bool, device=env.device)
     actions, writers, counted = [], [], []
     for step in range(env.max_steps):
         logits, cache = student.step(previous, cache)
-        data_action = _column(references, step, special.pad)
+        data_action = _column(examples.reference, step, special.pad)
         previous, writer = behavior(StepView(logits, data_action))
         actions.append(previous.where(~done, special.pad))
         writers.append(writer)
@@ -45,11 +45,11 @@ def rollout(
         if step % LOOK_EVERY == LOOK_EVERY - 1 and bool(done.all()):
             break
     return Trajectories(
-        source=observation["source"],
+        source=examples.source,
         actions=torch.stack(actions, 1),
         writer=torch.stack(writers, 1),
         mask=torch.stack(counted, 1),
-        reference=references,
+        reference=examples.reference,
     )
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from agents import AGENTS
 from agents.learner import TrainingError
-from experiments.configs import STUDENTS, TASKS, Experiment
+from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.generate import GenerateOptions, generate
@@ -82,7 +82,7 @@ def parse(arguments: list[str]) -> object:
                 prog="textgen",
                 description="Imitation learning for text generation.",
                 args=arguments,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
         if stop.code:
@@ -103,11 +103,14 @@ def _choice(arguments: list[str]) -> Choice:
 def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run time
     """All commands, with the defaults of `train` as `choice` says."""
     experiment = Experiment(
-        task=TASKS[choice.task], student=STUDENTS[choice.student], agent=AGENTS[choice.agent]()
+        task=TASKS[choice.task],
+        teacher=VERSES_TEACHER if choice.task == "verses" else None,
+        student=STUDENTS[choice.student],
+        agent=AGENTS[choice.agent](),
     )
     training = TrainOptions(tyro.MISSING, choice, experiment)
     named = [
-        Annotated[kind, tyro.conf.subcommand(name, default=default)]
+        Annotated[kind, tyro.conf.subcommand(name, default=default, prefix_name=False)]
         for name, kind, default in (
             ("demo", DemoOptions, DemoOptions()),
             ("train", TrainOptions, training),

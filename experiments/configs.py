@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
 from agents import AGENTS
 from agents.agent import Agent
 from agents.imitkd_full import ImitKDFull
@@ -24,7 +22,7 @@ ModelConfig = RecurrentConfig | TransformerConfig
 TASKS: dict[str, TaskConfig] = {
     "verses": VersesConfig(max_tokens=64),
     "copy": CopyConfig(),
-    "text": TextFilesConfig(train=tyro.MISSING),
+    "text": TextFilesConfig(train=Path("train.tsv")),
 }
 STUDENTS: dict[str, ModelConfig] = {
     "recurrent": RecurrentConfig(),
@@ -58,6 +56,7 @@ class Experiment:
 def demo(agent: Agent, seed: int = 0) -> Experiment:
     """A small student on 4,000 verse pairs: what `textgen demo` trains."""
     return Experiment(
+        task=TASKS["verses"],
         agent=agent,
         learner=LearnerConfig(seed=seed),
         train_pairs=4000,

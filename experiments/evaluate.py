@@ -6,8 +6,10 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -72,7 +74,7 @@ class EvaluateOptions:
         batch_size: sentences decoded together.
     """
 
-    runs: tuple[Path, ...]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     beam_size: int = 1
     batch_size: int = 64
 

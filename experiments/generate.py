@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
+
+import tyro
 
 from agents.evaluation import translate_texts
 from experiments.run import DTYPES, RunError
@@ -24,7 +26,7 @@ class GenerateOptions:
         precision: float32, or bfloat16 where it is faster.
     """
 
-    model: Path
+    model: Annotated[Path, tyro.conf.Positional]
     beam_size: int = 1
     batch_size: int = 64
     max_tokens: int = 128

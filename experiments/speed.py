@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from textgen_env.decoding import decode_all, greedy
+from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 
 
@@ -52,7 +52,7 @@ def compare_speed(
     for turn in range(rounds + 1):
         for index, model in enumerate(models):
             start = time.perf_counter()
-            written = decode_all(model, source, max_steps, batch_size=batch_size, decoder=greedy)
+            written = decode_all(model, source, max_steps, batch_size=batch_size)
             seconds = time.perf_counter() - start
             if turn:
                 tokens = int((written != model.special.pad).sum())

@@ -12,7 +12,7 @@ from torch import nn
 from agents.checkpoint import save_atomically
 from agents.evaluation import score, translate
 from agents.learner import Learner
-from experiments.build import build_model, build_task
+from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment
 from experiments.logging import RunLog, console
 from experiments.run import Run, RunError, read_config, write_config, write_text
@@ -20,6 +20,7 @@ from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.precision import measure_precision
+from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.types import Examples
 from textgen_env.vector_env import TextGenVectorEnv
@@ -65,11 +66,18 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         expert = NeuralExpert(load_model(experiment.teacher, run.dtype))
         tokenizer = load_tokenizer(experiment.teacher)
     task = build_task(experiment.task, tokenizer)
-    report(task)
+    report_dropped(task)
     if experiment.train_pairs:
         task = take_train_pairs(task, experiment.train_pairs)
     examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
-    env = TextGenVectorEnv.from_examples(...)  # TODO
+    env = TextGenVectorEnv(
+        task,
+        experiment.agent.pool * experiment.learner.batch_size,
+        examples=examples,
+        expert=expert,
+        reward=no_reward,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, experiment.learner.seed)
     learner = Learner(

@@ -1,0 +1,31 @@
+"""Text generation as a Gymnasium environment with a frozen teacher as the expert oracle.
+
+Importing this package registers `TextGen/Copy-v0`, `TextGen/Verses-v0` and `TextGen/Text-v0`:
+`gymnasium.make(id)` gives one episode at a time, `gymnasium.make_vec(id, num_envs=N)` many at once on
+the device. Each takes the arguments of the environment's class and either `config`, the task's
+configuration, or `task`, a task that was made before.
+"""
+
+import gymnasium
+
+from textgen_env.single_env import TextGenEnv
+from textgen_env.types import Examples, ShapeError, SpecialTokens, Trajectories, Writer
+from textgen_env.vector_env import TextGenVectorEnv
+
+__all__ = [
+    "Examples",
+    "ShapeError",
+    "SpecialTokens",
+    "TextGenEnv",
+    "TextGenVectorEnv",
+    "Trajectories",
+    "Writer",
+]
+
+for _name in ("Copy", "Verses", "Text"):
+    gymnasium.register(
+        id=f"TextGen/{_name}-v0",
+        entry_point="textgen_env.registration:make_env",
+        vector_entry_point="textgen_env.registration:make_vector_env",
+        kwargs={"name": _name.lower()},
+    )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textgen_env.beam_search import beam_search
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories
@@ -78,7 +77,9 @@ class NeuralExpert(Expert):
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Beam-search output; `beam_size` states are counted for every token of it."""
         with self._asked():
-            written = ...
+            written = decode_all(
+                self.model, examples.source, max_steps, beam_size=beam_size
+            )
             self.queries.tokens += beam_size * int((written != self.model.special.pad).sum())
         return Examples(examples.source, written)
 

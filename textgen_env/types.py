@@ -69,6 +69,14 @@ class Examples:
         """The examples at `index`, (K,) int64, in that order."""
         return type(self)(self.source[index], self.reference[index])
 
+    def trimmed(self, special: SpecialTokens) -> Self:
+        """The examples without the columns that are padding in all of them."""
+        return type(self)(_trimmed(self.source, special), _trimmed(self.reference, special))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same examples on `device`."""
+        return type(self)(self.source.to(device), self.reference.to(device))
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -111,17 +119,21 @@ class Trajectories:
 
     def rows(self, start: int, stop: int, special: SpecialTokens) -> Self:
         """Rows `start` to `stop`, with columns that are padding in all of them cut off."""
-        source, reference = self.source[start:stop], self.reference[start:stop]
         mask = self.mask[start:stop]
         width = int(mask.sum(1).max())
         return type(self)(
-            source=source[:, : int((source != special.pad).sum(1).max())],
+            source=_trimmed(self.source[start:stop], special),
             actions=self.actions[start:stop, :width],
             writer=self.writer[start:stop, :width],
             mask=mask[:, :width],
-            reference=reference[:, : int((reference != special.pad).sum(1).max())],
+            reference=_trimmed(self.reference[start:stop], special),
         )
 
     def to(self, device: torch.device | str) -> Self:
         """The same trajectories on `device`."""
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def _trimmed(tokens: Tensor, special: SpecialTokens) -> Tensor:
+    """(B, L) tokens without the columns that are padding in every row."""
+    return tokens[:, : int((tokens != special.pad).sum(1).max())]

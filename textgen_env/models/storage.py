@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -41,11 +42,11 @@ def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -
 
     Args:
         model: its weights are kept in their own dtype.
-        folder: must not exist, or hold nothing but a saved model.
+        folder: must not exist, be empty, or hold a saved model; other files beside that are kept.
         tokenizer: kept with it; without one, the folder will have none.
 
     Raises:
-        ModelFileError: the folder holds something else, which would be lost.
+        ModelFileError: the folder holds other things and no model.
         ValueError: the tokenizer has ids that the model has not.
     """
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
@@ -65,6 +66,7 @@ def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -
             tokenizer.save(written / TOKENIZER)
         for path in written.iterdir():
             _flush(path)
+        _keep_others(folder, written)
         _move_into_place(written, folder)
 
 
@@ -121,25 +123,21 @@ def _empty_model(path: Path) -> Model:
         raise ModelFileError(f"{path} must be JSON, got: {error}") from error
     if not isinstance(description, dict):
         raise ModelFileError(f"{path} must hold an object, got {description!r}")
-    architecture = description.pop("architecture", None)
-    if architecture not in ARCHITECTURES:
-        raise ModelFileError(
-            f"{path}: architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}"
-        )
+    architecture, known = description.pop("architecture", None), sorted(ARCHITECTURES)
+    if architecture not in known:
+        raise ModelFileError(f"{path}: architecture must be one of {known}, got {architecture!r}")
     kind_of_config, kind_of_model = ARCHITECTURES[architecture]
-    wanted = {field.name: field.type for field in fields(kind_of_config)}
-    _check_fields(path, description, {**wanted, "special": dict})
+    _check_fields(path, description, {**get_type_hints(kind_of_config), "special": dict})
     special = description.pop("special")
     _check_fields(path, special, dict.fromkeys(SpecialTokens._fields, int), "special.")
     try:
-        config = kind_of_config(**description)
+        return kind_of_model(kind_of_config(**description), SpecialTokens(**special))
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    return kind_of_model(config, SpecialTokens(**special))
 
 
 def _check_fields(
-    path: Path, found: dict[str, object], wanted: dict[str, object], prefix: str = ""
+    path: Path, found: dict[str, object], wanted: dict[str, type], prefix: str = ""
 ) -> None:
     """Raise unless `found` has the names of `wanted` and values of its types."""
     if missing := sorted(wanted.keys() - found.keys()):
@@ -151,7 +149,7 @@ def _check_fields(
     for name, kind in wanted.items():
         value = found[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ModelFileError(f"{path}: {prefix}{name} must be of {kind}, got {value!r}")
+            raise ModelFileError(f"{path}: {prefix}{name} must be {kind.__name__}, got {value!r}")
 
 
 def _existing(path: Path) -> Path:
@@ -161,19 +159,23 @@ def _existing(path: Path) -> Path:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise unless nothing but a model is lost when `folder` is replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise ModelFileError(f"{folder} must be a folder or not exist, got a file")
-    others = sorted(
-        path.name
-        for path in (folder.iterdir() if folder.exists() else ())
-        if path.name not in {WEIGHTS, CONFIG, TOKENIZER}
-    )
-    if others:
+    """Raise unless `folder` is free or a saved model: nothing else is ever moved."""
+    if not folder.exists() or (folder / WEIGHTS).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
         raise ModelFileError(
-            f"{folder} must not exist or hold only a model, which will be replaced, "
-            f"got {', '.join(others)}; save to another folder"
+            f"{folder} must not exist, be empty or hold a saved model, got something else; "
+            "save to another folder"
         )
+
+
+def _keep_others(folder: Path, written: Path) -> None:
+    """Copy what is in `folder` besides the model, such as a model card, to `written`."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir():
+            shutil.copytree(path, written / path.name)
+        elif path.name not in {WEIGHTS, CONFIG, TOKENIZER}:
+            shutil.copy2(path, written / path.name)
 
 
 def _move_into_place(written: Path, folder: Path) -> None:

@@ -35,7 +35,7 @@ class TransformerConfig:
         dropout: probability, in [0, 1).
     """
 
-    vocab_size: int
+    vocab_size: int = 4000
     width: int = 256
     num_heads: int = 4
     feed_forward: int = 1024

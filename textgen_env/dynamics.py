@@ -1,0 +1,89 @@
+"""How text grows: pure tensor functions from a state and an action to the next state.
+
+No function here waits for the device: nothing depends on values, only on shapes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textgen_env.types import SpecialTokens
+
+Observation = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """B episodes.
+
+    Attributes:
+        source: (B, S) int64 source token ids, PAD after each row's end token.
+        prefix: (B, T) int64 tokens written so far, PAD after `length`.
+        length: (B,) int64, tokens written.
+        terminated: (B,) bool, the end token was written.
+        truncated: (B,) bool, T tokens were written and the last one was not the end token.
+    """
+
+    source: Tensor
+    prefix: Tensor
+    length: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+    @property
+    def done(self) -> Tensor:
+        """(B,) bool, the episode is over."""
+        return self.terminated | self.truncated
+
+
+def initial(source: Tensor, max_steps: int, special: SpecialTokens) -> State:
+    """Episodes in which nothing has been written; `max_steps` is T."""
+    rows = source.shape[0]
+    nobody = torch.zeros(rows, dtype=torch.bool, device=source.device)
+    return State(
+        source=source,
+        prefix=source.new_full((rows, max_steps), special.pad),
+        length=source.new_zeros(rows),
+        terminated=nobody,
+        truncated=nobody,
+    )
+
+
+def transition(state: State, action: Tensor, special: SpecialTokens) -> State:
+    """Append `action`, (B,) int64, to every episode that is not over; the others stay as they are."""
+    alive = ~state.done
+    max_steps = state.prefix.shape[1]
+    columns = torch.arange(max_steps, device=action.device)
+    here = (columns == state.length[:, None]) & alive[:, None]
+    length = state.length + alive
+    ended = alive & (action == special.end)
+    return State(
+        source=state.source,
+        prefix=torch.where(here, action[:, None], state.prefix),
+        length=length,
+        terminated=state.terminated | ended,
+        truncated=state.truncated | (alive & ~ended & (length == max_steps)),
+    )
+
+
+def replace_rows(state: State, mask: Tensor, fresh: State) -> State:
+    """The rows of `fresh` where `mask`, (B,) bool, is True, and those of `state` elsewhere."""
+    rows = mask[:, None]
+    return State(
+        source=fresh.source.where(rows, state.source),
+        prefix=fresh.prefix.where(rows, state.prefix),
+        length=fresh.length.where(mask, state.length),
+        terminated=fresh.terminated.where(mask, state.terminated),
+        truncated=fresh.truncated.where(mask, state.truncated),
+    )
+
+
+def observation(state: State, special: SpecialTokens) -> Observation:
+    """What a policy sees: source (B, S), source_length (B,), prefix (B, T), length (B,), all int64."""
+    return {
+        "source": state.source,
+        "source_length": (state.source != special.pad).sum(1),
+        "prefix": state.prefix,
+        "length": state.length,
+    }
