@@ -1,8 +1,8 @@
 """Which examples make up which update: a pure function of the seed and the update's number.
 
-Nothing is kept between updates, so a resumed run draws what it would have drawn. Examples of similar
-length come together: a window of several batches is sorted by length and cut, and the batches are
-then shuffled.
+Nothing is kept between updates, so a resumed run draws what it would have drawn. Examples of
+similar length come together: a window of several batches is sorted by length and cut, and the
+batches are then shuffled.
 """
 
 from collections.abc import Iterator
@@ -51,8 +51,7 @@ def _window(lengths: Tensor, batch_size: int, seed: int, window: int) -> Tensor:
     start, stop = window * WINDOW * batch_size, (window + 1) * WINDOW * batch_size
     epochs = range(start // count, (stop - 1) // count + 1)
     permutations = [
-        torch.randperm(count, generator=generator_for(seed, "epoch", epoch))
-        for epoch in epochs
+        torch.randperm(count, generator=generator_for(seed, "epoch", epoch)) for epoch in epochs
     ]
     offset = epochs[0] * count
     drawn = torch.cat(permutations)[start - offset : stop - offset]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textgen_env.decoding import Sampling, next_action
-from textgen_env.types import Writer
+from textgen_env.types import SpecialTokens, Writer
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,21 @@ class PerExampleMixture:
 
     Attributes:
         by_student: (B,) bool, the rows that the student writes.
-        sampling: how it chooses; None for its most probable token.
+        special: the ids that nobody writes.
+        sampling: how the student chooses; None for its most probable token.
         generator: of the student's draws.
 
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
 
     by_student: Tensor
+    special: SpecialTokens
     sampling: Sampling | None
     generator: torch.Generator
 
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
         """(B,) int64 actions and (B,) int64 writers."""
-        chosen = next_action(view.student_logits, self.sampling, self.generator)
+        chosen = next_action(view.student_logits, self.special, self.sampling, self.generator)
         by_student = self.by_student.to(chosen.device)
         action = chosen.where(by_student, view.data_action)
         writer = torch.where(by_student, Writer.STUDENT, Writer.DATA)

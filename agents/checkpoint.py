@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optim
             counters = Counters(**json.loads(file.metadata()["counters"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         student.load_state_dict(_under("student.", tensors))
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold the state of this run, got: {error}; "
             "delete the run's folder to start anew"

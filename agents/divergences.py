@@ -1,7 +1,7 @@
 """Losses of one action: per token, unreduced, unmasked, in nats, computed in float32.
 
-The student's logits come first, the teacher's second. `masked_mean` is the one place where a mean is
-taken.
+The student's logits come first, the teacher's second. `masked_mean` is the one place where a mean
+is taken.
 """
 
 import torch.nn.functional as F

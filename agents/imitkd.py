@@ -28,8 +28,8 @@ class ImitKD(Agent):
     """Learn the teacher's best token on the student's prefixes, the data's on the data's.
 
     Roll-in: a coin for each example, data with probability beta, student otherwise; `pool` batches
-    are written together. Label: the data's token on data prefixes, the teacher's most probable one on
-    student prefixes. Loss: cross-entropy.
+    are written together. Label: the data's token on data prefixes, the teacher's most probable one
+    on student prefixes. Loss: cross-entropy.
     Differs from the paper in: greedy roll-ins by default (its IWSLT runs sample from the best 5).
 
     Attributes:
@@ -58,7 +58,8 @@ class ImitKD(Agent):
     ) -> Trajectories:
         """Prefixes by student or data, as a coin for each example says."""
         by_student = toss(self.beta(progress), len(indices), generator)
-        return rollout(env, PerExampleMixture(by_student, self.sampling, generator), indices, student)
+        behavior = PerExampleMixture(by_student, env.special, self.sampling, generator)
+        return rollout(env, behavior, indices, student)
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the label of each prefix's writer."""

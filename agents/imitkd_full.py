@@ -56,7 +56,8 @@ class ImitKDFull(Agent):
     ) -> Trajectories:
         """Prefixes by student or data, as a coin for each example says."""
         by_student = toss(self.beta(progress), len(indices), generator)
-        return rollout(env, PerExampleMixture(by_student, self.sampling, generator), indices, student)
+        behavior = PerExampleMixture(by_student, env.special, self.sampling, generator)
+        return rollout(env, behavior, indices, student)
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Forward KL on all prefixes."""

@@ -1,7 +1,7 @@
 """The one training loop: collect, loss, update, log, evaluate, checkpoint.
 
-It knows no algorithm. Placement, autocast and the sum over processes are `accelerate`'s. It leaves
-out learning-rate schedules other than warm-up and linear decay, and any choice of what to log where:
+It knows no algorithm. Placement and the sum over processes are `accelerate`'s. It leaves out
+learning-rate schedules other than warm-up and linear decay, and any choice of what to log where:
 each update's figures go to a function.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from agents.agent import Agent
 from agents.batches import batch_indices, generator_for, seed_of
 from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_checkpoint
+from textgen_env.models.storage import Model
 from textgen_env.types import Trajectories, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -90,15 +92,15 @@ class Learner:
     def __init__(
         self,
         agent: Agent,
-        student: nn.Module,
+        student: Model,
         env: TextGenVectorEnv,
         folder: Path,
         config: LearnerConfig,
         precision: torch.dtype,
     ) -> None:
         self.agent, self.env, self.folder, self.config = agent, env, folder, config
-        mixed = "bf16" if precision == torch.bfloat16 else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=env.device.type == "cpu")
+        self.precision = precision
+        self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -124,7 +126,7 @@ class Learner:
 
     def train(
         self,
-        evaluate: Callable[[nn.Module], float],
+        evaluate: Callable[[Model], float],
         log: Callable[[int, Record], None],
     ) -> Counters:
         """Run to the last update, from the last checkpoint if there is one.
@@ -216,21 +218,31 @@ class Learner:
         One denominator, however the batch is cut into parts and spread over processes.
         """
         self.student.train()
-        tokens = self.accelerator.reduce(batch.mask.sum(), "sum")
+        tokens = self._sum(batch.mask.sum())
         total = torch.zeros((), device=batch.mask.device)
         size = -(-len(batch) // self.config.accumulate)
         for start in range(0, len(batch), size):
             part = batch.rows(start, start + size, self.env.special)
-            with self.accelerator.autocast():
+            with self._autocast():
                 loss = self.agent.loss(part, self.student, self.env.expert)
             share = loss * (part.mask.sum() / tokens)
             self.accelerator.backward(share)
             total += share.detach()
         if self.accelerator.num_processes > 1:
             for parameter in self.student.parameters():
-                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-            total = self.accelerator.reduce(total, "sum")
+                if parameter.grad is not None:
+                    parameter.grad = self._sum(parameter.grad)
+            total = self._sum(total)
         return total, int(tokens)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes."""
+        return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
+
+    def _autocast(self) -> torch.autocast:
+        """PyTorch's own: `accelerate` fixes one precision for all runs of a process."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.env.device.type, self.precision, enabled=enabled)
 
     def _due(self) -> bool:
         """Whether an update just done, or one of its pool, calls for an evaluation."""
@@ -239,7 +251,7 @@ class Learner:
         return every or update == self.config.updates
 
     def _evaluate(
-        self, evaluate: Callable[[nn.Module], float], log: Callable[[int, Record], None]
+        self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None]
     ) -> None:
         """Score the student, keep it if it is the best so far, and write a checkpoint."""
         copy_weights(self.student, self.actor)

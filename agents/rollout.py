@@ -8,7 +8,9 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
-LOOK_EVERY = 8  # steps between two looks at whether all rows are done: each look waits for the device
+LOOK_EVERY = (
+    8  # steps between two looks at whether all rows are done: each look waits for the device
+)
 
 
 @torch.no_grad()

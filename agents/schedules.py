@@ -56,7 +56,7 @@ class Exponential:
 
     def __post_init__(self) -> None:
         if self.base < 1:
-            raise ValueError(f"base must be at least 1, so that beta stays in [0, 1], got {self.base}")
+            raise ValueError(f"base must be at least 1, so that beta <= 1, got {self.base}")
 
     def __call__(self, progress: float) -> float:
         """base^-progress."""

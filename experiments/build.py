@@ -1,11 +1,11 @@
 """From configurations to the things they describe."""
 
 import torch
-from torch import nn
 
 from experiments.configs import ModelConfig, TaskConfig
 from experiments.logging import console
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import TextTask
@@ -23,13 +23,13 @@ def build_task(config: TaskConfig, tokenizer: Tokenizer | None) -> TextTask:
     return text_files(config, tokenizer)
 
 
-def build_model(config: ModelConfig, seed: int) -> nn.Module:
+def build_model(config: ModelConfig, seed: int) -> Model:
     """A freshly initialized model; the same for the same seed."""
     torch.manual_seed(seed)
     return Recurrent(config) if isinstance(config, RecurrentConfig) else Transformer(config)
 
 
-def num_parameters(model: nn.Module) -> int:
+def num_parameters(model: Model) -> int:
     """Parameters, a shared one counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -19,10 +19,11 @@ from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train
+from textgen_env.expert import ExpertError
 from textgen_env.tasks.verses import MissingPackageError
 
 USAGE_ERROR = 2
-USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError)
+USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from experiments.logging import progress
 from experiments.run import Run, RunError, read_config, write_text
 from experiments.speed import compare_speed
 from experiments.train import Outcome, read_outcome
-from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
@@ -42,7 +41,7 @@ class Entry:
     name: str
     agent: str
     seed: int | None
-    model: SequenceModel
+    model: Model
     outcome: Outcome | None
 
 

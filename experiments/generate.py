@@ -1,11 +1,10 @@
-"""Text in, text out, one line each: works in a pipe and shows each batch as soon as it is written."""
+"""Text in, text out, one line each: works in a pipe, each batch shown as soon as it is written."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,14 +29,14 @@ class GenerateOptions:
     beam_size: int = 1
     batch_size: int = 64
     max_tokens: int = 128
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 def generate(options: GenerateOptions) -> None:
     """Write one line for each line read; an empty line for an empty one."""
     folder = model_folder(options.model)
     model, tokenizer = load_model(folder, DTYPES[options.precision]), load_tokenizer(folder)
-    while lines := _read(sys.stdin, options.batch_size):
+    while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
         written = iter(
             translate_texts(

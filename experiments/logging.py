@@ -81,9 +81,7 @@ class RunLog:
     def samples(self, update: int, pairs: Sequence[Pair], hypotheses: Sequence[str]) -> None:
         """Log some translations as text."""
         for number, (pair, hypothesis) in enumerate(zip(pairs, hypotheses, strict=True)):
-            text = (
-                f"source: {pair.source}  \nreference: {pair.reference}  \nstudent: {hypothesis}"
-            )
+            text = f"source: {pair.source}  \nreference: {pair.reference}  \nstudent: {hypothesis}"
             self.tensorboard.add_text(f"samples/{number}", text, update)
 
     def _figures(self, record: Record) -> str:

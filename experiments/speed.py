@@ -62,7 +62,9 @@ def compare_speed(
         Speed(
             tokens_per_second=statistics.median(own),
             sentences_per_second=statistics.median(per_sentence),
-            speedup=statistics.median(mine / first for mine, first in zip(own, rates[0], strict=True)),
+            speedup=statistics.median(
+                mine / first for mine, first in zip(own, rates[0], strict=True)
+            ),
         )
         for own, per_sentence in zip(rates, sentences, strict=True)
     ]

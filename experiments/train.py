@@ -7,7 +7,6 @@ from pathlib import Path
 from gymnasium.vector import AutoresetMode
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from agents.checkpoint import save_atomically
 from agents.evaluation import score, translate
@@ -17,8 +16,7 @@ from experiments.configs import Experiment
 from experiments.logging import RunLog, console
 from experiments.run import Run, RunError, read_config, write_config, write_text
 from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
-from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.models.storage import load_model, load_tokenizer, save_model
+from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
 from textgen_env.precision import measure_precision
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
@@ -39,12 +37,16 @@ class Outcome:
         train_seconds: rollouts, labels and updates, and what the expert wrote before training;
             evaluation left out.
         teacher_tokens_queried: states at which the expert was asked, in preparation and training.
+        train_pairs: pairs of the training split.
+        test_pairs: pairs of the test split.
     """
 
     validation_bleu: float
     best_update: int
     train_seconds: float
     teacher_tokens_queried: int
+    train_pairs: int
+    test_pairs: int
 
 
 def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
@@ -60,6 +62,8 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         TrainingError: the loss is not finite.
     """
     run = start_or_resume(experiment, folder)
+    if (folder / OUTCOME).exists():
+        return read_outcome(folder)
     expert = NoExpert()
     tokenizer = None
     if experiment.teacher:
@@ -86,7 +90,7 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
     pairs = task.validation[: experiment.validation_pairs]
     with RunLog(folder, title, experiment.learner.updates, learner.counters.update) as log:
 
-        def evaluate(model: SequenceModel) -> float:
+        def evaluate(model: Model) -> float:
             hypotheses = translate(model, task, [pair.source for pair in pairs])
             log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
             return score(hypotheses, [pair.reference for pair in pairs]).bleu
@@ -99,6 +103,8 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         best_update=counters.best_update,
         train_seconds=counters.seconds + asked.seconds,
         teacher_tokens_queried=counters.teacher_tokens + asked.tokens,
+        train_pairs=len(task.train),
+        test_pairs=len(task.test),
     )
     write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
     return outcome
@@ -130,7 +136,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
         return run
-    precision = measure_precision(experiment.student.width)
+    precision = measure_precision(experiment.student.width, experiment.student.vocab_size)
     run = Run(experiment, precision.name)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
     console.print(f"precision: {precision}")

@@ -1,9 +1,18 @@
 """Shared fixtures: thread count and the smallest real models and tasks."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor, nn
 
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.rewards import no_reward
+from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.types import SpecialTokens
+from textgen_env.vector_env import TextGenVectorEnv
 
 torch.set_num_threads(2)  # the default makes tiny trainings many times slower
 
@@ -14,3 +23,109 @@ def transformer():
     torch.manual_seed(0)
     config = TransformerConfig(vocab_size=50, width=32, num_heads=2, feed_forward=64)
     return Transformer(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_task():
+    """Copying 2 to 5 of 8 words."""
+    return copy_task(
+        CopyConfig(8, min_length=2, max_length=5, num_train=64, num_validation=12, num_test=12)
+    )
+
+
+@pytest.fixture
+def tiny_teacher(tiny_task):
+    """An untrained Transformer for `tiny_task`, in evaluation mode."""
+    torch.manual_seed(1)
+    vocab_size = tiny_task.tokenizer.vocab_size
+    config = TransformerConfig(vocab_size, 16, num_heads=2, feed_forward=32, dropout=0.0)
+    return Transformer(config).eval()
+
+
+@pytest.fixture(scope="session")
+def make_student(tiny_task):
+    """seed, dropout -> an untrained recurrent model for `tiny_task`, in evaluation mode."""
+
+    def make(seed=2, dropout=0.0):
+        torch.manual_seed(seed)
+        return Recurrent(RecurrentConfig(tiny_task.tokenizer.vocab_size, 16, 1, 1, dropout)).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_student(make_student):
+    """An untrained recurrent model for `tiny_task`, in evaluation mode, without dropout."""
+    return make_student()
+
+
+@pytest.fixture(scope="session")
+def make_env():
+    """task, number of slots, expert, examples -> an environment as the learner uses it."""
+
+    def make(task, num_envs, expert=None, examples=None):
+        return TextGenVectorEnv(
+            task,
+            num_envs,
+            examples=examples,
+            expert=expert,
+            reward=no_reward,
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+
+    return make
+
+
+@dataclass(frozen=True)
+class TableCache:
+    """What a `TableModel` knows of B rows: the source's first token and the steps taken."""
+
+    first: Tensor
+    steps: Tensor
+
+    def select_rows(self, index):
+        return TableCache(self.first[index], self.steps[index])
+
+    def reset_rows(self, mask, fresh):
+        return TableCache(fresh.first.where(mask, self.first), fresh.steps.where(mask, self.steps))
+
+
+class TableModel(nn.Module):
+    """A random policy: logits by the source's first token, the previous token and the position.
+
+    Unlike an untrained network it ends its texts, after as many steps as the tables will have it,
+    and like a trained one it never writes PAD.
+    """
+
+    def __init__(self, vocab_size, max_steps, seed):
+        super().__init__()
+        self.vocab_size, self.special = vocab_size, SpecialTokens()
+        generator = torch.Generator().manual_seed(seed)
+        tables = 2 * torch.randn(3, max(vocab_size, max_steps), vocab_size, generator=generator)
+        self.tables = nn.Parameter(tables)
+
+    def start(self, source, max_steps):
+        del max_steps
+        return TableCache(source[:, 0], torch.zeros_like(source[:, 0]))
+
+    def step(self, previous, cache):
+        logits = self._logits(cache.first, previous, cache.steps)
+        return logits, TableCache(cache.first, cache.steps + 1)
+
+    def sequence_logits(self, source, actions):
+        previous = actions.roll(1, 1)
+        previous[:, 0] = self.special.start
+        return self._logits(source[:, :1], previous, torch.arange(actions.shape[1])[None])
+
+    def _logits(self, first, previous, position):
+        return self.tables[0, first] + self.tables[1, previous] + self.tables[2, position]
+
+
+@pytest.fixture(scope="session")
+def make_table_model():
+    """task, seed -> a `TableModel` for the task."""
+
+    def make(task, seed):
+        return TableModel(task.tokenizer.vocab_size, task.max_target_length, seed)
+
+    return make

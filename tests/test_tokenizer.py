@@ -1,3 +1,5 @@
+import copy
+import pickle
 import unicodedata
 
 import pytest
@@ -115,3 +117,10 @@ def test_first_pieces_must_be_the_special_ones():
     backend = Backend(models.WordLevel({"a": 0, "<pad>": 1, "b": 2}, unk_token="<pad>"))
     with pytest.raises(ValueError, match=r"first pieces must be .*, got \('a', '<pad>', 'b'\)"):
         Tokenizer(backend)
+
+
+def test_a_copied_and_a_pickled_tokenizer_still_read_special_pieces_as_text():
+    tokenizer = Tokenizer.train(["some text"], 300)
+    expected = tokenizer.encode(["a </s> b"])
+    assert copy.deepcopy(tokenizer).encode(["a </s> b"]) == expected
+    assert pickle.loads(pickle.dumps(tokenizer)).encode(["a </s> b"]) == expected

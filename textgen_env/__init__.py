@@ -1,8 +1,8 @@
 """Text generation as a Gymnasium environment with a frozen teacher as the expert oracle.
 
 Importing this package registers `TextGen/Copy-v0`, `TextGen/Verses-v0` and `TextGen/Text-v0`:
-`gymnasium.make(id)` gives one episode at a time, `gymnasium.make_vec(id, num_envs=N)` many at once on
-the device. Each takes the arguments of the environment's class and either `config`, the task's
+`gymnasium.make(id)` gives one episode at a time, `gymnasium.make_vec(id, num_envs=N)` many at once
+on the device. Each takes the arguments of the environment's class and either `config`, the task's
 configuration, or `task`, a task that was made before.
 """
 

@@ -19,6 +19,7 @@ class State:
 
     Attributes:
         source: (B, S) int64 source token ids, PAD after each row's end token.
+        source_length: (B,) int64, source tokens that are not PAD.
         prefix: (B, T) int64 tokens written so far, PAD after `length`.
         length: (B,) int64, tokens written.
         terminated: (B,) bool, the end token was written.
@@ -26,6 +27,7 @@ class State:
     """
 
     source: Tensor
+    source_length: Tensor
     prefix: Tensor
     length: Tensor
     terminated: Tensor
@@ -43,6 +45,7 @@ def initial(source: Tensor, max_steps: int, special: SpecialTokens) -> State:
     nobody = torch.zeros(rows, dtype=torch.bool, device=source.device)
     return State(
         source=source,
+        source_length=(source != special.pad).sum(1),
         prefix=source.new_full((rows, max_steps), special.pad),
         length=source.new_zeros(rows),
         terminated=nobody,
@@ -51,16 +54,17 @@ def initial(source: Tensor, max_steps: int, special: SpecialTokens) -> State:
 
 
 def transition(state: State, action: Tensor, special: SpecialTokens) -> State:
-    """Append `action`, (B,) int64, to every episode that is not over; the others stay as they are."""
+    """Append `action`, (B,) int64, to every episode that is not over; the others stay."""
     alive = ~state.done
     max_steps = state.prefix.shape[1]
-    columns = torch.arange(max_steps, device=action.device)
-    here = (columns == state.length[:, None]) & alive[:, None]
+    place = state.length.clamp(max=max_steps - 1)[:, None]
+    written = action[:, None].where(alive[:, None], state.prefix.gather(1, place))
     length = state.length + alive
     ended = alive & (action == special.end)
     return State(
         source=state.source,
-        prefix=torch.where(here, action[:, None], state.prefix),
+        source_length=state.source_length,
+        prefix=state.prefix.scatter(1, place, written),
         length=length,
         terminated=state.terminated | ended,
         truncated=state.truncated | (alive & ~ended & (length == max_steps)),
@@ -72,6 +76,7 @@ def replace_rows(state: State, mask: Tensor, fresh: State) -> State:
     rows = mask[:, None]
     return State(
         source=fresh.source.where(rows, state.source),
+        source_length=fresh.source_length.where(mask, state.source_length),
         prefix=fresh.prefix.where(rows, state.prefix),
         length=fresh.length.where(mask, state.length),
         terminated=fresh.terminated.where(mask, state.terminated),
@@ -79,11 +84,11 @@ def replace_rows(state: State, mask: Tensor, fresh: State) -> State:
     )
 
 
-def observation(state: State, special: SpecialTokens) -> Observation:
-    """What a policy sees: source (B, S), source_length (B,), prefix (B, T), length (B,), all int64."""
+def observation(state: State) -> Observation:
+    """What a policy sees, all int64: source (B, S) and prefix (B, T) with their lengths, (B,)."""
     return {
         "source": state.source,
-        "source_length": (state.source != special.pad).sum(1),
+        "source_length": state.source_length,
         "prefix": state.prefix,
         "length": state.length,
     }

@@ -1,7 +1,7 @@
 """The expert: a frozen teacher that answers, at any state, what it would write and how surely.
 
-A finished rollout is labelled in one parallel pass, which is far cheaper than asking token by token.
-Every answer is counted, so that methods can be compared by what they ask.
+A finished rollout is labelled in one parallel pass, which is far cheaper than asking token by
+token. Every answer is counted, so that methods can be compared by what they ask.
 """
 
 import time
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textgen_env.decoding import decode_all
+from textgen_env.decoding import decode_all, next_action
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 
 @dataclass
@@ -33,19 +33,25 @@ class Queries:
     seconds: float = 0.0
 
 
+class ExpertError(RuntimeError):
+    """An expert was asked for what it cannot give."""
+
+
 class Expert(ABC):
     """Anything that can be asked what to write at the states of a trajectory.
 
     Attributes:
+        special: the ids of padding, start and end.
         queries: what it has been asked so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, special: SpecialTokens | None = None) -> None:
+        self.special = special or SpecialTokens()
         self.queries = Queries()
 
     @abstractmethod
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """(B, T, V) float unnormalized next-token distributions at every state, without gradient."""
+        """(B, T, V) float logits of the next token at every state, without gradient."""
 
     @abstractmethod
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
@@ -53,7 +59,7 @@ class Expert(ABC):
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """(B, T) int64, the expert's most probable next token at every state."""
-        return self.logits(trajectories).argmax(-1)
+        return next_action(self.logits(trajectories), self.special)
 
 
 class NeuralExpert(Expert):
@@ -64,7 +70,7 @@ class NeuralExpert(Expert):
     """
 
     def __init__(self, model: SequenceModel) -> None:
-        super().__init__()
+        super().__init__(model.special)
         self.model = model
 
     @torch.no_grad()
@@ -77,10 +83,8 @@ class NeuralExpert(Expert):
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Beam-search output; `beam_size` states are counted for every token of it."""
         with self._asked():
-            written = decode_all(
-                self.model, examples.source, max_steps, beam_size=beam_size
-            )
-            self.queries.tokens += beam_size * int((written != self.model.special.pad).sum())
+            written = decode_all(self.model, examples.source, max_steps, beam_size=beam_size)
+            self.queries.tokens += beam_size * int((written != self.special.pad).sum())
         return Examples(examples.source, written)
 
     @contextmanager
@@ -102,8 +106,8 @@ class NoExpert(Expert):
         """Never answers."""
         raise self._error()
 
-    def _error(self) -> RuntimeError:
-        return RuntimeError(
+    def _error(self) -> ExpertError:
+        return ExpertError(
             "the agent asks the expert, and this run has none: give a teacher, or choose an agent "
             "that learns from data alone (mle)"
         )

@@ -1,41 +1,81 @@
 """What `gymnasium.make` and `gymnasium.make_vec` call: a task by name, then the environment."""
 
-from typing import Any
+from typing import Literal, TypedDict, Unpack
 
+import torch
+from gymnasium.vector import AutoresetMode
+
+from textgen_env.expert import Expert
+from textgen_env.rewards import Reward
 from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import Task
 from textgen_env.tasks.text_files import TextFilesConfig, text_files
 from textgen_env.tasks.verses import VersesConfig, verses
+from textgen_env.types import Examples
 from textgen_env.vector_env import TextGenVectorEnv
 
 TaskConfig = CopyConfig | VersesConfig | TextFilesConfig
 
 
+class Settings(TypedDict, total=False):
+    """The arguments of both environments, except the task."""
+
+    examples: Examples | None
+    expert: Expert | None
+    reward: Reward
+
+
+class EnvSettings(Settings, total=False):
+    """The arguments of `TextGenEnv`, except the task."""
+
+    render_mode: Literal["ansi"] | None
+
+
+class VectorEnvSettings(Settings, total=False):
+    """The arguments of `TextGenVectorEnv`, except the task."""
+
+    num_envs: int
+    autoreset_mode: AutoresetMode
+    device: torch.device | str
+
+
 def make_env(
-    name: str, task: Task | None = None, config: TaskConfig | None = None, **settings: Any
+    name: str,
+    task: Task | None = None,
+    config: TaskConfig | None = None,
+    **settings: Unpack[EnvSettings],
 ) -> TextGenEnv:
-    """One episode at a time; `settings` are the arguments of `TextGenEnv`."""
-    return TextGenEnv(task or make_task(name, config), **settings)
+    """One episode at a time, of `task` or of the task that `name` and `config` describe."""
+    return TextGenEnv(make_task(name, task, config), **settings)
 
 
 def make_vector_env(
-    name: str, task: Task | None = None, config: TaskConfig | None = None, **settings: Any
+    name: str,
+    task: Task | None = None,
+    config: TaskConfig | None = None,
+    **settings: Unpack[VectorEnvSettings],
 ) -> TextGenVectorEnv:
-    """Many episodes at once; `settings` are the arguments of `TextGenVectorEnv`."""
-    return TextGenVectorEnv(task or make_task(name, config), **settings)
+    """Many episodes at once, of `task` or of the task that `name` and `config` describe."""
+    return TextGenVectorEnv(make_task(name, task, config), **settings)
 
 
-def make_task(name: str, config: TaskConfig | None) -> Task:
-    """The task that goes by `name`, "copy", "verses" or "text".
+def make_task(name: str, task: Task | None, config: TaskConfig | None) -> Task:
+    """`task` if it is given, else the task that goes by `name`: "copy", "verses" or "text".
 
     Raises:
-        ValueError: the configuration is missing, where there is no default, or another task's.
+        ValueError: `task` and `config` are both given, or the configuration is missing, where there
+            is no default, or another task's.
     """
+    if task is not None:
+        if config is not None:
+            raise ValueError(f"config must be left out where task is given, got {config}")
+        return task
     if name == "copy" and (config is None or isinstance(config, CopyConfig)):
         return copy_task(config)
     if name == "verses" and (config is None or isinstance(config, VersesConfig)):
         return verses(config)
     if name == "text" and isinstance(config, TextFilesConfig):
         return text_files(config)
-    raise ValueError(f"config must be the configuration of the task {name!r}, got {config}")
+    kind = {"copy": CopyConfig, "verses": VersesConfig, "text": TextFilesConfig}[name]
+    raise ValueError(f"config must be a {kind.__name__} for the task {name!r}, got {config}")

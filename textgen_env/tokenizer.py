@@ -38,6 +38,10 @@ class Tokenizer:
         backend.encode_special_tokens = True  # "</s>" in a text is four characters, not its end
         self.backend = backend
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Backend]]:
+        """Copied and pickled through the constructor: the backend alone forgets what it sets."""
+        return type(self), (self.backend,)
+
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4000) -> Self:
         """Learn byte-level pair merges (Sennrich et al. 2016, arXiv:1508.07909) from `texts`.

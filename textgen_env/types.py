@@ -71,7 +71,7 @@ class Examples:
 
     def trimmed(self, special: SpecialTokens) -> Self:
         """The examples without the columns that are padding in all of them."""
-        return type(self)(_trimmed(self.source, special), _trimmed(self.reference, special))
+        return type(self)(trimmed(self.source, special), trimmed(self.reference, special))
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on `device`."""
@@ -122,11 +122,11 @@ class Trajectories:
         mask = self.mask[start:stop]
         width = int(mask.sum(1).max())
         return type(self)(
-            source=_trimmed(self.source[start:stop], special),
+            source=trimmed(self.source[start:stop], special),
             actions=self.actions[start:stop, :width],
             writer=self.writer[start:stop, :width],
             mask=mask[:, :width],
-            reference=_trimmed(self.reference[start:stop], special),
+            reference=trimmed(self.reference[start:stop], special),
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -134,6 +134,6 @@ class Trajectories:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def _trimmed(tokens: Tensor, special: SpecialTokens) -> Tensor:
+def trimmed(tokens: Tensor, special: SpecialTokens) -> Tensor:
     """(B, L) tokens without the columns that are padding in every row."""
     return tokens[:, : int((tokens != special.pad).sum(1).max())]

@@ -1,15 +1,16 @@
 """Many episodes at once, on the device: Gymnasium's vector interface with tensors in and out.
 
-`step` never waits for the device. What an episode needs of the text is encoded once; a slot that is
-refilled gathers its row. Autoreset modes: `SAME_STEP` refills a slot at once with the next example,
-`DISABLED` runs one batch to its end.
+`step` never waits for the device. Every example is encoded once; a slot that is refilled gathers
+its row. Autoreset modes: `SAME_STEP` refills a slot at once with the next example, `DISABLED` runs
+one batch to its end. `NEXT_STEP`, which spends a step of every episode on the refill, is not here.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -20,34 +21,57 @@ from textgen_env.dynamics import Observation, State
 from textgen_env.expert import Expert, NoExpert
 from textgen_env.rewards import Reward, exact_match
 from textgen_env.tasks.task import Task, encode
-from textgen_env.types import Examples, ShapeError
+from textgen_env.types import Examples, ShapeError, check_shape
 
 Info = dict[str, Any]
+Numbers = Sequence[int] | np.ndarray | Tensor
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 OPTIONS = ("indices", "reset_mask")
+MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
 
 
 def observation_space(max_source_length: int, max_steps: int, vocab_size: int) -> spaces.Dict:
-    """What one episode shows: source and prefix as token ids, and their lengths."""
+    """What one episode shows: source and prefix as token ids, and their lengths.
+
+    Lengths are `Discrete`: of a `Box` without dimensions Stable-Baselines3 cannot check the bounds.
+    """
     return spaces.Dict(
         {
             "source": spaces.Box(0, vocab_size - 1, (max_source_length,), np.int64),
-            "source_length": spaces.Box(0, max_source_length, (), np.int64),
+            "source_length": spaces.Discrete(max_source_length + 1),
             "prefix": spaces.Box(0, vocab_size - 1, (max_steps,), np.int64),
-            "length": spaces.Box(0, max_steps, (), np.int64),
+            "length": spaces.Discrete(max_steps + 1),
         }
     )
+
+
+def shuffled_epochs(num_examples: int, generator: np.random.Generator) -> Tensor:
+    """The order of examples for at least two epochs and `MIN_DRAWS` draws, (draws,) int64.
+
+    Every example comes once an epoch, and epochs differ. They are drawn beforehand, because only
+    the device knows how many examples have come.
+    """
+    epochs = max(2, -(-MIN_DRAWS // num_examples))
+    order = np.tile(np.arange(num_examples), (epochs, 1))
+    return torch.from_numpy(generator.permuted(order, axis=1).ravel())
 
 
 class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     """B slots, each writing the target of one example of a task.
 
-    Observations are dicts of int64 tensors (`dynamics.observation`), actions (B,) int64 token ids as
-    a tensor or an array, rewards (B,) float32, `terminated` (end token written) and `truncated`
-    (length limit reached without it) (B,) bool and never both. After its end a slot takes no notice of
-    actions: it shows PAD, its flags stay and it earns 0. `info["index"]`, (B,) int64, says which
-    example a slot is at; in mode `SAME_STEP` `info["final_obs"]` and `info["final_info"]` hold what
-    a slot that has just ended showed before it was refilled, `info["_final_obs"]` which slots did.
+    Observations are dicts of int64 tensors (`dynamics.observation`), actions (B,) token ids as a
+    tensor or an array, rewards (B,) float32, `terminated` (end token written) and `truncated`
+    (length limit reached without it) (B,) bool and never both. After its end a slot takes no notice
+    of actions: it shows PAD, its flags stay and it earns 0. Tensors that are handed out may share
+    memory with the state: they are to be read, not written into.
+
+    `info["index"]`, (B,) int64, says which example a slot is at. In mode `SAME_STEP`, where that is
+    already the next one, `info["final_obs"]` and `info["final_info"]` of every step hold what the
+    slots that have just ended showed before they were refilled; `info["_final_obs"]` and
+    `info["_final_info"]`, (B,) bool, say which slots those are. Other rows of them mean nothing.
+
+    Examples come in an order drawn by the seed, slots in turn taking the next one: all of them
+    once, then all of them in another order, and so on (`shuffled_epochs`).
 
     Args:
         task: whose text is written; gives tokenizer and length limits.
@@ -59,7 +83,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         device: where the state lives.
 
     Raises:
-        ValueError: `num_envs` below 1, a length limit below 2, another autoreset mode.
+        ValueError: `num_envs` below 1, a length limit below 2, another autoreset mode, no examples,
+            or sources longer than the task's limit.
     """
 
     def __init__(
@@ -73,22 +98,16 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         device: torch.device | str = "cpu",
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if autoreset_mode not in MODES:
-            names = " or ".join(mode.name for mode in MODES)
-            raise ValueError(f"autoreset_mode must be {names}, got {autoreset_mode}")
-        if task.max_target_length < 2:
-            raise ValueError(
-                f"the task's max_target_length must be at least 2, got {task.max_target_length}"
-            )
+        _check_settings(task, num_envs, autoreset_mode)
+        examples = encode(task.train, task) if examples is None else examples
+        _check_examples(examples, task)
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.special = task.tokenizer.special
         self.vocab_size = task.tokenizer.vocab_size
         self.max_steps = task.max_target_length
-        self.examples = (examples or encode(task.train, task)).to(self.device)
-        self.expert = expert or NoExpert()
+        self.examples = examples.to(self.device)
+        self.expert = NoExpert() if expert is None else expert
         self.reward = reward
         self.autoreset_mode = autoreset_mode
         self.metadata = {"render_modes": [], "autoreset_mode": autoreset_mode}
@@ -99,9 +118,10 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._source = _widened(self.examples.source, task.max_source_length, self.special.pad)
-        self._order: Tensor | None = None  # (N,) int64, examples as they come
+        self._order: Tensor | None = None  # (draws,) int64, examples as they come
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)  # how many have come
         self._index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._reference = self.examples.reference[self._index]  # (B, R), of the slots' examples
         self._state: State | None = None
 
     def reset(
@@ -110,7 +130,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         seed: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[Observation, Info]:
-        """Begin an episode in every slot.
+        """Begin an episode in every slot. Options are checked before anything changes.
 
         Args:
             seed: start anew with the order of examples that this seed gives; None to go on.
@@ -118,26 +138,25 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
                 "reset_mask", (B,) bool, the slots that begin, in mode `DISABLED` only.
 
         Raises:
-            ValueError: an unknown option, or one of the wrong kind, size or value.
+            ValueError: an unknown option, or one of the wrong size or value.
+            TypeError: a "reset_mask" that is not bool.
             RuntimeError: a "reset_mask" before the first reset.
         """
-        super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - set(OPTIONS):
             raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown)}")
+        mask = self._checked_mask(options.get("reset_mask"))
+        chosen = self._checked_indices(options.get("indices"))
+        super().reset(seed=seed)
         if seed is not None or self._order is None:
-            self._shuffle(seed)
-        mask = self._reset_mask(options.get("reset_mask"))
-        if "indices" in options:
-            chosen = self._checked_indices(options["indices"])
-        else:
-            chosen = self._following(mask)
-        self._index = chosen.where(mask, self._index)
-        fresh = dynamics.initial(self._source[self._index], self.max_steps, self.special)
+            order = shuffled_epochs(len(self.examples), self.np_random)
+            self._order = order.to(self.device)
+            self._next = torch.zeros_like(self._next)
+        fresh = self._begin(mask, chosen)
         self._state = (
             fresh if self._state is None else dynamics.replace_rows(self._state, mask, fresh)
         )
-        return dynamics.observation(self._state, self.special), {"index": self._index}
+        return dynamics.observation(self._state), self._info()
 
     def step(
         self, actions: Tensor | np.ndarray
@@ -150,98 +169,113 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than (B,), or not integers.
-            ValueError: an array holds an id outside the vocabulary. Tensors are not looked into: that
-                would wait for the device.
+            ValueError: an array holds an id outside the vocabulary. Tensors are not looked into:
+                that would wait for the device.
         """
         if self._state is None:
             raise RuntimeError("step must come after reset, got no reset yet: call reset() first")
         before = self._state
         state = dynamics.transition(before, self._checked_actions(actions), self.special)
         finished = state.done & ~before.done
-        references = self.examples.reference[self._index]
-        rewards = self.reward(state, references, finished, self.special)
-        info: Info = {"index": self._index}
-        shown = dynamics.observation(state, self.special)
+        rewards = self.reward(state, self._reference, finished, self.special)
+        shown = dynamics.observation(state)
+        info = self._info()
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
-            info = {
+            info["_index"] = finished
+            final = {
                 "final_obs": shown,
                 "_final_obs": finished,
-                "final_info": {"index": self._index},
+                "final_info": info,
                 "_final_info": finished,
             }
-            self._index = self._following(finished).where(finished, self._index)
-            fresh = dynamics.initial(self._source[self._index], self.max_steps, self.special)
-            self._state = dynamics.replace_rows(state, finished, fresh)
-            info["index"] = self._index
-            shown = dynamics.observation(self._state, self.special)
+            self._state = dynamics.replace_rows(state, finished, self._begin(finished))
+            shown = dynamics.observation(self._state)
+            info = self._info() | final
         else:
             self._state = state
         return shown, rewards, state.terminated, state.truncated, info
 
-    def _shuffle(self, seed: int | None) -> None:
-        """Draw the order in which examples come."""
-        drawn = seed if seed is not None else int(self.np_random.integers(2**31))
-        generator = torch.Generator().manual_seed(drawn)
-        self._order = torch.randperm(len(self.examples), generator=generator).to(self.device)
-        self._next = torch.zeros_like(self._next)
+    def _info(self) -> Info:
+        """Which example each slot is at; Gymnasium marks by "_index" the slots that say so."""
+        everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        return {"index": self._index, "_index": everywhere}
 
-    def _following(self, mask: Tensor) -> Tensor:
-        """(B,) the next examples for the slots where `mask` is True, in the order of the slots."""
-        assert self._order is not None, "reset draws the order"
-        place = (self._next + mask.cumsum(0) - 1) % len(self._order)
-        self._next = self._next + mask.sum()
-        return self._order[place]
+    def _begin(self, mask: Tensor, chosen: Tensor | None = None) -> State:
+        """Fresh episodes; where `mask`, (B,) bool, of `chosen` or else of the next examples."""
+        if chosen is None:
+            assert self._order is not None, "reset draws the order"
+            place = (self._next + mask.cumsum(0) - 1) % len(self._order)
+            self._next = self._next + mask.sum()
+            chosen = self._order[place]
+        self._index = chosen.where(mask, self._index)
+        self._reference = self.examples.reference.index_select(0, self._index)
+        source = self._source.index_select(0, self._index)  # 4 times as fast as indexing
+        return dynamics.initial(source, self.max_steps, self.special)
 
-    def _reset_mask(self, given: object) -> Tensor:
+    def _checked_mask(self, given: object) -> Tensor:
         if given is None:
             return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         if self.autoreset_mode != AutoresetMode.DISABLED:
             raise ValueError(
-                f"reset_mask must be used in autoreset mode DISABLED, got {self.autoreset_mode.name}"
+                "reset_mask must be used in autoreset mode DISABLED, "
+                f"got {self.autoreset_mode.name}, in which slots begin anew by themselves"
             )
         if self._state is None:
-            raise RuntimeError("reset_mask must come after a full reset, got none yet")
-        mask = torch.as_tensor(cast("Any", given), device=self.device)
-        if mask.dtype != torch.bool or mask.shape != (self.num_envs,):
-            raise ShapeError(
-                f"reset_mask must be bool of shape ({self.num_envs},), "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+            raise RuntimeError("reset_mask must come after a reset of all slots, got none yet")
+        mask = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+        if mask.dtype != torch.bool:
+            raise TypeError(f"reset_mask must be bool, got {mask.dtype}")
+        check_shape("reset_mask", mask, (self.num_envs,))
         if not mask.any():
             raise ValueError("reset_mask must have at least one True, got none")
-        return mask
+        return mask.to(self.device)
 
-    def _checked_indices(self, given: Sequence[int] | Tensor) -> Tensor:
-        indices = torch.as_tensor(given, device=self.device)
-        if indices.shape != (self.num_envs,) or indices.is_floating_point():
-            raise ShapeError(
-                f"indices must be integers of shape ({self.num_envs},), one for each slot, "
-                f"got {indices.dtype} of shape {tuple(indices.shape)}"
-            )
-        if int(indices.min()) < 0 or int(indices.max()) >= len(self.examples):
-            raise ValueError(
-                f"indices must be in [0, {len(self.examples)}), "
-                f"got {int(indices.min())} to {int(indices.max())}"
-            )
-        return indices.long()
+    def _checked_indices(self, given: Numbers | None) -> Tensor | None:
+        if given is None:
+            return None
+        values = given.cpu().numpy() if isinstance(given, Tensor) else given
+        return _ids("indices", values, self.num_envs, len(self.examples)).to(self.device)
 
-    def _checked_actions(self, given: Tensor | np.ndarray) -> Tensor:
-        if isinstance(given, np.ndarray) and given.size and given.dtype.kind in "iu":
-            low, high = given.min(), given.max()
-            if low < 0 or high >= self.vocab_size:
-                raise ValueError(
-                    f"actions must be in [0, {self.vocab_size}), got {low} to {high}"
-                )
-        actions = torch.as_tensor(given, device=self.device)
-        kind = actions.dtype
-        if actions.shape != (self.num_envs,) or kind == torch.bool or kind.is_floating_point:
-            raise ShapeError(
-                f"actions must be integers of shape ({self.num_envs},), "
-                f"got {kind} of shape {tuple(actions.shape)}"
-            )
-        return actions.long()
+    def _checked_actions(self, given: Numbers) -> Tensor:
+        return _ids("actions", given, self.num_envs, self.vocab_size).to(self.device)
+
+
+def _check_settings(task: Task, num_envs: int, autoreset_mode: AutoresetMode) -> None:
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if autoreset_mode not in MODES:
+        names = " or ".join(str(mode) for mode in MODES)
+        raise ValueError(f"autoreset_mode must be {names}, got {autoreset_mode}")
+    if task.max_target_length < 2:
+        raise ValueError(
+            f"the task's max_target_length must be at least 2, got {task.max_target_length}"
+        )
+
+
+def _check_examples(examples: Examples, task: Task) -> None:
+    if not len(examples):
+        raise ValueError("examples must hold at least one pair, got none")
+    if examples.source.shape[1] > task.max_source_length:
+        raise ShapeError(
+            f"the sources of examples must have at most {task.max_source_length} tokens, the "
+            f"task's limit, got {examples.source.shape[1]}"
+        )
+
+
+def _ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:
+    """`given` as (num,) int64 in [0, limit); a tensor's values are taken on trust."""
+    values = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    check_shape(name, values, (num,))
+    if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
+        raise ShapeError(f"{name} must be integers, got {values.dtype}")
+    ids = values.long()
+    if not isinstance(given, Tensor):
+        low, high = int(ids.numpy().min()), int(ids.numpy().max())
+        if low < 0 or high >= limit:
+            raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}")
+    return ids
 
 
 def _widened(tokens: Tensor, width: int, pad: int) -> Tensor:
     """`tokens` padded on the right to `width` columns."""
-    return torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=pad)
+    return F.pad(tokens, (0, width - tokens.shape[1]), value=pad)

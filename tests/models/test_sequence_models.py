@@ -146,10 +146,7 @@ def poisoned_memory():
 
 @torch.no_grad()
 @pytest.mark.usefixtures("poisoned_memory")
-def test_rows_of_different_ages_read_no_memory_that_was_not_written(request, model, source):
-    if isinstance(model, Transformer):
-        reason = "KeyValueCache.select_rows leaves memory unwritten that attention multiplies by 0"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_rows_of_different_ages_read_no_memory_that_was_not_written(model, source):
     previous = source[:, 0]
     cache = model.start(source, 6)
     for _ in range(2):

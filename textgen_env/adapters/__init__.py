@@ -1,0 +1,1 @@
+"""The environment through other libraries' interfaces."""

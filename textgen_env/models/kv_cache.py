@@ -39,8 +39,8 @@ class KeyValueCache:
 
     def select_rows(self, index: Tensor) -> Self:
         """A cache whose row i is a copy of row index[i]."""
-        keys = self.keys.new_empty(*self.keys.shape[:1], len(index), *self.keys.shape[2:])
-        values = keys.new_empty(keys.shape)
+        keys = self.keys.new_zeros(*self.keys.shape[:1], len(index), *self.keys.shape[2:])
+        values = keys.new_zeros(keys.shape)
         written = slice(0, self.window)
         keys[:, :, :, written] = self.keys[:, :, :, written].index_select(1, index)
         values[:, :, :, written] = self.values[:, :, :, written].index_select(1, index)

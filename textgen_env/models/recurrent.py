@@ -31,7 +31,7 @@ class RecurrentConfig:
         width: width of embeddings and decoder, and of both encoder directions together; even.
         num_encoder_layers: layers that read the source, each in both directions.
         num_decoder_layers: layers that write the target.
-        dropout: probability, in [0, 1).
+        dropout: probability, in [0, 0.99].
     """
 
     vocab_size: int = 4000

@@ -1,11 +1,11 @@
 """The one interface between models and everything else.
 
 A model is either asked step by step (`start`, then `step` for each token) or for all positions of a
-finished sequence at once (`sequence_logits`). Both give the same logits. The environment, the expert,
-the decoding engine and the agents use these three methods and nothing else of a model.
+finished sequence at once (`sequence_logits`). Both give the same logits. The environment, the
+expert, the decoding engine and the agents use these three methods and nothing else of a model.
 """
 
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class Cache(Protocol):
     """What a model remembers between two steps, a row for each sequence."""
 
     def select_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i]; `index` is (K,) int64, K may differ from B."""
+        """A cache whose row i is a copy of row index[i]; `index` is (K,) int64, for any K."""
         ...
 
     def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
@@ -25,6 +25,9 @@ class Cache(Protocol):
         `fresh` comes from `start` on B sources padded to the same S, with the same `max_steps`.
         """
         ...
+
+
+AnyCache = Any  # a `Cache` of the model's own class, which its `step` takes and gives
 
 
 class SequenceModel(Protocol):
@@ -40,7 +43,7 @@ class SequenceModel(Protocol):
         """V."""
         ...
 
-    def start(self, source: Tensor, max_steps: int) -> Cache:
+    def start(self, source: Tensor, max_steps: int) -> AnyCache:
         """Read the source once and make room for `max_steps` steps.
 
         Args:
@@ -49,7 +52,7 @@ class SequenceModel(Protocol):
         """
         ...
 
-    def step(self, previous: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+    def step(self, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
         """Logits of the next token, (B, V), and the cache after this step.
 
         The cache passed in must not be used again: its memory may have been written over.

@@ -10,14 +10,16 @@ ReLU, a final norm on both sides), so that an export is a copy of weights.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textgen_env.models.layers import Dropout, attend
 from textgen_env.models.kv_cache import KeyValueCache
+from textgen_env.models.layers import Dropout, attend
 from textgen_env.types import SpecialTokens
 
 
@@ -32,7 +34,7 @@ class TransformerConfig:
         feed_forward: inner width of the feed-forward nets.
         num_encoder_layers: layers that read the source.
         num_decoder_layers: layers that write the target.
-        dropout: probability, in [0, 1).
+        dropout: probability, in [0, 0.99].
     """
 
     vocab_size: int = 4000
@@ -44,14 +46,15 @@ class TransformerConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads or self.width % 2:
+        if self.width % self.num_heads or self.width % 2 or self.width < 4:
             raise ValueError(
-                f"width must be even and divisible by num_heads ({self.num_heads}), got {self.width}"
+                f"width must be even, at least 4 and divisible by num_heads ({self.num_heads}), "
+                f"got {self.width}"
             )
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries and what they read may differ in width of memory, not of stream."""
+    """Multi-head attention over memories of the stream's own width."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -168,7 +171,7 @@ class Transformer(nn.Module):
     def start(self, source: Tensor, max_steps: int) -> KeyValueCache:
         """Encode the source and project its keys and values for every decoder layer."""
         memory, mask = self._encode(source)
-        projected = [layer.source_attention.project(memory) for layer in self.decoder]
+        projected = [layer.source_attention.project(memory) for layer in self._decoder_layers()]
         source_keys = torch.stack([keys for keys, _ in projected])
         source_values = torch.stack([values for _, values in projected])
         layers, rows, heads, _, width = source_keys.shape
@@ -188,7 +191,7 @@ class Transformer(nn.Module):
         hidden = self._embed(previous[:, None], cache.length[:, None])
         positions = torch.arange(cache.window, device=previous.device)
         visible = (positions <= cache.length[:, None])[:, None, None]
-        for index, layer in enumerate(self.decoder):
+        for index, layer in enumerate(self._decoder_layers()):
             hidden = layer.step(hidden, cache, index, visible)
         return self._logits(hidden).squeeze(1), cache.advanced()
 
@@ -202,6 +205,10 @@ class Transformer(nn.Module):
         for layer in self.decoder:
             hidden = layer(hidden, causal, memory, mask[:, None, None])
         return self._logits(hidden)
+
+    def _decoder_layers(self) -> Iterator[DecoderLayer]:
+        """The decoder with the type that an `nn.ModuleList` does not know."""
+        return cast("Iterator[DecoderLayer]", iter(self.decoder))
 
     def _encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         mask = source != self.special.pad

@@ -1,0 +1,309 @@
+"""What each agent learns from: who writes, what the label is, what the loss is."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import AGENTS
+from agents.imitkd import ImitKD
+from agents.imitkd_full import ImitKDFull
+from agents.mle import MLE
+from agents.schedules import Constant, Exponential, Linear
+from agents.seqkd import SeqKD
+from agents.word_kd import WordKD
+from textgen_env.decoding import Sampling, decode_all
+from textgen_env.expert import NeuralExpert, NoExpert
+from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.task import encode
+from textgen_env.types import Trajectories, Writer
+
+ROWS = 12
+BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
+
+
+@pytest.fixture
+def expert(tiny_teacher):
+    return NeuralExpert(tiny_teacher)
+
+
+@pytest.fixture
+def env(tiny_task, make_env, expert):
+    return make_env(tiny_task, ROWS, expert)
+
+
+def collect(agent, env, student, progress=0.5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(len(env.examples), (env.num_envs,), generator=generator)
+    return agent.collect(indices, env, student, progress, generator)
+
+
+def learn(agent, env, student):
+    """What an update sees: the trajectories, the loss and the gradient of each parameter."""
+    student.zero_grad()
+    trajectories = collect(agent, env, student)
+    loss = agent.loss(trajectories, student, env.expert)
+    loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+    return trajectories, loss.detach(), gradients
+
+
+def assert_learn_the_same(one, other, env, student):
+    _, loss, gradients = learn(one, env, student)
+    _, other_loss, other_gradients = learn(other, env, student)
+    torch.testing.assert_close(loss, other_loss)
+    torch.testing.assert_close(gradients, other_gradients)
+
+
+def writers_of_rows(trajectories):
+    """The set of writers of each row's counted tokens."""
+    return [
+        set(row[mask].tolist())
+        for row, mask in zip(trajectories.writer, trajectories.mask, strict=True)
+    ]
+
+
+def log_prob(logits, token):
+    """Log softmax in double precision, by hand."""
+    exponentials = [math.exp(logit) for logit in logits.tolist()]
+    return math.log(exponentials[token] / sum(exponentials))
+
+
+def test_imitkd_at_beta_1_is_mle(env, tiny_student):
+    assert_learn_the_same(ImitKD(beta=BY_DATA), MLE(), env, tiny_student)
+
+
+def test_imitkd_full_at_beta_1_is_word_kd(env, tiny_student):
+    assert_learn_the_same(ImitKDFull(beta=BY_DATA), WordKD(), env, tiny_student)
+
+
+@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+def test_the_two_differ_once_the_student_writes(env, tiny_student, kind):
+    _, data_loss, _ = learn(kind(beta=BY_DATA), env, tiny_student)
+    _, loss, _ = learn(kind(beta=BY_STUDENT), env, tiny_student)
+    assert loss != data_loss
+
+
+@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+def test_at_beta_0_the_student_writes_every_token(env, tiny_student, kind):
+    trajectories = collect(kind(beta=BY_STUDENT), env, tiny_student)
+    assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
+
+
+def test_imitkd_at_beta_0_has_the_teachers_best_tokens_as_labels(env, expert, tiny_student):
+    agent = ImitKD(beta=BY_STUDENT)
+    trajectories, loss, _ = learn(agent, env, tiny_student)
+    labelled = Trajectories(
+        source=trajectories.source,
+        actions=expert.best_actions(trajectories),
+        writer=trajectories.writer,
+        mask=trajectories.mask,
+        reference=trajectories.reference,
+    )
+    logits = tiny_student.sequence_logits(trajectories.source, trajectories.actions)
+    losses = -logits.log_softmax(-1).gather(-1, labelled.actions[..., None]).squeeze(-1)
+    torch.testing.assert_close(loss, losses[trajectories.mask].mean())
+
+
+def test_imitkd_labels_each_prefix_by_its_writer(env, expert, tiny_student):
+    agent = ImitKD(beta=BY_COIN)
+    trajectories, loss, _ = learn(agent, env, tiny_student)
+    with torch.no_grad():
+        student = tiny_student.sequence_logits(trajectories.source, trajectories.actions)
+        teacher = expert.model.sequence_logits(trajectories.source, trajectories.actions)
+    losses = []
+    for row, column in trajectories.mask.nonzero().tolist():
+        label = trajectories.actions[row, column]
+        if trajectories.writer[row, column] == Writer.STUDENT:
+            label = teacher[row, column].argmax()
+        losses.append(-log_prob(student[row, column], int(label)))
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("agent", [WordKD(), ImitKDFull(beta=BY_COIN)])
+def test_full_labels_are_the_teachers_distribution_on_every_prefix(
+    env, expert, tiny_student, agent
+):
+    trajectories, loss, _ = learn(agent, env, tiny_student)
+    with torch.no_grad():
+        student = tiny_student.sequence_logits(trajectories.source, trajectories.actions)
+        teacher = expert.model.sequence_logits(trajectories.source, trajectories.actions)
+    losses = []
+    for row, column in trajectories.mask.nonzero().tolist():
+        for token in range(student.shape[-1]):
+            p = log_prob(teacher[row, column], token)
+            losses.append(math.exp(p) * (p - log_prob(student[row, column], token)))
+    expected = sum(losses) / int(trajectories.mask.sum())
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_mle_smooths_its_labels(env, tiny_student):
+    trajectories, loss, _ = learn(MLE(label_smoothing=0.2), env, tiny_student)
+    logits = tiny_student.sequence_logits(trajectories.source, trajectories.actions)
+    log_probs = logits.log_softmax(-1)[trajectories.mask]
+    picked = log_probs.gather(-1, trajectories.actions[trajectories.mask][:, None])
+    expected = -(0.8 * picked.mean() + 0.2 * log_probs.mean())
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_seqkd_learns_what_the_teacher_writes(
+    tiny_task, make_env, make_table_model, tiny_student, beam_size
+):
+    teacher = make_table_model(tiny_task, 3)
+    agent, expert = SeqKD(beam_size=beam_size), NeuralExpert(teacher)
+    gold = encode(tiny_task.train, tiny_task)
+    prepared = agent.prepare(gold, expert, tiny_task.max_target_length)
+    env = make_env(tiny_task, ROWS, expert, prepared)
+    indices = torch.arange(ROWS)
+    trajectories = agent.collect(indices, env, tiny_student, 0.0, torch.Generator())
+    written = decode_all(
+        teacher, gold.source[:ROWS], tiny_task.max_target_length, beam_size=beam_size
+    )
+    assert torch.equal(trajectories.source, gold.source[:ROWS])
+    width = int(trajectories.mask.sum(1).max())
+    assert torch.equal(trajectories.actions[:, :width], written[:, :width])
+    logits = tiny_student.sequence_logits(trajectories.source, written)
+    losses = -logits.log_softmax(-1).gather(-1, written[..., None]).squeeze(-1)
+    loss = agent.loss(trajectories, tiny_student, expert)
+    torch.testing.assert_close(loss, losses[written != teacher.special.pad].mean())
+
+
+@pytest.mark.parametrize("name", set(AGENTS) - {"seqkd"})
+def test_the_others_learn_from_gold_pairs(env, expert, name):
+    assert AGENTS[name]().prepare(env.examples, expert, 5) is env.examples
+    assert expert.queries.tokens == 0
+
+
+@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+def test_a_row_has_one_writer(env, tiny_student, kind):
+    trajectories = collect(kind(beta=BY_COIN), env, tiny_student)
+    writers = writers_of_rows(trajectories)
+    assert all(len(row) == 1 for row in writers)
+    assert set().union(*writers) == {Writer.DATA, Writer.STUDENT}
+
+
+@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+def test_the_coin_is_as_the_schedule_says_at_that_progress(env, tiny_student, kind):
+    agent = kind(beta=Linear(final=0.0))
+    assert collect(agent, env, tiny_student, progress=0.0).writer.eq(Writer.DATA).all()
+    assert collect(agent, env, tiny_student, progress=1.0).writer.eq(Writer.STUDENT).all()
+    assert agent.coefficients(0.25) == {"beta": 0.75}
+
+
+@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+def test_the_papers_schedule_and_pool_are_the_defaults(kind):
+    assert kind() == kind(beta=Exponential(base=200.0), sampling=None, pool=4)
+
+
+@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
+    agent = kind(beta=BY_COIN, sampling=Sampling(top_k=3))
+    once, again = (collect(agent, env, tiny_student, seed=5) for _ in range(2))
+    assert torch.equal(once.actions, again.actions)
+    assert torch.equal(once.writer, again.writer)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_teacher_is_asked_once_at_each_counted_state(env, expert, tiny_student, name):
+    trajectories, _, _ = learn(AGENTS[name](), env, tiny_student)
+    asks = name not in {"mle", "seqkd"}  # these learn from a text alone
+    assert expert.queries.tokens == (int(trajectories.mask.sum()) if asks else 0)
+    assert expert.queries.forwards == asks
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_gradients_reach_every_weight_of_the_student_and_none_of_the_teacher(
+    env, expert, tiny_student, name
+):
+    _, _, gradients = learn(AGENTS[name](), env, tiny_student)
+    for parameter, gradient in gradients.items():
+        assert gradient.isfinite().all(), parameter
+        assert gradient.any(), parameter
+    assert all(parameter.grad is None for parameter in expert.model.parameters())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_collecting_changes_nothing_and_records_no_gradient(env, tiny_student, name):
+    before = {key: value.clone() for key, value in tiny_student.state_dict().items()}
+    trajectories = collect(AGENTS[name](), env, tiny_student, progress=1.0)
+    assert not trajectories.actions.requires_grad
+    assert all(parameter.grad is None for parameter in tiny_student.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in tiny_student.state_dict().items())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_padding_does_not_change_the_loss(env, tiny_student, name):
+    agent = AGENTS[name]()
+    trajectories = collect(agent, env, tiny_student, progress=1.0)
+    wide = Trajectories(
+        source=torch.nn.functional.pad(trajectories.source, (0, 3)),
+        actions=torch.nn.functional.pad(trajectories.actions, (0, 2)),
+        writer=torch.nn.functional.pad(trajectories.writer, (0, 2)),
+        mask=torch.nn.functional.pad(trajectories.mask, (0, 2)),
+        reference=torch.nn.functional.pad(trajectories.reference, (0, 1)),
+    )
+    loss = agent.loss(trajectories, tiny_student, env.expert)
+    torch.testing.assert_close(agent.loss(wide, tiny_student, env.expert), loss)
+
+
+@pytest.mark.parametrize("name", set(AGENTS) - {"mle"})
+def test_without_a_teacher_the_error_says_what_to_do(tiny_task, make_env, tiny_student, name):
+    agent, env = AGENTS[name](), make_env(tiny_task, ROWS, NoExpert())
+    with pytest.raises(RuntimeError, match="give a teacher, or choose an agent that learns from"):
+        learn(agent, make_env(tiny_task, ROWS, examples=prepare(agent, env)), tiny_student)
+
+
+def prepare(agent, env):
+    return agent.prepare(env.examples, env.expert, env.max_steps)
+
+
+@st.composite
+def tiny_tasks(draw):
+    """Copying tasks of a few examples."""
+    return copy_task(
+        CopyConfig(
+            num_words=draw(st.integers(7, 9)),
+            min_length=draw(st.integers(1, 2)),
+            max_length=draw(st.integers(2, 4)),
+            num_train=draw(st.integers(1, 6)),
+            num_validation=1,
+            num_test=1,
+            seed=draw(st.integers(0, 100)),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@settings(max_examples=20, deadline=None)
+@given(
+    task=tiny_tasks(),
+    rows=st.integers(1, 5),
+    progress=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_agent_learns_on_any_task(
+    make_env, make_table_model, name, task, rows, progress, seed
+):
+    agent = AGENTS[name]()
+    student, teacher = make_table_model(task, seed), make_table_model(task, seed + 1)
+    expert = NeuralExpert(teacher)
+    env = make_env(task, rows, expert)
+    env = make_env(task, rows, expert, prepare(agent, env))
+    trajectories = collect(agent, env, student, progress, seed)
+    lengths = trajectories.mask.sum(1)
+    counted = torch.arange(trajectories.mask.shape[1]) < lengths[:, None]
+    assert lengths.min() >= 1
+    assert lengths.max() <= task.max_target_length
+    assert torch.equal(trajectories.mask, counted), "what counts is a beginning of the row"
+    assert trajectories.actions[~counted].eq(env.special.pad).all()
+    assert trajectories.actions[counted].min() >= env.special.end, "neither padding nor start"
+    assert all(len(row) == 1 for row in writers_of_rows(trajectories))
+    loss = agent.loss(trajectories, student, expert)
+    loss.backward()
+    assert loss.isfinite()
+    assert loss >= 0
+    assert student.tables.grad.isfinite().all()
+    assert teacher.tables.grad is None

@@ -1,0 +1,337 @@
+"""The loop with real agents and a small student, in float32 unless said otherwise."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from agents.agent import Agent
+from agents.imitkd import ImitKD
+from agents.imitkd_full import ImitKDFull
+from agents.learner import Learner, LearnerConfig, TrainingError, copy_weights
+from agents.mle import MLE
+from agents.schedules import Constant
+from textgen_env.expert import NeuralExpert
+from textgen_env.types import Trajectories
+
+CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
+FIGURES = {
+    "loss",
+    "gradient_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "student_share",
+    "teacher_tokens",
+}
+
+
+class StoppedError(Exception):
+    """Stands for whatever stops a run."""
+
+
+class Log(dict):
+    """Keeps the figures of updates and of evaluations, and may stop the run after an update."""
+
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.stop_after = stop_after
+        self.validation = {}
+
+    def __call__(self, update, record):
+        kept = self.validation if "bleu" in record else self
+        assert update not in kept, "an update is logged once"
+        kept[update] = dict(record)
+        if update == self.stop_after:
+            raise StoppedError
+
+
+@pytest.fixture
+def make_learner(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
+    """agent, config, folder -> a learner of a fresh student."""
+
+    def make(agent, config=CONFIG, folder="run", *, precision=torch.float32, dropout=0.0, seed=2):
+        env = make_env(tiny_task, agent.pool * config.batch_size, NeuralExpert(tiny_teacher))
+        student = make_student(seed, dropout)
+        return Learner(agent, student, env, tmp_path / folder, config, precision)
+
+    return make
+
+
+def no_score(model):
+    del model
+    return 0.0
+
+
+def weights_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_bits(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+def test_the_rate_rises_stays_and_falls():
+    config = LearnerConfig(updates=100, learning_rate=0.8, warmup=10, decay=0.4)
+    expected = {0: 0.08, 4: 0.4, 9: 0.8, 10: 0.8, 59: 0.8, 60: 0.8, 80: 0.4, 95: 0.1, 99: 0.02}
+    assert {update: config.learning_rate_at(update) for update in expected} == pytest.approx(
+        expected
+    )
+
+
+def test_the_rate_can_stay_at_its_highest():
+    config = LearnerConfig(updates=5, learning_rate=0.1, warmup=0, decay=0.0)
+    assert [config.learning_rate_at(update) for update in range(5)] == [0.1] * 5
+
+
+@pytest.mark.parametrize("warmup", [1, 30, 200])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
+def test_the_rate_is_positive_and_never_above_its_highest(warmup, decay):
+    config = LearnerConfig(updates=50, learning_rate=0.1, warmup=warmup, decay=decay)
+    rates = [config.learning_rate_at(update) for update in range(50)]
+    assert min(rates) > 0
+    assert max(rates) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"updates": 0}, "updates must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"batch_size": 6, "accumulate": 4}, r"accumulate must divide batch_size \(6\), got 4"),
+        ({"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LearnerConfig(**settings)
+
+
+def gradients_of_an_update(learner):
+    """What the first update hands to the optimizer, and its figures."""
+    seen, log = [], Log(stop_after=1)
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in learner.student.parameters())
+    )
+    with pytest.raises(StoppedError):
+        learner.train(no_score, log)
+    return seen, log[1]
+
+
+@dataclass(frozen=True)
+class Sorted(Agent):
+    """Learns as `inner` does, from rows sorted by length: parts of a batch differ in length."""
+
+    inner: Agent
+
+    def collect(self, indices, env, student, progress, generator) -> Trajectories:
+        lengths = (env.examples.reference != env.special.pad).sum(1)
+        spread = lengths.argsort()[:: len(lengths) // len(indices)][: len(indices)]
+        return self.inner.collect(spread, env, student, progress, generator)
+
+    def loss(self, trajectories, student, expert) -> Tensor:
+        return self.inner.loss(trajectories, student, expert)
+
+
+@pytest.mark.parametrize("inner", [MLE(), ImitKD(beta=Constant(0.5)), ImitKDFull()])
+def test_accumulation_does_not_change_the_gradient(make_learner, inner):
+    agent, config = Sorted(inner), replace(CONFIG, batch_size=8, clip=1e9)
+    counts = []
+    loss_of = Sorted.loss
+
+    def counting(self, trajectories, student, expert):
+        counts.append(int(trajectories.mask.sum()))
+        return loss_of(self, trajectories, student, expert)
+
+    expected, figures = gradients_of_an_update(make_learner(agent, config, "1"))
+    assert figures["gradient_norm"] > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sorted, "loss", counting)
+        for accumulate in (2, 4):
+            parts = make_learner(agent, replace(config, accumulate=accumulate), str(accumulate))
+            gradients, others = gradients_of_an_update(parts)
+            torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-7)
+            for name in ("loss", "gradient_norm", "student_share", "teacher_tokens"):
+                assert others[name] == pytest.approx(figures[name], rel=1e-5), name
+    assert len(counts) == 2 + 4
+    assert len(set(counts[2:])) > 1, "the test wants parts with unequal numbers of actions"
+
+
+def test_gradients_are_clipped_to_their_largest_norm(make_learner):
+    gradients, figures = gradients_of_an_update(make_learner(MLE(), replace(CONFIG, clip=0.01)))
+    assert figures["gradient_norm"] > 0.01, "the norm before clipping is logged"
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("agent", [MLE(), ImitKD(), ImitKDFull()])
+def test_every_update_is_logged_with_its_figures(make_learner, agent):
+    log, learner = Log(), make_learner(agent)
+    counters = learner.train(no_score, log)
+    assert list(log) == list(range(1, 13))
+    asked = [record["teacher_tokens"] for record in log.values()]
+    for update, record in log.items():
+        coefficients = agent.coefficients((update - 1) / 12)
+        assert record.keys() == FIGURES | coefficients.keys()
+        assert coefficients.items() <= record.items()
+        assert record["learning_rate"] == CONFIG.learning_rate_at(update - 1)
+    assert asked == sorted(asked)
+    assert asked[-1] == counters.teacher_tokens == learner.env.expert.queries.tokens
+    assert log.validation == {update: {"bleu": 0.0} for update in (4, 8, 12)}
+    assert counters.update == 12
+    assert counters.seconds > 0
+
+
+def test_the_loss_falls(make_learner):
+    log = Log()
+    make_learner(MLE(), replace(CONFIG, updates=60, evaluate_every=60)).train(no_score, log)
+    losses = [record["loss"] for record in log.values()]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("pool", "every", "updates", "expected"),
+    [
+        (1, 4, 10, [4, 8, 10]),
+        (4, 6, 24, [8, 12, 20, 24]),
+        (4, 1, 10, [4, 8, 10]),
+        (3, 100, 7, [7]),
+    ],
+)
+def test_evaluations_come_after_the_pool_in_which_they_are_due(
+    make_learner, pool, every, updates, expected
+):
+    log, agent = Log(), ImitKDFull(pool=pool)
+    config = replace(CONFIG, updates=updates, evaluate_every=every, batch_size=2)
+    make_learner(agent, config).train(no_score, log)
+    assert list(log.validation) == expected
+    assert list(log) == list(range(1, updates + 1))
+
+
+def test_the_best_weights_on_validation_are_kept(make_learner):
+    learner, evaluated = make_learner(MLE()), []
+
+    def evaluate(model):
+        assert not model.training
+        evaluated.append(weights_of(model))
+        return [10.0, 30.0, 20.0][len(evaluated) - 1]
+
+    counters = learner.train(evaluate, Log())
+    assert (counters.best, counters.best_update) == (30.0, 8)
+    assert_same_bits(load_file(learner.best), evaluated[1])
+    assert_same_bits(weights_of(learner.student), evaluated[2])
+
+
+@dataclass(frozen=True)
+class Spoiled(Agent):
+    """Maximum likelihood, until the loss of one update is spoiled."""
+
+    at: int
+    spoil: Callable[[Tensor], Tensor]
+    losses: list = field(default_factory=list)
+
+    def loss(self, trajectories, student, expert) -> Tensor:
+        loss = MLE().loss(trajectories, student, expert)
+        self.losses.append(loss)
+        return self.spoil(loss) if len(self.losses) == self.at + 1 else loss
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda loss: loss * float("nan"),
+        lambda loss: loss + float("inf"),
+        lambda loss: loss + (loss - loss).sqrt(),  # finite, with a gradient that is not
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(make_learner, spoil):
+    learner, log = make_learner(Spoiled(at=6, spoil=spoil)), Log()
+    kept = []
+
+    def remember(update, record):
+        log(update, record)
+        kept.append(learner.last.read_bytes() if learner.last.exists() else b"")
+
+    with pytest.raises(TrainingError, match=r"at update 6; the last good checkpoint is kept"):
+        learner.train(no_score, remember)
+    assert list(log) == [1, 2, 3, 4, 5, 6]
+    assert kept[-1]
+    assert learner.last.read_bytes() == kept[-1]
+    assert all(value.isfinite().all() for value in learner.student.state_dict().values())
+    resumed = make_learner(MLE())
+    assert resumed.counters.update == 4
+    assert resumed.train(no_score, Log()).update == 12
+
+
+@pytest.mark.parametrize("agent", [MLE(), ImitKD(beta=Constant(0.5)), ImitKDFull()])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop_after", [2, 6, 8])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    make_learner, agent, precision, stop_after
+):
+    options = {"precision": precision, "dropout": 0.3}
+    scores = {4: 5.0, 8: 3.0, 12: 4.0}
+    unbroken, stopped = (make_learner(agent, folder=name, **options) for name in "ab")
+    expected = unbroken.train(lambda _: scores[unbroken.counters.update], Log())
+    with pytest.raises(StoppedError):
+        stopped.train(lambda _: scores[stopped.counters.update], Log(stop_after))
+    resumed = make_learner(agent, folder="b", seed=7, **options)
+    begun = resumed.counters.update
+    assert begun == {2: 0, 6: 4, 8: 4}[stop_after]
+    if not begun:
+        resumed.student.load_state_dict(make_learner(agent, folder="c").student.state_dict())
+    log = Log()
+    counters = resumed.train(lambda _: scores[resumed.counters.update], log)
+    assert list(log) == list(range(begun + 1, 13))
+    assert_same_bits(weights_of(resumed.student), weights_of(unbroken.student))
+    for file in ("last", "best"):
+        paths = getattr(resumed, file), getattr(unbroken, file)
+        assert_same_bits(*map(load_file, paths))
+    assert replace(counters, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+def test_a_finished_run_has_nothing_left_to_do(make_learner):
+    learner = make_learner(MLE())
+    learner.train(no_score, Log())
+    log, again = Log(), make_learner(MLE(), seed=7)
+    assert again.train(no_score, log).update == 12
+    assert not log
+    assert_same_bits(weights_of(again.student), weights_of(learner.student))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_learner):
+    def run(folder, seed):
+        learner = make_learner(ImitKDFull(), replace(CONFIG, seed=seed), folder, dropout=0.3)
+        torch.manual_seed(len(folder))  # global random state is of no account
+        learner.train(no_score, Log())
+        return weights_of(learner.student)
+
+    first = run("a", 0)
+    assert_same_bits(run("aa", 0), first)
+    assert any(not torch.equal(value, first[name]) for name, value in run("b", 1).items())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_student_stays_in_float32_and_acts_in_the_runs_precision(make_learner, precision):
+    learner, seen = make_learner(ImitKDFull(), precision=precision), []
+
+    def evaluate(model):
+        seen.append({parameter.dtype for parameter in model.parameters()})
+        return 0.0
+
+    learner.train(evaluate, Log())
+    assert {parameter.dtype for parameter in learner.student.parameters()} == {torch.float32}
+    assert seen == [{precision}] * 3
+
+
+def test_weights_are_copied_in_the_precision_of_the_target(tiny_student, make_student):
+    target = copy.deepcopy(make_student(seed=9)).bfloat16()
+    copy_weights(tiny_student, target)
+    for old, new in zip(target.parameters(), tiny_student.parameters(), strict=True):
+        assert torch.equal(old, new.bfloat16())

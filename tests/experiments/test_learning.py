@@ -1,0 +1,78 @@
+"""Do they learn: a teacher copies short texts, and a smaller student learns it from the teacher."""
+
+import pytest
+import torch
+
+from agents.evaluation import translate
+from agents.imitkd_full import ImitKDFull
+from agents.learner import Learner, LearnerConfig
+from agents.mle import MLE
+from textgen_env.expert import NeuralExpert
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.tasks.copy import CopyConfig, copy_task
+
+pytestmark = pytest.mark.slow
+
+ENOUGH = 0.95  # share of validation texts that must be copied without a mistake
+CONFIG = LearnerConfig(
+    updates=800, batch_size=32, learning_rate=5e-3, warmup=50, evaluate_every=100, seed=0
+)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return copy_task(
+        CopyConfig(8, min_length=2, max_length=5, num_train=1500, num_validation=100, num_test=100)
+    )
+
+
+@pytest.fixture(scope="module")
+def train(task, make_env, tmp_path_factory):
+    """agent, width of the student, expert -> the trained student and its exact match by update."""
+
+    def run(agent, width, expert=None):
+        torch.manual_seed(0)
+        student = Recurrent(RecurrentConfig(task.tokenizer.vocab_size, width, 1, 1, dropout=0.0))
+        env = make_env(task, agent.pool * CONFIG.batch_size, expert)
+        folder, matches = tmp_path_factory.mktemp("run"), {}
+        learner = Learner(agent, student, env, folder, CONFIG, torch.float32)
+
+        def evaluate(model):
+            match = exact_match(model, task, task.validation)
+            matches[learner.counters.update] = match
+            return match
+
+        learner.train(evaluate, lambda update, record: None)
+        return student.eval(), matches
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher(train):
+    return train(MLE(), 48)
+
+
+@pytest.fixture(scope="module")
+def imitator(train, teacher):
+    return train(ImitKDFull(), 32, NeuralExpert(teacher[0]))
+
+
+def exact_match(model, task, pairs):
+    written = translate(model, task, [pair.source for pair in pairs])
+    right = [text == pair.reference for text, pair in zip(written, pairs, strict=True)]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize("trained", ["teacher", "imitator"])
+def test_it_learns_to_copy_texts_it_has_not_seen(request, task, trained):
+    student, matches = request.getfixturevalue(trained)
+    assert matches[100] < ENOUGH, "the test wants a task that is not learned at once"
+    assert matches[CONFIG.updates] >= ENOUGH, matches
+    assert exact_match(student, task, task.test) >= ENOUGH - 0.02
+
+
+def test_the_imitator_asked_its_teacher_and_left_it_as_it_was(task, teacher, imitator):
+    model, matches = teacher
+    assert imitator[0] is not model
+    assert exact_match(model, task, task.validation) == matches[CONFIG.updates]

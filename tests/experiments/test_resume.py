@@ -1,0 +1,96 @@
+"""A run that is killed and started again by the same command, through the real entry point."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+UPDATES, EVERY = 200, 10
+SECONDS = 180  # until a process that makes no progress counts as stuck
+PROGRAM = "from experiments.cli import main; main()"
+COMMAND = [
+    *("train", "--task", "copy", "--agent", "mle"),
+    *("--task.num-words", "8", "--task.max-length", "5"),
+    *("--task.num-train", "100", "--task.num-validation", "8", "--task.num-test", "8"),
+    *("--student.width", "16", "--student.dropout", "0.2", "--learner.batch-size", "4"),
+    *("--learner.updates", str(UPDATES), "--learner.evaluate-every", str(EVERY)),
+]
+
+
+class Process(subprocess.Popen):
+    """`textgen` with `COMMAND` in a folder; gone when the block is left."""
+
+    def __init__(self, folder):
+        super().__init__(
+            [sys.executable, "-c", PROGRAM, *COMMAND, "--output", str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __exit__(self, *error):
+        self.kill()
+        super().__exit__(*error)
+
+    def finish(self):
+        output, _ = self.communicate(timeout=SECONDS)
+        assert self.returncode == 0, output
+
+    def wait_for_checkpoints(self, path, count):
+        """Return once `path` has been written `count` times more, or at most a few times later."""
+        seen, last = set(), time.monotonic() + SECONDS
+        while len(seen) <= count:
+            assert self.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < last, f"no {count} checkpoints in {SECONDS} seconds"
+            if path.exists():
+                seen.add(path.stat().st_mtime_ns)
+            time.sleep(0.0005)
+
+
+@pytest.fixture
+def unbroken_and_resumed(tmp_path):
+    """Folders of a run that was never stopped and of one that was killed."""
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    checkpoint = resumed / "checkpoints" / "last.safetensors"
+    with Process(resumed) as killed:
+        killed.wait_for_checkpoints(checkpoint, random.randint(1, 9))
+        time.sleep(random.uniform(0, 0.05))
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait(SECONDS) == -signal.SIGKILL, "the test wants to kill it before its end"
+    assert not (resumed / "model").exists()
+    unbroken.mkdir()  # both in the precision that was measured once
+    (unbroken / "config.json").write_bytes((resumed / "config.json").read_bytes())
+    with Process(unbroken) as whole, Process(resumed) as again:
+        whole.finish()
+        again.finish()
+    return unbroken, resumed
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if "second" not in name}
+
+
+def test_a_killed_run_ends_as_the_run_that_was_never_stopped(unbroken_and_resumed):
+    unbroken, resumed = unbroken_and_resumed
+    for file in ("model/model.safetensors", "checkpoints/best.safetensors", "prepared.safetensors"):
+        assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), file
+    updates = [record["update"] for record in records(resumed) if "loss" in record]
+    assert updates == list(range(1, UPDATES + 1))
+    evaluations = [record["update"] for record in records(resumed) if "bleu" in record]
+    assert evaluations == list(range(EVERY, UPDATES + 1, EVERY))
+    expected = [without_times(record) for record in records(unbroken)]
+    assert [without_times(record) for record in records(resumed)] == expected
+    outcomes = [json.loads((run / "outcome.json").read_text()) for run in unbroken_and_resumed]
+    assert without_times(outcomes[0]) == without_times(outcomes[1])
+    assert not list(resumed.rglob("*.partial"))

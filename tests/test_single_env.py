@@ -1,0 +1,149 @@
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from textgen_env.single_env import TextGenEnv
+from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.types import ShapeError
+from textgen_env.vector_env import TextGenVectorEnv
+
+TASK = copy_task(
+    CopyConfig(num_words=6, min_length=1, max_length=4, num_train=40, num_validation=2, num_test=2)
+)
+VOCAB_SIZE = TASK.tokenizer.vocab_size
+
+
+@pytest.fixture
+def env():
+    return TextGenEnv(TASK, render_mode="ansi")
+
+
+def play(env, actions):
+    """All that `env` returns, as text, so that arrays compare."""
+    return [str(env.step(np.int64(action))) for action in actions]
+
+
+def test_gymnasium_has_no_objection(env):
+    check_env(env, skip_render_check=True)  # the check of rendering needs a registered id
+
+
+def test_stable_baselines3_has_no_objection(env):
+    sb3_check_env(env)
+
+
+def test_a_row_is_what_a_slot_of_many_shows(env):
+    many = TextGenVectorEnv(TASK, 3, autoreset_mode=AutoresetMode.DISABLED)
+    for index in range(10):
+        shown, _ = env.reset(options={"indices": [index]})
+        batch, _ = many.reset(options={"indices": [0, index, 1]})
+        for action in (3, 4, 0, 2, 5):
+            assert all((shown[name] == batch[name][1].numpy()).all() for name in shown)
+            shown, reward, terminated, truncated, info = env.step(np.int64(action))
+            batch, rewards, terminations, truncations, infos = many.step(np.full(3, action))
+            assert reward == rewards[1].item()
+            assert terminated == terminations[1].item()
+            assert truncated == truncations[1].item()
+            assert info == {"index": infos["index"][1].item()}
+
+
+def test_what_it_returns_is_plain(env):
+    shown, info = env.reset(seed=0)
+    assert env.observation_space.contains(shown)
+    assert info.keys() == {"index"}
+    shown, reward, terminated, truncated, _ = env.step(np.int64(3))
+    assert env.observation_space.contains(shown)
+    assert [type(value) for value in (reward, terminated, truncated)] == [float, bool, bool]
+
+
+def test_writing_into_an_observation_changes_no_state(env):
+    shown, _ = env.reset(seed=0)
+    source = shown["source"].copy()
+    shown["source"][:] = 9
+    shown["prefix"][:] = 9
+    later = env.step(np.int64(3))[0]
+    assert (later["source"] == source).all()
+    assert later["prefix"].tolist() == [3, 0, 0, 0, 0]
+    before = env.render()
+    later["prefix"][:] = 9
+    assert env.render() == before
+
+
+@pytest.mark.parametrize("action", [3, np.int32(3), np.array(3), np.array([3]), torch.tensor(3)])
+def test_an_action_may_come_in_many_forms(env, action):
+    env.reset(seed=0)
+    assert env.step(action)[0]["prefix"][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (VOCAB_SIZE, ValueError, r"actions must be in \[0"),
+        (-1, ValueError, r"actions must be in \[0"),
+        (3.5, ShapeError, "actions must be integers"),
+        ([3, 3], ShapeError, "actions must have shape"),
+        ([], ShapeError, "actions must have shape"),
+    ],
+)
+def test_what_is_no_token_is_refused(env, action, error, message):
+    env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        env.step(action)
+
+
+def test_render_gives_source_and_text(env):
+    _, info = env.reset(seed=0)
+    source = TASK.train[info["index"]].source
+    assert env.render() == f"source: {source}\ntext:   "
+    env.step(np.int64(TASK.tokenizer.encode(["w2"])[0][0]))
+    assert env.render() == f"source: {source}\ntext:   w2"
+
+
+def test_render_needs_a_reset_and_a_mode(env):
+    with pytest.raises(RuntimeError, match="render must come after reset"):
+        env.render()
+    silent = TextGenEnv(TASK)
+    silent.reset()
+    assert silent.render() is None
+
+
+def test_another_render_mode_is_refused():
+    with pytest.raises(ValueError, match="render_mode must be \"ansi\" or None, got 'human'"):
+        TextGenEnv(TASK, render_mode="human")
+
+
+def test_step_needs_a_reset(env):
+    with pytest.raises(RuntimeError, match="step must come after reset"):
+        env.step(np.int64(3))
+
+
+def test_a_copy_by_pickle_goes_on_in_the_same_way(env):
+    env.reset(seed=0)
+    env.step(np.int64(3))
+    copy = pickle.loads(pickle.dumps(env))
+    assert copy.render() == env.render()
+    for _ in range(3):
+        assert play(env, (4, 0, 2, 5)) == play(copy, (4, 0, 2, 5))
+        assert str(env.reset()) == str(copy.reset())
+    assert str(env.reset(seed=7)) == str(copy.reset(seed=7))
+
+
+def test_gymnasium_can_make_a_vector_of_it():
+    many = SyncVectorEnv([lambda: TextGenEnv(TASK)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    alone = TextGenEnv(TASK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown, _ = many.reset(seed=5)
+        first, _ = alone.reset(seed=6)
+        assert (shown["source"][1] == first["source"]).all()
+        shown, _, terminated, _, info = many.step(np.array([3, 2, 3]))
+    assert terminated.tolist() == [False, True, False]
+    assert info["_final_obs"].tolist() == [False, True, False]
+    assert info["final_obs"][1]["prefix"].tolist() == [2, 0, 0, 0, 0]
+    assert many.observation_space.contains(shown)
+    many.close()

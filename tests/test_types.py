@@ -1,0 +1,94 @@
+import dataclasses
+
+import pytest
+import torch
+
+from textgen_env.types import (
+    Examples,
+    ShapeError,
+    SpecialTokens,
+    Trajectories,
+    Writer,
+    check_shape,
+)
+
+SPECIAL = SpecialTokens()
+EXAMPLES = Examples(
+    source=torch.tensor([[5, 2, 0, 0], [5, 6, 2, 0]]),
+    reference=torch.tensor([[7, 8, 2, 0, 0], [7, 2, 0, 0, 0]]),
+)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (None, 3), (2, None), (None, None)])
+def test_a_shape_that_fits_passes(shape):
+    check_shape("rows", torch.zeros(2, 3), shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2,), (2, 3, None), (None, 4), ()])
+def test_a_shape_that_does_not_fit_is_named(shape):
+    with pytest.raises(ShapeError, match=r"rows must have shape \(.*\), got \(2, 3\)"):
+        check_shape("rows", torch.zeros(2, 3), shape)
+
+
+def test_any_size_is_called_any():
+    with pytest.raises(ShapeError, match=r"\(any, 4\)"):
+        check_shape("rows", torch.zeros(2, 3), (None, 4))
+
+
+def test_examples_need_a_reference_for_each_source():
+    with pytest.raises(ShapeError, match="reference"):
+        Examples(EXAMPLES.source, EXAMPLES.reference[:1])
+
+
+def test_examples_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EXAMPLES.source = EXAMPLES.reference
+
+
+def test_select_keeps_the_order_asked_for():
+    chosen = EXAMPLES.select(torch.tensor([1, 0, 1]))
+    assert len(chosen) == 3
+    assert chosen.source[0].tolist() == [5, 6, 2, 0]
+    assert chosen.reference[1].tolist() == [7, 8, 2, 0, 0]
+
+
+def test_trimmed_cuts_padding_of_all_rows_only():
+    trimmed = EXAMPLES.trimmed(SPECIAL)
+    assert trimmed.source.tolist() == [[5, 2, 0], [5, 6, 2]]
+    assert trimmed.reference.tolist() == [[7, 8, 2], [7, 2, 0]]
+
+
+def test_trajectories_of_examples_count_the_end_and_no_padding():
+    data = Trajectories.from_examples(EXAMPLES, SPECIAL)
+    assert (data.writer == Writer.DATA).all()
+    assert data.mask.sum(1).tolist() == [3, 2]
+    assert torch.equal(data.actions, EXAMPLES.reference)
+
+
+def test_rows_cut_padding_and_keep_fields_together():
+    row = Trajectories.from_examples(EXAMPLES, SPECIAL).rows(1, 2, SPECIAL)
+    assert len(row) == 1
+    assert row.source.tolist() == [[5, 6, 2]]
+    assert row.actions.tolist() == row.reference.tolist() == [[7, 2]]
+    assert row.mask.tolist() == [[True, True]]
+
+
+@pytest.mark.parametrize("field", ["source", "actions", "writer", "mask", "reference"])
+def test_trajectories_name_the_field_of_another_shape(field):
+    data = Trajectories.from_examples(EXAMPLES, SPECIAL)
+    broken = {field: torch.zeros(5, 2, 2, dtype=torch.int64)}
+    with pytest.raises(ShapeError, match=f"^{field}|^actions"):
+        dataclasses.replace(data, **broken)
+
+
+def test_a_mask_must_be_bool():
+    data = Trajectories.from_examples(EXAMPLES, SPECIAL)
+    with pytest.raises(ShapeError, match=r"mask must be bool, got torch\.int64"):
+        dataclasses.replace(data, mask=data.mask.long())
+
+
+def test_records_move_with_all_their_fields():
+    moved = Trajectories.from_examples(EXAMPLES, SPECIAL).to("meta")
+    fields = dataclasses.fields(moved)
+    assert {getattr(moved, field.name).device.type for field in fields} == {"meta"}
+    assert EXAMPLES.to("meta").source.device.type == "meta"

@@ -1,0 +1,564 @@
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from textgen_env.expert import NoExpert
+from textgen_env.rewards import no_reward
+from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.task import encode
+from textgen_env.types import Examples, ShapeError
+from textgen_env.vector_env import TextGenVectorEnv, shuffled_epochs
+
+SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+TASK = copy_task(
+    CopyConfig(num_words=6, min_length=1, max_length=4, num_train=40, num_validation=2, num_test=2)
+)
+EXAMPLES = encode(TASK.train, TASK)
+MAX_STEPS, VOCAB_SIZE = TASK.max_target_length, TASK.tokenizer.vocab_size
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "equal")
+
+
+def make(num_envs=3, mode=SAME_STEP, **settings):
+    return TextGenVectorEnv(TASK, num_envs, autoreset_mode=mode, **settings)
+
+
+def actions_for(index, length):
+    """(B,) what example `index` is to be given at `length`: depends on nothing else."""
+    mixed = index * 7 + length * 3
+    return (mixed % 4 == 0).long() * 2 + (mixed % 4 != 0).long() * (3 + mixed % (VOCAB_SIZE - 3))
+
+
+def assert_same(left, right):
+    """Observations, flags and infos are equal, to the last tensor."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, tuple):
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    else:
+        assert torch.equal(left, right)
+
+
+def play(env, actions):
+    """All that `env` returns for a list of actions."""
+    return [env.step(action) for action in actions]
+
+
+def some_actions(env, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (steps, env.num_envs)
+    return list(torch.randint(0, VOCAB_SIZE, shape, generator=generator))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operators that would wait for an accelerator."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in WAITING, f"{name} waits for the device"
+        if name in ("index", "index_put", "index_put_"):
+            kinds = {index.dtype for index in args[1] if index is not None}
+            assert not kinds & {torch.bool, torch.uint8}, f"{name} with a mask waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+# What reset gives
+
+
+def test_reset_shows_sources_and_an_empty_prefix():
+    env = make()
+    shown, info = env.reset(seed=0)
+    width = EXAMPLES.source.shape[1]
+    assert torch.equal(shown["source"][:, :width], EXAMPLES.source[info["index"]])
+    assert not shown["prefix"].any()
+    assert shown["length"].tolist() == [0, 0, 0]
+    assert torch.equal(shown["source_length"], (shown["source"] != 0).sum(1))
+
+
+def test_a_seed_gives_the_same_order_again():
+    env, other = make(), make()
+    first = env.reset(seed=5)[1]["index"]
+    env.reset()
+    assert torch.equal(env.reset(seed=5)[1]["index"], first)
+    assert torch.equal(other.reset(seed=5)[1]["index"], first)
+    assert not torch.equal(other.reset(seed=6)[1]["index"], first)
+
+
+def test_without_a_seed_it_goes_on_through_all_examples():
+    env = make(4)
+    seen = torch.cat([env.reset(seed=1)[1]["index"], *(env.reset()[1]["index"] for _ in range(9))])
+    assert sorted(seen.tolist()) == list(range(40))
+    again = torch.cat([env.reset()[1]["index"] for _ in range(10)])
+    assert sorted(again.tolist()) == list(range(40))
+    assert not torch.equal(again, seen)
+
+
+def test_the_order_repeats_when_all_that_was_drawn_is_used_up(monkeypatch):
+    monkeypatch.setattr("textgen_env.vector_env.MIN_DRAWS", 1)
+    env = make(40)
+    first, second, third = (env.reset(**given)[1]["index"] for given in ({"seed": 1}, {}, {}))
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+
+
+def test_many_examples_are_drawn_for_two_epochs():
+    order = shuffled_epochs(70_000, np.random.default_rng(0)).view(2, 70_000)
+    assert (order.sort(1).values == torch.arange(70_000)).all()
+
+
+def test_without_any_seed_two_environments_differ():
+    orders = [torch.cat([env.reset()[1]["index"] for _ in range(10)]) for env in (make(), make())]
+    assert not torch.equal(*orders)
+
+
+def test_the_order_does_not_depend_on_the_number_of_slots():
+    def order(num_envs):
+        env = make(num_envs)
+        env.reset(seed=3)
+        return env._order
+
+    assert torch.equal(order(1), order(7))
+
+
+def test_no_global_random_state_is_touched():
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    env = make()
+    env.reset(seed=4)
+    play(env, some_actions(env, 8))
+    env.reset()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_indices_choose_the_examples(kind):
+    env = make(mode=DISABLED)
+    shown, info = env.reset(options={"indices": kind([7, 7, 0])})
+    assert info["index"].tolist() == [7, 7, 0]
+    width = EXAMPLES.source.shape[1]
+    assert torch.equal(shown["source"][:, :width], EXAMPLES.source[[7, 7, 0]])
+
+
+def test_indices_take_nothing_from_the_order():
+    env = make()
+    first = env.reset(seed=2, options={"indices": [1, 2, 3]})
+    assert first[1]["index"].tolist() == [1, 2, 3]
+    following = env.reset()[1]["index"]
+    assert torch.equal(following, make().reset(seed=2)[1]["index"])
+
+
+def test_a_mask_begins_the_slots_it_names_and_no_others():
+    env = make(mode=DISABLED)
+    start = env.reset(seed=0)[1]["index"]
+    env.step(torch.tensor([2, 3, 2]))
+    shown, info = env.reset(options={"reset_mask": np.array([True, False, False])})
+    assert shown["length"].tolist() == [0, 1, 1]
+    assert torch.equal(info["index"][1:], start[1:])
+    assert info["index"][0] == make(mode=DISABLED, num_envs=4).reset(seed=0)[1]["index"][3]
+    _, _, terminated, _, _ = env.step(torch.tensor([3, 3, 3]))
+    assert terminated.tolist() == [False, False, True]
+
+
+def test_a_mask_with_indices_begins_the_example_named():
+    env = make(mode=DISABLED)
+    start = env.reset(seed=0)[1]["index"]
+    options = {"reset_mask": torch.tensor([False, True, False]), "indices": [9, 8, 7]}
+    info = env.reset(options=options)[1]
+    assert info["index"].tolist() == [start[0], 8, start[2]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ([True, False], ShapeError, r"reset_mask must have shape \(3\), got \(2,\)"),
+        ([1, 0, 0], TypeError, "reset_mask must be bool, got torch.int64"),
+        ([False, False, False], ValueError, "reset_mask must have at least one True"),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_a_mask_that_is_none_is_refused(mask, error, message, kind):
+    env = make(mode=DISABLED)
+    env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        env.reset(options={"reset_mask": kind(mask)})
+
+
+def test_a_mask_needs_a_first_reset_and_the_mode_disabled():
+    mask = {"reset_mask": np.array([True, True, False])}
+    with pytest.raises(RuntimeError, match="after a reset of all slots"):
+        make(mode=DISABLED).reset(options=mask)
+    env = make()
+    env.reset()
+    with pytest.raises(ValueError, match="autoreset mode DISABLED, got SAME_STEP"):
+        env.reset(options=mask)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0, 1], r"indices must have shape \(3\), got \(2,\)"),
+        ([[0], [1], [2]], "indices must have shape"),
+        ([0.0, 1.0, 2.0], "indices must be integers, got torch.float64"),
+        ([True, False, True], "indices must be integers, got torch.bool"),
+        ([0, 1, 40], r"indices must be in \[0, 40\), got 0 to 40"),
+        ([-1, 1, 2], r"indices must be in \[0, 40\), got -1 to 2"),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_indices_that_name_no_examples_are_refused(indices, message, kind):
+    values = kind(indices)
+    if kind is torch.tensor and values.is_floating_point():
+        values = values.double()
+    with pytest.raises(ValueError, match=message):
+        make().reset(options={"indices": values})
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ValueError, match=r"options must be among .*, got \['index'\]"):
+        make().reset(options={"index": [0, 1, 2]})
+
+
+def test_a_refused_reset_changes_nothing():
+    env, other = make(), make()
+    env.reset(seed=0)
+    other.reset(seed=0)
+    with pytest.raises(ValueError, match="indices"):
+        env.reset(seed=1, options={"indices": [0]})
+    actions = some_actions(env, 6)
+    for left, right in zip(play(env, actions), play(other, actions), strict=True):
+        assert_same(left, right)
+
+
+# What step gives
+
+
+def test_step_needs_a_reset():
+    with pytest.raises(RuntimeError, match=r"step must come after reset.*call reset\(\) first"):
+        make().step(torch.tensor([3, 3, 3]))
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+@pytest.mark.parametrize(
+    "actions", [[3, 3], [[3, 3, 3]], 3, [3.0, 3.0, 3.0], [True, True, True], [3j, 3j, 3j]]
+)
+def test_actions_of_another_shape_or_kind_are_refused(actions, kind):
+    env = make()
+    env.reset()
+    with pytest.raises(ShapeError, match="actions must"):
+        env.step(kind(actions))
+
+
+@pytest.mark.parametrize("actions", [[3, -1, 3], [3, 3, VOCAB_SIZE], [3, 2**63, 3]])
+def test_an_array_with_an_id_outside_the_vocabulary_is_refused(actions):
+    env = make()
+    env.reset()
+    dtype = np.uint64 if max(actions) > 2**62 else np.int64
+    with pytest.raises(ValueError, match=rf"actions must be in \[0, {VOCAB_SIZE}\)"):
+        env.step(np.array(actions, dtype))
+
+
+def test_a_refused_action_changes_nothing():
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="actions"):
+        env.step(np.array([3, 3, -1]))
+    assert env.step(np.array([3, 3, 3]))[0]["length"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint16])
+def test_arrays_and_tensors_do_the_same(mode, dtype):
+    by_tensor, by_array = make(mode=mode), make(mode=mode)
+    assert_same(by_tensor.reset(seed=0), by_array.reset(seed=0))
+    for actions in some_actions(by_tensor, 12):
+        array = actions.numpy().astype(dtype)
+        array.flags.writeable = False
+        assert_same(by_tensor.step(actions), by_array.step(array))
+
+
+def test_an_array_may_be_reused_by_its_owner():
+    env = make(mode=DISABLED)
+    env.reset(seed=0)
+    actions = np.array([3, 4, 5])
+    shown = env.step(actions)[0]
+    actions[:] = 2
+    assert shown["prefix"][:, 0].tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+def test_what_is_shown_lies_in_the_spaces(mode):
+    env = make(mode=mode)
+    shown, _ = env.reset(seed=0)
+    for actions in [*some_actions(env, 12), torch.tensor([0, 1, VOCAB_SIZE - 1])]:
+        arrays = {name: tensor.numpy() for name, tensor in shown.items()}
+        assert env.observation_space.contains(arrays)
+        row = {name: array[1] for name, array in arrays.items()}
+        assert env.single_observation_space.contains(row)
+        shown, rewards, terminated, truncated, _ = env.step(actions)
+        assert rewards.dtype == torch.float32
+        assert terminated.dtype == truncated.dtype == torch.bool
+        assert rewards.shape == terminated.shape == truncated.shape == (3,)
+
+
+def test_after_its_end_a_slot_is_absorbing():
+    env = make(2, DISABLED)
+    env.reset(options={"indices": [0, 0]})
+    reference = EXAMPLES.reference[0][EXAMPLES.reference[0] != 0]
+    for action in reference:
+        shown, rewards, terminated, _, _ = env.step(torch.stack([action, torch.tensor(3)]))
+    assert terminated.tolist() == [True, False]
+    assert rewards.tolist() == [1.0, 0.0]
+    for step in range(MAX_STEPS):
+        later, rewards, terminated, truncated, info = env.step(torch.tensor([2 + step, 3]))
+        assert rewards.tolist() == [0.0, 0.0]
+        assert torch.equal(later["prefix"][0], shown["prefix"][0])
+        assert later["length"][0] == len(reference)
+        assert (terminated[0], truncated[0]) == (True, False)
+        assert set(info) == {"index", "_index"}
+        assert info["_index"].all()
+    assert (terminated[1], truncated[1]) == (False, True)
+
+
+def test_a_slot_that_ends_is_refilled_at_once():
+    env = make(3)
+    order = make(20).reset(seed=0)[1]["index"]
+    env.reset(seed=0)
+    shown, _, terminated, truncated, info = env.step(torch.tensor([3, 2, 2]))
+    assert terminated.tolist() == [False, True, True]
+    assert not truncated.any()
+    assert info["_final_obs"].tolist() == info["_final_info"].tolist() == [False, True, True]
+    assert info["index"].tolist() == [order[0], order[3], order[4]]
+    assert info["final_info"]["index"][1:].tolist() == order[1:3].tolist()
+    assert info["final_info"]["_index"].tolist() == [False, True, True]
+    assert info["_index"].all()
+    assert shown["length"].tolist() == [1, 0, 0]
+    assert info["final_obs"]["length"][1:].tolist() == [1, 1]
+    assert info["final_obs"]["prefix"][1:, 0].tolist() == [2, 2]
+    width = EXAMPLES.source.shape[1]
+    assert torch.equal(info["final_obs"]["source"][1:, :width], EXAMPLES.source[order[1:3]])
+    assert torch.equal(shown["source"][:, :width], EXAMPLES.source[info["index"]])
+
+
+def test_a_slot_at_the_limit_is_refilled_too():
+    env = make(2)
+    env.reset(seed=0)
+    for _ in range(MAX_STEPS):
+        shown, _, terminated, truncated, info = env.step(torch.tensor([3, 3]))
+    assert truncated.all()
+    assert not terminated.any()
+    assert shown["length"].tolist() == [0, 0]
+    assert info["final_obs"]["length"].tolist() == [MAX_STEPS, MAX_STEPS]
+    assert not env.step(torch.tensor([3, 3]))[3].any()
+
+
+def episodes(num_envs, steps):
+    """What each finished episode showed at its end, by example: tokens, reward and flags."""
+    env = make(num_envs)
+    shown, info = env.reset(seed=0)
+    found = {}
+    for _ in range(steps):
+        actions = actions_for(info["index"], shown["length"])
+        shown, rewards, terminated, truncated, info = env.step(actions)
+        final = info["final_obs"]
+        for row in info["_final_obs"].nonzero().flatten().tolist():
+            end = final["prefix"][row].tolist(), final["source"][row].tolist(), rewards[row].item()
+            flags = terminated[row].item(), truncated[row].item()
+            found.setdefault(info["final_info"]["index"][row].item(), set()).add(
+                (*map(str, end), *flags)
+            )
+    return found
+
+
+def test_an_example_fares_the_same_in_any_number_of_slots():
+    alone = episodes(1, 300)
+    assert len(alone) == len(EXAMPLES)
+    assert all(len(ends) == 1 for ends in alone.values())
+    assert episodes(3, 100) == episodes(7, 50) == alone
+
+
+def test_neighbors_do_not_matter():
+    seen = []
+    for num_envs in (1, 3, 7):
+        env = make(num_envs, DISABLED)
+        env.reset(options={"indices": [5, *range(num_envs - 1)]})
+        rows = []
+        for step in range(MAX_STEPS):
+            actions = torch.full((num_envs,), 2)
+            actions[0] = 3 + step
+            shown, rewards, terminated, truncated, _ = env.step(actions)
+            first = {name: tensor[0].tolist() for name, tensor in shown.items()}
+            rows.append((first, rewards[0].item(), terminated[0].item(), truncated[0].item()))
+        seen.append(rows)
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+def test_step_never_waits_for_the_device(mode):
+    env = make(mode=mode)
+    env.reset(seed=0)
+    actions = some_actions(env, 12)
+    with NoWaiting():
+        play(env, actions)
+
+
+def test_the_guard_against_waiting_works():
+    mask = torch.tensor([True, False])
+    for wait in (mask.any().item, mask.nonzero, lambda: mask[mask], lambda: bool(mask[0])):
+        with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+            wait()
+
+
+# The whole against plain Python
+
+
+class Plain:
+    """One slot after the other, with lists: what the environment is to do."""
+
+    def __init__(self, order, num_envs, mode):
+        self.order, self.mode, self.taken = order, mode, 0
+        self.slots = [self.begin() for _ in range(num_envs)]
+
+    def begin(self):
+        index = self.order[self.taken % len(self.order)]
+        self.taken += 1
+        return {"index": index, "prefix": [], "terminated": False, "truncated": False}
+
+    def step(self, actions):
+        return [self.act(row, action) for row, action in enumerate(actions)]
+
+    def act(self, row, action):
+        slot = self.slots[row]
+        if slot["terminated"] or slot["truncated"]:
+            return slot, 0.0, slot, False
+        prefix = [*slot["prefix"], action]
+        terminated = action == 2
+        truncated = len(prefix) == MAX_STEPS and not terminated
+        after = {**slot, "prefix": prefix, "terminated": terminated, "truncated": truncated}
+        ended = terminated or truncated
+        reference = [token for token in EXAMPLES.reference[slot["index"]].tolist() if token]
+        refill = ended and self.mode is SAME_STEP
+        self.slots[row] = self.begin() if refill else after
+        return after, float(ended and prefix == reference), self.slots[row], refill
+
+
+@given(
+    mode=st.sampled_from([SAME_STEP, DISABLED]),
+    seed=st.integers(0, 2**40),
+    steps=st.integers(1, 4).flatmap(
+        lambda rows: st.lists(
+            st.lists(st.sampled_from([0, 1, 2, 2, 3, 4, 5]), min_size=rows, max_size=rows),
+            min_size=1,
+            max_size=2 * MAX_STEPS,
+        )
+    ),
+    follow=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_actions_do_what_plain_python_does(mode, seed, steps, follow):
+    env = make(len(steps[0]), mode)
+    env.reset(seed=seed)
+    plain = Plain(env._order.tolist(), env.num_envs, mode)
+    for actions in steps:
+        if follow:  # the references, else a match would be rare
+            references = [EXAMPLES.reference[slot["index"]].tolist() for slot in plain.slots]
+            actions = [
+                (row + [0] * MAX_STEPS)[min(len(slot["prefix"]), MAX_STEPS)]
+                for row, slot in zip(references, plain.slots, strict=True)
+            ]
+        shown, rewards, terminated, truncated, info = env.step(torch.tensor(actions))
+        for row, (after, reward, showing, refilled) in enumerate(plain.step(actions)):
+            assert rewards[row].item() == reward
+            assert terminated[row].item() == after["terminated"]
+            assert truncated[row].item() == after["truncated"]
+            assert info["index"][row].item() == showing["index"]
+            assert written(shown, row) == showing["prefix"]
+            if mode is SAME_STEP:
+                assert info["_final_obs"][row].item() == info["_final_info"][row].item() == refilled
+            if refilled:
+                assert written(info["final_obs"], row) == after["prefix"]
+                assert info["final_info"]["index"][row].item() == after["index"]
+
+
+def written(shown, row):
+    length = shown["length"][row].item()
+    assert not shown["prefix"][row, length:].any()
+    return shown["prefix"][row, :length].tolist()
+
+
+# How it is built
+
+
+@pytest.mark.parametrize("num_envs", [0, -1])
+def test_there_is_at_least_one_slot(num_envs):
+    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
+        make(num_envs)
+
+
+def test_another_autoreset_mode_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"SAME_STEP or .*DISABLED, got .*NEXT_STEP"):
+        make(mode=AutoresetMode.NEXT_STEP)
+
+
+def test_a_limit_of_one_step_is_refused():
+    with pytest.raises(ValueError, match="max_target_length must be at least 2, got 1"):
+        TextGenVectorEnv(replace(TASK, max_target_length=1))
+
+
+def test_no_examples_are_refused_and_not_replaced():
+    empty = Examples(EXAMPLES.source[:0], EXAMPLES.reference[:0])
+    with pytest.raises(ValueError, match="examples must hold at least one pair"):
+        make(examples=empty)
+
+
+def test_sources_beyond_the_limit_are_refused_and_not_cut():
+    wide = Examples(EXAMPLES.source.repeat(1, 2), EXAMPLES.reference)
+    with pytest.raises(ShapeError, match="must have at most 5 tokens"):
+        make(examples=wide)
+
+
+def test_examples_expert_and_reward_are_those_given():
+    expert = NoExpert()
+    env = make(1, examples=EXAMPLES.select(torch.tensor([4])), expert=expert, reward=no_reward)
+    assert len(env.examples) == 1
+    assert env.expert is expert
+    env.reset()
+    for action in EXAMPLES.reference[4][:5]:
+        assert not env.step(action[None])[1].any()
+
+
+def test_the_mode_is_an_attribute_and_in_the_metadata():
+    for mode in (SAME_STEP, DISABLED):
+        env = make(mode=mode)
+        assert env.autoreset_mode is env.metadata["autoreset_mode"] is mode
+    assert make().metadata is not make().metadata
+
+
+def test_more_slots_than_examples_are_filled_over_and_over():
+    env = make(5, examples=EXAMPLES.select(torch.tensor([3, 9])))
+    index = env.reset(seed=0)[1]["index"].tolist()
+    assert index == [index[0], index[1]] * 2 + [index[0]]
+    assert set(index) == {0, 1}
+
+
+def test_gymnasium_wrappers_turn_tensors_to_arrays_and_infos_to_lists():
+    pytest.importorskip("array_api_compat")
+    from gymnasium.wrappers.vector import ArrayConversion, DictInfoToList
+
+    env = DictInfoToList(ArrayConversion(make(), env_xp=torch, target_xp=np))
+    env.reset(seed=0)
+    shown, rewards, _, _, infos = env.step(np.array([3, 2, 3]))
+    assert isinstance(shown["prefix"], np.ndarray)
+    assert isinstance(rewards, np.ndarray)
+    assert ["final_obs" in info for info in infos] == [False, True, False]
+    assert infos[1]["final_obs"]["length"] == 1
