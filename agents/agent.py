@@ -6,6 +6,7 @@ and no loop. What most algorithms share are defaults here: gold data, prefixes w
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ class Agent(ABC):
     """One imitation-learning algorithm.
 
     Attributes:
+        needs_expert: whether it asks the expert at all.
         pool: M, the batches that are collected together: a rollout is up to M - 1 updates old.
     """
 
+    needs_expert: ClassVar[bool] = True
     pool: int = 1
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:

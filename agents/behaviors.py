@@ -49,7 +49,9 @@ class PerExampleMixture:
 
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
         """(B,) int64 actions and (B,) int64 writers."""
-        chosen = next_action(view.student_logits, self.special, self.sampling, self.generator)
+        chosen = next_action(
+            view.student_logits, self.sampling, self.generator, special=self.special
+        )
         by_student = self.by_student.to(chosen.device)
         action = chosen.where(by_student, view.data_action)
         writer = torch.where(by_student, Writer.STUDENT, Writer.DATA)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Task, encode_sources
@@ -69,7 +70,7 @@ def translate_texts(
         encode_sources(sources, tokenizer),
         max_steps,
         batch_size=batch_size,
-        beam_size=beam_size,
+        decoder=decoder_of(beam_size),
     )
     return tokenizer.decode(written.tolist())
 

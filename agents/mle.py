@@ -4,6 +4,7 @@ Behavioral cloning with the data set as the demonstrator; the yardstick for ever
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class MLE(Agent):
     Source: Lin et al. 2020, section 4, arXiv:2009.07253.
     """
 
+    needs_expert: ClassVar[bool] = False
     label_smoothing: float = 0.0
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:

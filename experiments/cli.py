@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union
 
@@ -123,11 +124,12 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
     return Union[tuple(named)]  # noqa: UP007 - the members are known at run time only
 
 
-def _first_complaint(box: str) -> str:
-    """The first paragraph of tyro's framed message, as one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((index for index, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    return " ".join(lines[:rule])
+def _first_complaint(message: str) -> str:
+    """The first paragraph of tyro's framed message, below its title, as one line."""
+    lines = [line.strip("│ ") for line in message.splitlines()[1:]]
+    ruled = ["" if set(line) <= set("─-╭╮╰╯") else line for line in lines]
+    first = next((index for index, line in enumerate(ruled) if line), 0)
+    return " ".join(takewhile(bool, ruled[first:]))
 
 
 def _fail(message: str) -> NoReturn:

@@ -53,13 +53,13 @@ class Experiment:
     validation_pairs: int = 300
 
 
-def demo(agent: Agent, seed: int = 0) -> Experiment:
-    """A small student on 4,000 verse pairs: what `textgen demo` trains."""
+def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
+    """A small student on a few verse pairs: what `textgen demo` trains."""
     return Experiment(
         task=TASKS["verses"],
         agent=agent,
         learner=LearnerConfig(seed=seed),
-        train_pairs=4000,
+        train_pairs=train_pairs,
     )
 
 

@@ -3,17 +3,24 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents import AGENTS
+from agents.imitkd import ImitKD
+from agents.imitkd_full import ImitKDFull
+from agents.mle import MLE
+from agents.seqkd import SeqKD
 from experiments import configs
 from experiments.build import build_task
+from experiments.configs import Experiment
 from experiments.evaluate import judge, run_entry, show, teacher_entry, write_results
 from experiments.logging import console
 from experiments.run import read_config
 from experiments.train import train
 from textgen_env.models.storage import load_tokenizer
+from textgen_env.precision import onednn_float32
 
-SETTING = "the teacher has seen everything, the students 4,000 pairs"
-DEMO_AGENTS = ("mle", "seqkd", "imitkd", "imitkd_full")
+SETTING = (
+    "the teacher has seen everything, the students 4,000 pairs; mle_all_pairs has seen all pairs "
+    "and no teacher"
+)
 
 
 @dataclass(frozen=True)
@@ -31,18 +38,26 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> None:
     """Train, evaluate, print the table and write `results.json`."""
-    experiments = {name: configs.demo(AGENTS[name](), options.seed) for name in DEMO_AGENTS}
+    experiments = demo_experiments(options.seed)
     for name, experiment in experiments.items():
         train(experiment, options.output / name, name)
-    folders = [options.output / name for name in DEMO_AGENTS]
+    folders = [options.output / name for name in experiments]
     runs = [read_config(folder) for folder in folders]
-    first = runs[0].experiment
-    task = build_task(first.task, load_tokenizer(configs.VERSES_TEACHER))
+    task = build_task(runs[0].experiment.task, load_tokenizer(configs.VERSES_TEACHER))
     entries = [
         teacher_entry(configs.VERSES_TEACHER, runs[0].dtype),
         *(run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)),
     ]
-    rows = judge(entries, task)
+    with onednn_float32(runs[0].onednn):
+        rows = judge(entries, task)
     show(rows, f"{SETTING}; {len(task.test)} test verses")
     write_results(options.output / "results.json", task, rows)
     console.print(f"written to {options.output / 'results.json'}")
+
+
+def demo_experiments(seed: int) -> dict[str, Experiment]:
+    """The demo's students by name: same pairs, same updates, and one that sees all pairs."""
+    agents = MLE(), SeqKD(), ImitKD(), ImitKDFull()
+    return {configs.agent_name(agent): configs.demo(agent, seed) for agent in agents} | {
+        "mle_all_pairs": configs.demo(MLE(), seed, train_pairs=None)
+    }

@@ -21,6 +21,7 @@ from experiments.run import Run, RunError, read_config, write_text
 from experiments.speed import compare_speed
 from experiments.train import Outcome, read_outcome
 from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
@@ -52,6 +53,7 @@ class Row:
     model: str
     agent: str
     seed: int | None
+    train_pairs: int | None
     parameters: int
     bleu: float
     chrf: float
@@ -84,6 +86,8 @@ def evaluate(options: EvaluateOptions) -> None:
     Raises:
         RunError: a run is unfinished, or the runs differ in task or teacher.
     """
+    if not options.runs:
+        raise RunError("runs must be at least one folder, got none")
     runs = [read_config(folder) for folder in options.runs]
     first = runs[0]
     for folder, run in zip(options.runs, runs, strict=True):
@@ -97,7 +101,8 @@ def evaluate(options: EvaluateOptions) -> None:
     if first.experiment.teacher:
         entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
-    rows = judge(entries, task, beam_size=options.beam_size, batch_size=options.batch_size)
+    with onednn_float32(first.onednn):
+        rows = judge(entries, task, beam_size=options.beam_size, batch_size=options.batch_size)
     show(rows, title=f"{task.name}: {len(task.test)} test pairs")
     offset = len(rows) - len(options.runs)
     for folder, row in zip(options.runs, rows[offset:], strict=True):
@@ -157,6 +162,7 @@ def judge(
             model=entry.name,
             agent=entry.agent,
             seed=entry.seed,
+            train_pairs=entry.outcome.train_pairs if entry.outcome else None,
             parameters=num_parameters(entry.model),
             bleu=quality.bleu,
             chrf=quality.chrf,
@@ -206,7 +212,6 @@ def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:
         },
         "task": {
             "name": task.name,
-            "train_pairs": len(task.train),
             "test_pairs": len(task.test),
             "dropped": dict(task.dropped),
         },

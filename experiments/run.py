@@ -59,10 +59,12 @@ class Run:
     Attributes:
         experiment: the resolved experiment.
         precision: name of the dtype of autocast and of inference.
+        onednn: whether float32 products on CPUs go through oneDNN.
     """
 
     experiment: Experiment
     precision: str
+    onednn: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,6 +82,7 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
     content = {
         "experiment": to_json(run.experiment),
         "precision": run.precision,
+        "onednn": run.onednn,
         "versions": {package: version(package) for package in PACKAGES},
         "commit": _commit(),
         **extra,
@@ -98,7 +101,7 @@ def read_config(folder: Path) -> Run:
         raise RunError(f"run must be a folder with a config.json, got {folder}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Run(from_json(content["experiment"]), content["precision"])
+        return Run(from_json(content["experiment"]), content["precision"], content["onednn"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
 
@@ -117,11 +120,13 @@ def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
         return {"type": type(value).__name__, **named}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return {"type": "Path", "path": str(value)} if isinstance(value, Path) else value
 
 
 def from_json(value: Any) -> Any:  # noqa: ANN401 - the inverse of `to_json`
     """The configuration that `to_json` turned into `value`."""
+    if isinstance(value, dict) and value["type"] == "Path":
+        return Path(value["path"])
     if isinstance(value, dict):
         named = {name: from_json(item) for name, item in value.items() if name != "type"}
         return RECORDS[value["type"]](**named)

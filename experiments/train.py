@@ -12,12 +12,12 @@ from agents.checkpoint import save_atomically
 from agents.evaluation import score, translate
 from agents.learner import Learner
 from experiments.build import build_model, build_task, report_dropped
-from experiments.configs import Experiment
+from experiments.configs import Experiment, agent_name
 from experiments.logging import RunLog, console
 from experiments.run import Run, RunError, read_config, write_config, write_text
 from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
 from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
-from textgen_env.precision import measure_precision
+from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.types import Examples
@@ -58,13 +58,25 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         title: shown before the progress bar.
 
     Raises:
-        RunError: the folder holds a run with other settings.
+        RunError: the folder holds a run with other settings, or the agent's teacher is missing.
         TrainingError: the loss is not finite.
     """
+    if experiment.agent.needs_expert and experiment.teacher is None:
+        raise RunError(
+            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
+            "--teacher FOLDER, or choose an agent that learns from data alone (mle)"
+        )
     run = start_or_resume(experiment, folder)
     if (folder / OUTCOME).exists():
         return read_outcome(folder)
-    expert = NoExpert()
+    with onednn_float32(run.onednn):
+        outcome = _train(run, folder, title)
+    write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
+    return outcome
+
+
+def _train(run: Run, folder: Path, title: str) -> Outcome:
+    experiment, expert = run.experiment, NoExpert()
     tokenizer = None
     if experiment.teacher:
         expert = NeuralExpert(load_model(experiment.teacher, run.dtype))
@@ -98,7 +110,7 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         counters = learner.train(evaluate, log)
     student.load_state_dict(load_file(learner.best))
     save_model(student, folder / "model", task.tokenizer)
-    outcome = Outcome(
+    return Outcome(
         validation_bleu=counters.best,
         best_update=counters.best_update,
         train_seconds=counters.seconds + asked.seconds,
@@ -106,8 +118,6 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         train_pairs=len(task.train),
         test_pairs=len(task.test),
     )
-    write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
-    return outcome
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -136,10 +146,13 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
         return run
-    precision = measure_precision(experiment.student.width, experiment.student.vocab_size)
-    run = Run(experiment, precision.name)
+    precision = measure_precision(experiment.student.width)
+    run = Run(experiment, precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
-    console.print(f"precision: {precision}")
+    console.print(
+        f"precision: {precision.name} (float32 {precision.float32:.0f}, bfloat16 "
+        f"{precision.bfloat16:.0f} GFLOP/s)"
+    )
     return run
 
 

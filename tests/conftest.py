@@ -86,6 +86,12 @@ class TableCache:
     def select_rows(self, index):
         return TableCache(self.first[index], self.steps[index])
 
+    def repeat_rows(self, count):
+        return self.select_rows(torch.arange(len(self.first)).repeat_interleave(count))
+
+    def reorder_rows(self, index):
+        return self.select_rows(index)
+
     def reset_rows(self, mask, fresh):
         return TableCache(fresh.first.where(mask, self.first), fresh.steps.where(mask, self.steps))
 

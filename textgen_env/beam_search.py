@@ -1,36 +1,51 @@
-"""Beam search over any `SequenceModel`."""
+"""Beam search over any `SequenceModel`.
 
-from dataclasses import dataclass
+A hypothesis is a target prefix with its log-probability. All K places of a source's beam are steps
+of the model side by side, B * K rows that never change in number while a source is searched; what
+is done is hidden by minus infinity instead. What the model has read of a source is shared by its K
+rows.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from textgen_env.decoding import FEWER, Decoder, check_decoding, greedy, look_every
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens
 
-LOOK_EVERY = 4  # steps between two looks at whether all sources are done
-
 
 @dataclass(frozen=True)
-class Beams:
-    """The hypotheses of B sources.
+class BeamSearch:
+    """A `Decoder` that gives the best hypothesis of `beam_search`.
 
     Attributes:
-        tokens: (B, K, T) int64 live hypotheses, PAD after what is written.
-        scores: (B, K) float32, their log-probabilities; minus infinity for none.
-        best: (B, T) int64, the best finished hypothesis.
-        best_score: (B,) float32, its normalized score.
-        finished: (B,) int64, how many have finished.
+        beam_size: K, at least 1.
+        length_penalty: exponent of the length, at least 0.
     """
 
-    tokens: Tensor
-    scores: Tensor
-    best: Tensor
-    best_score: Tensor
-    finished: Tensor
+    beam_size: int = 5
+    length_penalty: float = 1.0
+
+    def __call__(self, model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
+        """(B, max_steps) int64, PAD after the end."""
+        return beam_search(
+            model,
+            source,
+            max_steps,
+            beam_size=self.beam_size,
+            length_penalty=self.length_penalty,
+        )[0]
 
 
-@torch.no_grad()
+def decoder_of(beam_size: int) -> Decoder:
+    """Beam search, or `greedy` for a beam of one, which is the same and faster."""
+    return greedy if beam_size == 1 else BeamSearch(beam_size)
+
+
 def beam_search(
     model: SequenceModel,
     source: Tensor,
@@ -39,107 +54,206 @@ def beam_search(
     beam_size: int = 5,
     length_penalty: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The target whose normalized log-probability is highest among those a beam of K finds.
+    """Search for the most probable target of each source.
 
-    A hypothesis of L tokens, its end token included, scores log-probability / L^length_penalty. Of
-    the 2K best continuations of a source's K live hypotheses, the end tokens among the first K
-    finish, and the K best others live on. A source is done when K hypotheses have finished; live
-    ones that reach the limit count as finished.
+    At each step the beam is the best of all one-token continuations of what was live in it, by
+    log-probability. A hypothesis with an end token is finished and keeps its place, so the live
+    ones become fewer (Sutskever et al. 2014, section 3.2, arXiv:1409.3215). Of the finished
+    hypotheses and those cut off at T the one with the best score wins, where
+
+        score = log-probability / length ** length_penalty
+
+    and length counts the end token. (Wu et al. 2016, eq. 14, divide by ((5 + length) / 6) **
+    alpha.) A source is searched until no live hypothesis can win. With K = 1 this is greedy
+    decoding.
 
     Args:
         model: in evaluation mode.
-        source: (B, S) int64.
-        max_steps: most tokens of a target, its end token included.
+        source: (B, S) int64, PAD after each row's end token.
+        max_steps: T, at least 1.
         beam_size: K, at least 1.
-        length_penalty: 0 ranks by log-probability, 1 by its mean over tokens.
+        length_penalty: at least 0; at 0 short targets win.
 
     Returns:
-        (B, max_steps) int64 targets, PAD after the end token, and (B,) float32 normalized scores.
-
-    Raises:
-        ValueError: `beam_size` below 1 or over half the vocabulary.
-
-    Source: Sutskever et al. 2014, section 3.2, arXiv:1409.3215; the normalization is that of
-        Bahdanau et al. 2015, arXiv:1409.0473, with an exponent.
+        (B, T) int64 tokens, the end token included, PAD after it; (B,) float32 scores, nats.
     """
-    if not 1 <= beam_size <= model.vocab_size // 2:
-        raise ValueError(
-            f"beam_size must be between 1 and {model.vocab_size // 2}, half the vocabulary, "
-            f"got {beam_size}"
+    check_decoding(source, max_steps)
+    if beam_size < 1:
+        raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(f"length_penalty must be at least 0 and finite, got {length_penalty}")
+    with torch.inference_mode():
+        beam = _Beam.empty(len(source), beam_size, max_steps, model.special, source.device)
+        tokens, score = _search(model, source, beam, length_penalty)
+    return tokens.clone(), score.clone()  # could not be trained on as made in inference mode
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """The state of a search over B sources with K places each.
+
+    Attributes:
+        tokens: (B, K, T) int64 of the live hypotheses, PAD where nothing is written yet.
+        log_prob: (B, K) float32 of the live hypotheses; -inf at the other places.
+        best_tokens: (B, T) int64, the finished hypothesis with the best score.
+        best_score: (B,) float32; -inf if none is finished.
+        live: (B,) int64, places not taken by finished hypotheses.
+        special: the model's special tokens.
+    """
+
+    tokens: Tensor
+    log_prob: Tensor
+    best_tokens: Tensor
+    best_score: Tensor
+    live: Tensor
+    special: SpecialTokens
+
+    @classmethod
+    def empty(
+        cls,
+        sources: int,
+        places: int,
+        max_steps: int,
+        special: SpecialTokens,
+        device: torch.device,
+    ) -> Self:
+        """One live hypothesis a source, the empty one: the other places would repeat it."""
+        tokens = torch.full((sources, places, max_steps), special.pad, device=device)
+        log_prob = torch.full((sources, places), float("-inf"), device=device)
+        log_prob[:, 0] = 0.0
+        return cls(
+            tokens=tokens,
+            log_prob=log_prob,
+            best_tokens=tokens[:, 0].clone(),
+            best_score=log_prob.new_full((sources,), float("-inf")),
+            live=torch.full((sources,), places, device=device),
+            special=special,
         )
-    special = model.special
+
+    def grown(self, logits: Tensor, step: int, length_penalty: float) -> tuple[Self, Tensor]:
+        """The beam after one more token, and the place (B, K) that each hypothesis comes from."""
+        places = self.log_prob.shape[1]
+        log_prob, parent, token = _continuations(logits, self.log_prob, self.special)
+        rank = torch.arange(places, device=logits.device)
+        log_prob = log_prob.masked_fill(rank >= self.live[:, None], float("-inf"))
+        tokens = self.tokens.gather(1, parent[:, :, None].expand_as(self.tokens))
+        tokens[:, :, step] = token
+        ended = (token == self.special.end) & log_prob.isfinite()
+        beam = replace(
+            self,
+            tokens=tokens,
+            log_prob=log_prob.masked_fill(ended, float("-inf")),
+            live=self.live - ended.sum(1),
+        )
+        return beam._with_best(
+            log_prob.masked_fill(~ended, float("-inf")), step, length_penalty
+        ), parent
+
+    def _with_best(self, log_prob: Tensor, step: int, length_penalty: float) -> Self:
+        """The beam with its best hypothesis replaced where one of `log_prob`, (B, K), is better."""
+        score, place = (log_prob / (step + 1) ** length_penalty).max(1)
+        better = score > self.best_score
+        index = place[:, None, None].expand(-1, 1, self.tokens.shape[2])
+        tokens = self.tokens.gather(1, index).squeeze(1)
+        return replace(
+            self,
+            best_tokens=tokens.where(better[:, None], self.best_tokens),
+            best_score=score.where(better, self.best_score),
+        )
+
+    def decided(self, length_penalty: float) -> Tensor:
+        """(B,) bool: no live hypothesis can score better than the best finished one.
+
+        Proof. Let l be a live hypothesis' log-probability. A continuation adds log-probabilities,
+        none above 0, so it has l' <= l <= 0, and it has some length n <= T. Because the penalty p
+        is not negative, n ** p <= T ** p, so its score is l' / n ** p <= l / n ** p <= l / T ** p.
+        The bound grows with l, so the best live l bounds all. Rounding is monotone and keeps each
+        <=. If nothing is live the best l is -inf and the source is decided.
+        """
+        bound = self.log_prob.amax(1) / self.tokens.shape[2] ** length_penalty
+        return bound <= self.best_score
+
+    def truncated(self, length_penalty: float) -> Self:
+        """The beam once T tokens are written: what is live counts as it stands."""
+        return self._with_best(self.log_prob, self.tokens.shape[2] - 1, length_penalty)
+
+    def select(self, index: Tensor) -> Self:
+        """The beam of the sources at `index`."""
+        return replace(
+            self,
+            tokens=self.tokens[index],
+            log_prob=self.log_prob[index],
+            best_tokens=self.best_tokens[index],
+            best_score=self.best_score[index],
+            live=self.live[index],
+        )
+
+
+def _search(
+    model: SequenceModel, source: Tensor, beam: _Beam, length_penalty: float
+) -> tuple[Tensor, Tensor]:
+    (_, places, max_steps), every = beam.tokens.shape, look_every(source.device)
+    tokens, score = beam.best_tokens.clone(), beam.best_score.clone()
     rows = torch.arange(len(source), device=source.device)
-    beams = _begin(rows, beam_size, max_steps, special)
-    cache = model.start(source, max_steps).select_rows(rows.repeat_interleave(beam_size))
-    previous = torch.full((len(source) * beam_size,), special.start, device=source.device)
+    cache = model.start(source, max_steps).repeat_rows(places)
+    previous = torch.full_like(rows, beam.special.start).repeat(places)
     for step in range(max_steps):
         logits, cache = model.step(previous, cache)
-        log_probs = _log_probs(logits, special).unflatten(0, (-1, beam_size))
-        norm = (step + 1) ** length_penalty
-        beams, parent = _continue(beams, log_probs, step, norm, special)
-        if step % LOOK_EVERY == LOOK_EVERY - 1 and bool((beams.finished >= beam_size).all()):
+        beam, parent = beam.grown(logits, step, length_penalty)
+        if step + 1 == max_steps:
+            beam = beam.truncated(length_penalty)
             break
-        cache = cache.select_rows((rows[:, None] * beam_size + parent).flatten())
-        previous = beams.tokens[:, :, step].flatten()
-    else:
-        beams = _finish(beams, beams.tokens, beams.scores / max_steps**length_penalty)
-    return beams.best, beams.best_score
+        cache = cache.reorder_rows(_rows_of(parent))
+        previous = beam.tokens[:, :, step].flatten()
+        if (step + 1) % every:
+            continue
+        undecided = beam.decided(length_penalty).logical_not()
+        count = int(undecided.sum())
+        if count == 0:
+            break
+        if count <= FEWER * len(rows):
+            tokens[rows], score[rows] = beam.best_tokens, beam.best_score
+            kept = undecided.nonzero().squeeze(1)
+            rows, beam = rows[kept], beam.select(kept)
+            all_places = kept[:, None] * places + torch.arange(places, device=kept.device)
+            cache, previous = (
+                cache.select_rows(all_places.flatten()),
+                previous[all_places.flatten()],
+            )
+    tokens[rows], score[rows] = beam.best_tokens, beam.best_score
+    return tokens, score
 
 
-def _begin(rows: Tensor, beam_size: int, max_steps: int, special: SpecialTokens) -> Beams:
-    """One empty hypothesis for each source, and K - 1 places for others."""
-    scores = torch.full((len(rows), beam_size), float("-inf"), device=rows.device)
-    scores[:, 0] = 0
-    return Beams(
-        tokens=rows.new_full((len(rows), beam_size, max_steps), special.pad),
-        scores=scores,
-        best=rows.new_full((len(rows), max_steps), special.pad),
-        best_score=torch.full((len(rows),), float("-inf"), device=rows.device),
-        finished=torch.zeros_like(rows),
-    )
+def _rows_of(place: Tensor) -> Tensor:
+    """(B * K,) int64 rows of the places (B, K), each a place in its own source's beam."""
+    sources, places = place.shape
+    first = torch.arange(0, sources * places, places, device=place.device)
+    return (first[:, None] + place).flatten()
 
 
-def _log_probs(logits: Tensor, special: SpecialTokens) -> Tensor:
-    """(R, V) float32 log-probabilities; padding and start are never written."""
-    log_probs = logits.float().log_softmax(-1)
-    log_probs[:, special.pad] = float("-inf")
-    log_probs[:, special.start] = float("-inf")
-    return log_probs
+def _continuations(
+    logits: Tensor, log_prob: Tensor, special: SpecialTokens
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best K one-token continuations of each source's hypotheses.
 
+    Args:
+        logits: (B * K, V) float, any dtype; computed in float32.
+        log_prob: (B, K) float32 of the hypotheses, -inf where there is none.
+        special: the model's special tokens; padding and start are no continuations.
 
-def _continue(
-    beams: Beams, log_probs: Tensor, step: int, norm: float, special: SpecialTokens
-) -> tuple[Beams, Tensor]:
-    """The beams one token later, and which hypothesis, (B, K), each live one goes on from."""
-    beam_size, vocab_size = log_probs.shape[1:]
-    totals = (beams.scores[:, :, None] + log_probs).flatten(1)
-    scores, place = totals.topk(2 * beam_size)
-    parent, token = place // vocab_size, place % vocab_size
-    tokens = beams.tokens.gather(1, parent[:, :, None].expand(-1, -1, beams.tokens.shape[2]))
-    tokens[:, :, step] = token
-    ended = token == special.end
-    first = ended[:, :beam_size]
-    ending = (scores[:, :beam_size] / norm).masked_fill(~first, float("-inf"))
-    beams = _finish(beams, tokens[:, :beam_size], ending)
-    live, rank = scores.masked_fill(ended, float("-inf")).topk(beam_size)
-    width = tokens.shape[2]
-    kept = tokens.gather(1, rank[:, :, None].expand(-1, -1, width))
-    return (
-        Beams(kept, live, beams.best, beams.best_score, beams.finished),
-        parent.gather(1, rank),
-    )
-
-
-def _finish(beams: Beams, tokens: Tensor, scores: Tensor) -> Beams:
-    """Take hypotheses with normalized `scores`, (B, K), where finite, into the finished ones."""
-    score, rank = scores.max(1)
-    open_ = beams.finished < beams.scores.shape[1]  # later ones do not count
-    better = open_ & (score > beams.best_score)
-    candidate = tokens.gather(1, rank[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
-    return Beams(
-        tokens=beams.tokens,
-        scores=beams.scores,
-        best=candidate.where(better[:, None], beams.best),
-        best_score=score.where(better, beams.best_score),
-        finished=beams.finished + scores.isfinite().sum(1),
-    )
+    Returns:
+        (B, K) float32 log-probabilities in falling order, -inf where there are not so many, (B, K)
+        int64 places of the hypotheses continued, and (B, K) int64 tokens. The probability of what
+        is no continuation counts, so that log-probabilities are the model's own.
+    """
+    sources, places = log_prob.shape
+    logits = logits.to(torch.float32, copy=True)
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    logits[:, special.pad] = float("-inf")
+    logits[:, special.start] = float("-inf")
+    top, token = logits.topk(min(places, logits.shape[-1]))  # no more can come from one hypothesis
+    step_log_prob = (top - normalizer).clamp_(max=0.0)  # rounding must not make it positive
+    total = (log_prob[:, :, None] + step_log_prob.view(sources, places, -1)).flatten(1)
+    best, index = total.topk(places)
+    parent = index // top.shape[-1]
+    return best, parent, token.view(sources, -1).gather(1, index)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all, next_action
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories
@@ -59,7 +60,9 @@ class Expert(ABC):
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """(B, T) int64, the expert's most probable next token at every state."""
-        return next_action(self.logits(trajectories), self.special)
+        logits = self.logits(trajectories)
+        flat = next_action(logits.flatten(0, 1), special=self.special)
+        return flat.view(logits.shape[:2])
 
 
 class NeuralExpert(Expert):
@@ -83,7 +86,8 @@ class NeuralExpert(Expert):
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Beam-search output; `beam_size` states are counted for every token of it."""
         with self._asked():
-            written = decode_all(self.model, examples.source, max_steps, beam_size=beam_size)
+            decoder = decoder_of(beam_size)
+            written = decode_all(self.model, examples.source, max_steps, decoder=decoder)
             self.queries.tokens += beam_size * int((written != self.special.pad).sum())
         return Examples(examples.source, written)
 

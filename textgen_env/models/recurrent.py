@@ -76,6 +76,15 @@ class RecurrentCache:
             source_bias=self.source_bias.index_select(0, index),
         )
 
+    def repeat_rows(self, count: int) -> Self:
+        """A cache with `count` copies of each row, side by side."""
+        rows = torch.arange(len(self.source_keys), device=self.source_keys.device)
+        return self.select_rows(rows.repeat_interleave(count))
+
+    def reorder_rows(self, index: Tensor) -> Self:
+        """A cache whose row i is a copy of row index[i], a row of the same source."""
+        return replace(self, states=self.states.index_select(1, index))
+
     def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
         """A cache with the rows of `fresh` where `mask` is True, and its own elsewhere."""
         rows = mask[:, None, None]

@@ -16,7 +16,26 @@ class Cache(Protocol):
     """What a model remembers between two steps, a row for each sequence."""
 
     def select_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i]; `index` is (K,) int64, for any K."""
+        """A cache whose row i is a copy of row index[i]; `index` is (K,) int64, for any K.
+
+        After `repeat_rows`, `index` lists the copies of a row all or none, and side by side.
+        """
+        ...
+
+    def repeat_rows(self, count: int) -> Self:
+        """A cache with `count` copies of each row, side by side: row i is a copy of row i // count.
+
+        They may share what is the same as long as their source is; called once, right after
+        `start`.
+        """
+        ...
+
+    def reorder_rows(self, index: Tensor) -> Self:
+        """A cache whose row i is a copy of row index[i], one of the copies of the same row as i.
+
+        That is, after `repeat_rows(count)`, index[i] // count == i // count; `index` is (B,) int64.
+        It gives what `select_rows` gives and need not move what the copies share.
+        """
         ...
 
     def reset_rows(self, mask: Tensor, fresh: Self) -> Self:

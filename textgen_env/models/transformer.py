@@ -131,16 +131,14 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self.dropout(self.attention(normed, keys, values, causal))
         return self._read_source(hidden, *self.source_attention.project(memory), source_mask)
 
-    def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, visible: Tensor) -> Tensor:
-        """One position of each row: (B, 1, width) to the same; writes its keys and values."""
+    def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, places: Tensor) -> Tensor:
+        """One position of each row: (R, width) to the same; writes its keys and values."""
         normed = self.attention_norm(hidden)
-        new_keys, new_values = self.attention.project(normed)
-        place = cache.length[:, None, None, None].expand_as(new_keys)
-        keys = cache.keys[layer].scatter_(2, place, new_keys)[:, :, : visible.shape[-1]]
-        values = cache.values[layer].scatter_(2, place, new_values)[:, :, : visible.shape[-1]]
-        hidden = hidden + self.attention(normed, keys, values, visible)
-        source = cache.source_keys[layer], cache.source_values[layer]
-        return self._read_source(hidden, *source, cache.source_mask[:, None, None])
+        cache.write(layer, self.attention.key_value(normed), places)
+        hidden = hidden + self.attention.out(cache.read(layer, self.attention.query(normed)))
+        query = self.source_attention.query(self.source_norm(hidden))
+        hidden = hidden + self.source_attention.out(cache.read_source(layer, query))
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
 
     def _read_source(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         read = self.source_attention(self.source_norm(hidden), keys, values, mask)
@@ -171,29 +169,26 @@ class Transformer(nn.Module):
     def start(self, source: Tensor, max_steps: int) -> KeyValueCache:
         """Encode the source and project its keys and values for every decoder layer."""
         memory, mask = self._encode(source)
-        projected = [layer.source_attention.project(memory) for layer in self._decoder_layers()]
-        source_keys = torch.stack([keys for keys, _ in projected])
-        source_values = torch.stack([values for _, values in projected])
-        layers, rows, heads, _, width = source_keys.shape
-        room = (layers, rows, heads, max_steps, width)
-        return KeyValueCache(
-            keys=source_keys.new_zeros(room),
-            values=source_keys.new_zeros(room),
-            source_keys=source_keys,
-            source_values=source_values,
+        projected = [
+            part
+            for layer in self._decoder_layers()
+            for part in layer.source_attention.project(memory)
+        ]
+        positions = torch.arange(max_steps, device=source.device)
+        return KeyValueCache.empty(
+            source=torch.stack(projected).unflatten(0, (-1, 2)),
             source_mask=mask,
-            length=source.new_zeros(rows),
-            window=1,
+            signals=sinusoids(positions, self.config.width).to(memory.dtype),
         )
 
     def step(self, previous: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         """Logits (B, V) of the next token; `cache` is written in place."""
-        hidden = self._embed(previous[:, None], cache.length[:, None])
-        positions = torch.arange(cache.window, device=previous.device)
-        visible = (positions <= cache.length[:, None])[:, None, None]
+        cache, places = cache.opened()
+        signals = cache.signals.index_select(0, cache.length)
+        hidden = self.embedding(previous) * math.sqrt(self.config.width) + signals
         for index, layer in enumerate(self._decoder_layers()):
-            hidden = layer.step(hidden, cache, index, visible)
-        return self._logits(hidden).squeeze(1), cache.advanced()
+            hidden = layer.step(hidden, cache, index, places)
+        return self._logits(hidden), cache.advanced()
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Logits (B, T, V) of every action."""

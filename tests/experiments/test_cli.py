@@ -1,0 +1,128 @@
+import io
+import json
+import sys
+
+import pytest
+
+from agents import AGENTS
+from experiments.cli import main
+
+COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
+SMALL = ["--student.width", "16", "--learner.batch-size", "4", "--learner.evaluate-every", "2"]
+SIZES = ["--task.num-train", "40", "--task.num-validation", "8", "--task.num-test", "8"]
+
+
+def train(folder, *options, updates=3):
+    arguments = [*COPY, *SIZES, *SMALL, "--learner.updates", str(updates), *options]
+    main(["train", *arguments, "--output", str(folder)])
+
+
+def complaint(capsys, *arguments):
+    """The one line that the command prints before it ends with code 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert output.err.startswith("textgen: ")
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    train(folder, "--agent", "mle")
+    return folder
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_agent_trains_from_the_command_line(agent, teacher_run, tmp_path):
+    seqkd = ["--agent.beam-size", "2"] if agent == "seqkd" else []
+    train(tmp_path / "run", "--agent", agent, "--teacher", str(teacher_run / "model"), *seqkd)
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert (outcome["teacher_tokens_queried"] > 0) == (agent != "mle")
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_transformer_student_trains_from_the_command_line(tmp_path):
+    train(tmp_path / "run", "--agent", "mle", "--student", "transformer")
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["architecture"] == "transformer"
+
+
+def test_evaluate_prints_a_table_and_writes_results(teacher_run, capsys):
+    main(["evaluate", str(teacher_run)])
+    assert "BLEU" in capsys.readouterr().out
+    results = json.loads((teacher_run / "results.json").read_text())
+    (row,) = results["rows"]
+    assert row["agent"] == "mle"
+    assert row["tokens_per_second"] > 0
+    assert row["speedup_vs_teacher"] == 1.0
+    assert "tok:13a" in row["signature"]
+
+
+@pytest.mark.parametrize("beam_size", ["1", "2"])
+def test_generate_answers_each_line_with_a_line(teacher_run, beam_size, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w1 w2 w3\n\nw4 w0"))
+    main(["generate", str(teacher_run), "--max-tokens", "5", "--beam-size", beam_size])
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 4
+    assert lines[1] == lines[3] == ""
+
+
+def test_a_finished_run_is_not_run_again(teacher_run):
+    before = (teacher_run / "metrics.jsonl").stat().st_mtime_ns
+    train(teacher_run, "--agent", "mle")
+    assert (teacher_run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
+    arguments = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.updates", "4"]
+    line = complaint(capsys, "train", *arguments, "--output", str(teacher_run))
+    assert "learner" in line
+    assert "choose another folder" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "trian"),
+        (["train", "--output", "x", "--agnet", "mle"], "--agnet"),
+        (["train", "--output", "x", "--agent", "nobody"], "nobody"),
+        (["train", "--output", "x", "--learner.updates", "many"], "many"),
+        (["train", "--output", "x", "--learner.updates", "0"], "updates must be at least 1"),
+        (["train"], "--output"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate"], "runs must be"),
+        (["generate", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in complaint(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    options = [*COPY, *SIZES, "--agent", "mle", "--output", str(tmp_path / "file" / "run")]
+    line = complaint(capsys, "train", *options)
+    assert "file" in line
+
+
+def test_an_agent_without_the_teacher_it_needs_is_one_line(capsys, tmp_path):
+    arguments = [*COPY, *SIZES, *SMALL, "--agent", "word_kd", "--output", str(tmp_path / "run")]
+    assert "teacher" in complaint(capsys, "train", *arguments)
+
+
+def test_an_unfinished_run_is_not_evaluated(teacher_run, capsys, tmp_path):
+    (tmp_path / "config.json").write_text((teacher_run / "config.json").read_text())
+    assert "finished" in complaint(capsys, "evaluate", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "generate", "teacher"])
+def test_help_of_each_command_is_shown(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert not stop.value.code
+    assert f"textgen {command}" in capsys.readouterr().out

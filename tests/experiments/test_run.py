@@ -1,0 +1,45 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from agents import AGENTS
+from agents.imitkd import ImitKD
+from agents.schedules import Constant, Linear
+from experiments import configs
+from experiments.configs import STUDENTS, TASKS, Experiment
+from experiments.run import Run, RunError, from_json, read_config, to_json, write_config
+from textgen_env.decoding import Sampling
+from textgen_env.tasks.text_files import TextFilesConfig
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        *(Experiment(agent=agent()) for agent in AGENTS.values()),
+        *(Experiment(task=task) for task in TASKS.values()),
+        *(Experiment(student=student) for student in STUDENTS.values()),
+        Experiment(agent=ImitKD(beta=Linear(0.5), sampling=Sampling(top_k=5)), teacher=None),
+        Experiment(agent=ImitKD(beta=Constant(0.0))),
+        Experiment(task=TextFilesConfig(train=(Path("a.de"), Path("a.en")))),
+        configs.verses_teacher(),
+        configs.demo(AGENTS["mle"]()),
+    ],
+    ids=lambda experiment: type(experiment.agent).__name__,
+)
+def test_an_experiment_survives_json(experiment):
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_a_configuration_is_read_back(tmp_path):
+    run = Run(Experiment(), "bfloat16", False)
+    write_config(tmp_path, run, {"note": "for the reader"})
+    assert read_config(tmp_path) == run
+    assert "torch" in json.loads((tmp_path / "config.json").read_text())["versions"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"experiment": {"type": "Nothing"}}'])
+def test_a_broken_configuration_is_one_error(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunError, match=r"config\.json must be a run's configuration"):
+        read_config(tmp_path)

@@ -1,0 +1,130 @@
+"""Small `SequenceModel`s: one to enumerate all it can write, one with texts of all lengths."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.types import SpecialTokens
+
+SPECIAL = SpecialTokens(pad=0, start=1, end=2)
+
+
+@dataclass(frozen=True)
+class TabularCache:
+    """Where each row's logits will be found."""
+
+    state: torch.Tensor  # (B,) int64, the row of the table before the previous token is known
+
+    def select_rows(self, index):
+        return replace(self, state=self.state[index])
+
+    def repeat_rows(self, count):
+        return replace(self, state=self.state.repeat_interleave(count))
+
+    def reorder_rows(self, index):
+        return self.select_rows(index)
+
+    def reset_rows(self, mask, fresh):
+        return replace(self, state=fresh.state.where(mask, self.state))
+
+
+class TabularModel:
+    """Random logits for every source and prefix.
+
+    A source's first token is all that is read of it. `calls` counts the rows of every step.
+    """
+
+    special = SPECIAL
+
+    def __init__(self, vocab_size=5, sources=6, max_steps=5, scale=1.0, seed=0):
+        self.vocab_size = vocab_size
+        generator = torch.Generator().manual_seed(seed)
+        states = sources * vocab_size ** (max_steps + 1)
+        self.table = scale * torch.randn(states, vocab_size, generator=generator)
+        self.calls = []
+
+    def start(self, source, max_steps):
+        return TabularCache(source[:, 0] - 3)
+
+    def step(self, previous, cache):
+        self.calls.append(len(previous))
+        state = cache.state * self.vocab_size + previous
+        return self.table[state], replace(cache, state=state)
+
+    def sequence_logits(self, source, actions):
+        cache, previous, logits = self.start(source, 0), torch.full_like(source[:, 0], 1), []
+        for action in actions.unbind(1):
+            step_logits, cache = self.step(previous, cache)
+            logits.append(step_logits)
+            previous = action
+        return torch.stack(logits, 1)
+
+    def sources(self, count):
+        """(count, 2) sources, each followed by the end token."""
+        return torch.stack([torch.arange(count) + 3, torch.full((count,), SPECIAL.end)], 1)
+
+
+@dataclass(frozen=True)
+class LivelyCache:
+    """The cache of the model inside, and how many tokens each row has."""
+
+    inner: Any
+    length: torch.Tensor  # (B,)
+
+    def select_rows(self, index):
+        return LivelyCache(self.inner.select_rows(index), self.length[index])
+
+    def repeat_rows(self, count):
+        return LivelyCache(self.inner.repeat_rows(count), self.length.repeat_interleave(count))
+
+    def reorder_rows(self, index):
+        return LivelyCache(self.inner.reorder_rows(index), self.length[index])
+
+
+class LivelyModel:
+    """An untrained model plus random logits by the previous token and the position.
+
+    By itself an untrained model repeats one token; so its texts vary, and end after 3 to 20 tokens.
+    """
+
+    special = SPECIAL
+
+    def __init__(self, inner, max_steps=20, scale=1.5, seed=0):
+        self.inner, self.vocab_size = inner, inner.vocab_size
+        generator = torch.Generator().manual_seed(seed)
+        self.noise = scale * torch.randn(
+            max_steps, self.vocab_size, self.vocab_size, generator=generator
+        )
+        self.noise[..., SPECIAL.end] += scale
+
+    def start(self, source, max_steps):
+        return LivelyCache(self.inner.start(source, max_steps), torch.zeros_like(source[:, 0]))
+
+    def step(self, previous, cache):
+        logits, inner = self.inner.step(previous, cache.inner)
+        return logits + self.noise[cache.length, previous], LivelyCache(inner, cache.length + 1)
+
+    def sequence_logits(self, source, actions):
+        previous = F.pad(actions[:, :-1], (1, 0), value=SPECIAL.start)
+        noise = self.noise[torch.arange(actions.shape[1]), previous]
+        return self.inner.sequence_logits(source, actions) + noise
+
+
+def lively_transformer():
+    """A `LivelyModel` with a small Transformer over 30 tokens inside."""
+    torch.manual_seed(0)
+    config = TransformerConfig(30, width=32, num_heads=2, feed_forward=64)
+    return LivelyModel(Transformer(config).eval().requires_grad_(False))
+
+
+def random_sources(count, longest, vocab_size=30):
+    """(count, longest) sources of 1 to `longest` tokens, the end token included."""
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.randint(3, vocab_size, (count, longest), generator=generator)
+    length = torch.randint(1, longest + 1, (count, 1), generator=generator)
+    positions = torch.arange(longest)
+    rows = rows.masked_fill(positions == length - 1, SPECIAL.end)
+    return rows.masked_fill(positions >= length, SPECIAL.pad)
