@@ -48,7 +48,7 @@ class LearnerConfig:
         seed: of every random choice.
     """
 
-    updates: int = 2000
+    updates: int = 1500
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 2e-3

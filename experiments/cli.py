@@ -13,6 +13,7 @@ import tyro
 
 from agents import AGENTS
 from agents.learner import TrainingError
+from experiments.benchmark import BenchmarkOptions, benchmark
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
@@ -118,6 +119,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("train", TrainOptions, training),
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
+            ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -143,5 +145,6 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     TrainOptions: run_training,
     EvaluateOptions: evaluate,
     GenerateOptions: generate,
+    BenchmarkOptions: benchmark,
     TeacherOptions: teacher,
 }

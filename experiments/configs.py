@@ -80,7 +80,7 @@ def verses_teacher() -> Experiment:
         ),
         agent=MLE(label_smoothing=0.1),
         learner=LearnerConfig(
-            updates=12000,
+            updates=6000,
             batch_size=80,
             learning_rate=1e-3,
             warmup=1000,

@@ -22,7 +22,7 @@ CONFINED = {
     "sacrebleu": {"agents/evaluation.py", "textgen_env/rewards.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py"},
-    "tyro": {"experiments/cli.py", "experiments/evaluate.py", "experiments/generate.py"},
+    "tyro": {f"experiments/{name}.py" for name in ("benchmark", "cli", "evaluate", "generate")},
 }
 
 

@@ -94,7 +94,7 @@ def onednn_float32(enabled: bool) -> Iterator[None]:
     The setting that leads there permits oneDNN to round to bfloat16, which it does on processors
     with matrix units. `measure_precision` reports a rate only where it does not.
     """
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if enabled else before
     try:

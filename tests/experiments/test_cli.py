@@ -70,6 +70,11 @@ def test_generate_answers_each_line_with_a_line(teacher_run, beam_size, capsys, 
     assert lines[1] == lines[3] == ""
 
 
+def test_benchmark_prints_the_fraction_of_the_floor(teacher_run, capsys):
+    main(["benchmark", str(teacher_run), "--batch-size", "2", "--precisions", "float32"])
+    assert "%" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_not_run_again(teacher_run):
     before = (teacher_run / "metrics.jsonl").stat().st_mtime_ns
     train(teacher_run, "--agent", "mle")
@@ -120,7 +125,9 @@ def test_an_unfinished_run_is_not_evaluated(teacher_run, capsys, tmp_path):
     assert "finished" in complaint(capsys, "evaluate", str(tmp_path))
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "generate", "teacher"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "evaluate", "generate", "benchmark", "teacher"]
+)
 def test_help_of_each_command_is_shown(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -1,0 +1,128 @@
+"""Decode speed against its floor: the step's matrix products alone, at the rate of this machine."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from experiments.generate import model_folder
+from experiments.run import DTYPES
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.storage import load_model
+
+SOURCE_TOKENS, TARGET_TOKENS = 30, 32
+ROUNDS = 7
+SECONDS_A_PRODUCT = 0.05
+
+Shape = tuple[int, int, int]  # (rows, inner, outer) of a matrix product
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Time decoding steps of models beside their floor: their matrix products alone.
+
+    Attributes:
+        models: folders of finished runs or of models.
+        batch_size: sentences decoded together.
+        precisions: to be measured, in turn.
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    batch_size: int = 64
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+
+
+def benchmark(options: BenchmarkOptions) -> None:
+    """Print a table: tokens per second, those of the floor, and the fraction reached."""
+    title = (
+        f"{options.batch_size} sentences, {SOURCE_TOKENS} source and {TARGET_TOKENS} target tokens"
+    )
+    table = Table(title=title)
+    for name in ("model", "precision", "tokens/s", "floor tokens/s", "fraction of the floor"):
+        table.add_column(name, justify="left" if name in ("model", "precision") else "right")
+    for path in options.models:
+        for precision in options.precisions:
+            model = load_model(model_folder(path), DTYPES[precision])
+            step, floor = step_and_floor(model, options.batch_size, DTYPES[precision])
+            rate, most = options.batch_size / step, options.batch_size / floor
+            table.add_row(
+                path.name, precision, f"{rate:,.0f}", f"{most:,.0f}", f"{floor / step:.0%}"
+            )
+    Console().print(table)
+
+
+@torch.no_grad()
+def step_and_floor(model: SequenceModel, rows: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Median seconds of a decoding step, and of its matrix products alone.
+
+    Args:
+        model: with weights of `dtype`.
+        rows: sentences decoded together.
+        dtype: of the products.
+    """
+    source = torch.full((rows, SOURCE_TOKENS), model.special.end + 1)
+    previous = torch.full((rows,), model.special.end + 1)
+    cache = model.start(source, TARGET_TOKENS)
+    with ProductRecorder() as recorder:
+        model.step(previous, cache)
+    seconds = [_decode_seconds(model, source, previous) for _ in range(ROUNDS + 1)]
+    return statistics.median(seconds[1:]) / TARGET_TOKENS, products_seconds(recorder.shapes, dtype)
+
+
+def products_seconds(shapes: Mapping[Shape, int], dtype: torch.dtype) -> float:
+    """Seconds for all products of the given shapes, each timed by itself."""
+    total = 0.0
+    for (rows, inner, outer), count in shapes.items():
+        left = torch.ones(rows, inner, dtype=dtype)
+        weight = torch.ones(outer, inner, dtype=dtype)
+        total += count * _median_seconds(lambda a=left, b=weight: torch.nn.functional.linear(a, b))
+    return total
+
+
+class ProductRecorder(TorchDispatchMode):
+    """Counts the products with weights by shape; attention's, a few percent, are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[Shape] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Run the operator and note its shape."""
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            left, right = args[-2:]
+            self.shapes[(*left.shape, right.shape[1])] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _decode_seconds(model: SequenceModel, source: Tensor, previous: Tensor) -> float:
+    cache = model.start(source, TARGET_TOKENS)
+    start = time.perf_counter()
+    for _ in range(TARGET_TOKENS):
+        logits, cache = model.step(previous, cache)
+        logits.argmax(-1)
+    return time.perf_counter() - start
+
+
+def _median_seconds(run: Callable[[], object]) -> float:
+    times, last = [], time.perf_counter() + SECONDS_A_PRODUCT
+    while len(times) < 3 or time.perf_counter() < last:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
