@@ -48,7 +48,7 @@ class LearnerConfig:
         seed: of every random choice.
     """
 
-    updates: int = 1500
+    updates: int = 1200
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 2e-3
@@ -56,7 +56,7 @@ class LearnerConfig:
     decay: float = 0.9
     weight_decay: float = 0.01
     clip: float = 1.0
-    evaluate_every: int = 250
+    evaluate_every: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from agents import AGENTS
 from agents.agent import Agent
@@ -42,6 +43,7 @@ class Experiment:
         learner: how it trains.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
+        precision: of autocast and of the models that only act; None for the one measured faster.
     """
 
     task: TaskConfig = field(default_factory=VersesConfig)
@@ -51,6 +53,7 @@ class Experiment:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None
     validation_pairs: int = 300
+    precision: Literal["float32", "bfloat16"] | None = None
 
 
 def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:

@@ -147,10 +147,10 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
             )
         return run
     precision = measure_precision(experiment.student.width)
-    run = Run(experiment, precision.name, precision.onednn)
+    run = Run(experiment, experiment.precision or precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
     console.print(
-        f"precision: {precision.name} (float32 {precision.float32:.0f}, bfloat16 "
+        f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "
         f"{precision.bfloat16:.0f} GFLOP/s)"
     )
     return run

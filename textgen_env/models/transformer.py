@@ -178,7 +178,7 @@ class Transformer(nn.Module):
         return KeyValueCache.empty(
             source=torch.stack(projected).unflatten(0, (-1, 2)),
             source_mask=mask,
-            signals=sinusoids(positions, self.config.width).to(memory.dtype),
+            signals=sinusoids(positions, self.config.width).to(self.embedding.weight.dtype),
         )
 
     def step(self, previous: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
