@@ -24,6 +24,7 @@ from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode
 
+TABLE_WIDTH = 110
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
 
 
@@ -198,7 +199,9 @@ def show(rows: Sequence[Row], title: str) -> None:
             "-" if row.train_seconds is None else f"{row.train_seconds:.0f}",
             "-" if row.teacher_tokens_queried is None else f"{row.teacher_tokens_queried:,}",
         )
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
+    console.print(table)
 
 
 def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:

@@ -51,8 +51,8 @@ BLEU signature: `{greedy.signature}`.
   {batch_size} verses, precision {precision}); weights of update {best_update:,}, the best on
   validation ({validation:.1f} BLEU on {validation_pairs} verses).
 - **Machine**: {machine}, {hours:.1f} hours of training.
-- **License**: MIT for the model. The versions (Elberfelder 1932, Schlachter 1951, Basic English) are
-  distributed as free of copyright; check their status where you use them.
+- **License**: MIT for the model. The versions (Elberfelder 1932, Schlachter 1951, Basic English)
+  are distributed as free of copyright; check their status where you use them.
 """
 
 
