@@ -52,9 +52,8 @@ class PerExampleMixture:
         chosen = next_action(
             view.student_logits, self.sampling, self.generator, special=self.special
         )
-        by_student = self.by_student.to(chosen.device)
-        action = chosen.where(by_student, view.data_action)
-        writer = torch.where(by_student, Writer.STUDENT, Writer.DATA)
+        action = chosen.where(self.by_student, view.data_action)
+        writer = torch.where(self.by_student, Writer.STUDENT, Writer.DATA)
         return action, writer
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.behaviors import PerExampleMixture, toss
 from agents.divergences import forward_kl, masked_mean
-from agents.rollout import rollout
+from agents.rollout import student_or_data
 from agents.schedules import Exponential, Schedule
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
@@ -55,9 +54,14 @@ class ImitKDFull(Agent):
         generator: torch.Generator,
     ) -> Trajectories:
         """Prefixes by student or data, as a coin for each example says."""
-        by_student = toss(self.beta(progress), len(indices), generator)
-        behavior = PerExampleMixture(by_student, env.special, self.sampling, generator)
-        return rollout(env, behavior, indices, student)
+        return student_or_data(
+            indices,
+            env,
+            student,
+            beta=self.beta(progress),
+            sampling=self.sampling,
+            generator=generator,
+        )
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Forward KL on all prefixes."""

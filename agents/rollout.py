@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from agents.behaviors import Behavior, StepView
+from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
+from textgen_env.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
@@ -53,6 +54,34 @@ def rollout(
         mask=torch.stack(counted, 1),
         reference=examples.reference,
     )
+
+
+def student_or_data(
+    indices: Tensor,
+    env: TextGenVectorEnv,
+    student: SequenceModel,
+    *,
+    beta: float,
+    sampling: Sampling | None,
+    generator: torch.Generator,
+) -> Trajectories:
+    """A rollout in which a coin for each example says who writes it from start to end.
+
+    Args:
+        indices: (B,) int64, the example of each slot.
+        env: in autoreset mode DISABLED.
+        student: the policy.
+        beta: probability that the data writes, in [0, 1].
+        sampling: how the student writes; None for greedy.
+        generator: of the coins and of the student's draws; on the CPU.
+
+    Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
+    """
+    by_student = toss(beta, len(indices), generator).to(env.device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    draws = torch.Generator(env.device).manual_seed(seed)
+    behavior = PerExampleMixture(by_student, env.special, sampling, draws)
+    return rollout(env, behavior, indices, student)
 
 
 def _column(tokens: Tensor, step: int, pad: int) -> Tensor:
