@@ -10,7 +10,9 @@ import tyro
 
 from agents.evaluation import translate_texts
 from experiments.run import DTYPES, RunError
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,23 @@ def generate(options: GenerateOptions) -> None:
     model, tokenizer = load_model(folder, DTYPES[options.precision]), load_tokenizer(folder)
     while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
-        written = iter(
-            translate_texts(
-                model,
-                tokenizer,
-                filled,
-                max_steps=options.max_tokens,
-                beam_size=options.beam_size,
-                batch_size=options.batch_size,
-            )
-        )
+        written = iter(_translated(model, tokenizer, filled, options) if filled else [])
         for line in lines:
             sys.stdout.write((next(written) if line else "") + "\n")
         sys.stdout.flush()
+
+
+def _translated(
+    model: SequenceModel, tokenizer: Tokenizer, lines: list[str], options: GenerateOptions
+) -> list[str]:
+    return translate_texts(
+        model,
+        tokenizer,
+        lines,
+        max_steps=options.max_tokens,
+        beam_size=options.beam_size,
+        batch_size=options.batch_size,
+    )
 
 
 def model_folder(folder: Path) -> Path:

@@ -83,7 +83,7 @@ def _train(run: Run, folder: Path, title: str) -> Outcome:
         tokenizer = load_tokenizer(experiment.teacher)
     task = build_task(experiment.task, tokenizer)
     report_dropped(task)
-    if experiment.train_pairs:
+    if experiment.train_pairs is not None:
         task = take_train_pairs(task, experiment.train_pairs)
     examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
     env = TextGenVectorEnv(

@@ -70,6 +70,20 @@ def test_generate_answers_each_line_with_a_line(teacher_run, beam_size, capsys, 
     assert lines[1] == lines[3] == ""
 
 
+def test_generate_answers_empty_lines_alone(teacher_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    main(["generate", str(teacher_run)])
+    assert capsys.readouterr().out == "\n\n"
+
+
+def test_no_training_pairs_are_not_all_of_them(capsys, tmp_path):
+    options = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--train-pairs", "0"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *options, "--output", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert "train_pairs must be between 1 and" in capsys.readouterr().err
+
+
 def test_benchmark_prints_the_fraction_of_the_floor(teacher_run, capsys):
     main(["benchmark", str(teacher_run), "--batch-size", "2", "--precisions", "float32"])
     assert "%" in capsys.readouterr().out
