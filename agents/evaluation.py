@@ -9,7 +9,7 @@ from sacrebleu.metrics.chrf import CHRF
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.tasks.task import Task, encode_sources
+from textgen_env.tasks.task import Pair, Task, encode_sources
 from textgen_env.tokenizer import Tokenizer
 
 
@@ -92,3 +92,17 @@ def translate(
         beam_size=beam_size,
         batch_size=batch_size,
     )
+
+
+def quality_on(
+    model: SequenceModel,
+    task: Task,
+    pairs: Sequence[Pair],
+    *,
+    beam_size: int = 1,
+    batch_size: int = 64,
+) -> Quality:
+    """The scores of what `model` writes for the sources of `pairs`, against their references."""
+    sources = [pair.source for pair in pairs]
+    hypotheses = translate(model, task, sources, beam_size=beam_size, batch_size=batch_size)
+    return score(hypotheses, [pair.reference for pair in pairs])

@@ -4,14 +4,10 @@ import torch
 from torch import Tensor
 
 from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
-from textgen_env.decoding import Sampling
+from textgen_env.decoding import Sampling, look_every
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
-
-LOOK_EVERY = (
-    8  # steps between two looks at whether all rows are done: each look waits for the device
-)
 
 
 @torch.no_grad()
@@ -30,7 +26,7 @@ def rollout(
         Trajectories with T up to the environment's limit.
     """
     env.reset(options={"indices": indices})
-    rows, special = len(indices), env.special
+    rows, special, every = len(indices), env.special, look_every(env.device)
     examples = env.examples.select(indices).trimmed(special)
     cache = student.start(examples.source, env.max_steps)
     previous = torch.full((rows,), special.start, device=env.device)
@@ -45,7 +41,7 @@ def rollout(
         counted.append(~done)
         _, _, terminated, truncated, _ = env.step(previous)
         done = terminated | truncated
-        if step % LOOK_EVERY == LOOK_EVERY - 1 and bool(done.all()):
+        if (step + 1) % every == 0 and bool(done.all()):
             break
     return Trajectories(
         source=examples.source,

@@ -8,14 +8,10 @@ from agents.imitkd_full import ImitKDFull
 from agents.mle import MLE
 from agents.seqkd import SeqKD
 from experiments import configs
-from experiments.build import build_task
 from experiments.configs import Experiment
-from experiments.evaluate import judge, run_entry, show, teacher_entry, write_results
+from experiments.evaluate import judge_runs, show, write_results
 from experiments.logging import console
-from experiments.run import read_config
 from experiments.train import train
-from textgen_env.models.storage import load_tokenizer
-from textgen_env.precision import onednn_float32
 
 SETTING = (
     "the teacher has seen everything, the students 4,000 pairs; mle_all_pairs has seen all pairs "
@@ -42,14 +38,7 @@ def demo(options: DemoOptions) -> None:
     for name, experiment in experiments.items():
         train(experiment, options.output / name, name)
     folders = [options.output / name for name in experiments]
-    runs = [read_config(folder) for folder in folders]
-    task = build_task(runs[0].experiment.task, load_tokenizer(configs.VERSES_TEACHER))
-    entries = [
-        teacher_entry(configs.VERSES_TEACHER, runs[0].dtype),
-        *(run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)),
-    ]
-    with onednn_float32(runs[0].onednn):
-        rows = judge(entries, task)
+    task, rows = judge_runs(folders)
     show(rows, f"{SETTING}; {len(task.test)} test verses")
     write_results(options.output / "results.json", task, rows)
     console.print(f"written to {options.output / 'results.json'}")

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.evaluation import score, translate
+from agents.evaluation import quality_on
 from experiments.build import build_task, num_parameters
 from experiments.configs import agent_name
 from experiments.logging import progress
@@ -87,27 +87,40 @@ def evaluate(options: EvaluateOptions) -> None:
     Raises:
         RunError: a run is unfinished, or the runs differ in task or teacher.
     """
-    if not options.runs:
-        raise RunError("runs must be at least one folder, got none")
-    runs = [read_config(folder) for folder in options.runs]
-    first = runs[0]
-    for folder, run in zip(options.runs, runs, strict=True):
-        same = run.experiment.task == first.experiment.task
-        if not same or run.experiment.teacher != first.experiment.teacher:
-            raise RunError(
-                f"runs in one table must have the same task and teacher as {options.runs[0]}, "
-                f"got {folder} with others"
-            )
-    entries = [run_entry(folder, run) for folder, run in zip(options.runs, runs, strict=True)]
-    if first.experiment.teacher:
-        entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
-    task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
-    with onednn_float32(first.onednn):
-        rows = judge(entries, task, beam_size=options.beam_size, batch_size=options.batch_size)
+    task, rows = judge_runs(
+        options.runs, beam_size=options.beam_size, batch_size=options.batch_size
+    )
     show(rows, title=f"{task.name}: {len(task.test)} test pairs")
     offset = len(rows) - len(options.runs)
     for folder, row in zip(options.runs, rows[offset:], strict=True):
         write_results(folder / "results.json", task, [*rows[:offset], row])
+
+
+def judge_runs(
+    folders: Sequence[Path], *, beam_size: int = 1, batch_size: int = 64
+) -> tuple[TextTask, list[Row]]:
+    """The runs' task, and a row for their teacher, if they have one, and for each of them.
+
+    Raises:
+        RunError: there is no run, one is unfinished, or they differ in task or teacher.
+    """
+    if not folders:
+        raise RunError("runs must be at least one folder, got none")
+    runs = [read_config(folder) for folder in folders]
+    first = runs[0]
+    for folder, run in zip(folders, runs, strict=True):
+        same = run.experiment.task == first.experiment.task
+        if not same or run.experiment.teacher != first.experiment.teacher:
+            raise RunError(
+                f"runs in one table must have the same task and teacher as {folders[0]}, "
+                f"got {folder} with others"
+            )
+    entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
+    if first.experiment.teacher:
+        entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
+    task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
+    with onednn_float32(first.onednn):
+        return task, judge(entries, task, beam_size=beam_size, batch_size=batch_size)
 
 
 def run_entry(folder: Path, run: Run) -> Entry:
@@ -141,15 +154,12 @@ def judge(
         beam_size: of the scored translations; speed is that of greedy decoding.
         batch_size: sentences decoded together.
     """
-    references = [pair.reference for pair in task.test]
-    sources = [pair.source for pair in task.test]
     with progress("evaluating", total=len(entries) + 1) as advance:
         qualities = []
         for entry in entries:
-            hypotheses = translate(
-                entry.model, task, sources, beam_size=beam_size, batch_size=batch_size
+            qualities.append(
+                quality_on(entry.model, task, task.test, beam_size=beam_size, batch_size=batch_size)
             )
-            qualities.append(score(hypotheses, references))
             advance()
         speeds = compare_speed(
             [entry.model for entry in entries],

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.learner import Record
+from experiments.run import write_text
 from textgen_env.tasks.task import Pair
 
 SMOOTHING = 0.98  # of the loss in the progress bar
@@ -108,9 +109,7 @@ def _cut_after(path: Path, update: int) -> None:
         if record["update"] > update:
             break
         kept.append(line + "\n")
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text("".join(kept), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(kept))
 
 
 @contextmanager

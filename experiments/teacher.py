@@ -3,22 +3,19 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from agents.evaluation import Quality, score, translate
+from agents.evaluation import Quality, quality_on
 from experiments import configs
 from experiments.build import build_task, num_parameters
 from experiments.logging import console, progress
 from experiments.run import read_config, write_text
 from experiments.train import Outcome, train
-from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer
-from textgen_env.tasks.task import Pair, TextTask
 from textgen_env.tasks.verses import VersesConfig
 
 SAMPLE = 100  # test pairs, the first ones, that a test of the shipped file scores again
@@ -76,11 +73,11 @@ def teacher(options: TeacherOptions) -> None:
     task = build_task(configs.TASKS["verses"], tokenizer)
     model = load_model(folder)
     with progress("scoring", total=3) as advance:
-        greedy = _quality(model, task, task.test)
+        greedy = quality_on(model, task, task.test)
         advance()
-        beam = _quality(model, task, task.test, beam_size=5)
+        beam = quality_on(model, task, task.test, beam_size=5)
         advance()
-        sample = _quality(model, task, task.test[:SAMPLE])
+        sample = quality_on(model, task, task.test[:SAMPLE])
         advance()
     scores = {"greedy": asdict(greedy), "beam_5": asdict(beam), "sample": asdict(sample)}
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
@@ -88,13 +85,6 @@ def teacher(options: TeacherOptions) -> None:
     console.print(
         f"the teacher is in {folder}: BLEU {greedy.bleu:.1f} greedy, {beam.bleu:.1f} beam 5"
     )
-
-
-def _quality(
-    model: SequenceModel, task: TextTask, pairs: Sequence[Pair], *, beam_size: int = 1
-) -> Quality:
-    hypotheses = translate(model, task, [pair.source for pair in pairs], beam_size=beam_size)
-    return score(hypotheses, [pair.reference for pair in pairs])
 
 
 def _card(run: Path, outcome: Outcome, greedy: Quality, beam: Quality) -> str:

@@ -106,14 +106,14 @@ def test_stopping_early_changes_nothing(
 ):
     env, student = make_env(tiny_task, 2), make_table_model(tiny_task, seed)
     whole, _ = write(env, student, [True, False], seed)
-    monkeypatch.setattr(agents.rollout, "LOOK_EVERY", look_every)
+    monkeypatch.setattr(agents.rollout, "look_every", lambda device: look_every)
     stopped, _ = write(env, student, [True, False], seed)
     assert counted_rows(stopped) == counted_rows(whole)
     assert torch.equal(stopped.mask.sum(1), whole.mask.sum(1))
 
 
 def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monkeypatch):
-    monkeypatch.setattr(agents.rollout, "LOOK_EVERY", 1)
+    monkeypatch.setattr(agents.rollout, "look_every", lambda device: 1)
     env = make_env(tiny_task, 3)
     lengths = (env.examples.reference != env.special.pad).sum(1)
     shortest = lengths.argsort()[:3]
