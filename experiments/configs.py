@@ -39,6 +39,8 @@ class Experiment:
         task: where the text comes from.
         teacher: folder of the teacher; its tokenizer is the student's too. None for no teacher.
         student: size of the student; its vocabulary is the tokenizer's.
+        student_init: folder of the model whose weights, and thus size, the student starts from;
+            None for random weights.
         agent: the algorithm.
         learner: how it trains.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
@@ -49,6 +51,7 @@ class Experiment:
     task: TaskConfig = field(default_factory=VersesConfig)
     teacher: Path | None = VERSES_TEACHER
     student: ModelConfig = field(default_factory=RecurrentConfig)
+    student_init: Path | None = None
     agent: Agent = field(default_factory=ImitKDFull)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None
@@ -66,7 +69,7 @@ def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experim
     )
 
 
-def verses_teacher() -> Experiment:
+def verses_teacher(start_from: Path | None = None) -> Experiment:
     """The shipped teacher: two German versions, all lengths, all training chapters."""
     return Experiment(
         task=VersesConfig(
@@ -81,6 +84,7 @@ def verses_teacher() -> Experiment:
             num_decoder_layers=6,
             dropout=0.2,
         ),
+        student_init=start_from,
         agent=MLE(label_smoothing=0.1),
         learner=LearnerConfig(
             updates=6000,

@@ -59,14 +59,17 @@ class TeacherOptions:
 
     Attributes:
         output: the run's folder; the files to be shipped are in its subfolder "model" at the end.
+        start_from: the "model" folder of an earlier run of this command, to go on from its weights
+            with a warm-up and a decay of their own; random weights if not given.
     """
 
     output: Path = Path("runs/teacher")
+    start_from: Path | None = None
 
 
 def teacher(options: TeacherOptions) -> None:
     """Train, score on the held-out verses, and write the files to be shipped."""
-    outcome = train(configs.verses_teacher(), options.output, "teacher")
+    outcome = train(configs.verses_teacher(options.start_from), options.output, "teacher")
     folder = options.output / "model"
     tokenizer = load_tokenizer(folder)
     save_model(load_model(folder, torch.bfloat16), folder, tokenizer)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from agents.checkpoint import save_atomically
 from agents.evaluation import score, translate
-from agents.learner import Learner
+from agents.learner import Learner, copy_weights
 from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment, agent_name
 from experiments.logging import RunLog, console
@@ -20,6 +20,7 @@ from textgen_env.models.storage import Model, load_model, load_tokenizer, save_m
 from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
+from textgen_env.tokenizer import Tokenizer
 from textgen_env.types import Examples
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -58,7 +59,8 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         title: shown before the progress bar.
 
     Raises:
-        RunError: the folder holds a run with other settings, or the agent's teacher is missing.
+        RunError: the folder holds a run with other settings, the agent's teacher is missing, or
+            the student starts from a model whose tokenizer is not the teacher's.
         TrainingError: the loss is not finite.
     """
     if experiment.agent.needs_expert and experiment.teacher is None:
@@ -66,21 +68,22 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
             "--teacher FOLDER, or choose an agent that learns from data alone (mle)"
         )
+    if experiment.student_init:
+        experiment = replace(experiment, student=load_model(experiment.student_init).config)
+    tokenizer = _tokenizer(experiment)
     run = start_or_resume(experiment, folder)
     if (folder / OUTCOME).exists():
         return read_outcome(folder)
     with onednn_float32(run.onednn):
-        outcome = _train(run, folder, title)
+        outcome = _train(run, tokenizer, folder, title)
     write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
     return outcome
 
 
-def _train(run: Run, folder: Path, title: str) -> Outcome:
+def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> Outcome:
     experiment, expert = run.experiment, NoExpert()
-    tokenizer = None
     if experiment.teacher:
         expert = NeuralExpert(load_model(experiment.teacher, run.dtype))
-        tokenizer = load_tokenizer(experiment.teacher)
     task = build_task(experiment.task, tokenizer)
     report_dropped(task)
     if experiment.train_pairs is not None:
@@ -96,6 +99,8 @@ def _train(run: Run, folder: Path, title: str) -> Outcome:
     )
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, experiment.learner.seed)
+    if experiment.student_init:
+        copy_weights(load_model(experiment.student_init), student)
     learner = Learner(
         experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
     )
@@ -118,6 +123,18 @@ def _train(run: Run, folder: Path, title: str) -> Outcome:
         train_pairs=len(task.train),
         test_pairs=len(task.test),
     )
+
+
+def _tokenizer(experiment: Experiment) -> Tokenizer | None:
+    """The tokenizer of the models that the run starts with; None if it starts with none."""
+    folders = [folder for folder in (experiment.teacher, experiment.student_init) if folder]
+    tokenizers = [load_tokenizer(folder) for folder in folders]
+    if len({tokenizer.backend.to_str() for tokenizer in tokenizers}) > 1:
+        raise RunError(
+            "student_init must have the teacher's tokenizer, got "
+            f"{experiment.student_init}, which has another than {experiment.teacher}"
+        )
+    return tokenizers[0] if tokenizers else None
 
 
 def read_outcome(folder: Path) -> Outcome:

@@ -3,9 +3,11 @@ import json
 import sys
 
 import pytest
+import torch
 
 from agents import AGENTS
 from experiments.cli import main
+from textgen_env.models.storage import load_model
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
 SMALL = ["--student.width", "16", "--learner.batch-size", "4", "--learner.evaluate-every", "2"]
@@ -48,6 +50,24 @@ def test_a_transformer_student_trains_from_the_command_line(tmp_path):
     train(tmp_path / "run", "--agent", "mle", "--student", "transformer")
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["architecture"] == "transformer"
+
+
+def test_a_student_starts_from_the_weights_and_size_of_a_model(teacher_run, tmp_path):
+    start, still = str(teacher_run / "model"), ("--learner.learning-rate", "0")
+    train(tmp_path, "--agent", "mle", "--student-init", start, "--student.width", "32", *still)
+    before, after = load_model(teacher_run / "model"), load_model(tmp_path / "model")
+    for name, weight in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], weight)
+
+
+def test_a_student_starts_from_no_model_with_another_tokenizer(teacher_run, tmp_path, capsys):
+    other, start = tmp_path / "other", str(teacher_run / "model")
+    train(other, "--agent", "mle", "--task.num-words", "9")
+    capsys.readouterr()
+    models = ["--teacher", str(other / "model"), "--student-init", start]
+    line = complaint(capsys, "train", *COPY, *SIZES, *models, "--output", str(tmp_path / "run"))
+    assert "student_init must have the teacher's tokenizer" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_prints_a_table_and_writes_results(teacher_run, capsys):
