@@ -35,12 +35,12 @@ def rollout(
     for step in range(env.max_steps):
         logits, cache = student.step(previous, cache)
         data_action = _column(examples.reference, step, special.pad)
-        previous, writer = behavior(StepView(logits, data_action))
-        actions.append(previous.where(~done, special.pad))
+        action, writer = behavior(StepView(logits, data_action))
         writers.append(writer)
         counted.append(~done)
-        _, _, terminated, truncated, _ = env.step(previous)
-        done = terminated | truncated
+        _, _, terminated, truncated, info = env.step(action)
+        previous, done = info["written"], terminated | truncated
+        actions.append(previous)
         if (step + 1) % every == 0 and bool(done.all()):
             break
     return Trajectories(

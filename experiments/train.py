@@ -194,7 +194,7 @@ def _prepare(
     gold = encode(task.train, task)
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold, expert, task.max_target_length)
-    asked = replace(expert.queries)
+    asked = expert.queries
     save_atomically(
         path,
         {"source": examples.source, "reference": examples.reference},

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from textgen_env import dynamics
-from textgen_env.rewards import exact_match, no_reward
+from textgen_env.rewards import Step, exact_match, no_reward
 from textgen_env.types import SpecialTokens
 
 SPECIAL = SpecialTokens()
@@ -30,8 +30,9 @@ def rewards_of(reward, actions, reference, max_steps):
     for action in actions:
         before = state
         state = dynamics.transition(state, torch.tensor([action]), SPECIAL)
-        finished = state.done & ~before.done
-        earned.append(reward(state, torch.tensor([reference]), finished, SPECIAL))
+        written = torch.tensor([action]).where(~before.done, SPECIAL.pad)
+        step = Step(state, written, ~before.done, torch.tensor([reference]), SPECIAL)
+        earned.append(reward(step))
     return torch.cat(earned)
 
 

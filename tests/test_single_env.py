@@ -49,7 +49,7 @@ def test_a_row_is_what_a_slot_of_many_shows(env):
             assert reward == rewards[1].item()
             assert terminated == terminations[1].item()
             assert truncated == truncations[1].item()
-            assert info == {"index": infos["index"][1].item()}
+            assert info == {name: infos[name][1].item() for name in ("index", "written")}
 
 
 def test_what_it_returns_is_plain(env):

@@ -325,9 +325,30 @@ def test_after_its_end_a_slot_is_absorbing():
         assert torch.equal(later["prefix"][0], shown["prefix"][0])
         assert later["length"][0] == len(reference)
         assert (terminated[0], truncated[0]) == (True, False)
-        assert set(info) == {"index", "_index"}
+        assert set(info) == {"index", "_index", "written", "_written"}
+        assert info["written"][0] == 0
         assert info["_index"].all()
     assert (terminated[1], truncated[1]) == (False, True)
+
+
+def test_noise_changes_what_is_written():
+    env = make(4, DISABLED, noise=lambda actions, generator: actions + 1)
+    env.reset(seed=0)
+    shown, _, _, _, info = env.step(torch.tensor([3, 4, 5, 6]))
+    assert info["written"].tolist() == shown["prefix"][:, 0].tolist() == [4, 5, 6, 7]
+
+
+def test_noise_is_drawn_by_the_seed():
+    def random(actions, generator):
+        return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
+
+    def written(seed):
+        env = make(50, DISABLED, noise=random)
+        env.reset(seed=seed)
+        return env.step(torch.full((50,), 3))[-1]["written"]
+
+    assert torch.equal(written(1), written(1))
+    assert not torch.equal(written(1), written(2))
 
 
 def test_a_slot_that_ends_is_refilled_at_once():

@@ -6,8 +6,6 @@ token. Every answer is counted, so that methods can be compared by what they ask
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +13,17 @@ from torch import Tensor
 
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all, next_action
-from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.dynamics import State
+from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 
-@dataclass
+@dataclass(frozen=True)
 class Queries:
-    """What an expert has been asked so far.
+    """What an expert has been asked.
 
     Attributes:
-        forwards: parallel passes and decoded sets.
+        forwards: parallel passes, decoded sets, and steps.
         tokens: states at which it gave a next-token distribution, padding not counted.
         seconds: time spent on the answers, as the host sees it.
     """
@@ -43,12 +42,23 @@ class Expert(ABC):
 
     Attributes:
         special: the ids of padding, start and end.
-        queries: what it has been asked so far.
     """
 
     def __init__(self, special: SpecialTokens | None = None) -> None:
         self.special = special or SpecialTokens()
-        self.queries = Queries()
+        self._forwards, self._seconds = 0, 0.0
+        self._tokens: Tensor | int = 0  # on the device: counting a step does not wait for it
+
+    @property
+    def queries(self) -> Queries:
+        """What it has been asked so far."""
+        return Queries(self._forwards, int(self._tokens), self._seconds)
+
+    def count(self, tokens: Tensor | int, start: float) -> None:
+        """Note one answer about `tokens` states, a scalar, begun at `time.perf_counter()` start."""
+        self._forwards += 1
+        self._tokens = self._tokens + tokens
+        self._seconds += time.perf_counter() - start
 
     @abstractmethod
     def logits(self, trajectories: Trajectories) -> Tensor:
@@ -57,6 +67,20 @@ class Expert(ABC):
     @abstractmethod
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """The examples with what the expert writes, at most `max_steps` tokens, as references."""
+
+    @abstractmethod
+    def start(self, source: Tensor, max_steps: int) -> AnyCache:
+        """What it remembers of (B, S) sources where it goes along step by step."""
+
+    @abstractmethod
+    def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
+        """(B, V) float logits of the next token at `state`, without gradient, and the cache after.
+
+        Args:
+            state: the episodes as they are.
+            previous: (B,) int64, the tokens written last; the start token at the first step.
+            cache: from `start` or from the step before, not to be used again.
+        """
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """(B, T) int64, the expert's most probable next token at every state."""
@@ -79,30 +103,45 @@ class NeuralExpert(Expert):
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:
         """(B, T, V) in one parallel pass; entries at padding mean nothing."""
-        with self._asked():
-            self.queries.tokens += int(trajectories.mask.sum())
-            return self.model.sequence_logits(trajectories.source, trajectories.actions)
+        start = time.perf_counter()
+        logits = self.model.sequence_logits(trajectories.source, trajectories.actions)
+        self.count(trajectories.mask.sum(), start)
+        return logits
+
+    @torch.no_grad()
+    def start(self, source: Tensor, max_steps: int) -> AnyCache:
+        """The model's own cache."""
+        return self.model.start(source, max_steps)
+
+    @torch.no_grad()
+    def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
+        """The model's step; a state is counted for every episode that is not over."""
+        start = time.perf_counter()
+        answer = self.model.step(previous, cache)
+        self.count((~state.done).sum(), start)
+        return answer
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Beam-search output; `beam_size` states are counted for every token of it."""
-        with self._asked():
-            decoder = decoder_of(beam_size)
-            written = decode_all(self.model, examples.source, max_steps, decoder=decoder)
-            self.queries.tokens += beam_size * int((written != self.special.pad).sum())
-        return Examples(examples.source, written)
-
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
+        decoder = decoder_of(beam_size)
         start = time.perf_counter()
-        yield
-        self.queries.forwards += 1
-        self.queries.seconds += time.perf_counter() - start
+        written = decode_all(self.model, examples.source, max_steps, decoder=decoder)
+        self.count(beam_size * (written != self.special.pad).sum(), start)
+        return Examples(examples.source, written)
 
 
 class NoExpert(Expert):
     """Stands where a run has no teacher: asking it is an error."""
 
     def logits(self, trajectories: Trajectories) -> Tensor:
+        """Never answers."""
+        raise self._error()
+
+    def start(self, source: Tensor, max_steps: int) -> AnyCache:
+        """Never answers."""
+        raise self._error()
+
+    def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
         """Never answers."""
         raise self._error()
 

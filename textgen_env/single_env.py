@@ -80,7 +80,8 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         actions = np.asarray(action).reshape(-1)
         self._shown, reward, terminated, truncated, info = self.slot.step(actions)
         flags = bool(terminated), bool(truncated)
-        return _row(self._shown), float(reward), *flags, {"index": int(info["index"])}
+        numbers = {name: int(info[name]) for name in ("index", "written")}
+        return _row(self._shown), float(reward), *flags, numbers
 
     def render(self) -> str | None:
         """The source and the text so far, a line each; None without a render mode.

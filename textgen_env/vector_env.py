@@ -5,7 +5,7 @@ its row. Autoreset modes: `SAME_STEP` refills a slot at once with the next examp
 one batch to its end. `NEXT_STEP`, which spends a step of every episode on the refill, is not here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ from torch import Tensor
 from textgen_env import dynamics
 from textgen_env.dynamics import Observation, State
 from textgen_env.expert import Expert, NoExpert
-from textgen_env.rewards import Reward, exact_match
+from textgen_env.rewards import Reward, Step, exact_match
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples, ShapeError, check_shape
 
 Info = dict[str, Any]
 Numbers = Sequence[int] | np.ndarray | Tensor
+Noise = Callable[[Tensor, torch.Generator], Tensor]
+"""(actions (B,) int64, generator) -> (B,) int64, the tokens that are written in their place."""
+
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 OPTIONS = ("indices", "reset_mask")
 MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
@@ -65,7 +68,9 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     of actions: it shows PAD, its flags stay and it earns 0. Tensors that are handed out may share
     memory with the state: they are to be read, not written into.
 
-    `info["index"]`, (B,) int64, says which example a slot is at. In mode `SAME_STEP`, where that is
+    `info["index"]`, (B,) int64, says which example a slot is at; `info["written"]`, (B,) int64,
+    which token the step appended (PAD where the episode was over): the action, unless there is
+    `noise`. In mode `SAME_STEP`, where that is
     already the next one, `info["final_obs"]` and `info["final_info"]` of every step hold what the
     slots that have just ended showed before they were refilled; `info["_final_obs"]` and
     `info["_final_info"]`, (B,) bool, say which slots those are. Other rows of them mean nothing.
@@ -79,6 +84,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         examples: what is written instead of the task's training split, encoded.
         expert: the oracle, kept for agents at `expert`; never asked by `step`.
         reward: what a step earns.
+        noise: what the environment does to actions before they are written; None for nothing.
         autoreset_mode: `SAME_STEP` or `DISABLED`.
         device: where the state lives.
 
@@ -95,6 +101,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         examples: Examples | None = None,
         expert: Expert | None = None,
         reward: Reward = exact_match,
+        noise: Noise | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -109,6 +116,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.examples = examples.to(self.device)
         self.expert = NoExpert() if expert is None else expert
         self.reward = reward
+        self.noise = noise
         self.autoreset_mode = autoreset_mode
         self.metadata = {"render_modes": [], "autoreset_mode": autoreset_mode}
         self.single_observation_space = observation_space(
@@ -123,6 +131,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self._index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._reference = self.examples.reference[self._index]  # (B, R), of the slots' examples
         self._state: State | None = None
+        self._generator = torch.Generator(self.device)  # of the noise
 
     def reset(
         self,
@@ -152,6 +161,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             order = shuffled_epochs(len(self.examples), self.np_random)
             self._order = order.to(self.device)
             self._next = torch.zeros_like(self._next)
+            self._generator.manual_seed(int(self.np_random.integers(2**62)))
         fresh = self._begin(mask, chosen)
         self._state = (
             fresh if self._state is None else dynamics.replace_rows(self._state, mask, fresh)
@@ -174,12 +184,15 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         """
         if self._state is None:
             raise RuntimeError("step must come after reset, got no reset yet: call reset() first")
-        before = self._state
-        state = dynamics.transition(before, self._checked_actions(actions), self.special)
-        finished = state.done & ~before.done
-        rewards = self.reward(state, self._reference, finished, self.special)
+        action, alive = self._checked_actions(actions), ~self._state.done
+        if self.noise is not None:
+            action = self.noise(action, self._generator)
+        state = dynamics.transition(self._state, action, self.special)
+        written = action.where(alive, self.special.pad)
+        step = Step(state, written, alive, self._reference, self.special)
+        rewards, finished = self.reward(step), step.finished
         shown = dynamics.observation(state)
-        info = self._info()
+        info = self._info() | {"written": written, "_written": torch.ones_like(alive)}
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             info["_index"] = finished
             final = {
@@ -190,7 +203,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             }
             self._state = dynamics.replace_rows(state, finished, self._begin(finished))
             shown = dynamics.observation(self._state)
-            info = self._info() | final
+            info = info | self._info() | final
         else:
             self._state = state
         return shown, rewards, state.terminated, state.truncated, info
