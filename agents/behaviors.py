@@ -15,13 +15,15 @@ from textgen_env.types import SpecialTokens, Writer
 
 @dataclass(frozen=True)
 class StepView:
-    """What a behavior may look at.
+    """What a behavior may look at: K of the rollout's B rows, those that are still being written.
 
     Attributes:
-        student_logits: (B, V) float.
-        data_action: (B,) int64, the data's token at this step; PAD after the data's end.
+        rows: (K,) int64, which rows they are.
+        student_logits: (K, V) float.
+        data_action: (K,) int64, the data's token at this step; PAD after the data's end.
     """
 
+    rows: Tensor
     student_logits: Tensor
     data_action: Tensor
 
@@ -48,12 +50,13 @@ class PerExampleMixture:
     generator: torch.Generator
 
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
-        """(B,) int64 actions and (B,) int64 writers."""
+        """(K,) int64 actions and (K,) int64 writers."""
+        by_student = self.by_student[view.rows]
         chosen = next_action(
             view.student_logits, self.sampling, self.generator, special=self.special
         )
-        action = chosen.where(self.by_student, view.data_action)
-        writer = torch.where(self.by_student, Writer.STUDENT, Writer.DATA)
+        action = chosen.where(by_student, view.data_action)
+        writer = torch.where(by_student, Writer.STUDENT, Writer.DATA)
         return action, writer
 
 

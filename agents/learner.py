@@ -172,11 +172,16 @@ class Learner:
         return indices[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _batches(self, trajectories: Trajectories) -> Iterator[Trajectories]:
-        """The trajectories of each update, as long as there are updates left."""
-        size = len(trajectories) // self.agent.pool
-        for start in range(0, len(trajectories), size):
+        """The trajectories of each update, as long as there are updates left.
+
+        Those of similar length come together, because one long text widens its whole batch.
+        """
+        pool, update = self.agent.pool, self.counters.update
+        by_length = trajectories.mask.sum(1).argsort(stable=True).view(pool, -1)
+        generator = generator_for(self.config.seed, "pool", update)
+        for rows in by_length[torch.randperm(pool, generator=generator)]:
             if self.counters.update < self.config.updates:
-                yield trajectories.rows(start, start + size, self.env.special)
+                yield trajectories.select(rows).trimmed(self.env.special)
 
     def _update(self, batch: Trajectories) -> Record:
         """One optimizer update; returns its figures."""
@@ -220,9 +225,8 @@ class Learner:
         self.student.train()
         tokens = self._sum(batch.mask.sum())
         total = torch.zeros((), device=batch.mask.device)
-        size = -(-len(batch) // self.config.accumulate)
-        for start in range(0, len(batch), size):
-            part = batch.rows(start, start + size, self.env.special)
+        for rows in torch.arange(len(batch)).tensor_split(self.config.accumulate):
+            part = batch.select(rows).trimmed(self.env.special)
             with self._autocast():
                 loss = self.agent.loss(part, self.student, self.env.expert)
             share = loss * (part.mask.sum() / tokens)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
-from textgen_env.decoding import Sampling, look_every
+from textgen_env.decoding import Sampling, look_every, rows_to_keep
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
@@ -26,22 +26,27 @@ def rollout(
         Trajectories with T up to the environment's limit.
     """
     env.reset(options={"indices": indices})
-    rows, special, every = len(indices), env.special, look_every(env.device)
+    special, every = env.special, look_every(env.device)
     examples = env.examples.select(indices).trimmed(special)
     cache = student.start(examples.source, env.max_steps)
-    previous = torch.full((rows,), special.start, device=env.device)
-    done = torch.zeros(rows, dtype=torch.bool, device=env.device)
+    rows = torch.arange(len(indices), device=env.device)  # that are still being written
+    previous = torch.full_like(rows, special.start)
+    done = torch.zeros_like(rows, dtype=torch.bool)
     actions, writers, counted = [], [], []
     for step in range(env.max_steps):
-        logits, cache = student.step(previous, cache)
+        logits, cache = student.step(previous[rows], cache)
         data_action = _column(examples.reference, step, special.pad)
-        action, writer = behavior(StepView(logits, data_action))
+        action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
+        action[rows], writer[rows] = behavior(StepView(rows, logits, data_action[rows]))
         writers.append(writer)
         counted.append(~done)
         _, _, terminated, truncated, info = env.step(action)
         previous, done = info["written"], terminated | truncated
         actions.append(previous)
-        if (step + 1) % every == 0 and bool(done.all()):
+        kept = rows_to_keep(done[rows]) if (step + 1) % every == 0 else None
+        if kept is not None:
+            rows, cache = rows[kept], cache.select_rows(kept)
+        if not len(rows):
             break
     return Trajectories(
         source=examples.source,

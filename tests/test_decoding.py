@@ -249,3 +249,13 @@ def test_wrong_arguments_are_refused(writer, sources):
         decode_all(writer, sources, 4, batch_size=0)
     with pytest.raises(ShapeError, match="source must have shape"):
         decode_all(writer, sources[0], 4)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 127, 128, 129, 1000])
+def test_the_most_probable_token_is_the_first_of_the_best(vocab_size):
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = torch.randint(-9, 9, (50, vocab_size), generator=generator).float()
+    allowed = logits.clone()
+    allowed[:, [SPECIAL.pad, SPECIAL.start]] = float("-inf")
+    assert torch.equal(next_action(logits), allowed.argmax(-1))
+    assert torch.equal(next_action(logits.bfloat16()), allowed.argmax(-1))

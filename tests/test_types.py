@@ -65,8 +65,9 @@ def test_trajectories_of_examples_count_the_end_and_no_padding():
     assert torch.equal(data.actions, EXAMPLES.reference)
 
 
-def test_rows_cut_padding_and_keep_fields_together():
-    row = Trajectories.from_examples(EXAMPLES, SPECIAL).rows(1, 2, SPECIAL)
+def test_selected_rows_are_trimmed_and_keep_fields_together():
+    every = Trajectories.from_examples(EXAMPLES, SPECIAL)
+    row = every.select(torch.tensor([1])).trimmed(SPECIAL)
     assert len(row) == 1
     assert row.source.tolist() == [[5, 6, 2]]
     assert row.actions.tolist() == row.reference.tolist() == [[7, 2]]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_env.models.sequence_model import SequenceModel
@@ -24,6 +25,7 @@ Decoder = Callable[[SequenceModel, Tensor, int], Tensor]
 
 DEFAULT_SPECIAL = SpecialTokens()
 FEWER = 0.75  # rows are dropped once at most this part of them is still being written
+BLOCK = 128  # tokens; other sizes that are a multiple of a vector are as good
 NUCLEUS_GUESS = 128  # candidates looked at first: sorting 64 rows of 4,000 takes 6 times as long
 
 
@@ -82,7 +84,7 @@ def next_action(
     allowed[:, special.pad] = float("-inf")
     allowed[:, special.start] = float("-inf")
     if sampling is None:
-        return allowed.argmax(-1)
+        return _best(allowed)
     if generator is None:
         raise ValueError("generator must be a torch.Generator when sampling, got None")
     if sampling.top_k is not None and sampling.top_k > logits.shape[-1]:
@@ -182,6 +184,15 @@ def look_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
+def rows_to_keep(done: Tensor) -> Tensor | None:
+    """Indices of the rows that are not done, (K,) int64, or None while dropping few does not pay.
+
+    The host waits for the device.
+    """
+    live = len(done) - int(done.sum())
+    return None if live > FEWER * len(done) else (~done).nonzero().squeeze(1)
+
+
 def _write(
     model: SequenceModel, source: Tensor, max_steps: int, choose: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -206,14 +217,29 @@ def _written(
         done = done | (previous == special.end)
         if (step + 1) % every or step + 1 == max_steps:
             continue
-        live = len(rows) - int(done.sum())
-        if live == 0:
+        kept = rows_to_keep(done)
+        if kept is None:
+            continue
+        if not len(kept):
             break
-        if live <= FEWER * len(rows):
-            kept = done.logical_not().nonzero().squeeze(1)
-            rows, previous, done = rows[kept], previous[kept], done[kept]
-            cache = cache.select_rows(kept)
+        rows, previous, done = rows[kept], previous[kept], done[kept]
+        cache = cache.select_rows(kept)
     return written
+
+
+def _best(logits: Tensor) -> Tensor:
+    """(B,) int64, the argmax of (B, V) float32, the first one of equals.
+
+    On CPUs a maximum is vectorized and its place is not: 64 rows of 4,000 take half the time where
+    the place is looked for in the best block alone.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    blocks = F.pad(logits, (0, -logits.shape[-1] % BLOCK), value=float("-inf"))
+    blocks = blocks.unflatten(-1, (-1, BLOCK))
+    best = blocks.amax(-1).argmax(-1)
+    rows = torch.arange(len(logits))
+    return best * BLOCK + blocks[rows, best].argmax(-1)
 
 
 def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:

@@ -117,16 +117,19 @@ class Trajectories:
         writer = torch.full_like(examples.reference, Writer.DATA)
         return cls(examples.source, examples.reference, writer, mask, examples.reference)
 
-    def rows(self, start: int, stop: int, special: SpecialTokens) -> Self:
-        """Rows `start` to `stop`, with columns that are padding in all of them cut off."""
-        mask = self.mask[start:stop]
-        width = int(mask.sum(1).max())
+    def select(self, index: Tensor) -> Self:
+        """The trajectories at `index`, (K,) int64, in that order."""
+        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def trimmed(self, special: SpecialTokens) -> Self:
+        """The trajectories without the columns that are padding in all of them."""
+        width = int(self.mask.sum(1).max())
         return type(self)(
-            source=trimmed(self.source[start:stop], special),
-            actions=self.actions[start:stop, :width],
-            writer=self.writer[start:stop, :width],
-            mask=mask[:, :width],
-            reference=trimmed(self.reference[start:stop], special),
+            source=trimmed(self.source, special),
+            actions=self.actions[:, :width],
+            writer=self.writer[:, :width],
+            mask=self.mask[:, :width],
+            reference=trimmed(self.reference, special),
         )
 
     def to(self, device: torch.device | str) -> Self:

@@ -20,29 +20,40 @@ def student_alone(count, sampling, seed=0):
     return PerExampleMixture(torch.ones(count, dtype=torch.bool), SPECIAL, sampling, seeded(seed))
 
 
+def view_of(logits, data):
+    return StepView(torch.arange(len(data)), logits, data)
+
+
 def test_each_row_is_written_by_the_one_whose_row_it_is():
     by_student = torch.tensor([True, False, True])
     behavior = PerExampleMixture(by_student, SPECIAL, None, seeded())
-    action, writer = behavior(StepView(LOGITS, DATA))
+    action, writer = behavior(view_of(LOGITS, DATA))
     assert action.tolist() == [3, 3, 4]
     assert writer.tolist() == [Writer.STUDENT, Writer.DATA, Writer.STUDENT]
 
 
+def test_rows_that_are_left_keep_their_writers():
+    behavior = PerExampleMixture(torch.tensor([True, False, True]), SPECIAL, None, seeded())
+    action, writer = behavior(StepView(torch.tensor([1, 2]), LOGITS[1:], DATA[1:]))
+    assert action.tolist() == [3, 4]
+    assert writer.tolist() == [Writer.DATA, Writer.STUDENT]
+
+
 def test_the_student_writes_neither_padding_nor_start():
-    view = StepView(LOGITS, DATA)
+    view = view_of(LOGITS, DATA)
     for sampling in (None, Sampling(), Sampling(temperature=9.0)):
         action, _ = student_alone(3, sampling)(view)
         assert action.min() >= SPECIAL.end
 
 
 def test_sampling_from_the_best_one_is_greedy():
-    action, _ = student_alone(3, Sampling(top_k=1))(StepView(LOGITS, DATA))
+    action, _ = student_alone(3, Sampling(top_k=1))(view_of(LOGITS, DATA))
     assert action.tolist() == [3, 2, 4]
 
 
 def test_samples_depend_on_the_generator_alone():
     def draw(seed):
-        view = StepView(torch.zeros(200, 9), torch.zeros(200, dtype=torch.int64))
+        view = view_of(torch.zeros(200, 9), torch.zeros(200, dtype=torch.int64))
         return student_alone(200, Sampling(), seed)(view)[0]
 
     before = torch.get_rng_state()
@@ -55,7 +66,7 @@ def test_samples_have_the_students_probabilities():
     probabilities = torch.tensor([0.0, 0.0, 0.6, 0.3, 0.1])
     count = 20000
     data = torch.zeros(count, dtype=torch.int64)
-    view = StepView(probabilities.log().expand(count, 5), data)
+    view = view_of(probabilities.log().expand(count, 5), data)
     action, _ = student_alone(count, Sampling())(view)
     shares = torch.bincount(action, minlength=5) / count
     torch.testing.assert_close(shares, probabilities, rtol=0, atol=0.02)  # 6 standard deviations

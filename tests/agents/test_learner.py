@@ -163,6 +163,17 @@ def test_accumulation_does_not_change_the_gradient(make_learner, inner):
     assert len(set(counts[2:])) > 1, "the test wants parts with unequal numbers of actions"
 
 
+def test_rollouts_of_a_pool_are_cut_into_batches_of_similar_length(make_learner):
+    learner, seen = make_learner(ImitKD(beta=Constant(1.0), pool=4), CONFIG), []
+    for batch in learner._batches(next(learner._rollouts())):
+        seen.append(batch.mask.sum(1))
+    assert len(torch.cat(seen)) == 4 * CONFIG.batch_size
+    seen.sort(key=lambda lengths: float(lengths.float().mean()))
+    joined = torch.cat(seen)
+    assert torch.equal(joined, joined.sort().values)
+    assert joined[0] < joined[-1]
+
+
 def test_gradients_are_clipped_to_their_largest_norm(make_learner):
     gradients, figures = gradients_of_an_update(make_learner(MLE(), replace(CONFIG, clip=0.01)))
     assert figures["gradient_norm"] > 0.01, "the norm before clipping is logged"

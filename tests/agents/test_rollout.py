@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 import agents.rollout
 from agents.behaviors import PerExampleMixture
 from agents.rollout import rollout
+from textgen_env.decoding import FEWER
 from textgen_env.types import Writer
 
 ROWS = 10
@@ -122,6 +123,20 @@ def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monke
     )
     trajectories = rollout(env, behavior, shortest, table_model)
     assert trajectories.actions.shape[1] == lengths[shortest].max() < env.max_steps
+
+
+def test_rows_that_are_done_are_not_stepped(tiny_task, make_env, table_model, monkeypatch):
+    stepped, step = [], table_model.step
+
+    def counting_step(previous, cache):
+        stepped.append(len(previous))
+        return step(previous, cache)
+
+    monkeypatch.setattr(table_model, "step", counting_step)
+    trajectories, _ = write(make_env(tiny_task, ROWS), table_model, [False] * ROWS)
+    live = trajectories.mask.sum(0).tolist()
+    assert min(stepped) < ROWS == max(stepped)
+    assert all(FEWER * ours <= theirs for ours, theirs in zip(stepped, live, strict=True))
 
 
 def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
