@@ -64,7 +64,7 @@ def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experim
     return Experiment(
         task=TASKS["verses"],
         agent=agent,
-        learner=LearnerConfig(seed=seed),
+        learner=LearnerConfig(updates=1000, seed=seed),
         train_pairs=train_pairs,
     )
 

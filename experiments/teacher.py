@@ -44,10 +44,11 @@ BLEU signature: `{greedy.signature}`.
   {max_tokens} tokens. Validation and test are Elberfelder verses of at most 30 words a side, from
   chapters that are held out by a hash in every version. Some verses repeat each other word for word
   across chapters. No text of the package is in this folder.
-- **Command**: `textgen teacher` (label smoothing 0.1, dropout {dropout}, {updates:,} updates of
-  {batch_size} verses, precision {precision}); weights of update {best_update:,}, the best on
-  validation ({validation:.1f} BLEU on {validation_pairs} verses).
-- **Machine**: {machine}, {hours:.1f} hours of training.
+- **Command**: `textgen teacher`, {runs} in all, each one after the first with `--start-from` the
+  model of the one before (label smoothing 0.1, dropout {dropout}, {updates:,} updates of
+  {batch_size} verses in all, precision {precision}); weights of the last run's update
+  {best_update:,}, the best on validation ({validation:.1f} BLEU on {validation_pairs} verses).
+- **Machine**: {machine}, {hours:.1f} hours of training in all.
 - **License**: MIT for the model. The versions (Elberfelder 1932, Schlachter 1951, Basic English)
   are distributed as free of copyright; check their status where you use them.
 """
@@ -67,6 +68,21 @@ class TeacherOptions:
     start_from: Path | None = None
 
 
+@dataclass(frozen=True)
+class Training:
+    """All runs of the command that went into a teacher.
+
+    Attributes:
+        runs: the last one and those that it goes on from.
+        updates: of all of them.
+        hours: of all of them.
+    """
+
+    runs: int = 0
+    updates: int = 0
+    hours: float = 0.0
+
+
 def teacher(options: TeacherOptions) -> None:
     """Train, score on the held-out verses, and write the files to be shipped."""
     outcome = train(configs.verses_teacher(options.start_from), options.output, "teacher")
@@ -82,15 +98,34 @@ def teacher(options: TeacherOptions) -> None:
         advance()
         sample = quality_on(model, task, task.test[:SAMPLE])
         advance()
-    scores = {"greedy": asdict(greedy), "beam_5": asdict(beam), "sample": asdict(sample)}
+    training = _training(options, outcome)
+    scores = {
+        "greedy": asdict(greedy),
+        "beam_5": asdict(beam),
+        "sample": asdict(sample),
+        "training": asdict(training),
+    }
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-    write_text(folder / "README.md", _card(options.output, outcome, greedy, beam))
+    write_text(folder / "README.md", _card(options.output, outcome, training, greedy, beam))
     console.print(
         f"the teacher is in {folder}: BLEU {greedy.bleu:.1f} greedy, {beam.bleu:.1f} beam 5"
     )
 
 
-def _card(run: Path, outcome: Outcome, greedy: Quality, beam: Quality) -> str:
+def _training(options: TeacherOptions, outcome: Outcome) -> Training:
+    """This run added to what went before it."""
+    before = Training()
+    if options.start_from:
+        scores = json.loads((options.start_from / "scores.json").read_text(encoding="utf-8"))
+        before = Training(**scores["training"])
+    return Training(
+        runs=before.runs + 1,
+        updates=before.updates + read_config(options.output).experiment.learner.updates,
+        hours=before.hours + outcome.train_seconds / 3600,
+    )
+
+
+def _card(run: Path, outcome: Outcome, training: Training, greedy: Quality, beam: Quality) -> str:
     """The model card, filled from the run's own files."""
     config = read_config(run)
     experiment, model = config.experiment, load_model(run / "model")
@@ -108,14 +143,15 @@ def _card(run: Path, outcome: Outcome, greedy: Quality, beam: Quality) -> str:
         pairs=outcome.test_pairs,
         train_pairs=outcome.train_pairs,
         max_tokens=task.max_tokens,
-        updates=learner.updates,
+        runs=f"{training.runs} run{'s' if training.runs > 1 else ''}",
+        updates=training.updates,
         batch_size=learner.batch_size,
         precision=config.precision,
         best_update=outcome.best_update,
         validation=outcome.validation_bleu,
         validation_pairs=experiment.validation_pairs,
         machine=f"{os.cpu_count()} cores, {platform.machine()}",
-        hours=outcome.train_seconds / 3600,
+        hours=training.hours,
         greedy=greedy,
         beam=beam,
     )
