@@ -81,8 +81,8 @@ def _clipped_matches(hypotheses: Texts, references: Texts) -> Tensor:
 
     An n-gram finds one if it has occurred less often before than the reference holds it. All pairs
     of positions are compared, which takes a few times B * L * (L + R) bytes. Sorting n-grams
-    instead took 0.4 of the time for 256 texts of 64 tokens on one core and 1.5 times it for 4, the
-    number that usually ends in a step.
+    instead took 0.4 of the time for 256 texts of 64 tokens on one core, 0.8 of it for 16 and 1.5
+    times it for 4; of 256 episodes about 10 end in a step.
     """
     mine = hypotheses.tokens
     pairs = mine[:, :, None] == references.tokens[:, None, :]
