@@ -52,14 +52,14 @@ def trajectories_of(actions, references):
 
 @pytest.fixture(scope="module")
 def cases():
-    """All texts of two words, all references of up to two: (prefixes, references) side by side."""
-    return list(itertools.product(itertools.product(WORDS, repeat=2), texts(2)))
+    """(prefix, reference): all texts of two words with all references of up to three."""
+    return list(itertools.product(itertools.product(WORDS, repeat=2), texts(3)))
 
 
 @pytest.fixture(scope="module")
 def trajectories(cases):
     actions = padded([(*prefix, SPECIAL.end) for prefix, _ in cases], 3)
-    references = padded([(*reference, SPECIAL.end) for _, reference in cases], 3)
+    references = padded([(*reference, SPECIAL.end) for _, reference in cases], 4)
     return trajectories_of(actions, references)
 
 
@@ -76,7 +76,7 @@ def test_optimal_actions_are_those_of_all_completions(expert, cases, trajectorie
             found = (logits[row, step] > 0).nonzero().squeeze(1).tolist()
             assert set(found) == optimal_by_brute_force(prefix[:step], reference)
             sizes.add(len(found))
-    assert sizes == {1, 2, 3}, "the test wants ties"
+    assert sizes >= {1, 2, 3}, "the test wants ties"
 
 
 def test_the_best_action_is_the_optimal_one_earliest_in_the_reference(expert, cases, trajectories):

@@ -8,7 +8,7 @@ from sacrebleu import sentence_bleu as sacrebleu_of
 from textgen_env.token_metrics import Texts, rouge_l, sentence_bleu
 from textgen_env.types import ShapeError
 
-FILLER = 77  # after the texts; a word like others, so that reading it shows
+FILLER = 3  # after the texts; a word of theirs, so that reading it shows
 
 
 def texts(rows, width):

@@ -66,7 +66,7 @@ def sentence_bleu(hypotheses: Texts, references: Texts) -> Tensor:
     orders = torch.arange(MAX_ORDER, device=matches.device)
     totals = (hypotheses.length[:, None] - orders).clamp(min=0)
     counted = totals > 0
-    missed = counted & (matches == 0)
+    missed = matches == 0
     log_matches = torch.where(
         missed, -math.log(2) * missed.cumsum(1), matches.clamp(min=1).float().log()
     )

@@ -49,17 +49,18 @@ def test_one_model_is_an_ensemble_of_itself(models, examples):
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_ensemble_is_stepped_together(models, examples, count):
     """Also with copies of each row, whose order changes after every step."""
-    ensemble, rows = Ensemble(models), len(examples)
-    expected = ensemble.sequence_logits(examples.source, examples.reference)
-    expected = expected.repeat_interleave(count, 0)
-    cache = ensemble.start(examples.source, 4).repeat_rows(count)
-    previous = torch.full((rows * count,), ensemble.special.start)
-    swapped = torch.arange(rows * count).view(rows, count).flip(1).flatten()
+    ensemble, rows = Ensemble(models), len(examples) * count
+    source = examples.source.repeat_interleave(count, 0)
+    actions = torch.randint(3, 8, (rows, 3), generator=torch.Generator().manual_seed(0))
+    expected = ensemble.sequence_logits(source, actions)
+    cache = ensemble.start(examples.source, 3).repeat_rows(count)
+    order, previous = torch.arange(rows), torch.full((rows,), ensemble.special.start)
+    swapped = order.view(-1, count).flip(1).flatten()
     for step in range(3):
         logits, cache = ensemble.step(previous, cache)
-        torch.testing.assert_close(logits, expected[:, step], rtol=1e-4, atol=1e-5)
-        cache = cache.reorder_rows(swapped)
-        previous = examples.reference[:, step].repeat_interleave(count)
+        torch.testing.assert_close(logits, expected[order, step], rtol=1e-4, atol=1e-5)
+        cache, order = cache.reorder_rows(swapped), order[swapped]
+        previous = actions[order, step]
 
 
 @torch.no_grad()
