@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from textgen_env import dynamics
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all
-from textgen_env.expert import NeuralExpert, NoExpert
+from textgen_env.expert import NeuralExpert, NoExpert, TopK
 from textgen_env.tasks.task import encode
-from textgen_env.types import Trajectories
+from textgen_env.types import ShapeError, Trajectories
 
 
 @pytest.fixture
@@ -83,3 +84,97 @@ def test_without_an_expert_the_error_says_what_to_do(examples, trajectories):
     ):
         with pytest.raises(RuntimeError, match=r"run has none: give a teacher.*mle"):
             ask()
+
+
+def test_top_k_and_the_tail_are_the_whole_distribution(tiny_teacher, trajectories):
+    expert = NeuralExpert(tiny_teacher)
+    whole = expert.logits(trajectories).double().softmax(-1)
+    label = expert.top_k(trajectories, 3)
+    held = label.log_probs.double().exp()
+    torch.testing.assert_close(held, whole.gather(-1, label.tokens), rtol=1e-5, atol=0)
+    torch.testing.assert_close(held, whole.sort(-1, descending=True).values[..., :3])
+    torch.testing.assert_close(
+        held.sum(-1) + label.tail_log_prob.double().exp(),
+        torch.ones(whole.shape[:2], dtype=torch.float64),
+        rtol=1e-6,
+        atol=0,
+    )
+    assert label.log_probs.dtype == label.tail_log_prob.dtype == torch.float32
+
+
+def test_all_tokens_leave_an_empty_tail(tiny_teacher, trajectories):
+    expert = NeuralExpert(tiny_teacher)
+    label = expert.top_k(trajectories, expert.vocab_size)
+    expected = expert.logits(trajectories).log_softmax(-1)
+    found = torch.empty_like(expected).scatter(-1, label.tokens, label.log_probs)
+    torch.testing.assert_close(found, expected)
+    assert (label.tail_log_prob == float("-inf")).all()
+
+
+def test_a_tail_keeps_its_digits():
+    """One minus the sum of the others would be 0 in float32."""
+
+    class Sure(NoExpert):
+        def logits(self, trajectories):
+            return torch.tensor([[[40.0, 0.0, 1.0, -3.0]]])
+
+    label = Sure().top_k(None, 1)
+    whole = torch.tensor([40.0, 0.0, 1.0, -3.0], dtype=torch.float64).log_softmax(0)
+    assert label.tail_log_prob.item() == pytest.approx(whole[1:].logsumexp(0).item(), rel=1e-6)
+
+
+def test_top_k_does_not_depend_on_how_it_is_cut(tiny_teacher, trajectories, monkeypatch):
+    expert = NeuralExpert(tiny_teacher)
+    whole = expert.top_k(trajectories, 2)
+    monkeypatch.setattr("textgen_env.expert.CHUNK", 7)
+    parts = expert.top_k(trajectories, 2)
+    for name in ("tokens", "log_probs", "tail_log_prob"):
+        torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
+
+
+def test_top_k_is_one_answer(tiny_teacher, trajectories):
+    expert = NeuralExpert(tiny_teacher)
+    expert.top_k(trajectories, 2)
+    assert expert.queries.forwards == 1
+    assert expert.queries.tokens == int(trajectories.mask.sum())
+
+
+@pytest.mark.parametrize("k", [0, 1000])
+def test_top_k_refuses_what_there_is_not(tiny_teacher, trajectories, k):
+    size = tiny_teacher.vocab_size
+    with pytest.raises(ValueError, match=f"k must be from 1 to {size}, .* got {k}"):
+        NeuralExpert(tiny_teacher).top_k(trajectories, k)
+
+
+def test_top_k_labels_check_their_shapes():
+    tokens, log_probs = torch.zeros(2, 3, 4).long(), torch.zeros(2, 3, 4)
+    with pytest.raises(ShapeError, match="log_probs must have shape"):
+        TopK(tokens, log_probs[..., :2], torch.zeros(2, 3))
+    with pytest.raises(ShapeError, match="tail_log_prob must have shape"):
+        TopK(tokens, log_probs, torch.zeros(2, 4))
+
+
+def test_a_padded_vocabulary_is_cut_in_every_answer(tiny_task, examples, make_table_model):
+    """The teacher's favorites are tokens that nobody else knows."""
+    teacher, size = make_table_model(tiny_task, 3), tiny_task.tokenizer.vocab_size - 3
+    with torch.no_grad():
+        teacher.tables[..., size:] += 100
+    kept = examples.select((examples.source < size).all(1) & (examples.reference < size).all(1))
+    them = Trajectories.from_examples(kept, teacher.special)
+    whole, expert = NeuralExpert(teacher), NeuralExpert(teacher, vocab_size=size)
+    assert (whole.vocab_size, expert.vocab_size) == (teacher.vocab_size, size)
+    assert torch.equal(expert.logits(them), whole.logits(them)[..., :size])
+    assert (whole.best_actions(them) >= size).all()
+    assert (expert.best_actions(them) < size).all()
+    assert (expert.top_k(them, size).tail_log_prob == float("-inf")).all()
+    state = dynamics.initial(kept.source, 5, teacher.special)
+    start = torch.full((len(kept),), teacher.special.start)
+    logits, _ = expert.step(state, start, expert.start(kept.source, 5))
+    assert torch.equal(logits, expert.logits(them)[:, 0])
+    for beam_size in (1, 3):
+        written = expert.write(kept, max_steps=5, beam_size=beam_size)
+        assert (written.reference < size).all()
+
+
+def test_an_expert_that_does_not_say_has_no_known_vocabulary():
+    assert NoExpert().vocab_size is None

@@ -15,7 +15,10 @@ from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all, next_action
 from textgen_env.dynamics import State
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
-from textgen_env.types import Examples, SpecialTokens, Trajectories
+from textgen_env.models.wrappers import CutVocabulary
+from textgen_env.types import Examples, SpecialTokens, Trajectories, check_shape
+
+CHUNK = 1024  # states whose logits `top_k` holds in float32 at a time
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,28 @@ class Queries:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class TopK:
+    """The k most probable next tokens at every state, and all others as one bucket.
+
+    The probabilities and the tail's sum to 1, so that a divergence of such labels is one.
+
+    Attributes:
+        tokens: (B, T, k) int64, in falling order of probability.
+        log_probs: (B, T, k) float32, nats.
+        tail_log_prob: (B, T) float32, nats, of all other tokens; -inf where there are none.
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+    tail_log_prob: Tensor
+
+    def __post_init__(self) -> None:
+        check_shape("tokens", self.tokens, (None, None, None))
+        check_shape("log_probs", self.log_probs, tuple(self.tokens.shape))
+        check_shape("tail_log_prob", self.tail_log_prob, tuple(self.tokens.shape[:2]))
+
+
 class ExpertError(RuntimeError):
     """An expert was asked for what it cannot give."""
 
@@ -48,6 +73,11 @@ class Expert(ABC):
         self.special = special or SpecialTokens()
         self._forwards, self._seconds = 0, 0.0
         self._tokens: Tensor | int = 0  # on the device: counting a step does not wait for it
+
+    @property
+    def vocab_size(self) -> int | None:
+        """V of its logits; None where it is not known."""
+        return None
 
     @property
     def queries(self) -> Queries:
@@ -88,17 +118,56 @@ class Expert(ABC):
         flat = next_action(logits.flatten(0, 1), special=self.special)
         return flat.view(logits.shape[:2])
 
+    def top_k(self, trajectories: Trajectories, k: int) -> TopK:
+        """The `k` most probable next tokens at every state, their probabilities, and the rest's.
+
+        Raises:
+            ValueError: `k` below 1 or above V.
+        """
+        logits = self.logits(trajectories)
+        rows, steps, vocab_size = logits.shape
+        if not 1 <= k <= vocab_size:
+            raise ValueError(
+                f"k must be from 1 to {vocab_size}, the size of the vocabulary, got {k}"
+            )
+        parts = [_top_k(part, k) for part in logits.flatten(0, 1).split(CHUNK)]
+        tokens, log_probs, tail = (torch.cat(column) for column in zip(*parts, strict=True))
+        return TopK(
+            tokens.view(rows, steps, k), log_probs.view(rows, steps, k), tail.view(rows, steps)
+        )
+
+
+def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, k), log-probabilities (B, k) and the tail's (B,) of logits (B, V).
+
+    The tail is summed, not taken as what is left of 1, so that a small one keeps its digits.
+    """
+    values, tokens = logits.float().topk(k)
+    tail = logits.float().scatter(1, tokens, float("-inf")).logsumexp(1)
+    normalizer = torch.logaddexp(values.logsumexp(1), tail)
+    return tokens, values - normalizer[:, None], tail - normalizer
+
 
 class NeuralExpert(Expert):
     """A frozen `SequenceModel` as an oracle.
 
     Args:
         model: the teacher, in the precision in which it shall answer.
+        vocab_size: V, how many of its tokens count, for a teacher whose vocabulary was padded; None
+            for all.
+
+    Raises:
+        ValueError: `vocab_size` above the model's, or without room for the special tokens.
     """
 
-    def __init__(self, model: SequenceModel) -> None:
+    def __init__(self, model: SequenceModel, vocab_size: int | None = None) -> None:
         super().__init__(model.special)
-        self.model = model
+        self.model = model if vocab_size is None else CutVocabulary(model, vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """V of its logits."""
+        return self.model.vocab_size
 
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:

@@ -1,0 +1,128 @@
+"""Sentence BLEU and ROUGE-L of token ids, for many texts at once, where the tokens live.
+
+Metrics do not wait for the device. Token ids are compared as words are elsewhere: for the scores of
+text, which depend on how it is split into words, see evaluation.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from textgen_env.types import check_shape
+
+MAX_ORDER = 4  # of the n-grams that BLEU counts
+
+
+@dataclass(frozen=True)
+class Texts:
+    """B texts as token ids.
+
+    Attributes:
+        tokens: (B, L) int64, anything after `length`.
+        length: (B,) int64, tokens of each text.
+    """
+
+    tokens: Tensor
+    length: Tensor
+
+    def __post_init__(self) -> None:
+        check_shape("tokens", self.tokens, (None, None))
+        check_shape("length", self.length, (self.tokens.shape[0],))
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L) bool, True within the text."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return columns < self.length[:, None]
+
+    def trimmed(self) -> Self:
+        """The same texts, at least one, as wide as the longest; waits for the device."""
+        return type(self)(self.tokens[:, : int(self.length.max())], self.length)
+
+
+def sentence_bleu(hypotheses: Texts, references: Texts) -> Tensor:
+    """Smoothed BLEU of each text against one reference.
+
+    With m_n the n-grams of the text that the reference matches, each at most as often as it occurs
+    there, t_n all n-grams of the text, N the largest n up to 4 with t_n > 0, c and r the lengths of
+    text and reference: exp(min(0, 1 - r / c) + sum over n <= N of log(m_n / t_n) / N), where the
+    k-th m_n that is 0 counts as 2 ** -k. It is 0 where no token matches.
+
+    Args:
+        hypotheses: B texts.
+        references: B texts, of any width.
+
+    Returns:
+        (B,) float32 in [0, 1]: sacrebleu's `sentence_bleu` / 100 with its default smoothing ("exp")
+        and effective order.
+
+    Source: Papineni et al. 2002; smoothing: Chen and Cherry 2014, method 3; Post 2018,
+        arXiv:1804.08771.
+    """
+    matches = _clipped_matches(hypotheses, references)
+    orders = torch.arange(MAX_ORDER, device=matches.device)
+    totals = (hypotheses.length[:, None] - orders).clamp(min=0)
+    counted = totals > 0
+    missed = matches == 0
+    log_matches = torch.where(
+        missed, -math.log(2) * missed.cumsum(1), matches.clamp(min=1).float().log()
+    )
+    log_precisions = (log_matches - totals.clamp(min=1).log()).where(counted, 0.0)
+    mean = log_precisions.sum(1) / counted.sum(1).clamp(min=1)
+    brevity = (1 - references.length / hypotheses.length.clamp(min=1)).clamp(max=0.0)
+    return (mean + brevity).exp().where(matches[:, 0] > 0, 0.0)
+
+
+def _clipped_matches(hypotheses: Texts, references: Texts) -> Tensor:
+    """(B, 4) int64, the n-grams of each text that find a partner of their own in the reference.
+
+    An n-gram finds one if it has occurred less often before than the reference holds it. All pairs
+    of positions are compared, which takes a few times B * L * (L + R) bytes. Sorting n-grams
+    instead took 0.4 of the time for 256 texts of 64 tokens on one core, 0.8 of it for 16 and 1.5
+    times it for 4; of 256 episodes about 10 end in a step.
+    """
+    mine = hypotheses.tokens
+    pairs = mine[:, :, None] == references.tokens[:, None, :]
+    pairs = pairs & hypotheses.mask[:, :, None] & references.mask[:, None, :]
+    repeats = mine[:, :, None] == mine[:, None, :]
+    same, earlier, matches = pairs, repeats.tril(-1), []
+    for order in range(1, MAX_ORDER + 1):  # [:, i, j]: equal n-grams begin at i and j
+        matches.append((earlier.sum(2) < same.sum(2)).sum(1))
+        same = same[:, :-1, :-1] & pairs[:, order:, order:]
+        earlier = earlier[:, :-1, :-1] & repeats[:, order:, order:]
+    return torch.stack(matches, 1)
+
+
+def rouge_l(hypotheses: Texts, references: Texts) -> Tensor:
+    """F-measure of each text's longest common subsequence with one reference.
+
+    With l its length, c and r the lengths of text and reference: precision l / c, recall l / r,
+    and their harmonic mean 2 l / (c + r).
+
+    Args:
+        hypotheses: B texts.
+        references: B texts, of any width.
+
+    Returns:
+        (B,) float32 in [0, 1]: the "rougeL" F-measure of the package rouge-score; 0 where either
+        text is empty.
+
+    Source: Lin 2004, section 3.1, with beta = 1.
+    """
+    common = _longest_common_subsequence(hypotheses, references)
+    return 2 * common / (hypotheses.length + references.length).clamp(min=1)
+
+
+def _longest_common_subsequence(left: Texts, right: Texts) -> Tensor:
+    """(B,) int64 lengths; one step for each column of `left`."""
+    pairs = left.tokens[:, :, None] == right.tokens[:, None, :]
+    pairs = pairs & left.mask[:, :, None] & right.mask[:, None, :]
+    rows, _, width = pairs.shape
+    longest = left.tokens.new_zeros(rows, width + 1)  # [:, j]: with the first j tokens of `right`
+    for equal in pairs.unbind(1):
+        longer = torch.maximum(longest[:, 1:], longest[:, :-1] + equal)
+        longest[:, 1:] = longer.cummax(1).values
+    return longest[:, -1]
