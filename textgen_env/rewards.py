@@ -24,6 +24,9 @@ class Step:
         alive: (B,) bool, the episode was not over before the step.
         references: (B, R) int64, the data set's targets, PAD after the end token.
         special: the ids of padding, start and end.
+        expert_logits: (B, V) float, the expert's for `written`, at the state before the step; None
+            if it was not asked.
+        policy_logits: (B, V) float, the policy's there; None if the environment was not told.
     """
 
     state: State
@@ -31,6 +34,8 @@ class Step:
     alive: Tensor
     references: Tensor
     special: SpecialTokens
+    expert_logits: Tensor | None = None
+    policy_logits: Tensor | None = None
 
     @property
     def finished(self) -> Tensor:
