@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
-from textgen_env.decoding import Sampling, look_every
+from textgen_env.decoding import FEWER, Sampling, look_every
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.refill import SourceBank, places
 from textgen_env.types import Examples, Trajectories
@@ -35,9 +35,12 @@ def rollout(
     cache = student.start(examples.source, env.max_steps)
     previous = torch.full((rows,), special.start, device=env.device)
     done = torch.zeros(rows, dtype=torch.bool, device=env.device)
+    live = torch.arange(rows, device=env.device)  # the rows that the student still writes
+    logits = torch.zeros(rows, student.vocab_size, device=env.device)
     actions, writers, counted = [], [], []
     for step in range(env.max_steps):
-        logits, cache = student.step(previous, cache)
+        answer, cache = student.step(previous[live], cache)
+        logits = answer if len(live) == rows else logits.index_copy(0, live, answer)
         data_action = _column(examples.reference, step, special.pad)
         action, writer = behavior(StepView(logits, data_action))
         writers.append(writer)
@@ -45,8 +48,13 @@ def rollout(
         _, _, terminated, truncated, info = env.step(action)
         previous, done = info["written"], terminated | truncated
         actions.append(previous)
-        if (step + 1) % every == 0 and bool(done.all()):
+        if (step + 1) % every:
+            continue
+        kept = (~done[live]).nonzero().squeeze(1)
+        if len(kept) == 0:
             break
+        if len(kept) <= FEWER * len(live):
+            live, cache = live[kept], cache.select_rows(kept)
     return Trajectories(
         source=examples.source,
         actions=torch.stack(actions, 1),

@@ -20,7 +20,8 @@ Start = Callable[[Tensor, int], AnyCache]
 SourceAt = Callable[[Tensor], Tensor]
 """(K,) int64 places in the order of examples -> (K, S) their sources, of one width S."""
 
-READ_AHEAD = 8  # examples held ready for every slot
+READ_AHEAD = 8  # examples held ready for every slot, and thus steps that they last for
+LOOKING_AHEAD = 2  # the same where the host may look how many are left
 
 
 def places(coming: Tensor, begun: Tensor) -> Tensor:
@@ -34,12 +35,12 @@ def places(coming: Tensor, begun: Tensor) -> Tensor:
 
 
 class SourceBank:
-    """A model's memory of the next K = `READ_AHEAD` * B examples, for B slots that are refilled.
+    """A model's memory of the next K examples, for B slots that are refilled.
 
-    At most B examples come at a step, so what is held lasts for `READ_AHEAD` steps whatever
-    happens. After that, if the host may look without waiting, it looks how far the order has come
-    and goes on until the rows are used up; else they are read anew from wherever the device is.
-    Then B sources are read a step, more than are used, which is the price of never waiting.
+    At most B examples come at a step, so K = `READ_AHEAD` * B last for `READ_AHEAD` steps whatever
+    happens. Then they are read anew from wherever the device is: B sources are read a step, more
+    than are used, which is the price of never waiting. Where the host may look without waiting, it
+    looks how far the order has come, and K = `LOOKING_AHEAD` * B are held until they are used up.
 
     Args:
         start: reads sources.
@@ -61,10 +62,10 @@ class SourceBank:
             begun: (B,) bool, the slots that begin.
             coming: () int64, the place of the first example that they take.
         """
-        slots = len(begun)
-        held = READ_AHEAD * slots
+        slots, looks = len(begun), looking_is_free(begun.device)
+        held = slots * (LOOKING_AHEAD if looks else READ_AHEAD)
         self._used += slots
-        if self._held is not None and self._used > held and looking_is_free(begun.device):
+        if looks and self._held is not None and self._used > held:
             self._used = int(coming - self._first + begun.sum())
         if self._held is None or self._used > held:
             ahead = coming + torch.arange(held, device=begun.device)
