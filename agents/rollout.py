@@ -70,24 +70,27 @@ def stream(
 ) -> Trajectories:
     """Write any number of examples slot by slot: one that ends makes room for the next at once.
 
-    Slots that have no example left begin with the first ones again, until the last example is
-    done; what they write then is not recorded.
+    Long sources begin first, so that no long text is left for the end. Slots that have no example
+    left begin with the first ones again, until the last example is done; what they write then is
+    not recorded.
 
     Args:
         env: in autoreset mode SAME_STEP.
         behavior: who writes in each slot.
-        indices: (K,) int64, the examples in the order in which they begin.
+        indices: (K,) int64, the examples.
         student: the policy.
 
     Returns:
         K trajectories in the order of `indices`, with T up to the environment's limit.
     """
     slots, count = env.num_envs, len(indices)
-    shown, _ = env.reset(options={"order": indices})
-    examples = env.examples.select(indices).trimmed(env.special)
+    length = (env.examples.source[indices] != env.special.pad).sum(1)
+    order = length.argsort(descending=True, stable=True)
+    shown, _ = env.reset(options={"order": indices[order]})
+    examples = env.examples.select(indices[order]).trimmed(env.special)
     references = F.pad(examples.reference, (0, 1), value=env.special.pad)
     bank = SourceBank(student.start, lambda place: examples.source[place % count], env.max_steps)
-    place = torch.arange(slots, device=env.device)  # in `indices`, of each slot's example
+    place = torch.arange(slots, device=env.device)  # in that order, of each slot's example
     coming = place[-1] + 1
     cache = student.start(examples.source[place % count], env.max_steps)
     previous = torch.full_like(place, env.special.start)
@@ -105,24 +108,32 @@ def stream(
             place = places(coming, begun).where(begun, place)
             cache = bank.refill(cache, begun, coming)
             coming = coming + begun.sum()
-    return _gathered(steps, examples, env)
+    return _gathered(steps, examples, order.argsort(), env)
 
 
 def _gathered(
-    steps: Sequence[tuple[Tensor, ...]], examples: Examples, env: TextGenVectorEnv
+    steps: Sequence[tuple[Tensor, ...]], examples: Examples, rows: Tensor, env: TextGenVectorEnv
 ) -> Trajectories:
-    """Trajectories of (place, position, action, writer), (B,) each, of all steps of all slots."""
+    """Trajectories from all steps of all slots.
+
+    Args:
+        steps: (place, position, action, writer) of a step, (B,) int64 each.
+        examples: by place.
+        rows: (K,) int64, the place of each trajectory.
+        env: gives the length limit.
+    """
     place, position, action, writer = map(torch.cat, zip(*steps, strict=True))
     count = len(examples)
     cell = place.clamp(max=count), position  # the row after the last takes what is not wanted
     pad = action.new_full((count + 1, env.max_steps), env.special.pad)
-    mask = torch.zeros_like(pad, dtype=torch.bool).index_put(cell, torch.ones_like(cell[0]).bool())
+    mask = torch.zeros_like(pad, dtype=torch.bool)
+    mask.index_put_(cell, torch.ones_like(place, dtype=torch.bool))
     trajectories = Trajectories(
-        source=examples.source,
-        actions=pad.index_put(cell, action)[:count],
-        writer=pad.index_put(cell, writer)[:count],
-        mask=mask[:count],
-        reference=examples.reference,
+        source=examples.source[rows],
+        actions=pad.index_put(cell, action)[rows],
+        writer=pad.index_put(cell, writer)[rows],
+        mask=mask[rows],
+        reference=examples.reference[rows],
     )
     return trajectories.rows(0, count, env.special)
 

@@ -111,7 +111,9 @@ def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str
     # Takes seconds to import, for which no other command shall wait.
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    single: Callable[[], gymnasium.Env[Any, Any]] = partial(TextGenEnv, task, examples=examples)
+    def single() -> gymnasium.Env[Any, Any]:
+        return TextGenEnv(task, examples=examples)
+
     singles = [single] * slots
     dummy = DummyVecEnv(singles)
     sync = SyncVectorEnv(singles, autoreset_mode=AutoresetMode.SAME_STEP)
