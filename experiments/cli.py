@@ -14,6 +14,7 @@ import tyro
 from agents import AGENTS
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
+from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
@@ -120,6 +121,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
+            ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -146,5 +148,6 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     EvaluateOptions: evaluate,
     GenerateOptions: generate,
     BenchmarkOptions: benchmark,
+    BenchmarkEnvOptions: benchmark_env,
     TeacherOptions: teacher,
 }

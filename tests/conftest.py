@@ -92,7 +92,8 @@ class TableCache:
     def reorder_rows(self, index):
         return self.select_rows(index)
 
-    def reset_rows(self, mask, fresh):
+    def reset_rows(self, mask, fresh, index):
+        fresh = fresh.select_rows(index)
         return TableCache(fresh.first.where(mask, self.first), fresh.steps.where(mask, self.steps))
 
 

@@ -18,11 +18,18 @@ SHARED_BY_AGENTS = {
     "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
-    "stable_baselines3": {"textgen_env/adapters/sb3.py", "agents/ppo.py"},
+    "stable_baselines3": {
+        "textgen_env/adapters/sb3.py",
+        "agents/ppo.py",
+        "experiments/benchmark_env.py",
+    },
     "sacrebleu": {"agents/evaluation.py", "textgen_env/rewards.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py"},
-    "tyro": {f"experiments/{name}.py" for name in ("benchmark", "cli", "evaluate", "generate")},
+    "tyro": {
+        f"experiments/{name}.py"
+        for name in ("benchmark", "benchmark_env", "cli", "evaluate", "generate")
+    },
 }
 
 

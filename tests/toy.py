@@ -27,8 +27,8 @@ class TabularCache:
     def reorder_rows(self, index):
         return self.select_rows(index)
 
-    def reset_rows(self, mask, fresh):
-        return replace(self, state=fresh.state.where(mask, self.state))
+    def reset_rows(self, mask, fresh, index):
+        return replace(self, state=fresh.state[index].where(mask, self.state))
 
 
 class TabularModel:

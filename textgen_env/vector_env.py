@@ -19,6 +19,7 @@ from torch import Tensor
 from textgen_env import dynamics
 from textgen_env.dynamics import Observation, State
 from textgen_env.expert import Expert, NoExpert
+from textgen_env.refill import Adviser, places
 from textgen_env.rewards import Reward, Step, exact_match
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples, ShapeError, check_shape
@@ -29,7 +30,7 @@ Noise = Callable[[Tensor, torch.Generator], Tensor]
 """(actions (B,) int64, generator) -> (B,) int64, the tokens that are written in their place."""
 
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
-OPTIONS = ("indices", "reset_mask")
+OPTIONS = ("indices", "order", "reset_mask")
 MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
 
 
@@ -82,7 +83,10 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         task: whose text is written; gives tokenizer and length limits.
         num_envs: B, slots.
         examples: what is written instead of the task's training split, encoded.
-        expert: the oracle, kept for agents at `expert`; never asked by `step`.
+        expert: the oracle, kept for agents at `expert`.
+        ask_expert: let the expert go along: `info["expert_action"]`, (B,) int64, is then what it
+            would write at the state that is shown, PAD where that is over, and rewards see its
+            logits. Without it, the expert is never asked by `reset` or `step`.
         reward: what a step earns.
         noise: what the environment does to actions before they are written; None for nothing.
         autoreset_mode: `SAME_STEP` or `DISABLED`.
@@ -100,6 +104,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         *,
         examples: Examples | None = None,
         expert: Expert | None = None,
+        ask_expert: bool = False,
         reward: Reward = exact_match,
         noise: Noise | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
@@ -126,6 +131,9 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._source = _widened(self.examples.source, task.max_source_length, self.special.pad)
+        self._adviser: Adviser | None = None
+        if ask_expert:
+            self._adviser = Adviser(self.expert, self._source_at, self.max_steps)
         self._order: Tensor | None = None  # (draws,) int64, examples as they come
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)  # how many have come
         self._index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
@@ -143,7 +151,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
         Args:
             seed: start anew with the order of examples that this seed gives; None to go on.
-            options: "indices", (B,) the example of each slot instead of the next ones;
+            options: "indices", (B,) the example of each slot instead of the next ones; "order",
+                (K,) the examples as they shall come, over and over, until a seed is given;
                 "reset_mask", (B,) bool, the slots that begin, in mode `DISABLED` only.
 
         Raises:
@@ -155,26 +164,33 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         if unknown := set(options) - set(OPTIONS):
             raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown)}")
         mask = self._checked_mask(options.get("reset_mask"))
-        chosen = self._checked_indices(options.get("indices"))
+        chosen = self._checked_indices("indices", options.get("indices"), self.num_envs)
+        given = options.get("order")
+        order = self._checked_indices("order", given, 0 if given is None else len(given))
         super().reset(seed=seed)
         if seed is not None or self._order is None:
-            order = shuffled_epochs(len(self.examples), self.np_random)
-            self._order = order.to(self.device)
-            self._next = torch.zeros_like(self._next)
+            drawn = shuffled_epochs(len(self.examples), self.np_random).to(self.device)
+            order = drawn if order is None else order
             self._generator.manual_seed(int(self.np_random.integers(2**62)))
+        if order is not None:
+            self._order, self._next = order, torch.zeros_like(self._next)
         fresh = self._begin(mask, chosen)
         self._state = (
             fresh if self._state is None else dynamics.replace_rows(self._state, mask, fresh)
         )
-        return dynamics.observation(self._state), self._info()
+        if self._adviser is not None:
+            source = self.examples.source.index_select(0, self._index)
+            self._adviser.begin(self._state, source, mask)
+        return dynamics.observation(self._state), self._info() | self._advice()
 
     def step(
-        self, actions: Tensor | np.ndarray
+        self, actions: Tensor | np.ndarray, policy_logits: Tensor | None = None
     ) -> tuple[Observation, Tensor, Tensor, Tensor, Info]:
         """Append one token to every unfinished episode.
 
         Args:
             actions: (B,) integer token ids; those of finished slots are ignored.
+            policy_logits: (B, V) float, for rewards that compare the policy with the expert.
 
         Raises:
             RuntimeError: called before `reset`.
@@ -189,9 +205,10 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             action = self.noise(action, self._generator)
         state = dynamics.transition(self._state, action, self.special)
         written = action.where(alive, self.special.pad)
-        step = Step(state, written, alive, self._reference, self.special)
+        asked = None if self._adviser is None else self._adviser.logits
+        step = Step(state, written, alive, self._reference, self.special, asked, policy_logits)
         rewards, finished = self.reward(step), step.finished
-        shown = dynamics.observation(state)
+        shown, coming = dynamics.observation(state), self._next
         info = self._info() | {"written": written, "_written": torch.ones_like(alive)}
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             info["_index"] = finished
@@ -206,20 +223,37 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             info = info | self._info() | final
         else:
             self._state = state
-        return shown, rewards, state.terminated, state.truncated, info
+        if self._adviser is not None:
+            refills = self.autoreset_mode != AutoresetMode.DISABLED
+            begun = self._state.length == 0 if refills else None
+            self._adviser.follow(self._state, written, begun, coming)
+        return shown, rewards, state.terminated, state.truncated, info | self._advice()
 
     def _info(self) -> Info:
         """Which example each slot is at; Gymnasium marks by "_index" the slots that say so."""
         everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         return {"index": self._index, "_index": everywhere}
 
+    def _advice(self) -> Info:
+        """What the expert would write, where an episode is not over."""
+        if self._adviser is None or self._state is None:
+            return {}
+        action = self._adviser.action(self._state)
+        return {"expert_action": action, "_expert_action": ~self._state.done}
+
+    def _source_at(self, place: Tensor) -> Tensor:
+        return self.examples.source.index_select(0, self._example_at(place))
+
+    def _example_at(self, place: Tensor) -> Tensor:
+        """The examples, int64, at places in the order; after its end it begins again."""
+        assert self._order is not None, "reset draws the order"
+        return self._order[place % len(self._order)]
+
     def _begin(self, mask: Tensor, chosen: Tensor | None = None) -> State:
         """Fresh episodes; where `mask`, (B,) bool, of `chosen` or else of the next examples."""
         if chosen is None:
-            assert self._order is not None, "reset draws the order"
-            place = (self._next + mask.cumsum(0) - 1) % len(self._order)
+            chosen = self._example_at(places(self._next, mask))
             self._next = self._next + mask.sum()
-            chosen = self._order[place]
         self._index = chosen.where(mask, self._index)
         self._reference = self.examples.reference.index_select(0, self._index)
         source = self._source.index_select(0, self._index)  # 4 times as fast as indexing
@@ -243,11 +277,11 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise ValueError("reset_mask must have at least one True, got none")
         return mask.to(self.device)
 
-    def _checked_indices(self, given: Numbers | None) -> Tensor | None:
+    def _checked_indices(self, name: str, given: Numbers | None, count: int) -> Tensor | None:
         if given is None:
             return None
         values = given.cpu().numpy() if isinstance(given, Tensor) else given
-        return _ids("indices", values, self.num_envs, len(self.examples)).to(self.device)
+        return _ids(name, values, count, len(self.examples)).to(self.device)
 
     def _checked_actions(self, given: Numbers) -> Tensor:
         return _ids("actions", given, self.num_envs, self.vocab_size).to(self.device)

@@ -5,9 +5,13 @@ from hypothesis import strategies as st
 
 import agents.rollout
 from agents.behaviors import PerExampleMixture
-from agents.rollout import rollout
+from agents.rollout import rollout, stream
+from textgen_env import refill
 from textgen_env.decoding import FEWER
+from textgen_env.models import rows
+from textgen_env.rewards import no_reward
 from textgen_env.types import Writer
+from textgen_env.vector_env import TextGenVectorEnv
 
 ROWS = 10
 
@@ -161,3 +165,52 @@ def test_no_gradient_is_recorded(tiny_task, make_env, make_table_model, monkeypa
     write(make_env(tiny_task, 2), student, [True, True])
     assert recorded
     assert not any(recorded)
+
+
+def streamed(task, student, indices, slots, by_student=True):
+    """Trajectories of `indices`, written in `slots` slots."""
+    env = TextGenVectorEnv(task, slots, reward=no_reward)
+    who = torch.full((slots,), by_student)
+    behavior = PerExampleMixture(who, env.special, None, torch.Generator())
+    return stream(env, behavior, indices, student)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+@pytest.mark.parametrize("kind", ["table", "neural"])
+def test_a_stream_writes_what_a_batch_writes(
+    tiny_task, make_env, table_model, make_student, slots, kind
+):
+    student = table_model if kind == "table" else make_student(5)
+    whole, indices = write(make_env(tiny_task, 40), student, [True] * 40)
+    trajectories = streamed(tiny_task, student, indices, slots)
+    for name in ("source", "reference"):
+        assert torch.equal(getattr(trajectories, name), getattr(whole, name)), name
+    assert counted_rows(trajectories) == counted_rows(whole)
+    assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
+    assert trajectories.actions.shape[1] == trajectories.mask.sum(1).max()
+
+
+def test_a_streams_neighbors_do_not_matter(tiny_task, tiny_teacher):
+    some = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    forward, backward = (
+        counted_rows(streamed(tiny_task, tiny_teacher, indices, 3))
+        for indices in (some, some.flip(0))
+    )
+    assert forward == backward[::-1]
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_the_datas_stream_is_the_references(tiny_task, make_env, table_model, slots):
+    env, indices = make_env(tiny_task, 1), torch.tensor([7, 7, 3, 60, 0, 21, 9, 8])
+    trajectories = streamed(tiny_task, table_model, indices, slots, by_student=False)
+    assert counted_rows(trajectories) == text_rows(env.examples.reference[indices])
+    assert trajectories.writer[trajectories.mask].eq(Writer.DATA).all()
+
+
+def test_looking_seldom_does_not_change_a_stream(tiny_task, table_model, monkeypatch):
+    indices = torch.arange(20)
+    often = streamed(tiny_task, table_model, indices, 3)
+    monkeypatch.setattr(agents.rollout, "look_every", lambda device: 7)
+    monkeypatch.setattr(refill, "looking_is_free", lambda device: False)
+    monkeypatch.setattr(rows, "looking_is_free", lambda device: False)
+    assert counted_rows(streamed(tiny_task, table_model, indices, 3)) == counted_rows(often)

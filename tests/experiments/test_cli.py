@@ -109,6 +109,14 @@ def test_benchmark_prints_the_fraction_of_the_floor(teacher_run, capsys):
     assert "%" in capsys.readouterr().out
 
 
+def test_benchmark_env_prints_every_comparison(teacher_run, capsys):
+    sizes = ["--slots", "2", "--sentences", "4", "--stepping-slots", "2", "--rounds", "1"]
+    main(["benchmark-env", str(teacher_run), *sizes])
+    shown = capsys.readouterr().out
+    for name in ("DummyVecEnv", "SyncVectorEnv", "rollout", "streaming", "floor"):
+        assert name in shown
+
+
 def test_a_finished_run_is_not_run_again(teacher_run):
     before = (teacher_run / "metrics.jsonl").stat().st_mtime_ns
     train(teacher_run, "--agent", "mle")
@@ -160,7 +168,7 @@ def test_an_unfinished_run_is_not_evaluated(teacher_run, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "evaluate", "generate", "benchmark", "teacher"]
+    "command", ["demo", "train", "evaluate", "generate", "benchmark", "benchmark-env", "teacher"]
 )
 def test_help_of_each_command_is_shown(command, capsys):
     with pytest.raises(SystemExit) as stop:

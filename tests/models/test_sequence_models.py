@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from textgen_env.models import rows
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.types import SpecialTokens
@@ -118,22 +119,44 @@ def test_selecting_rows_then_stepping_is_stepping_then_selecting(model, source, 
     torch.testing.assert_close(first, second[index], rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(params=[True, False], ids=["looking", "without looking"])
+def looking(request, monkeypatch):
+    """The way rows are put where the host may look at a mask, and the way where it may not."""
+    monkeypatch.setattr(rows, "looking_is_free", lambda device: request.param)
+
+
 @torch.no_grad()
-def test_reset_rows_start_anew_and_the_others_go_on(model, source, actions):
-    mask = torch.tensor([True, False, False, True, False])
-    others = padded(SOURCE_LENGTHS[::-1], seed=2)
+@pytest.mark.usefixtures("looking")
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_reset_rows_start_anew_and_the_others_go_on(model, source, actions, ahead):
+    mask, index = torch.tensor([True, False, False, True, False]), torch.tensor([2, 0, 0, 6, 0])
+    others, texts = padded((3, 7, 2, 6, 1, 7, 4), seed=2), padded((4, 4, 4, 4, 4, 4, 4), seed=3)
+    previous = F.pad(texts, (1, 0), value=START)
+    fresh = model.start(others, 6)
+    for step in range(ahead):
+        _, fresh = model.step(previous[:, step], fresh)
     _, cache = steps(model, model.start(source, 6), actions[:, :3])
-    cache = cache.reset_rows(mask, model.start(others, 6))
-    previous = actions[:, 2].where(~mask, torch.tensor(START))
-    logits, cache = model.step(previous, cache)
-    following, _ = model.step(actions[:, 3], cache)
-    anew = torch.stack([actions[:, 3], actions[:, 3]], dim=1)
-    fresh = model.sequence_logits(others, anew)
-    kept = model.sequence_logits(source, actions)
-    for row in range(len(source)):
-        expected = fresh[row] if mask[row] else kept[row, 3:5]
-        got = torch.stack([logits[row], following[row]])
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    cache = cache.reset_rows(mask, fresh, index)
+    got = []
+    for step in range(2):
+        mixed = previous[index, ahead + step].where(mask, actions[:, 2 + step])
+        logits, cache = model.step(mixed, cache)
+        got.append(logits)
+    begun = model.sequence_logits(others[index], texts[index])[:, ahead : ahead + 2]
+    expected = begun.where(mask[:, None, None], model.sequence_logits(source, actions)[:, 3:5])
+    torch.testing.assert_close(torch.stack(got, dim=1), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_row_that_is_full_may_be_stepped_on_until_it_begins_anew(model, source, actions):
+    expected, _ = steps(model, model.start(source, 2), actions[:, :2])
+    cache = model.start(source, 2)
+    for _ in range(5):
+        _, cache = model.step(actions[:, 0], cache)
+    everywhere, same = torch.ones(len(source), dtype=torch.bool), torch.arange(len(source))
+    cache = cache.reset_rows(everywhere, model.start(source, 2), same)
+    got, _ = steps(model, cache, actions[:, :2])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
@@ -151,7 +174,8 @@ def test_rows_of_different_ages_read_no_memory_that_was_not_written(model, sourc
     cache = model.start(source, 6)
     for _ in range(2):
         _, cache = model.step(previous, cache)
-    cache = cache.reset_rows(torch.arange(len(source)) == 0, model.start(source, 6))
+    same = torch.arange(len(source))
+    cache = cache.reset_rows(same == 0, model.start(source, 6), same)
     cache = cache.select_rows(torch.tensor([0, 1]))
     for _ in range(4):
         logits, cache = model.step(previous[:2], cache)
@@ -218,9 +242,10 @@ def test_nothing_is_made_on_another_device_or_read_by_the_host(name, source, act
         model = build(CONFIGS[name])
     source, actions = source.to("meta"), actions.to("meta")
     with _OnMetaDevice():
-        cache = model.start(source, 3)
-        _, cache = model.step(actions[:, 0], cache)
-        cache = cache.select_rows(actions[:, 1])
-        cache = cache.reset_rows(actions[:, 1] > 1, model.start(source, 3))
-        model.step(actions[:, 0], cache)
+        with torch.no_grad():
+            cache = model.start(source, 3)
+            _, cache = model.step(actions[:, 0], cache)
+            cache = cache.select_rows(actions[:, 1])
+            begun, fresh = actions[:, 1] > 1, model.start(source, 3)
+            model.step(actions[:, 0], cache.reset_rows(begun, fresh, actions[:, 1]))
         model.sequence_logits(source, actions).sum().backward()

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textgen_env.models.rows import put_rows
+
 ROOM = 16  # positions added at a time
 
 
@@ -91,9 +93,14 @@ class KeyValueCache:
         return _attend(query, self.source[layer], self.source_bias)
 
     def advanced(self) -> Self:
-        """The cache after a step that has written position `length` of each row."""
-        window = min(self.window + 1, len(self.signals))
-        return replace(self, length=self.length + 1, window=window)
+        """The cache after a step that has written position `length` of each row.
+
+        A row that is full may be stepped on, as one that is over and waits for the others is: its
+        last position is written over.
+        """
+        limit = len(self.signals)
+        length = (self.length + 1).clamp(max=limit - 1)
+        return replace(self, length=length, window=min(self.window + 1, limit))
 
     def select_rows(self, index: Tensor) -> Self:
         """A cache whose row i is a copy of row index[i]; of a source's rows all or none."""
@@ -124,19 +131,19 @@ class KeyValueCache:
             length=self.length.index_select(0, index),
         )
 
-    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
-        """A cache with the rows of `fresh` where `mask` is True, and its own elsewhere.
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
+        """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True.
 
         What the old rows wrote stays in memory unseen.
         """
-        rows = mask[:, None, None, None]
-        return replace(
-            self,
-            bias=self.bias.masked_fill(rows, float("-inf")),
-            source=fresh.source.where(rows, self.source),
-            source_bias=fresh.source_bias.where(rows, self.source_bias),
-            length=fresh.length.where(mask, self.length),
-        )
+        room = fresh.bias.shape[-1]
+        self.bias.masked_fill_(mask[:, None, None, None], float("-inf"))
+        put_rows(self.bias[..., :room], fresh.bias, mask, index)
+        put_rows(self.written[..., :room, :], fresh.written, mask, index, dim=2)
+        put_rows(self.source, fresh.source, mask, index, dim=2)
+        put_rows(self.source_bias, fresh.source_bias, mask, index)
+        put_rows(self.length, fresh.length, mask, index)
+        return replace(self, window=max(self.window, fresh.window))
 
 
 def _attend(query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:

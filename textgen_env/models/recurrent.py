@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from textgen_env.models.layers import Dropout
+from textgen_env.models.rows import put_rows
 from textgen_env.types import SpecialTokens
 
 
@@ -85,16 +86,13 @@ class RecurrentCache:
         """A cache whose row i is a copy of row index[i], a row of the same source."""
         return replace(self, states=self.states.index_select(1, index))
 
-    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
-        """A cache with the rows of `fresh` where `mask` is True, and its own elsewhere."""
-        rows = mask[:, None, None]
-        return replace(
-            self,
-            states=fresh.states.where(mask[None, :, None], self.states),
-            source_keys=fresh.source_keys.where(rows, self.source_keys),
-            source_values=fresh.source_values.where(rows, self.source_values),
-            source_bias=fresh.source_bias.where(rows, self.source_bias),
-        )
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
+        """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True."""
+        put_rows(self.states, fresh.states, mask, index, dim=1)
+        put_rows(self.source_keys, fresh.source_keys, mask, index)
+        put_rows(self.source_values, fresh.source_values, mask, index)
+        put_rows(self.source_bias, fresh.source_bias, mask, index)
+        return self
 
 
 class Recurrent(nn.Module):

@@ -38,10 +38,17 @@ class Cache(Protocol):
         """
         ...
 
-    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
-        """A cache with the rows of `fresh` where `mask`, (B,) bool, is True, and its own elsewhere.
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
+        """The cache with row index[i] of `fresh` as its row i wherever `mask` is True.
 
-        `fresh` comes from `start` on B sources padded to the same S, with the same `max_steps`.
+        The cache itself must not be used again: its memory may have been written over. `fresh` is
+        only read.
+
+        Args:
+            mask: (B,) bool, the rows that begin anew.
+            fresh: K rows, from `start` on sources padded to the same S with the same `max_steps`,
+                and stepped no further than this cache.
+            index: (B,) int64 in [0, K), where `mask` is False too.
         """
         ...
 

@@ -1,0 +1,197 @@
+"""The environment's speed: stepping, a rollout beside the bare engine, and streaming with refill.
+
+All sides of a comparison do the same work in one process, in turn, several times over, and a ratio
+is the median of the rounds' ratios: a machine that is busy for a while slows all of them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from agents.behaviors import PerExampleMixture
+from agents.rollout import rollout, stream
+from experiments.build import build_task
+from experiments.configs import TASKS, VERSES_TEACHER
+from experiments.generate import model_folder
+from experiments.run import read_config
+from textgen_env.decoding import greedy, next_action
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.rewards import no_reward
+from textgen_env.single_env import TextGenEnv
+from textgen_env.tasks.task import Task, encode
+from textgen_env.types import Examples
+from textgen_env.vector_env import TextGenVectorEnv
+
+Work = Callable[[], int]
+"""Does something and says how many steps or tokens it was."""
+
+
+@dataclass(frozen=True)
+class BenchmarkEnvOptions:
+    """Time the environment beside other environments and beside decoding without one.
+
+    Attributes:
+        model: folder of a finished run or of a model; the shipped teacher, if none is named,
+            because it ends its texts as a trained model does.
+        slots: texts written side by side.
+        sentences: to be written, the first ones of the training split; a multiple of `slots`.
+        stepping_slots: slots of the comparison without a model.
+        stepping_steps: its steps a round.
+        rounds: measured rounds, after one that is not.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional] = VERSES_TEACHER
+    slots: int = 64
+    sentences: int = 256
+    stepping_slots: int = 256
+    stepping_steps: int = 20
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.sentences < 1 or self.sentences % self.slots:
+            raise ValueError(
+                f"sentences must be a multiple of slots ({self.slots}), got {self.sentences}"
+            )
+
+
+def benchmark_env(options: BenchmarkEnvOptions) -> None:
+    """Print a table: what each side does a second, and its ratio to the first of its group."""
+    folder = model_folder(options.model)
+    run = folder.parent / "config.json"
+    config = read_config(folder.parent).experiment.task if run.is_file() else TASKS["verses"]
+    task = build_task(config, load_tokenizer(folder))
+    examples = encode(task.train[: options.sentences], task)
+    table = Table(title=f"{options.sentences} texts in {options.slots} slots, float32")
+    for name in ("what", "a second", "ratio to the first"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    model = load_model(folder, torch.float32)
+    stepping = steppers(task, examples, options.stepping_slots, options.stepping_steps)
+    for group in (stepping, writers(task, model, examples, options.slots)):
+        for name, (rate, ratio) in compare(group, options.rounds).items():
+            table.add_row(name, f"{rate:,.0f}", f"{ratio:.2f}")
+        table.add_section()
+    Console().print(table)
+
+
+def compare(group: Mapping[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median rate a second of each, and the median of its ratios to the first one."""
+    rates: dict[str, list[float]] = {name: [] for name in group}
+    for turn in range(rounds + 1):
+        for name, work in group.items():
+            start = time.perf_counter()
+            done = work()
+            if turn:
+                rates[name].append(done / (time.perf_counter() - start))
+    first = next(iter(rates.values()))
+    return {
+        name: (
+            statistics.median(own),
+            statistics.median(mine / base for mine, base in zip(own, first, strict=True)),
+        )
+        for name, own in rates.items()
+    }
+
+
+def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Work]:
+    """Steps of all slots without a model, by random tokens: others, then this environment."""
+    # Takes seconds to import, for which no other command shall wait.
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    def single() -> gymnasium.Env[Any, Any]:
+        return TextGenEnv(task, examples=examples)
+
+    singles = [single] * slots
+    dummy = DummyVecEnv(singles)
+    sync = SyncVectorEnv(singles, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector = TextGenVectorEnv(task, slots, examples=examples)
+    for env in (dummy, sync, vector):
+        env.reset()
+    draws = np.random.default_rng(0)
+    actions = draws.integers(2, task.tokenizer.vocab_size, (steps, slots))
+
+    def stepping(step: Callable[[np.ndarray], object]) -> int:
+        for action in actions:
+            step(action)
+        return steps * slots
+
+    return {
+        "steps: SB3 DummyVecEnv": partial(stepping, dummy.step),
+        "steps: gymnasium SyncVectorEnv": partial(stepping, sync.step),
+        "steps: TextGenVectorEnv": partial(stepping, vector.step),
+    }
+
+
+def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) -> dict[str, Work]:
+    """Ways to write all examples greedily; each gives the number of useful tokens."""
+    env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
+    batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()
+    student = torch.ones(slots, dtype=torch.bool)
+    behavior = PerExampleMixture(student, model.special, None, torch.Generator())
+    batches = torch.arange(len(examples)).split(slots)
+    sources = [examples.select(batch).trimmed(model.special).source for batch in batches]
+    length, pad = task.max_target_length, model.special.pad
+
+    def by_engine() -> int:
+        return sum(int((greedy(model, source, length) != pad).sum()) for source in sources)
+
+    def by_rollout() -> int:
+        return sum(int(rollout(batched, behavior, rows, model).mask.sum()) for rows in batches)
+
+    def by_stream() -> int:
+        return int(stream(refilled, behavior, torch.cat(batches), model).mask.sum())
+
+    tokens = by_engine()
+    mean = -(-tokens // len(examples))
+    return {
+        "tokens: batches run to their longest": lambda: sum(
+            _full_batch(model, source, length) for source in sources
+        ),
+        "tokens: decoding.greedy, which drops rows": by_engine,
+        "tokens: rollout": by_rollout,
+        "tokens: streaming with refill": by_stream,
+        "tokens: floor, all slots busy at every step": lambda: (
+            sum(_floor(model, source, mean, length) for source in sources) and tokens
+        ),
+    }
+
+
+@torch.no_grad()
+def _full_batch(model: SequenceModel, source: Tensor, max_steps: int) -> int:
+    """Tokens of a batch that is written until its longest text ends, all rows at every step."""
+    special, tokens = model.special, 0
+    previous = torch.full((len(source),), special.start)
+    done, cache = torch.zeros(len(source), dtype=torch.bool), model.start(source, max_steps)
+    for _ in range(max_steps):
+        logits, cache = model.step(previous, cache)
+        previous = next_action(logits, special=special)
+        tokens += int((~done).sum())
+        done = done | (previous == special.end)
+        if done.all():
+            break
+    return tokens
+
+
+@torch.no_grad()
+def _floor(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> int:
+    """Read a batch and step it: what its texts would cost if all had the same length."""
+    previous, cache = (
+        torch.full((len(source),), model.special.start),
+        model.start(source, max_steps),
+    )
+    for _ in range(steps):
+        _, cache = model.step(previous, cache)
+    return steps * len(source)

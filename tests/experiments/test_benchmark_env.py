@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from experiments import benchmark_env
+from experiments.benchmark_env import BenchmarkEnvOptions, compare, steppers, writers
+from textgen_env.tasks.task import encode
+
+
+def test_a_ratio_is_taken_round_by_round(monkeypatch):
+    seconds = (1, 2, 4, 8, 2, 1)  # of the two in turn
+    clock = iter([0, 0, *(time for taken in seconds for time in (0, taken))])  # no first round
+    monkeypatch.setattr(benchmark_env.time, "perf_counter", lambda: next(clock))
+    result = compare({"first": lambda: 8, "second": lambda: 8}, rounds=3)
+    assert result == {"first": (4.0, 1.0), "second": (4.0, 0.5)}
+
+
+def test_all_ways_write_the_same_number_of_tokens(tiny_task, make_table_model):
+    examples = encode(tiny_task.train[:12], tiny_task)
+    torch.manual_seed(0)
+    group = writers(tiny_task, make_table_model(tiny_task, 3), examples, slots=4)
+    assert len({work() for work in group.values()}) == 1
+
+
+def test_all_environments_take_the_same_number_of_steps(tiny_task):
+    pytest.importorskip("stable_baselines3")
+    group = steppers(tiny_task, encode(tiny_task.train, tiny_task), slots=3, steps=9)
+    assert [work() for work in group.values()] == [27] * 3
+
+
+def test_sentences_fill_the_slots():
+    with pytest.raises(ValueError, match=r"multiple of slots \(64\), got 100"):
+        BenchmarkEnvOptions(sentences=100)
