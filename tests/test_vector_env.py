@@ -526,9 +526,9 @@ def test_there_is_at_least_one_slot(num_envs):
         make(num_envs)
 
 
-def test_another_autoreset_mode_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"SAME_STEP or .*DISABLED, got .*NEXT_STEP"):
-        make(mode=AutoresetMode.NEXT_STEP)
+def test_an_autoreset_mode_by_name_is_refused():
+    with pytest.raises(TypeError, match=r"autoreset_mode must be a .*AutoresetMode, got 'SameStep'"):
+        make(mode="SameStep")
 
 
 def test_a_limit_of_one_step_is_refused():

@@ -4,9 +4,11 @@ A finished rollout is labelled in one parallel pass, which is far cheaper than a
 token. Every answer is counted, so that methods can be compared by what they ask.
 """
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all, next_action
 from textgen_env.dynamics import State
+from textgen_env.models.narrowed import Narrowed
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
@@ -99,6 +102,17 @@ class NeuralExpert(Expert):
     def __init__(self, model: SequenceModel) -> None:
         super().__init__(model.special)
         self.model = model
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of its answers."""
+        return self.model.vocab_size
+
+    def narrowed(self, vocab_size: int) -> Self:
+        """The same expert, which answers about the first `vocab_size` tokens and counts apart."""
+        view = copy.copy(self)
+        view.model = Narrowed(self.model, vocab_size)
+        return view
 
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:
