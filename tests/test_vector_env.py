@@ -527,7 +527,9 @@ def test_there_is_at_least_one_slot(num_envs):
 
 
 def test_an_autoreset_mode_by_name_is_refused():
-    with pytest.raises(TypeError, match=r"autoreset_mode must be a .*AutoresetMode, got 'SameStep'"):
+    with pytest.raises(
+        TypeError, match=r"autoreset_mode must be a .*AutoresetMode, got 'SameStep'"
+    ):
         make(mode="SameStep")
 
 

@@ -107,8 +107,10 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             RuntimeError: called before `reset`.
         """
         texts = self.slot.render()
-        if texts is None or self.render_mode == "ansi":
-            return texts and texts[0]
+        if texts is None:
+            return None
+        if self.render_mode == "ansi":
+            return texts[0]
         sys.stdout.write(f"{texts[0]}\n")
         return None
 
