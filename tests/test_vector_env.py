@@ -1,6 +1,9 @@
+import copy
+import pickle
 import random
 from dataclasses import replace
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -8,15 +11,21 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import SPECIAL, TabularModel
 
-from textgen_env.expert import NoExpert
+from textgen_env import dynamics
+from textgen_env.expert import NeuralExpert, NoExpert
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
-from textgen_env.types import Examples, ShapeError
+from textgen_env.types import Examples, ShapeError, SpecialTokens, Trajectories
 from textgen_env.vector_env import TextGenVectorEnv, shuffled_epochs
 
-SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+SAME_STEP, NEXT_STEP, DISABLED = (
+    AutoresetMode.SAME_STEP,
+    AutoresetMode.NEXT_STEP,
+    AutoresetMode.DISABLED,
+)
 TASK = copy_task(
     CopyConfig(num_words=6, min_length=1, max_length=4, num_train=40, num_validation=2, num_test=2)
 )
@@ -57,6 +66,11 @@ def some_actions(env, steps, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, env.num_envs)
     return list(torch.randint(0, VOCAB_SIZE, shape, generator=generator))
+
+
+def random_tokens(actions, generator):
+    """Noise that leaves nothing of the actions."""
+    return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -129,12 +143,14 @@ def test_the_order_does_not_depend_on_the_number_of_slots():
     assert torch.equal(order(1), order(7))
 
 
-def test_no_global_random_state_is_touched():
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_no_global_random_state_is_touched(mode):
     torch.manual_seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    env = make()
+    env = make(mode=mode, render_mode="ansi", noise=random_tokens)
     env.reset(seed=4)
     play(env, some_actions(env, 8))
+    env.render()
     env.reset()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
@@ -198,10 +214,11 @@ def test_a_mask_needs_a_first_reset_and_the_mode_disabled():
     mask = {"reset_mask": np.array([True, True, False])}
     with pytest.raises(RuntimeError, match="after a reset of all slots"):
         make(mode=DISABLED).reset(options=mask)
-    env = make()
-    env.reset()
-    with pytest.raises(ValueError, match="autoreset mode DISABLED, got SAME_STEP"):
-        env.reset(options=mask)
+    for mode in (SAME_STEP, NEXT_STEP):
+        env = make(mode=mode)
+        env.reset()
+        with pytest.raises(ValueError, match=f"autoreset mode DISABLED, got {mode.name}"):
+            env.reset(options=mask)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +285,24 @@ def test_an_array_with_an_id_outside_the_vocabulary_is_refused(actions):
         env.step(np.array(actions, dtype))
 
 
+def test_actions_on_another_device_are_refused():
+    env = make()
+    env.reset()
+    actions = torch.zeros(3, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"actions must be on cpu.*got .* meta: call \.to\("):
+        env.step(actions)
+
+
+def test_when_all_have_ended_actions_are_ignored_and_nothing_is_raised():
+    env = make(mode=DISABLED)
+    env.reset(seed=0)
+    before = env.step(torch.tensor([2, 2, 2]))
+    after = env.step(torch.tensor([3, 4, VOCAB_SIZE - 1]))
+    assert_same(before[0], after[0])
+    assert_same(before[2:4], after[2:4])
+    assert not after[1].any()
+
+
 def test_a_refused_action_changes_nothing():
     env = make()
     env.reset(seed=0)
@@ -276,7 +311,7 @@ def test_a_refused_action_changes_nothing():
     assert env.step(np.array([3, 3, 3]))[0]["length"].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint16])
 def test_arrays_and_tensors_do_the_same(mode, dtype):
     by_tensor, by_array = make(mode=mode), make(mode=mode)
@@ -296,7 +331,7 @@ def test_an_array_may_be_reused_by_its_owner():
     assert shown["prefix"][:, 0].tolist() == [3, 4, 5]
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 def test_what_is_shown_lies_in_the_spaces(mode):
     env = make(mode=mode)
     shown, _ = env.reset(seed=0)
@@ -327,6 +362,7 @@ def test_after_its_end_a_slot_is_absorbing():
         assert (terminated[0], truncated[0]) == (True, False)
         assert set(info) == {"index", "_index", "written", "_written"}
         assert info["written"][0] == 0
+        assert info["_written"].tolist() == [False, step < MAX_STEPS - len(reference)]
         assert info["_index"].all()
     assert (terminated[1], truncated[1]) == (False, True)
 
@@ -339,11 +375,8 @@ def test_noise_changes_what_is_written():
 
 
 def test_noise_is_drawn_by_the_seed():
-    def random(actions, generator):
-        return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
-
     def written(seed):
-        env = make(50, DISABLED, noise=random)
+        env = make(50, DISABLED, noise=random_tokens)
         env.reset(seed=seed)
         return env.step(torch.full((50,), 3))[-1]["written"]
 
@@ -381,6 +414,36 @@ def test_a_slot_at_the_limit_is_refilled_too():
     assert shown["length"].tolist() == [0, 0]
     assert info["final_obs"]["length"].tolist() == [MAX_STEPS, MAX_STEPS]
     assert not env.step(torch.tensor([3, 3]))[3].any()
+
+
+def test_the_step_after_an_end_begins_the_next_episode_whatever_the_action():
+    env = make(3, NEXT_STEP)
+    order = make(20).reset(seed=0)[1]["index"].tolist()
+    env.reset(seed=0)
+    ended, _, terminated, _, info = env.step(torch.tensor([3, 2, 2]))
+    assert terminated.tolist() == [False, True, True]
+    assert ended["length"].tolist() == [1, 1, 1]
+    assert info["index"].tolist() == order[:3]
+    shown, rewards, terminated, truncated, info = env.step(torch.tensor([2, 2, 3]))
+    assert shown["length"].tolist() == [2, 0, 0]
+    assert not shown["prefix"][1:].any()
+    assert not rewards[1:].any()
+    assert terminated.tolist() == [True, False, False]
+    assert not truncated.any()
+    assert info["index"].tolist() == [order[0], order[3], order[4]]
+    assert info["written"].tolist() == [2, 0, 0]
+    assert info["_written"].tolist() == [True, False, False]
+    assert info.keys() == {"index", "_index", "written", "_written"}
+    shown, *_, info = env.step(torch.tensor([3, 4, 5]))
+    assert shown["prefix"][:, 0].tolist() == [0, 4, 5]
+    assert info["index"].tolist() == [order[5], order[3], order[4]]
+
+
+def test_in_the_mode_next_step_an_episode_at_the_limit_ends_too():
+    env = make(1, NEXT_STEP)
+    env.reset(seed=0)
+    flags = [env.step(torch.tensor([3]))[3].item() for _ in range(2 * MAX_STEPS + 1)]
+    assert [step for step, flag in enumerate(flags) if flag] == [MAX_STEPS - 1, 2 * MAX_STEPS]
 
 
 def episodes(num_envs, steps):
@@ -424,7 +487,7 @@ def test_neighbors_do_not_matter():
     assert seen[0] == seen[1] == seen[2]
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 def test_step_never_waits_for_the_device(mode):
     env = make(mode=mode)
     env.reset(seed=0)
@@ -461,6 +524,8 @@ class Plain:
     def act(self, row, action):
         slot = self.slots[row]
         if slot["terminated"] or slot["truncated"]:
+            if self.mode is NEXT_STEP:
+                slot = self.slots[row] = self.begin()
             return slot, 0.0, slot, False
         prefix = [*slot["prefix"], action]
         terminated = action == 2
@@ -474,7 +539,7 @@ class Plain:
 
 
 @given(
-    mode=st.sampled_from([SAME_STEP, DISABLED]),
+    mode=st.sampled_from(AutoresetMode),
     seed=st.integers(0, 2**40),
     steps=st.integers(1, 4).flatmap(
         lambda rows: st.lists(
@@ -517,6 +582,104 @@ def written(shown, row):
     return shown["prefix"][row, :length].tolist()
 
 
+# What is shown to people, and copies
+
+
+def word(token):
+    """A token as `render` names it."""
+    return TASK.tokenizer.decode([[token]])[0]
+
+
+def test_render_gives_a_text_for_each_slot():
+    env = make(2, render_mode="ansi")
+    _, info = env.reset(seed=0)
+    sources = [TASK.train[index].source for index in info["index"].tolist()]
+    assert env.render() == tuple(f"source: {source}\ntext:   " for source in sources)
+    *_, info = env.step(torch.tensor([3, 2]))
+    following = TASK.train[int(info["index"][1])].source
+    first, second = env.render()
+    assert first == f"source: {sources[0]}\ntext:   {word(3)}"
+    assert second == f"source: {following}\ntext:   "
+
+
+def test_render_shows_what_the_expert_would_have_written(make_table_model):
+    expert = NeuralExpert(make_table_model(TASK, 3))
+    env = make(3, DISABLED, expert=expert, render_mode="ansi")
+    _, info = env.reset(seed=0)
+    assert all(len(text.splitlines()) == 2 for text in env.render())
+    assert env.expert.queries.tokens == 0
+    written = torch.tensor([[3, 2, 4], [5, 6, 7]])
+    for actions in written:
+        env.step(actions)
+    rows = EXAMPLES.select(info["index"])
+    actions = torch.tensor([[3, 5], [2, 0], [4, 7]])
+    best = expert.best_actions(
+        Trajectories(rows.source, actions, actions, actions > 0, rows.reference)
+    )
+    asked = expert.queries.tokens
+    lines = [text.splitlines()[2] for text in env.render()]
+    choices = [
+        "</s>" if token == 2 else word(token) for token in best[[0, 1, 2], [1, 0, 1]].tolist()
+    ]
+    assert lines == [
+        f"last:   {word(5)} (the expert: {choices[0]})",
+        f"last:   </s> (the expert: {choices[1]})",
+        f"last:   {word(7)} (the expert: {choices[2]})",
+    ]
+    assert env.expert.queries.tokens == asked + 3
+
+
+def test_a_slot_without_a_token_has_no_last_one(make_table_model):
+    env = make(2, expert=NeuralExpert(make_table_model(TASK, 3)), render_mode="ansi")
+    env.reset(seed=0)
+    env.step(torch.tensor([3, 2]))
+    assert [len(text.splitlines()) for text in env.render()] == [3, 2]
+
+
+def test_for_people_it_prints_after_reset_and_every_step(capsys):
+    env, silent = (make(2, render_mode=mode) for mode in ("human", "ansi"))
+    for act in (lambda env: env.reset(seed=0), lambda env: env.step(torch.tensor([3, 2]))):
+        act(env)
+        act(silent)
+        first, second = silent.render()
+        assert capsys.readouterr().out == f"slot 0\n{first}\nslot 1\n{second}\n"
+    assert env.render() is None
+    assert capsys.readouterr().out.startswith("slot 0\nsource:")
+
+
+def test_render_needs_a_reset_and_a_mode():
+    with pytest.raises(RuntimeError, match=r"render must come after reset.*call reset\(\) first"):
+        make(render_mode="ansi").render()
+    assert make().render() is None
+    with pytest.raises(ValueError, match=r"render_mode must be among .* or None, got 'rgb_array'"):
+        make(render_mode="rgb_array")
+
+
+def test_after_close_only_a_reset_may_follow():
+    env = make(render_mode="ansi")
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    assert env.closed
+    with pytest.raises(RuntimeError, match="step must come after reset"):
+        env.step(torch.tensor([3, 3, 3]))
+    assert env.reset(seed=0)[0]["length"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_copy_by_pickle_in_the_middle_of_episodes_goes_on_in_the_same_way(mode, pickler):
+    env = make(mode=mode, noise=random_tokens, expert=NoExpert())
+    env.reset(seed=0)
+    play(env, some_actions(env, 2))
+    copy = pickle.loads(pickler.dumps(env))
+    for actions in some_actions(env, 12, seed=1):
+        assert_same(env.step(actions), copy.step(actions))
+    assert_same(env.reset(), copy.reset())
+    assert_same(env.reset(seed=7), copy.reset(seed=7))
+    assert copy.autoreset_mode is copy.metadata["autoreset_mode"] is mode
+
+
 # How it is built
 
 
@@ -550,6 +713,51 @@ def test_sources_beyond_the_limit_are_refused_and_not_cut():
         make(examples=wide)
 
 
+def test_a_tokenizer_whose_texts_end_in_padding_is_refused():
+    tokenizer = copy.copy(TASK.tokenizer)
+    tokenizer.special = SpecialTokens(pad=2)
+    with pytest.raises(ValueError, match=r"end token must differ from its padding.*got 2 for both"):
+        TextGenVectorEnv(replace(TASK, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("padding", [1, 128, 1024])
+def test_an_expert_with_a_padded_vocabulary_answers_within_the_tokenizers(padding):
+    model = TabularModel(VOCAB_SIZE + padding, sources=3, max_steps=0)
+    model.table[:, VOCAB_SIZE:] += 100  # what an expert would write, were it asked about padding
+    given = NeuralExpert(model)
+    env = make(expert=given)
+    examples = Examples(model.sources(3), model.sources(3)[:, :1])
+    trajectories = Trajectories.from_examples(examples, SPECIAL)
+    assert given.best_actions(trajectories).min() >= VOCAB_SIZE
+    logits = env.expert.logits(trajectories)
+    assert torch.equal(logits, given.logits(trajectories)[..., :VOCAB_SIZE])
+    assert env.expert.best_actions(trajectories).max() < VOCAB_SIZE
+    cache = env.expert.start(trajectories.source, 1)
+    state = dynamics.initial(trajectories.source, 2, SPECIAL)
+    step_logits, _ = env.expert.step(state, torch.full((3,), SPECIAL.start), cache)
+    assert torch.equal(step_logits, logits[:, 0])
+    written = env.expert.write(examples, max_steps=1, beam_size=1)
+    assert written.reference.max() < VOCAB_SIZE
+    assert env.expert.vocab_size == VOCAB_SIZE
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "how"), [(VOCAB_SIZE - 1, "1 fewer"), (VOCAB_SIZE + 1025, "1025 more")]
+)
+def test_an_expert_of_another_vocabulary_is_refused(vocab_size, how):
+    expert = NeuralExpert(TabularModel(vocab_size, sources=1, max_steps=0))
+    message = f"vocabulary must be the tokenizer's, {VOCAB_SIZE} .* got {vocab_size}, {how}: give"
+    with pytest.raises(ValueError, match=message):
+        make(expert=expert)
+
+
+def test_an_expert_with_other_special_tokens_is_refused():
+    model = TabularModel(VOCAB_SIZE, sources=1, max_steps=0)
+    model.special = SpecialTokens(pad=2, start=1, end=0)
+    with pytest.raises(ValueError, match="special tokens must be the tokenizer's"):
+        make(expert=NeuralExpert(model))
+
+
 def test_examples_expert_and_reward_are_those_given():
     expert = NoExpert()
     env = make(1, examples=EXAMPLES.select(torch.tensor([4])), expert=expert, reward=no_reward)
@@ -561,7 +769,7 @@ def test_examples_expert_and_reward_are_those_given():
 
 
 def test_the_mode_is_an_attribute_and_in_the_metadata():
-    for mode in (SAME_STEP, DISABLED):
+    for mode in AutoresetMode:
         env = make(mode=mode)
         assert env.autoreset_mode is env.metadata["autoreset_mode"] is mode
     assert make().metadata is not make().metadata
