@@ -1,7 +1,5 @@
-import copy
 import pickle
 import random
-from dataclasses import replace
 
 import cloudpickle
 import numpy as np
@@ -11,14 +9,12 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import SPECIAL, TabularModel
 
-from textgen_env import dynamics
-from textgen_env.expert import NeuralExpert, NoExpert
+from textgen_env.expert import NoExpert
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
-from textgen_env.types import Examples, ShapeError, SpecialTokens, Trajectories
+from textgen_env.types import ShapeError
 from textgen_env.vector_env import TextGenVectorEnv, shuffled_epochs
 
 SAME_STEP, NEXT_STEP, DISABLED = (
@@ -582,77 +578,7 @@ def written(shown, row):
     return shown["prefix"][row, :length].tolist()
 
 
-# What is shown to people, and copies
-
-
-def word(token):
-    """A token as `render` names it."""
-    return TASK.tokenizer.decode([[token]])[0]
-
-
-def test_render_gives_a_text_for_each_slot():
-    env = make(2, render_mode="ansi")
-    _, info = env.reset(seed=0)
-    sources = [TASK.train[index].source for index in info["index"].tolist()]
-    assert env.render() == tuple(f"source: {source}\ntext:   " for source in sources)
-    *_, info = env.step(torch.tensor([3, 2]))
-    following = TASK.train[int(info["index"][1])].source
-    first, second = env.render()
-    assert first == f"source: {sources[0]}\ntext:   {word(3)}"
-    assert second == f"source: {following}\ntext:   "
-
-
-def test_render_shows_what_the_expert_would_have_written(make_table_model):
-    expert = NeuralExpert(make_table_model(TASK, 3))
-    env = make(3, DISABLED, expert=expert, render_mode="ansi")
-    _, info = env.reset(seed=0)
-    assert all(len(text.splitlines()) == 2 for text in env.render())
-    assert env.expert.queries.tokens == 0
-    written = torch.tensor([[3, 2, 4], [5, 6, 7]])
-    for actions in written:
-        env.step(actions)
-    rows = EXAMPLES.select(info["index"])
-    actions = torch.tensor([[3, 5], [2, 0], [4, 7]])
-    best = expert.best_actions(
-        Trajectories(rows.source, actions, actions, actions > 0, rows.reference)
-    )
-    asked = expert.queries.tokens
-    lines = [text.splitlines()[2] for text in env.render()]
-    choices = [
-        "</s>" if token == 2 else word(token) for token in best[[0, 1, 2], [1, 0, 1]].tolist()
-    ]
-    assert lines == [
-        f"last:   {word(5)} (the expert: {choices[0]})",
-        f"last:   </s> (the expert: {choices[1]})",
-        f"last:   {word(7)} (the expert: {choices[2]})",
-    ]
-    assert env.expert.queries.tokens == asked + 3
-
-
-def test_a_slot_without_a_token_has_no_last_one(make_table_model):
-    env = make(2, expert=NeuralExpert(make_table_model(TASK, 3)), render_mode="ansi")
-    env.reset(seed=0)
-    env.step(torch.tensor([3, 2]))
-    assert [len(text.splitlines()) for text in env.render()] == [3, 2]
-
-
-def test_for_people_it_prints_after_reset_and_every_step(capsys):
-    env, silent = (make(2, render_mode=mode) for mode in ("human", "ansi"))
-    for act in (lambda env: env.reset(seed=0), lambda env: env.step(torch.tensor([3, 2]))):
-        act(env)
-        act(silent)
-        first, second = silent.render()
-        assert capsys.readouterr().out == f"slot 0\n{first}\nslot 1\n{second}\n"
-    assert env.render() is None
-    assert capsys.readouterr().out.startswith("slot 0\nsource:")
-
-
-def test_render_needs_a_reset_and_a_mode():
-    with pytest.raises(RuntimeError, match=r"render must come after reset.*call reset\(\) first"):
-        make(render_mode="ansi").render()
-    assert make().render() is None
-    with pytest.raises(ValueError, match=r"render_mode must be among .* or None, got 'rgb_array'"):
-        make(render_mode="rgb_array")
+# Its end, and copies
 
 
 def test_after_close_only_a_reset_may_follow():
@@ -681,81 +607,6 @@ def test_a_copy_by_pickle_in_the_middle_of_episodes_goes_on_in_the_same_way(mode
 
 
 # How it is built
-
-
-@pytest.mark.parametrize("num_envs", [0, -1])
-def test_there_is_at_least_one_slot(num_envs):
-    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
-        make(num_envs)
-
-
-def test_an_autoreset_mode_by_name_is_refused():
-    with pytest.raises(
-        TypeError, match=r"autoreset_mode must be a .*AutoresetMode, got 'SameStep'"
-    ):
-        make(mode="SameStep")
-
-
-def test_a_limit_of_one_step_is_refused():
-    with pytest.raises(ValueError, match="max_target_length must be at least 2, got 1"):
-        TextGenVectorEnv(replace(TASK, max_target_length=1))
-
-
-def test_no_examples_are_refused_and_not_replaced():
-    empty = Examples(EXAMPLES.source[:0], EXAMPLES.reference[:0])
-    with pytest.raises(ValueError, match="examples must hold at least one pair"):
-        make(examples=empty)
-
-
-def test_sources_beyond_the_limit_are_refused_and_not_cut():
-    wide = Examples(EXAMPLES.source.repeat(1, 2), EXAMPLES.reference)
-    with pytest.raises(ShapeError, match="must have at most 5 tokens"):
-        make(examples=wide)
-
-
-def test_a_tokenizer_whose_texts_end_in_padding_is_refused():
-    tokenizer = copy.copy(TASK.tokenizer)
-    tokenizer.special = SpecialTokens(pad=2)
-    with pytest.raises(ValueError, match=r"end token must differ from its padding.*got 2 for both"):
-        TextGenVectorEnv(replace(TASK, tokenizer=tokenizer))
-
-
-@pytest.mark.parametrize("padding", [1, 128, 1024])
-def test_an_expert_with_a_padded_vocabulary_answers_within_the_tokenizers(padding):
-    model = TabularModel(VOCAB_SIZE + padding, sources=3, max_steps=0)
-    model.table[:, VOCAB_SIZE:] += 100  # what an expert would write, were it asked about padding
-    given = NeuralExpert(model)
-    env = make(expert=given)
-    examples = Examples(model.sources(3), model.sources(3)[:, :1])
-    trajectories = Trajectories.from_examples(examples, SPECIAL)
-    assert given.best_actions(trajectories).min() >= VOCAB_SIZE
-    logits = env.expert.logits(trajectories)
-    assert torch.equal(logits, given.logits(trajectories)[..., :VOCAB_SIZE])
-    assert env.expert.best_actions(trajectories).max() < VOCAB_SIZE
-    cache = env.expert.start(trajectories.source, 1)
-    state = dynamics.initial(trajectories.source, 2, SPECIAL)
-    step_logits, _ = env.expert.step(state, torch.full((3,), SPECIAL.start), cache)
-    assert torch.equal(step_logits, logits[:, 0])
-    written = env.expert.write(examples, max_steps=1, beam_size=1)
-    assert written.reference.max() < VOCAB_SIZE
-    assert env.expert.vocab_size == VOCAB_SIZE
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "how"), [(VOCAB_SIZE - 1, "1 fewer"), (VOCAB_SIZE + 1025, "1025 more")]
-)
-def test_an_expert_of_another_vocabulary_is_refused(vocab_size, how):
-    expert = NeuralExpert(TabularModel(vocab_size, sources=1, max_steps=0))
-    message = f"vocabulary must be the tokenizer's, {VOCAB_SIZE} .* got {vocab_size}, {how}: give"
-    with pytest.raises(ValueError, match=message):
-        make(expert=expert)
-
-
-def test_an_expert_with_other_special_tokens_is_refused():
-    model = TabularModel(VOCAB_SIZE, sources=1, max_steps=0)
-    model.special = SpecialTokens(pad=2, start=1, end=0)
-    with pytest.raises(ValueError, match="special tokens must be the tokenizer's"):
-        make(expert=NeuralExpert(model))
 
 
 def test_examples_expert_and_reward_are_those_given():
