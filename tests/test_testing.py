@@ -1,5 +1,6 @@
 import random
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -317,6 +318,13 @@ def test_singles_under_gymnasiums_own_vector_keep_what_applies_to_them():
     for rule, clause in CLAUSES.items():
         if not rule.startswith(others):
             assert clause(record) is None, rule
+
+
+def test_an_environment_of_another_kind_is_refused():
+    with pytest.raises(
+        TypeError, match=r"must be a Discrete and a Dict .* got Discrete\(2\) and Box"
+    ):
+        check_vector_env(gymnasium.make_vec("CartPole-v1", num_envs=2))
 
 
 def test_a_wrapper_without_a_fault_passes():

@@ -172,7 +172,8 @@ def play_round(
     options = None if indices is None else {"indices": indices}
     shown, info = env.reset(seed=seed, options=options)
     given, turns = [shown], []
-    start = before = copied(shown)
+    start, said = copied(shown), copied(info)
+    before = start
     earlier = None
     for number, row in enumerate(actions, first):
         shown, *results, step_info = env.step(_in_form_of(shown, row))
@@ -193,7 +194,7 @@ def play_round(
         turns.append(earlier)
         given.append(shown)
         before = after
-    return Round(start, copied(info), turns, given)
+    return Round(start, said, turns, given)
 
 
 def copied(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,10 +222,16 @@ def mode_of(env: AnyVectorEnv) -> AutoresetMode | None:
 
 
 def sizes(env: AnyVectorEnv) -> tuple[int, int]:
-    """V and T."""
+    """V and T.
+
+    Raises:
+        TypeError: the spaces are not those of text.
+    """
     action, shown = env.single_action_space, env.single_observation_space
-    assert isinstance(action, spaces.Discrete), "actions are token ids"
-    assert isinstance(shown, spaces.Dict), "observations are dicts"
-    prefix = shown["prefix"]
-    assert isinstance(prefix, spaces.Box), "prefixes are arrays"
+    prefix = shown.get("prefix") if isinstance(shown, spaces.Dict) else None
+    if not isinstance(action, spaces.Discrete) or not isinstance(prefix, spaces.Box):
+        raise TypeError(
+            'the single spaces must be a Discrete and a Dict with a Box "prefix", '
+            f"got {action} and {shown}"
+        )
     return int(action.n), prefix.shape[0]

@@ -48,6 +48,7 @@ def check_vector_env(
 
     Raises:
         ContractError: a clause is broken; the first one.
+        TypeError: the spaces are of another form, so that there is nothing to play.
     """
     record = play(env, special or SpecialTokens(), seed)
     for rule, clause in CLAUSES.items():
@@ -86,7 +87,7 @@ def spaces_hold(record: Play) -> str | None:
 def observations_have_their_form(record: Play) -> str | None:
     """As the single space has it, a row for each slot."""
     space = record.env.single_observation_space
-    assert isinstance(space, spaces.Dict), "observations are dicts"
+    assert isinstance(space, spaces.Dict), "else it could not have been played"
     for shown, when in record.observations():
         for name, part in space.items():
             array, shape = shown[name], (record.env.num_envs, *(part.shape or ()))
