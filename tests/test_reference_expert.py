@@ -169,7 +169,7 @@ def test_a_refilled_row_begins_anew(expert, trajectories):
     _, cache = expert.step(state, start, expert.start(source, 3))
     state = dynamics.transition(state, trajectories.actions[:, 0], SPECIAL)
     mask, fresh = rows % 2 == 0, dynamics.initial(source[other], 3, SPECIAL)
-    cache = cache.reset_rows(mask, expert.start(source[other], 3))
+    cache = cache.reset_rows(mask, expert.start(source[other], 3), torch.arange(len(mask)))
     state = dynamics.replace_rows(state, mask, fresh)
     logits, cache = expert.step(state, trajectories.actions[:, 0], cache)
     expected = expert.logits(trajectories)

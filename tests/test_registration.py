@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.performance import (
+    benchmark_init,
+    benchmark_render,
+    benchmark_step,
+    benchmark_vector_step,
+)
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import ArrayConversion
 
 import textgen_env
 from textgen_env.expert import NoExpert
@@ -65,12 +72,54 @@ def test_make_vec_gives_the_default_task_and_mode():
     assert env.autoreset_mode is AutoresetMode.SAME_STEP
 
 
-def test_make_vec_over_single_environments():
-    env = gymnasium.make_vec("TextGen/Copy-v0", num_envs=2, vectorization_mode="sync", config=SMALL)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_make_vec_over_single_environments(mode):
+    env = gymnasium.make_vec("TextGen/Copy-v0", num_envs=2, vectorization_mode=mode, config=SMALL)
+    alone = gymnasium.make("TextGen/Copy-v0", config=SMALL)
+    try:
+        shown, _ = env.reset(seed=5)
+        for slot in range(2):
+            assert (shown["source"][slot] == alone.reset(seed=5 + slot)[0]["source"]).all()
+        shown, _, terminated, _, _ = env.step(np.array([3, 2]))
+        assert shown["prefix"][:, 0].tolist() == [3, 2]
+        assert terminated.tolist() == [False, True]
+    finally:
+        env.close()
+
+
+def test_make_vec_passes_all_settings_on():
+    env = gymnasium.make_vec(
+        "TextGen/Copy-v0",
+        num_envs=2,
+        config=SMALL,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+        noise=lambda actions, generator: actions + 1,
+        render_mode="ansi",
+    )
     env.reset(seed=0)
-    shown = env.step(np.array([3, 4]))[0]
-    assert shown["prefix"][:, 0].tolist() == [3, 4]
-    env.close()
+    assert env.step(np.array([3, 4]))[0]["prefix"][:, 0].tolist() == [4, 5]
+    assert len(env.render()) == 2
+
+
+def test_gymnasium_can_measure_the_speed_of_one():
+    env = gymnasium.make("TextGen/Copy-v0", config=SMALL, render_mode="ansi")
+    assert benchmark_step(env, target_duration=0.02, seed=0) > 0
+    assert benchmark_render(env, target_duration=0.02) > 0
+    assert (
+        benchmark_init(
+            lambda: gymnasium.make("TextGen/Copy-v0", config=SMALL), target_duration=0.02, seed=0
+        )
+        > 0
+    )
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_gymnasium_can_measure_the_speed_of_many(mode):
+    env = gymnasium.make_vec("TextGen/Copy-v0", num_envs=3, config=SMALL, autoreset_mode=mode)
+    arrays = ArrayConversion(env, env_xp=torch, target_xp=np)  # on flags it calls numpy's functions
+    assert benchmark_vector_step(arrays, target_duration=0.02, seed=0) > 0
+    if mode is AutoresetMode.SAME_STEP:
+        assert benchmark_vector_step(env, target_duration=0.02, seed=0) > 0
 
 
 def test_a_task_that_was_made_before_is_used():

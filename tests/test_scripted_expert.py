@@ -62,7 +62,7 @@ def test_going_along_gives_the_labels_of_the_whole(expert, trajectories):
     cache = expert.start(SOURCE, 5)
     for step in range(5):
         logits, cache = expert.step(state, previous, cache)
-        cache = cache.reset_rows(state.done, cache).select_rows(torch.arange(3))
+        cache = cache.reset_rows(state.done, cache, torch.arange(3)).select_rows(torch.arange(3))
         alive = ~state.done
         assert torch.equal(logits.argmax(-1)[alive], labels[:, step][alive])
         previous = ACTIONS[:, step]

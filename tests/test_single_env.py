@@ -1,13 +1,17 @@
 import pickle
 import warnings
 
+import cloudpickle
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_match import check_environments_match
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from textgen_env.expert import NeuralExpert
 from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import ShapeError
@@ -50,6 +54,48 @@ def test_a_row_is_what_a_slot_of_many_shows(env):
             assert terminated == terminations[1].item()
             assert truncated == truncations[1].item()
             assert info == {name: infos[name][1].item() for name in ("index", "written")}
+
+
+class Slot(gymnasium.Env):
+    """One slot of many as an environment; the others are given other actions."""
+
+    render_mode = "ansi"
+
+    def __init__(self, many, slot):
+        self.many, self.slot = many, slot
+        self.observation_space = many.single_observation_space
+        self.action_space = many.single_action_space
+
+    def reset(self, *, seed=None, options=None):
+        index = self.many.reset(seed=seed)[1]["index"]
+        shown, info = self.many.reset(options={"indices": index.roll(self.slot)})
+        return self.row(shown), self.numbers(info)
+
+    def step(self, action):
+        actions = torch.arange(self.many.num_envs) + 1
+        actions[self.slot] = int(action)
+        shown, *results, info = self.many.step(actions)
+        return (
+            self.row(shown),
+            *(result[self.slot].item() for result in results),
+            self.numbers(info),
+        )
+
+    def render(self):
+        return self.many.render()[self.slot]
+
+    def row(self, shown):
+        return {name: tensor[self.slot].numpy()[()] for name, tensor in shown.items()}
+
+    def numbers(self, info):
+        return {name: value[self.slot].item() for name, value in info.items() if name[0] != "_"}
+
+
+@pytest.mark.parametrize("slot", range(3))
+def test_gymnasium_finds_no_difference_from_any_slot_of_many(env, slot, make_table_model):
+    settings = {"expert": NeuralExpert(make_table_model(TASK, 3)), "render_mode": "ansi"}
+    many = TextGenVectorEnv(TASK, 3, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    check_environments_match(TextGenEnv(TASK, **settings), Slot(many, slot), num_steps=40)
 
 
 def test_what_it_returns_is_plain(env):
@@ -113,8 +159,42 @@ def test_render_needs_a_reset_and_a_mode(env):
 
 
 def test_another_render_mode_is_refused():
-    with pytest.raises(ValueError, match="render_mode must be \"ansi\" or None, got 'human'"):
-        TextGenEnv(TASK, render_mode="human")
+    with pytest.raises(ValueError, match=r"render_mode must be among .*, got 'rgb_array'"):
+        TextGenEnv(TASK, render_mode="rgb_array")
+
+
+def test_for_people_it_prints_after_reset_and_every_step(env, capsys):
+    human = TextGenEnv(TASK, render_mode="human")
+    for act in (lambda env: env.reset(seed=0), lambda env: env.step(np.int64(3))):
+        act(env)
+        act(human)
+        assert capsys.readouterr().out == f"{env.render()}\n"
+    assert human.render() is None
+    assert capsys.readouterr().out.startswith("source: ")
+
+
+def test_noise_changes_what_is_written():
+    env = TextGenEnv(TASK, noise=lambda actions, generator: actions + 1)
+    env.reset(seed=0)
+    shown, *_, info = env.step(np.int64(3))
+    assert info["written"] == shown["prefix"][0] == 4
+
+
+def test_after_the_end_actions_are_ignored(env):
+    env.reset(seed=0)
+    ended, _, *flags, _ = env.step(np.int64(2))
+    later, reward, *still, _ = env.step(np.int64(3))
+    assert str(later) == str(ended)
+    assert (reward, still) == (0.0, flags)
+
+
+def test_after_close_only_a_reset_may_follow(env):
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    with pytest.raises(RuntimeError, match="step must come after reset"):
+        env.step(np.int64(3))
+    env.reset()
 
 
 def test_step_needs_a_reset(env):
@@ -122,10 +202,11 @@ def test_step_needs_a_reset(env):
         env.step(np.int64(3))
 
 
-def test_a_copy_by_pickle_goes_on_in_the_same_way(env):
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_copy_by_pickle_goes_on_in_the_same_way(env, pickler):
     env.reset(seed=0)
     env.step(np.int64(3))
-    copy = pickle.loads(pickle.dumps(env))
+    copy = pickle.loads(pickler.dumps(env))
     assert copy.render() == env.render()
     for _ in range(3):
         assert play(env, (4, 0, 2, 5)) == play(copy, (4, 0, 2, 5))

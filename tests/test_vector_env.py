@@ -1,6 +1,7 @@
+import pickle
 import random
-from dataclasses import replace
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,14 @@ from textgen_env.expert import NoExpert
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
-from textgen_env.types import Examples, ShapeError
+from textgen_env.types import ShapeError
 from textgen_env.vector_env import TextGenVectorEnv, shuffled_epochs
 
-SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+SAME_STEP, NEXT_STEP, DISABLED = (
+    AutoresetMode.SAME_STEP,
+    AutoresetMode.NEXT_STEP,
+    AutoresetMode.DISABLED,
+)
 TASK = copy_task(
     CopyConfig(num_words=6, min_length=1, max_length=4, num_train=40, num_validation=2, num_test=2)
 )
@@ -57,6 +62,11 @@ def some_actions(env, steps, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, env.num_envs)
     return list(torch.randint(0, VOCAB_SIZE, shape, generator=generator))
+
+
+def random_tokens(actions, generator):
+    """Noise that leaves nothing of the actions."""
+    return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -129,12 +139,14 @@ def test_the_order_does_not_depend_on_the_number_of_slots():
     assert torch.equal(order(1), order(7))
 
 
-def test_no_global_random_state_is_touched():
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_no_global_random_state_is_touched(mode):
     torch.manual_seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    env = make()
+    env = make(mode=mode, render_mode="ansi", noise=random_tokens)
     env.reset(seed=4)
     play(env, some_actions(env, 8))
+    env.render()
     env.reset()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
@@ -198,10 +210,11 @@ def test_a_mask_needs_a_first_reset_and_the_mode_disabled():
     mask = {"reset_mask": np.array([True, True, False])}
     with pytest.raises(RuntimeError, match="after a reset of all slots"):
         make(mode=DISABLED).reset(options=mask)
-    env = make()
-    env.reset()
-    with pytest.raises(ValueError, match="autoreset mode DISABLED, got SAME_STEP"):
-        env.reset(options=mask)
+    for mode in (SAME_STEP, NEXT_STEP):
+        env = make(mode=mode)
+        env.reset()
+        with pytest.raises(ValueError, match=f"autoreset mode DISABLED, got {mode.name}"):
+            env.reset(options=mask)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +281,24 @@ def test_an_array_with_an_id_outside_the_vocabulary_is_refused(actions):
         env.step(np.array(actions, dtype))
 
 
+def test_actions_on_another_device_are_refused():
+    env = make()
+    env.reset()
+    actions = torch.zeros(3, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"actions must be on cpu.*got .* meta: call \.to\("):
+        env.step(actions)
+
+
+def test_when_all_have_ended_actions_are_ignored_and_nothing_is_raised():
+    env = make(mode=DISABLED)
+    env.reset(seed=0)
+    before = env.step(torch.tensor([2, 2, 2]))
+    after = env.step(torch.tensor([3, 4, VOCAB_SIZE - 1]))
+    assert_same(before[0], after[0])
+    assert_same(before[2:4], after[2:4])
+    assert not after[1].any()
+
+
 def test_a_refused_action_changes_nothing():
     env = make()
     env.reset(seed=0)
@@ -276,7 +307,7 @@ def test_a_refused_action_changes_nothing():
     assert env.step(np.array([3, 3, 3]))[0]["length"].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint16])
 def test_arrays_and_tensors_do_the_same(mode, dtype):
     by_tensor, by_array = make(mode=mode), make(mode=mode)
@@ -296,7 +327,7 @@ def test_an_array_may_be_reused_by_its_owner():
     assert shown["prefix"][:, 0].tolist() == [3, 4, 5]
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 def test_what_is_shown_lies_in_the_spaces(mode):
     env = make(mode=mode)
     shown, _ = env.reset(seed=0)
@@ -327,6 +358,7 @@ def test_after_its_end_a_slot_is_absorbing():
         assert (terminated[0], truncated[0]) == (True, False)
         assert set(info) == {"index", "_index", "written", "_written"}
         assert info["written"][0] == 0
+        assert info["_written"].tolist() == [False, step < MAX_STEPS - len(reference)]
         assert info["_index"].all()
     assert (terminated[1], truncated[1]) == (False, True)
 
@@ -339,11 +371,8 @@ def test_noise_changes_what_is_written():
 
 
 def test_noise_is_drawn_by_the_seed():
-    def random(actions, generator):
-        return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
-
     def written(seed):
-        env = make(50, DISABLED, noise=random)
+        env = make(50, DISABLED, noise=random_tokens)
         env.reset(seed=seed)
         return env.step(torch.full((50,), 3))[-1]["written"]
 
@@ -381,6 +410,36 @@ def test_a_slot_at_the_limit_is_refilled_too():
     assert shown["length"].tolist() == [0, 0]
     assert info["final_obs"]["length"].tolist() == [MAX_STEPS, MAX_STEPS]
     assert not env.step(torch.tensor([3, 3]))[3].any()
+
+
+def test_the_step_after_an_end_begins_the_next_episode_whatever_the_action():
+    env = make(3, NEXT_STEP)
+    order = make(20).reset(seed=0)[1]["index"].tolist()
+    env.reset(seed=0)
+    ended, _, terminated, _, info = env.step(torch.tensor([3, 2, 2]))
+    assert terminated.tolist() == [False, True, True]
+    assert ended["length"].tolist() == [1, 1, 1]
+    assert info["index"].tolist() == order[:3]
+    shown, rewards, terminated, truncated, info = env.step(torch.tensor([2, 2, 3]))
+    assert shown["length"].tolist() == [2, 0, 0]
+    assert not shown["prefix"][1:].any()
+    assert not rewards[1:].any()
+    assert terminated.tolist() == [True, False, False]
+    assert not truncated.any()
+    assert info["index"].tolist() == [order[0], order[3], order[4]]
+    assert info["written"].tolist() == [2, 0, 0]
+    assert info["_written"].tolist() == [True, False, False]
+    assert info.keys() == {"index", "_index", "written", "_written"}
+    shown, *_, info = env.step(torch.tensor([3, 4, 5]))
+    assert shown["prefix"][:, 0].tolist() == [0, 4, 5]
+    assert info["index"].tolist() == [order[5], order[3], order[4]]
+
+
+def test_in_the_mode_next_step_an_episode_at_the_limit_ends_too():
+    env = make(1, NEXT_STEP)
+    env.reset(seed=0)
+    flags = [env.step(torch.tensor([3]))[3].item() for _ in range(2 * MAX_STEPS + 1)]
+    assert [step for step, flag in enumerate(flags) if flag] == [MAX_STEPS - 1, 2 * MAX_STEPS]
 
 
 def episodes(num_envs, steps):
@@ -424,7 +483,7 @@ def test_neighbors_do_not_matter():
     assert seen[0] == seen[1] == seen[2]
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 def test_step_never_waits_for_the_device(mode):
     env = make(mode=mode)
     env.reset(seed=0)
@@ -461,6 +520,8 @@ class Plain:
     def act(self, row, action):
         slot = self.slots[row]
         if slot["terminated"] or slot["truncated"]:
+            if self.mode is NEXT_STEP:
+                slot = self.slots[row] = self.begin()
             return slot, 0.0, slot, False
         prefix = [*slot["prefix"], action]
         terminated = action == 2
@@ -474,7 +535,7 @@ class Plain:
 
 
 @given(
-    mode=st.sampled_from([SAME_STEP, DISABLED]),
+    mode=st.sampled_from(AutoresetMode),
     seed=st.integers(0, 2**40),
     steps=st.integers(1, 4).flatmap(
         lambda rows: st.lists(
@@ -517,35 +578,35 @@ def written(shown, row):
     return shown["prefix"][row, :length].tolist()
 
 
+# Its end, and copies
+
+
+def test_after_close_only_a_reset_may_follow():
+    env = make(render_mode="ansi")
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    assert env.closed
+    with pytest.raises(RuntimeError, match="step must come after reset"):
+        env.step(torch.tensor([3, 3, 3]))
+    assert env.reset(seed=0)[0]["length"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_copy_by_pickle_in_the_middle_of_episodes_goes_on_in_the_same_way(mode, pickler):
+    env = make(mode=mode, noise=random_tokens, expert=NoExpert())
+    env.reset(seed=0)
+    play(env, some_actions(env, 2))
+    copy = pickle.loads(pickler.dumps(env))
+    for actions in some_actions(env, 12, seed=1):
+        assert_same(env.step(actions), copy.step(actions))
+    assert_same(env.reset(), copy.reset())
+    assert_same(env.reset(seed=7), copy.reset(seed=7))
+    assert copy.autoreset_mode is copy.metadata["autoreset_mode"] is mode
+
+
 # How it is built
-
-
-@pytest.mark.parametrize("num_envs", [0, -1])
-def test_there_is_at_least_one_slot(num_envs):
-    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
-        make(num_envs)
-
-
-def test_another_autoreset_mode_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"SAME_STEP or .*DISABLED, got .*NEXT_STEP"):
-        make(mode=AutoresetMode.NEXT_STEP)
-
-
-def test_a_limit_of_one_step_is_refused():
-    with pytest.raises(ValueError, match="max_target_length must be at least 2, got 1"):
-        TextGenVectorEnv(replace(TASK, max_target_length=1))
-
-
-def test_no_examples_are_refused_and_not_replaced():
-    empty = Examples(EXAMPLES.source[:0], EXAMPLES.reference[:0])
-    with pytest.raises(ValueError, match="examples must hold at least one pair"):
-        make(examples=empty)
-
-
-def test_sources_beyond_the_limit_are_refused_and_not_cut():
-    wide = Examples(EXAMPLES.source.repeat(1, 2), EXAMPLES.reference)
-    with pytest.raises(ShapeError, match="must have at most 5 tokens"):
-        make(examples=wide)
 
 
 def test_examples_expert_and_reward_are_those_given():
@@ -559,7 +620,7 @@ def test_examples_expert_and_reward_are_those_given():
 
 
 def test_the_mode_is_an_attribute_and_in_the_metadata():
-    for mode in (SAME_STEP, DISABLED):
+    for mode in AutoresetMode:
         env = make(mode=mode)
         assert env.autoreset_mode is env.metadata["autoreset_mode"] is mode
     assert make().metadata is not make().metadata

@@ -4,9 +4,11 @@ A finished rollout is labelled in one parallel pass, which is far cheaper than a
 token. Every answer is counted, so that methods can be compared by what they ask.
 """
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -168,6 +170,12 @@ class NeuralExpert(Expert):
     def vocab_size(self) -> int:
         """V of its logits."""
         return self.model.vocab_size
+
+    def narrowed(self, vocab_size: int) -> Self:
+        """The same expert, which answers about the first `vocab_size` tokens and counts apart."""
+        view = copy.copy(self)
+        view.model = CutVocabulary(self.model, vocab_size)
+        return view
 
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:

@@ -37,11 +37,11 @@ class ReferenceCache:
         """The rows at `index`."""
         return type(self)(self.reference[index], self.distance[index])
 
-    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
-        """The rows of `fresh` where `mask` is True."""
-        rows = mask[:, None]
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
+        """Row index[i] of `fresh` as row i where `mask` is True."""
+        rows, new = mask[:, None], fresh.select_rows(index)
         return type(self)(
-            fresh.reference.where(rows, self.reference), fresh.distance.where(rows, self.distance)
+            new.reference.where(rows, self.reference), new.distance.where(rows, self.distance)
         )
 
 

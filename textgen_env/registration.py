@@ -13,38 +13,34 @@ from textgen_env.tasks.task import Task
 from textgen_env.tasks.text_files import TextFilesConfig, text_files
 from textgen_env.tasks.verses import VersesConfig, verses
 from textgen_env.types import Examples
-from textgen_env.vector_env import TextGenVectorEnv
+from textgen_env.vector_env import Noise, TextGenVectorEnv
 
 TaskConfig = CopyConfig | VersesConfig | TextFilesConfig
 
 
 class Settings(TypedDict, total=False):
-    """The arguments of both environments, except the task."""
+    """The arguments of `TextGenEnv`, except the task."""
 
     examples: Examples | None
     expert: Expert | None
     reward: Reward
+    noise: Noise | None
+    render_mode: Literal["human", "ansi"] | None
+    device: torch.device | str
 
 
-class EnvSettings(Settings, total=False):
-    """The arguments of `TextGenEnv`, except the task."""
-
-    render_mode: Literal["ansi"] | None
-
-
-class VectorEnvSettings(Settings, total=False):
+class VectorSettings(Settings, total=False):
     """The arguments of `TextGenVectorEnv`, except the task."""
 
     num_envs: int
     autoreset_mode: AutoresetMode
-    device: torch.device | str
 
 
 def make_env(
     name: str,
     task: Task | None = None,
     config: TaskConfig | None = None,
-    **settings: Unpack[EnvSettings],
+    **settings: Unpack[Settings],
 ) -> TextGenEnv:
     """One episode at a time, of `task` or of the task that `name` and `config` describe."""
     return TextGenEnv(make_task(name, task, config), **settings)
@@ -54,7 +50,7 @@ def make_vector_env(
     name: str,
     task: Task | None = None,
     config: TaskConfig | None = None,
-    **settings: Unpack[VectorEnvSettings],
+    **settings: Unpack[VectorSettings],
 ) -> TextGenVectorEnv:
     """Many episodes at once, of `task` or of the task that `name` and `config` describe."""
     return TextGenVectorEnv(make_task(name, task, config), **settings)

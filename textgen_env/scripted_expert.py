@@ -34,7 +34,7 @@ class NothingCached:
         """Nothing, of other rows."""
         return self
 
-    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """Nothing, of some fresh rows."""
         return self
 

@@ -1,12 +1,12 @@
 """Many episodes at once, on the device: Gymnasium's vector interface with tensors in and out.
 
 `step` never waits for the device. Every example is encoded once; a slot that is refilled gathers
-its row. Autoreset modes: `SAME_STEP` refills a slot at once with the next example, `DISABLED` runs
-one batch to its end. `NEXT_STEP`, which spends a step of every episode on the refill, is not here.
+its row. What users give is checked in `checks.py`, text to look at is made in `rendering.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,19 +17,26 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from textgen_env import dynamics
+from textgen_env.checks import (
+    RENDER_MODES,
+    Numbers,
+    check_examples,
+    check_settings,
+    checked_ids,
+    checked_mask,
+    fitted,
+)
 from textgen_env.dynamics import Observation, State
 from textgen_env.expert import Expert, NoExpert
 from textgen_env.refill import Adviser, places
+from textgen_env.rendering import as_text
 from textgen_env.rewards import Reward, Step, exact_match
 from textgen_env.tasks.task import Task, encode
-from textgen_env.types import Examples, ShapeError, check_shape
+from textgen_env.types import Examples
 
 Info = dict[str, Any]
-Numbers = Sequence[int] | np.ndarray | Tensor
 Noise = Callable[[Tensor, torch.Generator], Tensor]
 """(actions (B,) int64, generator) -> (B,) int64, the tokens that are written in their place."""
-
-MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 OPTIONS = ("indices", "order", "reset_mask")
 MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
 
@@ -65,16 +72,21 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
     Observations are dicts of int64 tensors (`dynamics.observation`), actions (B,) token ids as a
     tensor or an array, rewards (B,) float32, `terminated` (end token written) and `truncated`
-    (length limit reached without it) (B,) bool and never both. After its end a slot takes no notice
-    of actions: it shows PAD, its flags stay and it earns 0. Tensors that are handed out may share
-    memory with the state: they are to be read, not written into.
+    (length limit reached without it) (B,) bool and never both. Tensors that are handed out may
+    share memory with the state: they are to be read, not written into.
+
+    What happens to a slot whose episode has ended is the autoreset mode's to say:
+    - `DISABLED`: it takes no notice of actions, also when all slots have ended: it shows PAD, its
+      flags stay and it earns 0, until a `reset`, of all slots or by "reset_mask".
+    - `SAME_STEP`: the step that ends it already shows the next episode; `info["final_obs"]` and
+      `info["final_info"]` hold what was shown at the end where `info["_final_obs"]` and
+      `info["_final_info"]`, (B,) bool, and nothing of meaning elsewhere.
+    - `NEXT_STEP`: the step after takes no notice of its action, shows the next episode, earns 0
+      and gives both flags False.
 
     `info["index"]`, (B,) int64, says which example a slot is at; `info["written"]`, (B,) int64,
-    which token the step appended (PAD where the episode was over): the action, unless there is
-    `noise`. In mode `SAME_STEP`, where that is
-    already the next one, `info["final_obs"]` and `info["final_info"]` of every step hold what the
-    slots that have just ended showed before they were refilled; `info["_final_obs"]` and
-    `info["_final_info"]`, (B,) bool, say which slots those are. Other rows of them mean nothing.
+    which token the step appended where `info["_written"]` (PAD elsewhere): the action, unless there
+    is `noise`.
 
     Examples come in an order drawn by the seed, slots in turn taking the next one: all of them
     once, then all of them in another order, and so on (`shuffled_epochs`).
@@ -89,12 +101,16 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             logits. Without it, the expert is never asked by `reset` or `step`.
         reward: what a step earns.
         noise: what the environment does to actions before they are written; None for nothing.
-        autoreset_mode: `SAME_STEP` or `DISABLED`.
+        autoreset_mode: when a slot begins its next episode.
+        render_mode: "ansi" to have `render` give each slot's text, "human" to have it printed after
+            `reset` and every `step`, which then wait for the device; None for neither.
         device: where the state lives.
 
     Raises:
-        ValueError: `num_envs` below 1, a length limit below 2, another autoreset mode, no examples,
-            or sources longer than the task's limit.
+        ValueError: `num_envs` below 1, a length limit below 2, another render mode, no examples,
+            sources longer than the task's limit, a tokenizer that ends texts with padding, or an
+            expert with another vocabulary (`checks.fitted`).
+        TypeError: an autoreset mode that is none of Gymnasium's.
     """
 
     def __init__(
@@ -108,22 +124,29 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         reward: Reward = exact_match,
         noise: Noise | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        render_mode: Literal["human", "ansi"] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        _check_settings(task, num_envs, autoreset_mode)
+        check_settings(task, num_envs, autoreset_mode, render_mode)
         examples = encode(task.train, task) if examples is None else examples
-        _check_examples(examples, task)
+        check_examples(examples, task)
         self.num_envs = num_envs
-        self.device = torch.device(device)
+        self.tokenizer = task.tokenizer
         self.special = task.tokenizer.special
         self.vocab_size = task.tokenizer.vocab_size
         self.max_steps = task.max_target_length
-        self.examples = examples.to(self.device)
-        self.expert = NoExpert() if expert is None else expert
+        self.examples = examples.to(device)
+        self.device = self.examples.source.device  # with its number, as tensors have it
+        self.expert = NoExpert() if expert is None else fitted(expert, task.tokenizer)
         self.reward = reward
         self.noise = noise
         self.autoreset_mode = autoreset_mode
-        self.metadata = {"render_modes": [], "autoreset_mode": autoreset_mode}
+        self.render_mode = render_mode
+        self.metadata = {
+            "render_modes": list(RENDER_MODES),
+            "render_fps": 4,  # nothing here depends on it; Gymnasium warns where it is missing
+            "autoreset_mode": autoreset_mode,
+        }
         self.single_observation_space = observation_space(
             task.max_source_length, self.max_steps, self.vocab_size
         )
@@ -181,6 +204,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         if self._adviser is not None:
             source = self.examples.source.index_select(0, self._index)
             self._adviser.begin(self._state, source, mask)
+        if self.render_mode == "human":
+            self.render()
         return dynamics.observation(self._state), self._info() | self._advice()
 
     def step(
@@ -189,14 +214,15 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         """Append one token to every unfinished episode.
 
         Args:
-            actions: (B,) integer token ids; those of finished slots are ignored.
+            actions: (B,) integer token ids, an array or a tensor on the environment's device; those
+                of finished slots are ignored.
             policy_logits: (B, V) float, for rewards that compare the policy with the expert.
 
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than (B,), or not integers.
-            ValueError: an array holds an id outside the vocabulary. Tensors are not looked into:
-                that would wait for the device.
+            ValueError: a tensor is on another device, or an array holds an id outside the
+                vocabulary. Tensors are not looked into: that would wait for the device.
         """
         if self._state is None:
             raise RuntimeError("step must come after reset, got no reset yet: call reset() first")
@@ -208,8 +234,12 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         asked = None if self._adviser is None else self._adviser.logits
         step = Step(state, written, alive, self._reference, self.special, asked, policy_logits)
         rewards, finished = self.reward(step), step.finished
-        shown, coming = dynamics.observation(state), self._next
-        info = self._info() | {"written": written, "_written": torch.ones_like(alive)}
+        coming = self._next
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            state = self._refilled(state, ~alive)
+        shown = dynamics.observation(state)
+        info = self._info() | {"written": written, "_written": alive}
+        self._state = state
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             info["_index"] = finished
             final = {
@@ -218,21 +248,50 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
                 "final_info": info,
                 "_final_info": finished,
             }
-            self._state = dynamics.replace_rows(state, finished, self._begin(finished))
+            self._state = self._refilled(state, finished)
             shown = dynamics.observation(self._state)
             info = info | self._info() | final
-        else:
-            self._state = state
         if self._adviser is not None:
             refills = self.autoreset_mode != AutoresetMode.DISABLED
             begun = self._state.length == 0 if refills else None
             self._adviser.follow(self._state, written, begun, coming)
+        if self.render_mode == "human":
+            self.render()
         return shown, rewards, state.terminated, state.truncated, info | self._advice()
+
+    def render(self) -> tuple[str, ...] | None:
+        """The text of each slot (`rendering.as_text`); waits for the device and asks the expert.
+
+        Returns:
+            B strings in mode "ansi"; None in mode "human", which prints them, and without a mode.
+
+        Raises:
+            RuntimeError: called before `reset`.
+        """
+        if self.render_mode is None:
+            return None
+        if self._state is None:
+            raise RuntimeError("render must come after reset, got no reset yet: call reset() first")
+        shown = dynamics.observation(self._state)
+        texts = as_text(shown, self._reference, self.tokenizer, self.expert)
+        if self.render_mode == "ansi":
+            return texts
+        for slot, text in enumerate(texts):
+            sys.stdout.write(f"slot {slot}\n{text}\n")
+        return None
+
+    def close_extras(self) -> None:
+        """Forget the episodes: after `close`, called once or more, only `reset` may follow."""
+        self._state = None
 
     def _info(self) -> Info:
         """Which example each slot is at; Gymnasium marks by "_index" the slots that say so."""
         everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         return {"index": self._index, "_index": everywhere}
+
+    def _refilled(self, state: State, mask: Tensor) -> State:
+        """`state` with the next examples where `mask`, (B,) bool."""
+        return dynamics.replace_rows(state, mask, self._begin(mask))
 
     def _advice(self) -> Info:
         """What the expert would write, where an episode is not over."""
@@ -269,58 +328,21 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             )
         if self._state is None:
             raise RuntimeError("reset_mask must come after a reset of all slots, got none yet")
-        mask = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
-        if mask.dtype != torch.bool:
-            raise TypeError(f"reset_mask must be bool, got {mask.dtype}")
-        check_shape("reset_mask", mask, (self.num_envs,))
-        if not mask.any():
-            raise ValueError("reset_mask must have at least one True, got none")
-        return mask.to(self.device)
+        return checked_mask(given, self.num_envs).to(self.device)
 
     def _checked_indices(self, name: str, given: Numbers | None, count: int) -> Tensor | None:
         if given is None:
             return None
         values = given.cpu().numpy() if isinstance(given, Tensor) else given
-        return _ids(name, values, count, len(self.examples)).to(self.device)
+        return checked_ids(name, values, count, len(self.examples)).to(self.device)
 
     def _checked_actions(self, given: Numbers) -> Tensor:
-        return _ids("actions", given, self.num_envs, self.vocab_size).to(self.device)
-
-
-def _check_settings(task: Task, num_envs: int, autoreset_mode: AutoresetMode) -> None:
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    if autoreset_mode not in MODES:
-        names = " or ".join(str(mode) for mode in MODES)
-        raise ValueError(f"autoreset_mode must be {names}, got {autoreset_mode}")
-    if task.max_target_length < 2:
-        raise ValueError(
-            f"the task's max_target_length must be at least 2, got {task.max_target_length}"
-        )
-
-
-def _check_examples(examples: Examples, task: Task) -> None:
-    if not len(examples):
-        raise ValueError("examples must hold at least one pair, got none")
-    if examples.source.shape[1] > task.max_source_length:
-        raise ShapeError(
-            f"the sources of examples must have at most {task.max_source_length} tokens, the "
-            f"task's limit, got {examples.source.shape[1]}"
-        )
-
-
-def _ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:
-    """`given` as (num,) int64 in [0, limit); a tensor's values are taken on trust."""
-    values = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
-    check_shape(name, values, (num,))
-    if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
-        raise ShapeError(f"{name} must be integers, got {values.dtype}")
-    ids = values.long()
-    if not isinstance(given, Tensor):
-        low, high = int(ids.numpy().min()), int(ids.numpy().max())
-        if low < 0 or high >= limit:
-            raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}")
-    return ids
+        if isinstance(given, Tensor) and given.device != self.device:
+            raise ValueError(
+                f"actions must be on {self.device}, where the environment is, got a tensor on "
+                f"{given.device}: call .to(env.device)"
+            )
+        return checked_ids("actions", given, self.num_envs, self.vocab_size).to(self.device)
 
 
 def _widened(tokens: Tensor, width: int, pad: int) -> Tensor:

@@ -70,7 +70,9 @@ def test_an_ensembles_rows_are_chosen_and_begun_anew(models, examples):
     start = torch.full_like(rows, ensemble.special.start)
     _, cache = ensemble.step(start, ensemble.start(examples.source, 4))
     flipped, mask = rows.flip(0), rows % 2 == 0
-    cache = cache.select_rows(flipped).reset_rows(mask, ensemble.start(examples.source, 4))
+    cache = cache.select_rows(flipped).reset_rows(
+        mask, ensemble.start(examples.source, 4), torch.arange(len(mask))
+    )
     logits, _ = ensemble.step(start.where(mask, examples.reference[flipped, 0]), cache)
     wanted = expected[:, 0].where(mask[:, None], expected[flipped, 1])
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)

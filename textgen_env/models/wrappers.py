@@ -75,10 +75,10 @@ class EnsembleCache:
         """As each of the caches does."""
         return self._each(lambda cache: cache.reorder_rows(index))
 
-    def reset_rows(self, mask: Tensor, fresh: Self) -> Self:
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """As each of the caches does."""
         pairs = zip(self.caches, fresh.caches, strict=True)
-        return type(self)(tuple(cache.reset_rows(mask, new) for cache, new in pairs))
+        return type(self)(tuple(cache.reset_rows(mask, new, index) for cache, new in pairs))
 
     def _each(self, change: Callable[[AnyCache], AnyCache]) -> Self:
         return type(self)(tuple(change(cache) for cache in self.caches))

@@ -1,0 +1,117 @@
+"""What users give the environment, checked at its doors: settings, examples, expert, ids, masks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from textgen_env.expert import Expert, NeuralExpert
+from textgen_env.tasks.task import Task
+from textgen_env.tokenizer import Tokenizer
+from textgen_env.types import Examples, ShapeError, check_shape
+
+Numbers = Sequence[int] | np.ndarray | Tensor
+
+RENDER_MODES = ("human", "ansi")
+MAX_PADDING = (
+    1024  # entries by which a model's vocabulary may exceed its tokenizer's: Phi-2 has 905
+)
+
+
+def check_settings(
+    task: Task, num_envs: int, autoreset_mode: AutoresetMode, render_mode: str | None
+) -> None:
+    """Raise `ValueError` or `TypeError` if no environment can be made of these."""
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if not isinstance(autoreset_mode, AutoresetMode):
+        raise TypeError(
+            f"autoreset_mode must be a gymnasium.vector.AutoresetMode, got {autoreset_mode!r}"
+        )
+    if render_mode not in (None, *RENDER_MODES):
+        raise ValueError(f"render_mode must be among {RENDER_MODES} or None, got {render_mode!r}")
+    if task.max_target_length < 2:
+        raise ValueError(
+            f"the task's max_target_length must be at least 2, got {task.max_target_length}"
+        )
+    special = task.tokenizer.special
+    if special.pad == special.end:
+        raise ValueError(
+            "the tokenizer's end token must differ from its padding, else no text is seen to end, "
+            f"got {special.end} for both: give padding an id of its own"
+        )
+
+
+def check_examples(examples: Examples, task: Task) -> None:
+    """Raise `ValueError` if there are none or their sources are too long for `task`."""
+    if not len(examples):
+        raise ValueError("examples must hold at least one pair, got none")
+    if examples.source.shape[1] > task.max_source_length:
+        raise ShapeError(
+            f"the sources of examples must have at most {task.max_source_length} tokens, the "
+            f"task's limit, got {examples.source.shape[1]}"
+        )
+
+
+def fitted(expert: Expert, tokenizer: Tokenizer) -> Expert:
+    """`expert`, or where its vocabulary is the tokenizer's and padding, a view without the padding.
+
+    Models pad their vocabulary to a round number, members of one family to different ones. Only of
+    a `NeuralExpert` the vocabulary is known; others are taken on trust.
+
+    Raises:
+        ValueError: the expert's vocabulary or special tokens cannot be the tokenizer's.
+    """
+    if not isinstance(expert, NeuralExpert):
+        return expert
+    own, wanted = expert.vocab_size, tokenizer.vocab_size
+    if not wanted <= own <= wanted + MAX_PADDING:
+        raise ValueError(
+            f"the expert's vocabulary must be the tokenizer's, {wanted} tokens and at most "
+            f"{MAX_PADDING} more of padding, got {own}, {abs(own - wanted)} "
+            f"{'fewer' if own < wanted else 'more'}: give the tokenizer it was trained with"
+        )
+    if expert.special != tokenizer.special:
+        raise ValueError(
+            f"the expert's special tokens must be the tokenizer's, {tokenizer.special}, "
+            f"got {expert.special}"
+        )
+    return expert if own == wanted else expert.narrowed(wanted)
+
+
+def checked_ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:
+    """`given` as (num,) int64 in [0, limit); a tensor's values are taken on trust.
+
+    Raises:
+        ShapeError: another shape, or not integers.
+        ValueError: an array holds another value.
+    """
+    values = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    check_shape(name, values, (num,))
+    if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
+        raise ShapeError(f"{name} must be integers, got {values.dtype}")
+    ids = values.long()
+    if not isinstance(given, Tensor):
+        low, high = int(ids.numpy().min()), int(ids.numpy().max())
+        if low < 0 or high >= limit:
+            raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}")
+    return ids
+
+
+def checked_mask(given: object, num_envs: int) -> Tensor:
+    """The option "reset_mask" as a (num_envs,) bool tensor.
+
+    Raises:
+        TypeError: not bool.
+        ShapeError: another shape.
+        ValueError: no slot is named.
+    """
+    mask = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    if mask.dtype != torch.bool:
+        raise TypeError(f"reset_mask must be bool, got {mask.dtype}")
+    check_shape("reset_mask", mask, (num_envs,))
+    if not mask.any():
+        raise ValueError("reset_mask must have at least one True, got none")
+    return mask
