@@ -55,6 +55,11 @@ class CopyConfig:
             )
 
     @property
+    def words(self) -> list[str]:
+        """The distinct words."""
+        return [f"w{index}" for index in range(self.num_words)]
+
+    @property
     def num_pairs(self) -> int:
         """Pairs of all three splits."""
         return self.num_train + self.num_validation + self.num_test
@@ -67,7 +72,7 @@ class CopyConfig:
 def copy_task(config: CopyConfig | None = None) -> TextTask:
     """The task whose reference is its source; no source occurs twice, in one split or in two."""
     config = config or CopyConfig()
-    words = [f"w{index}" for index in range(config.num_words)]
+    words = config.words
     sources = _distinct_sources(words, config)
     pairs = [Pair(source, source) for source in sources]
     held_out = config.num_train + config.num_validation
