@@ -1,10 +1,11 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
+# make doors: run the environment inside other libraries, in a venv of its own.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check slow clean
+.PHONY: demo test check slow doors clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -20,6 +21,16 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+# The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.
+doors: .venv-doors/.installed
+	.venv-doors/bin/pytest tests/doors
+
+.venv-doors/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-doors
+	.venv-doors/bin/pip install --quiet --constraint constraints.txt --editable ".[doors]"
+	.venv-doors/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1
+	touch $@
+
 .venv/.created:
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -34,4 +45,4 @@ check: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-doors runs build *.egg-info
