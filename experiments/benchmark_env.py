@@ -4,9 +4,7 @@ All sides of a comparison do the same work in one process, in turn, several time
 is the median of the rounds' ratios: a machine that is busy for a while slows all of them.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from experiments.build import build_task
 from experiments.configs import TASKS, VERSES_TEACHER
 from experiments.generate import model_folder
 from experiments.run import read_config
+from experiments.speed import Work, compare
 from textgen_env.decoding import greedy, next_action
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
@@ -35,9 +34,6 @@ from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 from textgen_env.vector_env import TextGenVectorEnv
-
-Work = Callable[[], int]
-"""Does something and says how many steps or tokens it was."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +81,6 @@ def benchmark_env(options: BenchmarkEnvOptions) -> None:
             table.add_row(name, f"{rate:,.0f}", f"{ratio:.2f}")
         table.add_section()
     Console().print(table)
-
-
-def compare(group: Mapping[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median rate a second of each, and the median of its ratios to the first one."""
-    rates: dict[str, list[float]] = {name: [] for name in group}
-    for turn in range(rounds + 1):
-        for name, work in group.items():
-            start = time.perf_counter()
-            done = work()
-            if turn:
-                rates[name].append(done / (time.perf_counter() - start))
-    first = next(iter(rates.values()))
-    return {
-        name: (
-            statistics.median(own),
-            statistics.median(mine / base for mine, base in zip(own, first, strict=True)),
-        )
-        for name, own in rates.items()
-    }
 
 
 def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Work]:

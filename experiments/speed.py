@@ -1,18 +1,22 @@
-"""Decode speed of several models, measured so that it can be compared.
+"""Speeds that can be compared: all sides work in one process, in turn, several times over.
 
-All models write the same sentences in one process, in turn, several times over; a model's ratio to
-the first one is taken round by round, so that a machine that slows down for a while slows both.
+A ratio to the first side is taken round by round, so that a machine that slows down for a while
+slows both.
 """
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
+
+Work = Callable[[], int]
+"""Does something and says how many steps or tokens it was."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,25 @@ class Speed:
     tokens_per_second: float
     sentences_per_second: float
     speedup: float
+
+
+def compare(group: Mapping[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median rate a second of each, and the median of its ratios to the first one."""
+    rates: dict[str, list[float]] = {name: [] for name in group}
+    for turn in range(rounds + 1):
+        for name, work in group.items():
+            start = time.perf_counter()
+            done = work()
+            if turn:
+                rates[name].append(done / (time.perf_counter() - start))
+    first = next(iter(rates.values()))
+    return {
+        name: (
+            statistics.median(own),
+            statistics.median(mine / base for mine, base in zip(own, first, strict=True)),
+        )
+        for name, own in rates.items()
+    }
 
 
 def compare_speed(
@@ -47,24 +70,16 @@ def compare_speed(
         batch_size: sentences decoded together.
         rounds: measured rounds, after one that is not.
     """
-    rates: list[list[float]] = [[] for _ in models]
-    sentences: list[list[float]] = [[] for _ in models]
-    for turn in range(rounds + 1):
-        for index, model in enumerate(models):
-            start = time.perf_counter()
-            written = decode_all(model, source, max_steps, batch_size=batch_size)
-            seconds = time.perf_counter() - start
-            if turn:
-                tokens = int((written != model.special.pad).sum())
-                rates[index].append(tokens / seconds)
-                sentences[index].append(len(source) / seconds)
+    tokens: dict[str, int] = {}
+
+    def writing(name: str, model: SequenceModel) -> int:
+        written = decode_all(model, source, max_steps, batch_size=batch_size)
+        tokens[name] = int((written != model.special.pad).sum())
+        return tokens[name]
+
+    names = [str(index) for index in range(len(models))]
+    works = {name: partial(writing, name, model) for name, model in zip(names, models, strict=True)}
     return [
-        Speed(
-            tokens_per_second=statistics.median(own),
-            sentences_per_second=statistics.median(per_sentence),
-            speedup=statistics.median(
-                mine / first for mine, first in zip(own, rates[0], strict=True)
-            ),
-        )
-        for own, per_sentence in zip(rates, sentences, strict=True)
+        Speed(rate, rate * len(source) / tokens[name], ratio)
+        for name, (rate, ratio) in compare(works, rounds).items()
     ]

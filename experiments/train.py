@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from agents.checkpoint import save_atomically
 from agents.evaluation import score, translate
-from agents.learner import Learner, copy_weights
+from agents.learner import Learner
 from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment, agent_name
 from experiments.logging import RunLog, console
@@ -98,9 +98,10 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> O
         autoreset_mode=AutoresetMode.DISABLED,
     )
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    student = build_model(config, experiment.learner.seed)
     if experiment.student_init:
-        copy_weights(load_model(experiment.student_init), student)
+        student = load_model(experiment.student_init)
+    else:
+        student = build_model(config, experiment.learner.seed)
     learner = Learner(
         experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
     )

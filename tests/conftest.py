@@ -6,6 +6,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
+from toy import lively_transformer, random_sources
 
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -136,3 +137,15 @@ def make_table_model():
         return TableModel(task.tokenizer.vocab_size, task.max_target_length, seed)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """An untrained model whose texts vary and end after 3 to 20 tokens."""
+    return lively_transformer()
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """23 sources of 1 to 12 tokens for `writer`."""
+    return random_sources(23, 12)

@@ -23,7 +23,7 @@ CONFINED = {
         "agents/ppo.py",
         "experiments/benchmark_env.py",
     },
-    "sacrebleu": {"agents/evaluation.py", "textgen_env/rewards.py"},
+    "sacrebleu": {"agents/evaluation.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py"},
     "tyro": {

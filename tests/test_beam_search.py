@@ -3,9 +3,10 @@ from itertools import product
 
 import pytest
 import torch
-from toy import SPECIAL, TabularModel, lively_transformer, random_sources
+from toy import SPECIAL, TabularModel
 
 from textgen_env import beam_search as module
+from textgen_env import decoding
 from textgen_env.beam_search import BeamSearch, beam_search, decoder_of
 from textgen_env.decoding import decode_all, greedy
 
@@ -100,7 +101,7 @@ def test_narrow_beams_equal_a_plain_implementation(model, beam_size, length_pena
 @pytest.mark.parametrize("every", [1, 2])
 def test_stopping_and_dropping_change_nothing(model, monkeypatch, fewer, every):
     monkeypatch.setattr(module, "look_every", lambda device: every)
-    monkeypatch.setattr(module, "FEWER", fewer)
+    monkeypatch.setattr(decoding, "FEWER", fewer)
     expected = [plain_beam(model, source, STEPS, 3, 1.0) for source in range(SOURCES)]
     assert_found(beam_search(model, model.sources(SOURCES), STEPS, beam_size=3), expected)
 
@@ -115,16 +116,6 @@ def test_a_source_is_searched_no_longer_than_something_can_win():
     model.calls.clear()
     beam_search(model, model.sources(SOURCES), 6, beam_size=2, length_penalty=1.0)
     assert len(model.calls) <= 2  # a long text would have to be as sure
-
-
-@pytest.fixture(scope="module")
-def writer():
-    return lively_transformer()
-
-
-@pytest.fixture(scope="module")
-def sources():
-    return random_sources(23, 12)
 
 
 def test_a_beam_of_one_equals_greedy(writer, sources):

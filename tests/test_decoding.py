@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from toy import SPECIAL, TabularModel, lively_transformer, random_sources
+from toy import SPECIAL, TabularModel
 
 from textgen_env import decoding
 from textgen_env.decoding import Sampling, decode_all, greedy, next_action, sample
@@ -15,16 +15,6 @@ PAD, START, END = SPECIAL
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def writer():
-    return lively_transformer()
-
-
-@pytest.fixture(scope="module")
-def sources():
-    return random_sources(23, 12)
 
 
 def naive_greedy(model, source, max_steps):

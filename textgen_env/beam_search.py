@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from textgen_env.decoding import FEWER, Decoder, check_decoding, greedy, look_every
+from textgen_env.decoding import Decoder, check_decoding, greedy, look_every, rows_to_keep
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens
 
@@ -207,19 +207,15 @@ def _search(
         previous = beam.tokens[:, :, step].flatten()
         if (step + 1) % every:
             continue
-        undecided = beam.decided(length_penalty).logical_not()
-        count = int(undecided.sum())
-        if count == 0:
+        kept = rows_to_keep(beam.decided(length_penalty))
+        if kept is None:
+            continue
+        if not len(kept):
             break
-        if count <= FEWER * len(rows):
-            tokens[rows], score[rows] = beam.best_tokens, beam.best_score
-            kept = undecided.nonzero().squeeze(1)
-            rows, beam = rows[kept], beam.select(kept)
-            all_places = kept[:, None] * places + torch.arange(places, device=kept.device)
-            cache, previous = (
-                cache.select_rows(all_places.flatten()),
-                previous[all_places.flatten()],
-            )
+        tokens[rows], score[rows] = beam.best_tokens, beam.best_score
+        rows, beam = rows[kept], beam.select(kept)
+        all_places = kept[:, None] * places + torch.arange(places, device=kept.device)
+        cache, previous = cache.select_rows(all_places.flatten()), previous[all_places.flatten()]
     tokens[rows], score[rows] = beam.best_tokens, beam.best_score
     return tokens, score
 

@@ -78,7 +78,7 @@ def fitted(expert: Expert, tokenizer: Tokenizer) -> Expert:
             f"the expert's special tokens must be the tokenizer's, {tokenizer.special}, "
             f"got {expert.special}"
         )
-    return expert if own == wanted else expert.narrowed(wanted)
+    return expert if own == wanted else NeuralExpert(expert.model, wanted)
 
 
 def checked_ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textgen_env.models.rows import looking_is_free
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, check_shape
 
@@ -181,7 +182,7 @@ def check_decoding(source: Tensor, max_steps: int) -> None:
 
 def look_every(device: torch.device) -> int:
     """Steps between two looks at which rows are done: a look makes the host wait for the device."""
-    return 1 if device.type == "cpu" else 8
+    return 1 if looking_is_free(device) else 8
 
 
 def rows_to_keep(done: Tensor) -> Tensor | None:
@@ -261,7 +262,7 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
 
 def _sorted_nucleus(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The most probable tokens in falling order, at least as many as hold `top_p`."""
-    if probs.device.type == "cpu" and probs.shape[-1] > NUCLEUS_GUESS:
+    if looking_is_free(probs.device) and probs.shape[-1] > NUCLEUS_GUESS:
         top, tokens = probs.topk(NUCLEUS_GUESS)
         if bool((top.sum(-1) >= top_p).all()):
             return top, tokens

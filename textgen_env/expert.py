@@ -4,11 +4,9 @@ A finished rollout is labelled in one parallel pass, which is far cheaper than a
 token. Every answer is counted, so that methods can be compared by what they ask.
 """
 
-import copy
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from textgen_env.decoding import decode_all, next_action
 from textgen_env.dynamics import State
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.models.wrappers import CutVocabulary
-from textgen_env.types import Examples, SpecialTokens, Trajectories, check_shape
+from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, check_shape
 
 CHUNK = 1024  # states whose logits `top_k` holds in float32 at a time
 
@@ -120,6 +118,27 @@ class Expert(ABC):
         flat = next_action(logits.flatten(0, 1), special=self.special)
         return flat.view(logits.shape[:2])
 
+    def best_actions_at(
+        self, source: Tensor, prefix: Tensor, place: Tensor, reference: Tensor
+    ) -> Tensor:
+        """(B,) int64, its most probable token at one state of each text; each is counted once.
+
+        Args:
+            source: (B, S) int64, PAD after each row's end token.
+            prefix: (B, T) int64 tokens written.
+            place: (B,) int64 below T, the state asked about: after so many tokens of the prefix.
+            reference: (B, R) int64, the data set's target, for experts that look at it.
+        """
+        chosen = place[:, None]
+        asked = Trajectories(
+            source=source,
+            actions=prefix,
+            writer=torch.full_like(prefix, Writer.STUDENT),
+            mask=torch.zeros_like(prefix, dtype=torch.bool).scatter(1, chosen, True),
+            reference=reference,
+        )
+        return self.best_actions(asked).gather(1, chosen).squeeze(1)
+
     def top_k(self, trajectories: Trajectories, k: int) -> TopK:
         """The `k` most probable next tokens at every state, their probabilities, and the rest's.
 
@@ -170,12 +189,6 @@ class NeuralExpert(Expert):
     def vocab_size(self) -> int:
         """V of its logits."""
         return self.model.vocab_size
-
-    def narrowed(self, vocab_size: int) -> Self:
-        """The same expert, which answers about the first `vocab_size` tokens and counts apart."""
-        view = copy.copy(self)
-        view.model = CutVocabulary(self.model, vocab_size)
-        return view
 
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:

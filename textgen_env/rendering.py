@@ -6,7 +6,7 @@ from torch import Tensor
 from textgen_env.dynamics import Observation
 from textgen_env.expert import Expert, NoExpert
 from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
-from textgen_env.types import Trajectories, Writer, trimmed
+from textgen_env.types import trimmed
 
 
 def as_text(
@@ -31,29 +31,17 @@ def as_text(
         [f"source: {source}", f"text:   {text}"]
         for source, text in zip(sources, texts, strict=True)
     ]
-    if not isinstance(expert, NoExpert) and bool(shown["length"].any()):
-        written, choice = _last_tokens(shown, references, expert)
-        for row in shown["length"].nonzero().flatten().tolist():
-            policys, experts = (_piece(int(ids[row]), tokenizer) for ids in (written, choice))
-            lines[row].append(f"last:   {policys} (the expert: {experts})")
+    rows = shown["length"].nonzero().squeeze(1)
+    if not isinstance(expert, NoExpert) and len(rows):
+        last = shown["length"][rows] - 1
+        source = trimmed(shown["source"][rows], expert.special)
+        prefix = shown["prefix"][rows, : int(last.max()) + 1]
+        choice = expert.best_actions_at(source, prefix, last, references[rows])
+        written = prefix.gather(1, last[:, None]).squeeze(1)
+        for row, *tokens in torch.stack([rows, written, choice], 1).tolist():
+            policys, best = (_piece(token, tokenizer) for token in tokens)
+            lines[row].append(f"last:   {policys} (the expert: {best})")
     return tuple("\n".join(row) for row in lines)
-
-
-def _last_tokens(shown: Observation, references: Tensor, expert: Expert) -> tuple[Tensor, Tensor]:
-    """(B,) the token written last, and (B,) what the expert would have written there."""
-    length = shown["length"]
-    actions = shown["prefix"][:, : int(length.max())]
-    last = (length - 1).clamp(min=0)[:, None]
-    position = torch.arange(actions.shape[1], device=length.device)
-    trajectories = Trajectories(
-        source=trimmed(shown["source"], expert.special),
-        actions=actions,
-        writer=torch.full_like(actions, Writer.STUDENT),
-        mask=position == length[:, None] - 1,
-        reference=references,
-    )
-    best = expert.best_actions(trajectories)
-    return actions.gather(1, last)[:, 0], best.gather(1, last)[:, 0]
 
 
 def _piece(token: int, tokenizer: Tokenizer) -> str:

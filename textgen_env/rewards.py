@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textgen_env import token_metrics
 from textgen_env.dynamics import State
+from textgen_env.models.rows import looking_is_free
 from textgen_env.token_metrics import Texts
 from textgen_env.types import SpecialTokens
 
@@ -138,7 +139,7 @@ def _at_the_end(step: Step, metric: Callable[[Texts, Texts], Tensor]) -> Tensor:
     the host would have to wait to know which they are, so that all are scored, side by side.
     """
     finished = step.finished
-    if finished.device.type != "cpu":
+    if not looking_is_free(finished.device):
         return metric(*_texts(step, slice(None))).where(finished, 0.0)
     earned, rows = no_reward(step), finished.nonzero().squeeze(1)
     if len(rows):

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.policies import BasePolicy
@@ -24,7 +23,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 from torch import Tensor
 
 from textgen_env.expert import Expert
-from textgen_env.types import SpecialTokens, Trajectories, Writer
+from textgen_env.types import SpecialTokens
 from textgen_env.vector_env import TextGenVectorEnv
 
 Info = dict[str, Any]
@@ -186,15 +185,7 @@ class ExpertPolicy(BasePolicy):
     ) -> Tensor:
         del deterministic
         source, prefix, length = texts(observation, self.max_source_length, self.expert.special)
-        place = length[:, None]
-        asked = Trajectories(
-            source=source,
-            actions=prefix,
-            writer=torch.full_like(prefix, Writer.STUDENT),
-            mask=torch.zeros_like(prefix, dtype=torch.bool).scatter(1, place, True),
-            reference=prefix[:, :0],
-        )
-        return self.expert.best_actions(asked).gather(1, place).squeeze(1)
+        return self.expert.best_actions_at(source, prefix, length, reference=prefix[:, :0])
 
 
 def texts(
