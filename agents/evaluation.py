@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -54,6 +55,7 @@ def translate_texts(
     max_steps: int,
     beam_size: int = 1,
     batch_size: int = 64,
+    device: torch.device | str = "cpu",
 ) -> list[str]:
     """What `model` writes for each source, in the same order.
 
@@ -64,10 +66,11 @@ def translate_texts(
         max_steps: most tokens of an output.
         beam_size: 1 for greedy.
         batch_size: sources decoded together.
+        device: where the model is.
     """
     written = decode_all(
         model,
-        encode_sources(sources, tokenizer),
+        encode_sources(sources, tokenizer).to(device),
         max_steps,
         batch_size=batch_size,
         decoder=decoder_of(beam_size),
@@ -82,6 +85,7 @@ def translate(
     *,
     beam_size: int = 1,
     batch_size: int = 64,
+    device: torch.device | str = "cpu",
 ) -> list[str]:
     """`translate_texts` with the task's tokenizer and length limit."""
     return translate_texts(
@@ -91,6 +95,7 @@ def translate(
         max_steps=task.max_target_length,
         beam_size=beam_size,
         batch_size=batch_size,
+        device=device,
     )
 
 

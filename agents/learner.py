@@ -83,7 +83,7 @@ class Learner:
     Args:
         agent: the algorithm.
         student: the model to be trained; its weights are changed.
-        env: the environment that rollouts step, with `agent.pool * batch_size` slots.
+        env: the environment that rollouts step, with `num_slots` slots.
         folder: `last.safetensors` and, by validation, `best.safetensors` are written here.
         config: how to train.
         precision: dtype of autocast and of the copy of the student that acts.
@@ -134,6 +134,7 @@ class Learner:
         Args:
             evaluate: the validation BLEU of a model.
             log: called with the number of the update and its figures.
+                Of several processes, only the main one calls these two.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
@@ -142,7 +143,8 @@ class Learner:
         for trajectories in self._rollouts():
             for batch in self._batches(trajectories):
                 record = self._update(batch)
-                log(self.counters.update, record)
+                if self.accelerator.is_main_process:
+                    log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log)
         return self.counters
@@ -162,7 +164,7 @@ class Learner:
                 self.env,
                 self.actor,
                 update / config.updates,
-                generator_for(config.seed, "collect", update),
+                generator_for(config.seed, self._own("collect"), update),
             )
             self.counters.seconds += time.perf_counter() - start
             yield trajectories
@@ -170,6 +172,10 @@ class Learner:
     def _share(self, indices: Tensor) -> Tensor:
         """This process's part of a batch."""
         return indices[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _own(self, purpose: str) -> str:
+        """A name for this process's own randomness."""
+        return f"{purpose} of process {self.accelerator.process_index}"
 
     def _batches(self, trajectories: Trajectories) -> Iterator[Trajectories]:
         """The trajectories of each update, as long as there are updates left.
@@ -187,7 +193,7 @@ class Learner:
         """One optimizer update; returns its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
         asked = self.env.expert.queries.tokens
-        torch.manual_seed(seed_of(config.seed, "dropout", update))
+        torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
         loss, tokens = self._backward(batch)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
@@ -205,14 +211,16 @@ class Learner:
         seconds = time.perf_counter() - start
         self.counters.update += 1
         self.counters.seconds += seconds
-        self.counters.teacher_tokens += self.env.expert.queries.tokens - asked
-        written = (batch.writer == Writer.STUDENT) & batch.mask
+        asked = self.env.expert.queries.tokens - asked
+        written = ((batch.writer == Writer.STUDENT) & batch.mask).sum()
+        asked, written = self._sum(torch.stack([written.new_tensor(asked), written])).tolist()
+        self.counters.teacher_tokens += asked
         return {
             "loss": loss_value,
             "gradient_norm": norm_value,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
-            "student_share": float(written.sum() / batch.mask.sum()),
+            "student_share": written / tokens,
             "teacher_tokens": self.counters.teacher_tokens,
             **self.agent.coefficients(update / config.updates),
         }
@@ -258,11 +266,11 @@ class Learner:
         self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None]
     ) -> None:
         """Score the student, keep it if it is the best so far, and write a checkpoint."""
+        if not self.accelerator.is_main_process:
+            return
         copy_weights(self.student, self.actor)
         score = evaluate(self.actor)
         log(self.counters.update, {"bleu": score})
-        if not self.accelerator.is_main_process:
-            return
         if score > self.counters.best:
             self.counters.best, self.counters.best_update = score, self.counters.update
             save_atomically(self.best, self.student.state_dict(), {})

@@ -34,10 +34,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, title: str, updates: int, done: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        _cut_after(self.path, done)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(folder, purge_step=done + 1)
+        self.folder, self.done = folder, done
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,6 +48,10 @@ class RunLog:
         self.validation: float | None = None
 
     def __enter__(self) -> Self:
+        path = self.folder / "metrics.jsonl"
+        _cut_after(path, self.done)
+        self.file = path.open("a", encoding="utf-8")
+        self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
         self.progress.start()
         return self
 

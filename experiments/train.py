@@ -1,6 +1,7 @@
 """One training run, from configuration to a folder with a model in it; resumable at any moment."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from gymnasium.vector import AutoresetMode
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from agents.checkpoint import save_atomically
+from agents.checkpoint import Counters, save_atomically
 from agents.evaluation import score, translate
 from agents.learner import Learner
+from agents.processes import num_slots, this_device, this_process
 from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment, agent_name
 from experiments.logging import RunLog, console
@@ -53,6 +55,8 @@ class Outcome:
 def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
     """Run `experiment` in `folder`, or go on where it was stopped.
 
+    Of several processes (`torchrun`) each does its share of every batch, and the main one writes.
+
     Args:
         experiment: what to train, on what, how.
         folder: made if need be; `folder/model` holds the best student at the end.
@@ -61,6 +65,7 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
     Raises:
         RunError: the folder holds a run with other settings, the agent's teacher is missing, or
             the student starts from a model whose tokenizer is not the teacher's.
+        ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
     """
     if experiment.agent.needs_expert and experiment.teacher is None:
@@ -71,31 +76,35 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
     if experiment.student_init:
         experiment = replace(experiment, student=load_model(experiment.student_init).config)
     tokenizer = _tokenizer(experiment)
-    run = start_or_resume(experiment, folder)
-    if (folder / OUTCOME).exists():
-        return read_outcome(folder)
-    with onednn_float32(run.onednn):
-        outcome = _train(run, tokenizer, folder, title)
-    write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
-    return outcome
+    num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
+    with this_process().main_process_first():
+        run = start_or_resume(experiment, folder)
+    if not (folder / OUTCOME).exists():
+        with onednn_float32(run.onednn):
+            _train(run, tokenizer, folder, title)
+    return read_outcome(folder)
 
 
-def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> Outcome:
-    experiment, expert = run.experiment, NoExpert()
+def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> None:
+    """Train to the end, and leave model and outcome in `folder`."""
+    experiment, expert, process = run.experiment, NoExpert(), this_process()
     if experiment.teacher:
-        expert = NeuralExpert(load_model(experiment.teacher, run.dtype))
+        expert = NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
     task = build_task(experiment.task, tokenizer)
-    report_dropped(task)
+    if process.is_main_process:
+        report_dropped(task)
     if experiment.train_pairs is not None:
         task = take_train_pairs(task, experiment.train_pairs)
-    examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
+    with process.main_process_first():
+        examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
     env = TextGenVectorEnv(
         task,
-        experiment.agent.pool * experiment.learner.batch_size,
+        num_slots(experiment.agent, experiment.learner.batch_size),
         examples=examples,
         expert=expert,
         reward=no_reward,
         autoreset_mode=AutoresetMode.DISABLED,
+        device=this_device(),
     )
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
     if experiment.student_init:
@@ -106,16 +115,25 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> O
         experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
     )
     pairs = task.validation[: experiment.validation_pairs]
-    with RunLog(folder, title, experiment.learner.updates, learner.counters.update) as log:
+    log = RunLog(folder, title, experiment.learner.updates, learner.counters.update)
 
-        def evaluate(model: Model) -> float:
-            hypotheses = translate(model, task, [pair.source for pair in pairs])
-            log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
-            return score(hypotheses, [pair.reference for pair in pairs]).bleu
+    def evaluate(model: Model) -> float:
+        sources = [pair.source for pair in pairs]
+        hypotheses = translate(model, task, sources, device=this_device())
+        log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
+        return score(hypotheses, [pair.reference for pair in pairs]).bleu
 
+    with log if process.is_main_process else nullcontext():
         counters = learner.train(evaluate, log)
-    student.load_state_dict(load_file(learner.best))
-    save_model(student, folder / "model", task.tokenizer)
+    if process.is_main_process:
+        student.load_state_dict(load_file(learner.best))
+        save_model(student, folder / "model", task.tokenizer)
+        outcome = _outcome(counters, asked, task)
+        write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
+    process.wait_for_everyone()
+
+
+def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
     return Outcome(
         validation_bleu=counters.best,
         best_update=counters.best_update,
@@ -164,7 +182,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
         return run
-    precision = measure_precision(experiment.student.width)
+    precision = measure_precision(experiment.student.width, device=this_device())
     run = Run(experiment, experiment.precision or precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
     console.print(
@@ -192,7 +210,7 @@ def _prepare(
             asked = Queries(**json.loads(file.metadata()["queries"]))
             examples = Examples(file.get_tensor("source"), file.get_tensor("reference"))
         return examples, asked
-    gold = encode(task.train, task)
+    gold = encode(task.train, task).to(this_device())
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold, expert, task.max_target_length)
     asked = expert.queries

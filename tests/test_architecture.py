@@ -15,7 +15,7 @@ MAY_IMPORT = {
 }
 SHARED_BY_AGENTS = {
     "agent", "batches", "behaviors", "checkpoint", "divergences", "evaluation", "learner",
-    "rollout", "schedules", "__init__",
+    "processes", "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
@@ -25,7 +25,7 @@ CONFINED = {
     },
     "sacrebleu": {"agents/evaluation.py"},
     "tensorboard": {"experiments/logging.py"},
-    "accelerate": {"agents/learner.py"},
+    "accelerate": {"agents/learner.py", "agents/processes.py"},
     "tyro": {
         f"experiments/{name}.py"
         for name in ("benchmark", "benchmark_env", "cli", "evaluate", "generate")

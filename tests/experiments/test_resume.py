@@ -9,6 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from textgen_env.models.storage import save_model
+from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tasks.copy import CopyConfig, copy_task
 
 UPDATES, EVERY = 200, 10
 SECONDS = 180  # until a process that makes no progress counts as stuck
@@ -94,3 +100,66 @@ def test_a_killed_run_ends_as_the_run_that_was_never_stopped(unbroken_and_resume
     outcomes = [json.loads((run / "outcome.json").read_text()) for run in unbroken_and_resumed]
     assert without_times(outcomes[0]) == without_times(outcomes[1])
     assert not list(resumed.rglob("*.partial"))
+
+
+KILLED_AT_EVERY_RENAME = """
+import itertools, os, signal, sys
+from pathlib import Path
+from experiments import cli
+
+def kill_before_rename(number):
+    countdown = iter(range(number - 1, -1, -1))
+    def dangerous(rename):
+        def call(*args):
+            if next(countdown) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(*args)
+        return call
+    Path.replace, Path.rename = dangerous(Path.replace), dangerous(Path.rename)
+
+kills = 0
+for number in itertools.cycle((1, 2, 3, 4)):
+    child = os.fork()
+    if not child:
+        kill_before_rename(number)
+        cli.main(sys.argv[1:])
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != -signal.SIGKILL:
+        print(f"kills: {kills}", flush=True)
+        sys.exit(code)
+    kills += 1
+"""
+
+
+def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path):
+    """While the teacher's texts, checkpoints and the model are written too."""
+    task = copy_task(CopyConfig(num_words=8, max_length=5, num_train=20))
+    size = TransformerConfig(task.tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
+    save_model(Transformer(size), tmp_path / "teacher", task.tokenizer)
+    command = [
+        *("train", "--task", "copy", "--agent", "seqkd", "--teacher", str(tmp_path / "teacher")),
+        *("--task.num-words", "8", "--task.max-length", "5", "--task.num-train", "20"),
+        *("--task.num-validation", "8", "--task.num-test", "8", "--student.width", "16"),
+        *("--learner.batch-size", "4", "--learner.updates", "6", "--learner.evaluate-every", "2"),
+        *("--precision", "float32"),
+    ]
+    outputs = []
+    for name, program in (("unbroken", PROGRAM), ("killed", KILLED_AT_EVERY_RENAME)):
+        folder = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command, "--output", str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert int(outputs[1].split()[-1]) >= 10
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors", "prepared.safetensors"):
+        killed, unbroken = (load_file(tmp_path / run / file) for run in ("killed", "unbroken"))
+        assert killed.keys() == unbroken.keys()
+        assert all(torch.equal(killed[name], unbroken[name]) for name in unbroken), file
+    assert not list((tmp_path / "killed").rglob("*.partial"))

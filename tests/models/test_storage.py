@@ -105,6 +105,15 @@ def test_a_saved_model_is_replaced_and_its_card_kept(folder):
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_what_a_kill_left_set_aside_is_put_back(folder):
+    (folder / "README.md").write_text("card")
+    folder.rename(folder.with_name(f".{folder.name}.old"))  # killed between the two renames
+    save_model(transformer(), folder)
+    assert (folder / "README.md").read_text() == "card"
+    assert isinstance(load_model(folder), Transformer)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_failed_save_leaves_the_old_model_and_nothing_else(folder):
     class Unwritable(Tokenizer):
         def save(self, path):

@@ -8,7 +8,6 @@ half-written one. Optimizer state is not kept here: see `agents/checkpoint.py`.
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_type_hints
@@ -54,11 +53,12 @@ def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -
             f"tokenizer must have at most the model's {model.vocab_size} pieces, "
             f"got {tokenizer.vocab_size}"
         )
+    _restore(folder)
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-        written = Path(beside) / "model"
-        written.mkdir()
+    written = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    try:
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(weights, written / WEIGHTS)
         (written / CONFIG).write_text(json.dumps(_description(model), indent=2) + "\n")
@@ -68,6 +68,8 @@ def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -
             _flush(path)
         _keep_others(folder, written)
         _move_into_place(written, folder)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -180,12 +182,23 @@ def _keep_others(folder: Path, written: Path) -> None:
 
 def _move_into_place(written: Path, folder: Path) -> None:
     """Rename `written` to `folder`; what stood there is set aside first, and deleted after."""
-    aside = folder.with_name(f".{folder.name}.old")
+    aside = _aside(folder)
     if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     written.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _restore(folder: Path) -> None:
+    """Put back what a kill left set aside, unless its successor is there."""
+    aside = _aside(folder)
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _flush(path: Path) -> None:

@@ -1,0 +1,33 @@
+"""One run in several processes, started by `torchrun`: each does its share of every batch."""
+
+import torch
+from accelerate import PartialState
+
+from agents.agent import Agent
+
+
+def this_process() -> PartialState:
+    """Which process of the run this is."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def this_device() -> torch.device:
+    """Where this process computes: on a CUDA device of its own where there is one."""
+    device = this_process().device
+    assert device is not None, "PartialState chooses one"
+    return device
+
+
+def num_slots(agent: Agent, batch_size: int) -> int:
+    """Episodes that this process collects together: its share of each batch of the agent's pool.
+
+    Raises:
+        ValueError: `batch_size` cannot be shared out evenly.
+    """
+    processes = this_process().num_processes
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size must be divisible by the number of processes ({processes}), "
+            f"got {batch_size}"
+        )
+    return agent.pool * batch_size // processes
