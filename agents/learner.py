@@ -51,7 +51,7 @@ class LearnerConfig:
     updates: int = 1200
     batch_size: int = 64
     accumulate: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warmup: int = 200
     decay: float = 0.9
     weight_decay: float = 0.01
