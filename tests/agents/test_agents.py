@@ -163,9 +163,7 @@ def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_stude
 
 
 @pytest.mark.parametrize("name", set(AGENTS) - {"imitkd", "imitkd_full"})
-def test_noise_does_not_reach_those_who_learn_from_a_text_alone(
-    noisy_env, env, tiny_student, name
-):
+def test_noise_does_not_reach_those_who_learn_from_a_text_alone(noisy_env, env, tiny_student, name):
     agent = AGENTS[name]()
     assert collect(agent, noisy_env, tiny_student).actions.equal(
         collect(agent, env, tiny_student).actions
