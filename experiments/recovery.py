@@ -255,14 +255,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    lengths = sorted({row.length for row in rows})
+    known = rows[: len(lengths)]  # the same beside every agent
+    axes.plot(lengths, [row.optimum for row in known], "k--", label="optimum")
     for agent, (color, marker) in STYLES.items():
         own = [row for row in rows if row.agent == agent]
-        lengths = [row.length for row in own]
         low, high = [row.low for row in own], [row.high for row in own]
         axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)
         axes.plot(lengths, [row.success for row in own], color=color, marker=marker, label=agent)
-    axes.plot(lengths, [row.optimum for row in own], "k--", label="optimum")
-    axes.plot(lengths, [row.never_undoing for row in own], "k:", label="never undoing")
+    axes.plot(lengths, [row.never_undoing for row in known], "k:", label="never undoing")
     axes.set(xlabel="words of the text", ylabel="share of texts right in the end", ylim=(0, 1.02))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
