@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from agents.agent import Agent
@@ -67,7 +68,14 @@ class ImitKD(Agent):
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the label of each prefix's writer."""
-        by_student = trajectories.writer == Writer.STUDENT
-        labels = expert.best_actions(trajectories).where(by_student, trajectories.actions)
+        data = _data_tokens(trajectories)
+        by_data = (trajectories.writer == Writer.DATA) & (data != expert.special.pad)
+        labels = data.where(by_data, expert.best_actions(trajectories))
         logits = student.sequence_logits(trajectories.source, trajectories.actions)
         return masked_mean(cross_entropy(logits, labels), trajectories.mask)
+
+
+def _data_tokens(trajectories: Trajectories) -> Tensor:
+    """(B, T) int64, the data's choice at every state, whatever noise wrote; PAD after its end."""
+    missing = trajectories.actions.shape[1] - trajectories.reference.shape[1]
+    return F.pad(trajectories.reference, (0, missing))

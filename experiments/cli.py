@@ -20,6 +20,7 @@ from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
+from experiments.recovery import RecoveryOptions, recovery
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train
 from textgen_env.expert import ExpertError
@@ -122,6 +123,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
+            ("recovery", RecoveryOptions, RecoveryOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -149,5 +151,6 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     GenerateOptions: generate,
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,
+    RecoveryOptions: recovery,
     TeacherOptions: teacher,
 }

@@ -16,9 +16,11 @@ import textgen_env
 from textgen_env.expert import NoExpert
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.recovery import UNDO, RecoveryConfig, recovered, recovery_task
 from textgen_env.tasks.text_files import TextFilesConfig
 
 SMALL = CopyConfig(num_words=4, max_length=4, num_train=20, num_validation=2, num_test=2)
+SLIPPERY = RecoveryConfig(SMALL, slip=1.0)
 
 
 @pytest.fixture
@@ -145,7 +147,47 @@ def test_text_needs_a_configuration(make):
         make("TextGen/Text-v0")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("Copy", "CopyConfig"), ("Verses", "VersesConfig")])
+def test_recovery_comes_with_its_slips_and_its_reward():
+    env = gymnasium.make_vec("TextGen/Recovery-v0", num_envs=400, config=SLIPPERY)
+    env.reset(seed=0)
+    chosen = torch.full((400,), UNDO + 1)
+    written = env.step(chosen)[4]["written"]
+    assert written.unique().tolist() == [UNDO + 1 + word for word in range(4)]
+    assert env.reward is recovered
+    assert gymnasium.make_vec("TextGen/Recovery-v0").noise == RecoveryConfig().slips
+
+
+def test_one_recovery_earns_its_reward_for_a_text_with_a_word_undone():
+    env = gymnasium.make(
+        "TextGen/Recovery-v0", config=RecoveryConfig(SMALL, slip=0.0), render_mode="ansi"
+    )
+    shown, _ = env.reset(seed=0)
+    wrong = UNDO + 1 + (shown["source"][0] == UNDO + 1)
+    actions = [wrong, UNDO, *shown["source"][: shown["source_length"]]]
+    steps = [env.step(action)[1:3] for action in actions]
+    assert steps == [(0, False)] * (len(actions) - 1) + [(1, True)]
+    check_env(env.unwrapped)
+    env.close()
+
+
+@pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])
+def test_recovery_lets_the_user_choose(make):
+    env = make("TextGen/Recovery-v0", task=recovery_task(SLIPPERY), noise=None, reward=no_reward)
+    slot = getattr(env.unwrapped, "slot", env)
+    assert slot.noise is None
+    assert slot.reward is no_reward
+
+
+@pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])
+def test_a_recovery_task_does_not_say_how_slippery_its_pen_is(make):
+    with pytest.raises(ValueError, match="noise must be given where task is given, got none"):
+        make("TextGen/Recovery-v0", task=recovery_task(SLIPPERY))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("Copy", "CopyConfig"), ("Verses", "VersesConfig"), ("Recovery", "RecoveryConfig")],
+)
 def test_the_configuration_of_another_task_is_refused(name, kind, text_config):
     with pytest.raises(ValueError, match=f"config must be a {kind} for the task"):
         gymnasium.make(f"TextGen/{name}-v0", config=text_config)
@@ -158,7 +200,7 @@ def test_an_argument_that_there_is_not_is_refused():
 
 def test_every_task_has_an_id():
     ids = {name for name in gymnasium.registry if name.startswith("TextGen/")}
-    assert ids == {"TextGen/Copy-v0", "TextGen/Verses-v0", "TextGen/Text-v0"}
+    assert ids == {f"TextGen/{name}-v0" for name in ("Copy", "Verses", "Text", "Recovery")}
 
 
 def test_public_names_are_there():

@@ -9,13 +9,20 @@ from textgen_env.expert import Expert
 from textgen_env.rewards import Reward
 from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.recovery import RecoveryConfig, recovered, recovery_task
 from textgen_env.tasks.task import Task
 from textgen_env.tasks.text_files import TextFilesConfig, text_files
 from textgen_env.tasks.verses import VersesConfig, verses
 from textgen_env.types import Examples
 from textgen_env.vector_env import Noise, TextGenVectorEnv
 
-TaskConfig = CopyConfig | VersesConfig | TextFilesConfig
+TaskConfig = CopyConfig | VersesConfig | TextFilesConfig | RecoveryConfig
+KINDS: dict[str, type[TaskConfig]] = {
+    "copy": CopyConfig,
+    "verses": VersesConfig,
+    "text": TextFilesConfig,
+    "recovery": RecoveryConfig,
+}
 
 
 class Settings(TypedDict, total=False):
@@ -43,7 +50,10 @@ def make_env(
     **settings: Unpack[Settings],
 ) -> TextGenEnv:
     """One episode at a time, of `task` or of the task that `name` and `config` describe."""
-    return TextGenEnv(make_task(name, task, config), **settings)
+    made = make_task(name, task, config)
+    if name == "recovery":
+        _add_slips(settings, task, config)
+    return TextGenEnv(made, **settings)
 
 
 def make_vector_env(
@@ -53,11 +63,14 @@ def make_vector_env(
     **settings: Unpack[VectorSettings],
 ) -> TextGenVectorEnv:
     """Many episodes at once, of `task` or of the task that `name` and `config` describe."""
-    return TextGenVectorEnv(make_task(name, task, config), **settings)
+    made = make_task(name, task, config)
+    if name == "recovery":
+        _add_slips(settings, task, config)
+    return TextGenVectorEnv(made, **settings)
 
 
 def make_task(name: str, task: Task | None, config: TaskConfig | None) -> Task:
-    """`task` if it is given, else the task that goes by `name`: "copy", "verses" or "text".
+    """`task` if it is given, else the one by `name`: "copy", "verses", "text" or "recovery".
 
     Raises:
         ValueError: `task` and `config` are both given, or the configuration is missing, where there
@@ -73,5 +86,23 @@ def make_task(name: str, task: Task | None, config: TaskConfig | None) -> Task:
         return verses(config)
     if name == "text" and isinstance(config, TextFilesConfig):
         return text_files(config)
-    kind = {"copy": CopyConfig, "verses": VersesConfig, "text": TextFilesConfig}[name]
+    if name == "recovery" and (config is None or isinstance(config, RecoveryConfig)):
+        return recovery_task(config)
+    kind = KINDS[name]
     raise ValueError(f"config must be a {kind.__name__} for the task {name!r}, got {config}")
+
+
+def _add_slips(settings: Settings, task: Task | None, config: TaskConfig | None) -> None:
+    """Set what makes a task of copying one of recovery, where the user has not: reward and noise.
+
+    Raises:
+        ValueError: `task` is given and the noise is not: the task does not say what it is.
+    """
+    if task is not None and "noise" not in settings:
+        raise ValueError(
+            "noise must be given where task is given, got none: give the slips of its "
+            "RecoveryConfig, or None to write what is chosen"
+        )
+    config = config if isinstance(config, RecoveryConfig) else RecoveryConfig()
+    settings.setdefault("noise", config.slips)
+    settings.setdefault("reward", recovered)

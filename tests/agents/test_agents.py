@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +18,11 @@ from agents.word_kd import WordKD
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Sampling, decode_all
 from textgen_env.expert import NeuralExpert, NoExpert
+from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
+from textgen_env.vector_env import TextGenVectorEnv
 
 ROWS = 12
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
@@ -121,6 +124,50 @@ def test_imitkd_labels_each_prefix_by_its_writer(env, expert, tiny_student):
             label = teacher[row, column, 2:].argmax() + 2  # never padding or start
         losses.append(-log_prob(student[row, column], int(label)))
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def slip(actions, generator):
+    """Noise that now and then writes the smallest word instead, and never ends a text."""
+    slipping = torch.rand(actions.shape, generator=generator) < 0.4
+    return torch.where(slipping, 3, actions)
+
+
+@pytest.fixture
+def noisy_env(tiny_task, expert):
+    env = TextGenVectorEnv(
+        tiny_task,
+        ROWS,
+        expert=expert,
+        reward=no_reward,
+        noise=slip,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    env.reset(seed=0)
+    return env
+
+
+def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_student):
+    trajectories, loss, _ = learn(ImitKD(beta=BY_COIN), noisy_env, tiny_student)
+    best = noisy_env.expert.best_actions(trajectories)
+    logits = tiny_student.sequence_logits(trajectories.source, trajectories.actions)
+    losses, slips = [], 0
+    for row, column in trajectories.mask.nonzero().tolist():
+        label = best[row, column]
+        reference = trajectories.reference[row].tolist()
+        if trajectories.writer[row, column] == Writer.DATA and column < len(reference):
+            label = reference[column] or label  # the expert's once the data's text is over
+            slips += int(label != trajectories.actions[row, column])
+        losses.append(-log_prob(logits[row, column].detach(), int(label)))
+    assert slips > 5
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", set(AGENTS) - {"imitkd", "imitkd_full"})
+def test_noise_does_not_reach_those_who_learn_from_a_text_alone(noisy_env, env, tiny_student, name):
+    agent = AGENTS[name]()
+    assert collect(agent, noisy_env, tiny_student).actions.equal(
+        collect(agent, env, tiny_student).actions
+    )
 
 
 @pytest.mark.parametrize("agent", [WordKD(), ImitKDFull(beta=BY_COIN)])
