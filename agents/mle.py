@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.divergences import cross_entropy, masked_mean
+from agents.losses import token_loss
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
@@ -34,6 +34,6 @@ class MLE(Agent):
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the data's tokens."""
         del expert
-        logits = student.sequence_logits(trajectories.source, trajectories.actions)
-        losses = cross_entropy(logits, trajectories.actions, label_smoothing=self.label_smoothing)
-        return masked_mean(losses, trajectories.mask)
+        return token_loss(
+            trajectories, student, trajectories.actions, label_smoothing=self.label_smoothing
+        )

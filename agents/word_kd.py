@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.divergences import forward_kl, masked_mean
+from agents.losses import distribution_loss
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
@@ -23,6 +23,4 @@ class WordKD(Agent):
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Forward KL on the data's prefixes."""
-        teacher_logits = expert.logits(trajectories)
-        logits = student.sequence_logits(trajectories.source, trajectories.actions)
-        return masked_mean(forward_kl(logits, teacher_logits), trajectories.mask)
+        return distribution_loss(trajectories, student, expert)

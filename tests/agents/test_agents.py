@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import AGENTS
+from agents.bases import MixedByExample, OnTeacherText
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
+from agents.imitkd_star import ImitKDStar
+from agents.imitkd_star_full import ImitKDStarFull
 from agents.mle import MLE
 from agents.schedules import Constant, Exponential, Linear
 from agents.seqkd import SeqKD
+from agents.seqkd_full import SeqKDFull
 from agents.word_kd import WordKD
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Sampling, decode_all
@@ -25,6 +29,9 @@ from textgen_env.types import Trajectories, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 ROWS = 12
+MIXED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, MixedByExample)}
+ON_TEACHER_TEXT = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTeacherText)}
+FROM_TEXT_ALONE = {"mle", "seqkd"}
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
 
 
@@ -83,14 +90,36 @@ def test_imitkd_full_at_beta_1_is_word_kd(env, tiny_student):
     assert_learn_the_same(ImitKDFull(beta=BY_DATA), WordKD(), env, tiny_student)
 
 
-@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+@pytest.fixture
+def env_of_teacher_text(tiny_task, make_env, env, expert):
+    return make_env(tiny_task, ROWS, expert, SeqKD().prepare(env.examples, expert, env.max_steps))
+
+
+def test_imitkd_star_at_beta_1_is_seqkd(env_of_teacher_text, tiny_student):
+    assert_learn_the_same(ImitKDStar(beta=BY_DATA), SeqKD(), env_of_teacher_text, tiny_student)
+
+
+def test_imitkd_star_full_at_beta_1_is_seqkd_full(env_of_teacher_text, tiny_student):
+    star, cloned = ImitKDStarFull(beta=BY_DATA), SeqKDFull()
+    assert_learn_the_same(star, cloned, env_of_teacher_text, tiny_student)
+
+
+@pytest.mark.parametrize("kind", ON_TEACHER_TEXT.values())
+def test_they_prepare_what_the_teachers_beam_search_writes(env, expert, kind):
+    prepared = kind(beam_size=2).prepare(env.examples, expert, env.max_steps)
+    written = expert.write(env.examples, max_steps=env.max_steps, beam_size=2)
+    assert torch.equal(prepared.reference, written.reference)
+    assert torch.equal(prepared.source, env.examples.source)
+
+
+@pytest.mark.parametrize("kind", MIXED.values())
 def test_the_two_differ_once_the_student_writes(env, tiny_student, kind):
     _, data_loss, _ = learn(kind(beta=BY_DATA), env, tiny_student)
     _, loss, _ = learn(kind(beta=BY_STUDENT), env, tiny_student)
     assert loss != data_loss
 
 
-@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+@pytest.mark.parametrize("kind", MIXED.values())
 def test_at_beta_0_the_student_writes_every_token(env, tiny_student, kind):
     trajectories = collect(kind(beta=BY_STUDENT), env, tiny_student)
     assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
@@ -162,7 +191,7 @@ def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_stude
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", set(AGENTS) - {"imitkd", "imitkd_full"})
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - set(MIXED)))
 def test_noise_does_not_reach_those_who_learn_from_a_text_alone(noisy_env, env, tiny_student, name):
     agent = AGENTS[name]()
     assert collect(agent, noisy_env, tiny_student).actions.equal(
@@ -170,7 +199,7 @@ def test_noise_does_not_reach_those_who_learn_from_a_text_alone(noisy_env, env, 
     )
 
 
-@pytest.mark.parametrize("agent", [WordKD(), ImitKDFull(beta=BY_COIN)])
+@pytest.mark.parametrize("agent", [WordKD(), SeqKDFull(), ImitKDFull(beta=BY_COIN)])
 def test_full_labels_are_the_teachers_distribution_on_every_prefix(
     env, expert, tiny_student, agent
 ):
@@ -219,13 +248,13 @@ def test_seqkd_learns_what_the_teacher_writes(
     torch.testing.assert_close(loss, losses[written != teacher.special.pad].mean())
 
 
-@pytest.mark.parametrize("name", set(AGENTS) - {"seqkd"})
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - set(ON_TEACHER_TEXT)))
 def test_the_others_learn_from_gold_pairs(env, expert, name):
     assert AGENTS[name]().prepare(env.examples, expert, 5) is env.examples
     assert expert.queries.tokens == 0
 
 
-@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+@pytest.mark.parametrize("kind", MIXED.values())
 def test_a_row_has_one_writer(env, tiny_student, kind):
     trajectories = collect(kind(beta=BY_COIN), env, tiny_student)
     writers = writers_of_rows(trajectories)
@@ -233,7 +262,7 @@ def test_a_row_has_one_writer(env, tiny_student, kind):
     assert set().union(*writers) == {Writer.DATA, Writer.STUDENT}
 
 
-@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+@pytest.mark.parametrize("kind", MIXED.values())
 def test_the_coin_is_as_the_schedule_says_at_that_progress(env, tiny_student, kind):
     agent = kind(beta=Linear(final=0.0))
     assert collect(agent, env, tiny_student, progress=0.0).writer.eq(Writer.DATA).all()
@@ -241,12 +270,12 @@ def test_the_coin_is_as_the_schedule_says_at_that_progress(env, tiny_student, ki
     assert agent.coefficients(0.25) == {"beta": 0.75}
 
 
-@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+@pytest.mark.parametrize("kind", MIXED.values())
 def test_the_papers_schedule_and_pool_are_the_defaults(kind):
     assert kind() == kind(beta=Exponential(base=200.0), sampling=None, pool=4)
 
 
-@pytest.mark.parametrize("kind", [ImitKD, ImitKDFull])
+@pytest.mark.parametrize("kind", MIXED.values())
 def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
     agent = kind(beta=BY_COIN, sampling=Sampling(top_k=3))
     once, again = (collect(agent, env, tiny_student, seed=5) for _ in range(2))
@@ -257,7 +286,7 @@ def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_teacher_is_asked_once_at_each_counted_state(env, expert, tiny_student, name):
     trajectories, _, _ = learn(AGENTS[name](), env, tiny_student)
-    asks = name not in {"mle", "seqkd"}  # these learn from a text alone
+    asks = name not in FROM_TEXT_ALONE
     assert expert.queries.tokens == (int(trajectories.mask.sum()) if asks else 0)
     assert expert.queries.forwards == asks
 

@@ -1,0 +1,75 @@
+"""What several algorithms share: the data they start from, and how prefixes are written.
+
+These are parts and no algorithms: label and loss are missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from agents.agent import Agent
+from agents.rollout import student_or_data
+from agents.schedules import Exponential, Schedule
+from textgen_env.decoding import Sampling
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Examples, Trajectories
+from textgen_env.vector_env import TextGenVectorEnv
+
+
+@dataclass(frozen=True)
+class OnTeacherText(Agent):
+    """The data are what the teacher's beam search writes for each source: D* in the paper.
+
+    Attributes:
+        beam_size: hypotheses the teacher keeps, at least 1.
+
+    Source: Kim and Rush 2016, section 3.2, arXiv:1606.07947.
+    """
+
+    beam_size: int = 5
+
+    def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
+        """The sources with what the teacher writes for them."""
+        return expert.write(examples, max_steps=max_steps, beam_size=self.beam_size)
+
+
+@dataclass(frozen=True)
+class MixedByExample(Agent):
+    """A coin for each example says who writes its prefix, the data or the student.
+
+    Attributes:
+        beta: progress -> probability that the data writes.
+        sampling: how the student writes; None for greedy.
+        pool: M, batches written together.
+
+    Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
+    """
+
+    beta: Schedule = field(default_factory=Exponential)
+    sampling: Sampling | None = None
+    pool: int = 4
+
+    def coefficients(self, progress: float) -> Mapping[str, float]:
+        """The present beta."""
+        return {"beta": self.beta(progress)}
+
+    def collect(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Trajectories:
+        """Prefixes by student or data, as a coin for each example says."""
+        return student_or_data(
+            indices,
+            env,
+            student,
+            beta=self.beta(progress),
+            sampling=self.sampling,
+            generator=generator,
+        )

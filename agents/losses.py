@@ -1,0 +1,72 @@
+"""From trajectories to one number: the losses that several algorithms share.
+
+What differs between algorithms is who wrote the prefixes, what is asked of the expert and which
+divergence is taken: here these are arguments. No gradient flows into labels.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from agents.divergences import cross_entropy, forward_kl, masked_mean
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories, Writer
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""(student_logits, teacher_logits), both (..., V) -> (...) nats, unreduced."""
+
+
+def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
+    """(B, T) int64, the data's token on the data's prefixes, on others the expert's most probable.
+
+    The data's choice and not what was written: noise may have put another token there.
+    """
+    missing = trajectories.actions.shape[1] - trajectories.reference.shape[1]
+    data = F.pad(trajectories.reference, (0, missing), value=expert.special.pad)
+    by_data = (trajectories.writer == Writer.DATA) & (data != expert.special.pad)
+    return data.where(by_data, expert.best_actions(trajectories))
+
+
+def token_loss(
+    trajectories: Trajectories,
+    student: SequenceModel,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Mean cross-entropy of the student on one token at every state, nats.
+
+    Args:
+        trajectories: the states.
+        student: the model to be trained.
+        labels: (B, T) int64; what stands outside the mask does not count.
+        label_smoothing: share of the target spread evenly over V, in [0, 1).
+
+    Source: Lin et al. 2020, eq. 5, arXiv:2009.07253.
+    """
+    logits = student.sequence_logits(trajectories.source, trajectories.actions)
+    losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return masked_mean(losses, trajectories.mask)
+
+
+def distribution_loss(
+    trajectories: Trajectories,
+    student: SequenceModel,
+    expert: Expert,
+    divergence: Divergence = forward_kl,
+) -> Tensor:
+    """Mean divergence of the student from the teacher at every state, nats.
+
+    Args:
+        trajectories: the states.
+        student: the model to be trained.
+        expert: is asked for its whole distribution.
+        divergence: the paper's L_full, up to a constant, by default.
+
+    Source: Lin et al. 2020, eq. 6, arXiv:2009.07253.
+    """
+    teacher_logits = expert.logits(trajectories)
+    logits = student.sequence_logits(trajectories.source, trajectories.actions)
+    return masked_mean(divergence(logits, teacher_logits), trajectories.mask)
