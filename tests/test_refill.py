@@ -16,7 +16,7 @@ from textgen_env.rewards import no_reward
 from textgen_env.scripted_expert import ScriptedExpert
 from textgen_env.tasks.task import encode
 from textgen_env.testing import check_vector_env
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import ShapeError, Trajectories, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 SAME_STEP, NEXT_STEP, DISABLED = (
@@ -272,8 +272,9 @@ def test_examples_come_in_the_order_given(tiny_task):
     assert torch.equal(env.reset(seed=0)[1]["index"], drawn)
     with pytest.raises(ValueError, match=r"order must be in \[0, 64\), got 3 to 64"):
         env.reset(options={"order": [3, 64]})
-    with pytest.raises(ValueError, match="order must hold at least one integer, got none"):
-        env.reset(options={"order": []})
+    for order, message in (([], "hold at least one integer, got none"), (5, "have shape")):
+        with pytest.raises(ShapeError, match=f"order must {message}"):
+            env.reset(options={"order": order})
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)

@@ -300,12 +300,20 @@ def test_actions_that_are_no_numbers_are_refused(actions):
         env.step(actions)
 
 
+def test_actions_in_rows_of_several_lengths_are_refused():
+    env = make()
+    env.reset()
+    with pytest.raises(ShapeError, match="actions must have rows of one length"):
+        env.step([[3], [4, 5], 6])
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, VOCAB_SIZE), (3, VOCAB_SIZE - 1)])
-def test_policy_logits_of_another_shape_are_refused(shape):
+@pytest.mark.parametrize("kind", [np.zeros, torch.zeros])
+def test_policy_logits_of_another_shape_are_refused(shape, kind):
     env = make()
     env.reset()
     with pytest.raises(ShapeError, match=rf"policy_logits must have shape \(3, {VOCAB_SIZE}\)"):
-        env.step(torch.full((3,), 3), torch.zeros(shape))
+        env.step(torch.full((3,), 3), kind(shape))
 
 
 def test_actions_on_another_device_are_refused():

@@ -91,8 +91,14 @@ def check_asked(expert: Expert) -> None:
         )
 
 
-def checked_ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:
+def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tensor:
     """`given` as (num,) int64 in [0, limit); values that the host would wait for are trusted.
+
+    Args:
+        name: of the argument, for errors.
+        given: token ids, or indices of examples.
+        num: how many there are to be; None for any number but 0.
+        limit: what all are to be below.
 
     Raises:
         ShapeError: another shape, or not integers.
@@ -100,7 +106,7 @@ def checked_ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:
     """
     values = _as_tensor(name, given)
     check_shape(name, values, (num,))
-    if not num:
+    if not len(values):
         raise ShapeError(f"{name} must hold at least one integer, got none")
     if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
         raise ShapeError(f"{name} must be integers, got {values.dtype}")
@@ -134,10 +140,14 @@ def _as_tensor(name: str, given: object) -> Tensor:
 
     Raises:
         TypeError: it is made of something else than numbers.
+        ShapeError: its rows are of several lengths.
     """
     if isinstance(given, Tensor):
         return given
-    values = np.array(given)
+    try:
+        values = np.array(given)
+    except ValueError:
+        raise ShapeError(f"{name} must have rows of one length, got {given!r}") from None
     if values.dtype.kind not in "biufc":
         raise TypeError(f"{name} must be made of numbers, got {given!r}")
     return torch.from_numpy(values)

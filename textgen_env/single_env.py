@@ -107,9 +107,8 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             ValueError: an action outside the vocabulary.
         """
         actions = np.asarray(action).reshape(-1)
-        if policy_logits is not None:
-            policy_logits = torch.as_tensor(policy_logits, device=self.slot.device)[None]
-        shown, reward, terminated, truncated, info = self.slot.step(actions, policy_logits)
+        logits = None if policy_logits is None else policy_logits[None]
+        shown, reward, terminated, truncated, info = self.slot.step(actions, logits)
         if self.render_mode == "human":
             self.render()
         flags = bool(terminated), bool(truncated)

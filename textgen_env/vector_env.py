@@ -178,8 +178,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown)}")
         mask = self._checked_mask(options.get("reset_mask"))
         chosen = self._checked_indices("indices", options.get("indices"), self.num_envs)
-        given = options.get("order")
-        order = self._checked_indices("order", given, 0 if given is None else len(given))
+        order = self._checked_indices("order", options.get("order"), None)
         super().reset(seed=seed)
         if seed is not None or self._order is None:
             drawn = shuffled_epochs(len(self.examples), self.np_random).to(self.device)
@@ -199,7 +198,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         return dynamics.observation(self._state), self._info() | self._advice()
 
     def step(
-        self, actions: Tensor | np.ndarray, policy_logits: Tensor | None = None
+        self, actions: Tensor | np.ndarray, policy_logits: Tensor | np.ndarray | None = None
     ) -> tuple[Observation, Tensor, Tensor, Tensor, Info]:
         """Append one token to every unfinished episode.
 
@@ -218,6 +217,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise RuntimeError("step must come after reset, got no reset yet: call reset() first")
         action, alive = self._checked_actions(actions), ~self._state.done
         if policy_logits is not None:
+            policy_logits = torch.as_tensor(policy_logits, device=self.device)
             check_shape("policy_logits", policy_logits, (self.num_envs, self.vocab_size))
         if self.noise is not None:
             action = self.noise(action, self._generator)
@@ -322,10 +322,12 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise RuntimeError("reset_mask must come after a reset of all slots, got none yet")
         return checked_mask(given, self.num_envs).to(self.device)
 
-    def _checked_indices(self, name: str, given: Numbers | None, count: int) -> Tensor | None:
+    def _checked_indices(
+        self, name: str, given: Numbers | None, count: int | None
+    ) -> Tensor | None:
         if given is None:
             return None
-        values = given.cpu().numpy() if isinstance(given, Tensor) else given
+        values = given.cpu() if isinstance(given, Tensor) else given
         return checked_ids(name, values, count, len(self.examples)).to(self.device)
 
     def _checked_actions(self, given: Numbers) -> Tensor:
