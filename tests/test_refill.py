@@ -1,20 +1,29 @@
+import pickle
+
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.test_vector_env import NoWaiting
-from textgen_env import refill
-from textgen_env.expert import NeuralExpert
-from textgen_env.models import rows
+from tests.test_vector_env import NoWaiting, assert_same, look
+from textgen_env.expert import NeuralExpert, NoExpert
 from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.models.wrappers import Ensemble
+from textgen_env.reference_expert import ReferenceExpert
 from textgen_env.refill import LOOKING_AHEAD, READ_AHEAD, SourceBank, places
 from textgen_env.rewards import no_reward
-from textgen_env.types import Trajectories, Writer
+from textgen_env.scripted_expert import ScriptedExpert
+from textgen_env.tasks.task import encode
+from textgen_env.testing import check_vector_env
+from textgen_env.types import ShapeError, Trajectories, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
-SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+SAME_STEP, NEXT_STEP, DISABLED = (
+    AutoresetMode.SAME_STEP,
+    AutoresetMode.NEXT_STEP,
+    AutoresetMode.DISABLED,
+)
 
 
 @pytest.fixture(params=[True, False], ids=["looking", "without looking"])
@@ -22,11 +31,6 @@ def looking(request, monkeypatch):
     """The way of devices where the host may look, and that of the others."""
     look(monkeypatch, request.param)
     return request.param
-
-
-def look(monkeypatch, free):
-    for module in (refill, rows):
-        monkeypatch.setattr(module, "looking_is_free", lambda device: free)
 
 
 class Order:
@@ -83,11 +87,16 @@ def teacher(tiny_task):
     return Transformer(config).eval()
 
 
-def advised(task, teacher, mode, num_envs=4, **settings):
+@pytest.fixture
+def expert(teacher):
+    return NeuralExpert(teacher)
+
+
+def advised(task, expert, mode, num_envs=4, **settings):
     return TextGenVectorEnv(
         task,
         num_envs,
-        expert=NeuralExpert(teacher),
+        expert=expert,
         ask_expert=True,
         autoreset_mode=mode,
         **settings,
@@ -112,14 +121,33 @@ def best_actions(env, index, prefix):
     return env.expert.best_actions(trajectory)[0, : int((prefix != 0).sum())].tolist()
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.fixture(params=["neural", "ensemble", "scripted", "reference"])
+def any_expert(request, tiny_task, teacher, make_table_model):
+    """An expert of each kind."""
+    vocab_size = tiny_task.tokenizer.vocab_size
+    if request.param == "scripted":
+        return ScriptedExpert(last_or_next, vocab_size)
+    if request.param == "reference":
+        return ReferenceExpert(encode(tiny_task.train, tiny_task), vocab_size)
+    if request.param == "ensemble":
+        return NeuralExpert(Ensemble((teacher, make_table_model(tiny_task, 3))))
+    return NeuralExpert(teacher)
+
+
+def last_or_next(source, prefix, length):
+    """Goes up by one from the source's first token, or from the last one written."""
+    last = prefix.gather(1, (length - 1).clamp(min=0)[:, None]).squeeze(1)
+    return last.where(length > 0, source[:, 0]).clamp(max=9) + 1
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.usefixtures("looking")
-def test_what_the_expert_would_write_is_what_it_says_afterwards(tiny_task, teacher, mode):
-    env = advised(tiny_task, teacher, mode)
+def test_what_the_expert_would_write_is_what_it_says_afterwards(tiny_task, any_expert, mode):
+    env = advised(tiny_task, any_expert, mode)
     _, info = env.reset(seed=0)
     said = [[] for _ in range(env.num_envs)]
     episodes = 0
-    for actions in some_actions(env, 100 if mode is SAME_STEP else env.max_steps + 3):
+    for actions in some_actions(env, env.max_steps + 3 if mode is DISABLED else 100):
         for row, action in enumerate(info["expert_action"].tolist()):
             if info["_expert_action"][row]:
                 said[row].append(action)
@@ -133,13 +161,13 @@ def test_what_the_expert_would_write_is_what_it_says_afterwards(tiny_task, teach
                 final, index = shown, info["index"][row]
             assert said[row] == best_actions(env, index, final["prefix"][row])
             episodes += 1
-            said[row] = [] if mode is SAME_STEP else said[row]
+            said[row] = said[row] if mode is DISABLED else []
     assert episodes > (READ_AHEAD + 1) * env.num_envs or mode is DISABLED, "more than are held"
 
 
 @pytest.mark.usefixtures("looking")
-def test_slots_begin_anew_by_a_mask_and_the_others_go_on(tiny_task, teacher):
-    env = advised(tiny_task, teacher, DISABLED, num_envs=2)
+def test_slots_begin_anew_by_a_mask_and_the_others_go_on(tiny_task, expert):
+    env = advised(tiny_task, expert, DISABLED, num_envs=2)
     env.reset(options={"indices": [3, 4]})
     _, _, _, _, before = env.step(torch.tensor([5, 6]))
     options = {"indices": [7, 0], "reset_mask": torch.tensor([True, False])}
@@ -153,14 +181,14 @@ def test_slots_begin_anew_by_a_mask_and_the_others_go_on(tiny_task, teacher):
     assert second == best_actions(env, 4, torch.tensor([6, 8, 9, 2]))[1:]
 
 
-def test_rewards_see_the_experts_logits_and_the_policys(tiny_task, teacher):
+def test_rewards_see_the_experts_logits_and_the_policys(tiny_task, expert):
     seen = []
 
     def reward(step):
         seen.append(step)
         return no_reward(step)
 
-    env = advised(tiny_task, teacher, SAME_STEP, reward=reward)
+    env = advised(tiny_task, expert, SAME_STEP, reward=reward)
     _, info = env.reset(seed=0)
     for actions in some_actions(env, 20):
         policy_logits = torch.zeros(env.num_envs, env.vocab_size)
@@ -172,20 +200,67 @@ def test_rewards_see_the_experts_logits_and_the_policys(tiny_task, teacher):
         assert seen[-1].policy_logits is policy_logits
 
 
-def test_an_expert_that_is_not_wanted_is_not_asked(tiny_task, teacher):
-    env = TextGenVectorEnv(tiny_task, 2, expert=NeuralExpert(teacher), reward=no_reward)
+def test_an_expert_that_is_not_wanted_is_not_asked(tiny_task, expert):
+    env = TextGenVectorEnv(tiny_task, 2, expert=expert)
     _, info = env.reset(seed=0)
     assert "expert_action" not in info
     assert "expert_action" not in env.step(torch.tensor([3, 2]))[-1]
     assert env.expert.queries.forwards == 0
 
 
-def test_a_state_is_one_question(tiny_task, teacher):
-    env = advised(tiny_task, teacher, SAME_STEP)
+def test_a_state_is_one_question(tiny_task, expert):
+    env = advised(tiny_task, expert, SAME_STEP)
     env.reset(seed=0)
     for actions in some_actions(env, 9):
         env.step(actions)
     assert env.expert.queries.tokens == 10 * env.num_envs
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_an_advised_environment_keeps_the_contract(tiny_task, expert, mode):
+    check_vector_env(advised(tiny_task, expert, mode))
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.usefixtures("looking")
+def test_a_copy_by_pickle_takes_its_expert_along(tiny_task, expert, mode):
+    """In the middle of episodes, with some of the sources that were read ahead used up."""
+    env = advised(tiny_task, expert, mode)
+    env.reset(seed=0)
+    for actions in some_actions(env, 9):
+        env.step(actions)
+    copy = pickle.loads(pickle.dumps(env))
+    for actions in some_actions(env, 30, seed=1):
+        assert_same(env.step(actions), copy.step(actions))
+    assert copy.expert.queries.tokens == env.expert.queries.tokens
+    assert_same(env.reset(), copy.reset())
+
+
+def followed(task, expert, num_envs):
+    """What the expert writes of the first 64 examples that come, by example."""
+    env = advised(task, expert, SAME_STEP, num_envs)
+    _, info = env.reset(seed=0)
+    found = {}
+    while len(found) < len(env.examples):
+        _, _, _, _, info = env.step(info["expert_action"])
+        prefixes, index = info["final_obs"]["prefix"], info["final_info"]["index"]
+        for row in info["_final_obs"].nonzero().flatten().tolist():
+            found[int(index[row])] = prefixes[row].tolist()
+    return found
+
+
+def test_a_text_is_the_same_in_any_number_of_slots(tiny_task, teacher, make_table_model):
+    """Greedy, float32; the sum of two models, so that texts differ and end."""
+    expert = NeuralExpert(Ensemble((teacher, make_table_model(tiny_task, 3))))
+    alone = followed(tiny_task, expert, 1)
+    assert len({str(row) for row in alone.values()}) > 5, "the test wants texts that differ"
+    assert followed(tiny_task, expert, 3) == followed(tiny_task, expert, 64) == alone
+
+
+def test_an_expert_that_shall_be_asked_has_to_be_there(tiny_task):
+    for nobody in (None, NoExpert()):
+        with pytest.raises(ValueError, match="expert must be given where ask_expert is True"):
+            TextGenVectorEnv(tiny_task, expert=nobody, ask_expert=True)
 
 
 def test_examples_come_in_the_order_given(tiny_task):
@@ -197,12 +272,15 @@ def test_examples_come_in_the_order_given(tiny_task):
     assert torch.equal(env.reset(seed=0)[1]["index"], drawn)
     with pytest.raises(ValueError, match=r"order must be in \[0, 64\), got 3 to 64"):
         env.reset(options={"order": [3, 64]})
+    for order, message in (([], "hold at least one integer, got none"), (5, "have shape")):
+        with pytest.raises(ShapeError, match=f"order must {message}"):
+            env.reset(options={"order": order})
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
-def test_an_advised_step_never_waits_for_the_device(tiny_task, teacher, mode, monkeypatch):
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_an_advised_step_never_waits_for_the_device(tiny_task, expert, mode, monkeypatch):
     look(monkeypatch, False)
-    env = advised(tiny_task, teacher, mode)
+    env = advised(tiny_task, expert, mode)
     env.reset(seed=0)
     actions = some_actions(env, 3 * READ_AHEAD)
     with NoWaiting():
@@ -230,13 +308,13 @@ class NoGenerator:
         pass
 
 
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+@pytest.mark.parametrize("mode", AutoresetMode)
 def test_all_that_a_step_makes_is_on_the_device_and_unread(tiny_task, mode, monkeypatch):
     monkeypatch.setattr(torch, "Generator", NoGenerator)
     config = TransformerConfig(tiny_task.tokenizer.vocab_size, 16, num_heads=2, feed_forward=32)
     with torch.device("meta"):
         teacher = Transformer(config).eval()
-    env = advised(tiny_task, teacher, mode, device="meta")
+    env = advised(tiny_task, NeuralExpert(teacher), mode, device="meta")
     env.reset(seed=0)
     actions = torch.zeros(env.num_envs, dtype=torch.int64, device="meta")
     with OnMetaDevice():

@@ -1,3 +1,4 @@
+import math
 import pickle
 import warnings
 
@@ -12,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from textgen_env.expert import NeuralExpert
+from textgen_env.rewards import NegativeDivergence, expert_log_prob, sentence_bleu
 from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import ShapeError
@@ -41,11 +43,20 @@ def test_stable_baselines3_has_no_objection(env):
     sb3_check_env(env)
 
 
-def test_a_row_is_what_a_slot_of_many_shows(env):
-    many = TextGenVectorEnv(TASK, 3, autoreset_mode=AutoresetMode.DISABLED)
+@pytest.mark.parametrize("ask_expert", [False, True])
+def test_a_row_is_what_a_slot_of_many_shows(ask_expert, make_table_model):
+    settings = {
+        "expert": NeuralExpert(make_table_model(TASK, 3)),
+        "ask_expert": ask_expert,
+        "reward": expert_log_prob if ask_expert else sentence_bleu,
+    }
+    env = TextGenEnv(TASK, **settings)
+    many = TextGenVectorEnv(TASK, 3, autoreset_mode=AutoresetMode.DISABLED, **settings)
+    names = ["index", *["expert_action"] * ask_expert]
     for index in range(10):
-        shown, _ = env.reset(options={"indices": [index]})
-        batch, _ = many.reset(options={"indices": [0, index, 1]})
+        shown, info = env.reset(options={"indices": [index]})
+        batch, infos = many.reset(options={"indices": [0, index, 1]})
+        assert info == {name: infos[name][1].item() for name in names}
         for action in (3, 4, 0, 2, 5):
             assert all((shown[name] == batch[name][1].numpy()).all() for name in shown)
             shown, reward, terminated, truncated, info = env.step(np.int64(action))
@@ -53,7 +64,7 @@ def test_a_row_is_what_a_slot_of_many_shows(env):
             assert reward == rewards[1].item()
             assert terminated == terminations[1].item()
             assert truncated == truncations[1].item()
-            assert info == {name: infos[name][1].item() for name in ("index", "written")}
+            assert info == {name: infos[name][1].item() for name in [*names, "written"]}
 
 
 class Slot(gymnasium.Env):
@@ -93,15 +104,61 @@ class Slot(gymnasium.Env):
 
 @pytest.mark.parametrize("slot", range(3))
 def test_gymnasium_finds_no_difference_from_any_slot_of_many(env, slot, make_table_model):
-    settings = {"expert": NeuralExpert(make_table_model(TASK, 3)), "render_mode": "ansi"}
+    expert = NeuralExpert(make_table_model(TASK, 3))
+    settings = {"expert": expert, "ask_expert": True, "render_mode": "ansi"}
     many = TextGenVectorEnv(TASK, 3, autoreset_mode=AutoresetMode.DISABLED, **settings)
     check_environments_match(TextGenEnv(TASK, **settings), Slot(many, slot), num_steps=40)
 
 
-def test_what_it_returns_is_plain(env):
+def test_the_expert_goes_along(make_table_model):
+    """What it would write is written: so the end comes where it would end the text."""
+    expert = NeuralExpert(make_table_model(TASK, 3))
+    env = TextGenEnv(TASK, expert=expert, ask_expert=True)
+    for index in range(10):
+        _, info = env.reset(options={"indices": [index]})
+        text, over = [], False
+        while not over:
+            text.append(info["expert_action"])
+            *_, terminated, truncated, info = env.step(info["expert_action"])
+            over = terminated or truncated
+        assert info["expert_action"] == 0, "PAD, where there is nothing to be written"
+        one = env.slot.examples.select(torch.tensor([index]))
+        alone = expert.write(one, max_steps=TASK.max_target_length, beam_size=1)
+        assert text == [token for token in alone.reference[0].tolist() if token]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_rewards_compare_the_policy_with_the_expert(kind, make_table_model):
+    expert = NeuralExpert(make_table_model(TASK, 3))
+    env = TextGenEnv(
+        TASK,
+        expert=expert,
+        ask_expert=True,
+        reward=NegativeDivergence(lambda mine, its: mine[:, 5]),
+    )
+    env.reset(seed=0)
+    policy_logits = kind([float(token) for token in range(VOCAB_SIZE)])
+    assert env.step(np.int64(3), policy_logits)[1] == -5.0
+    with pytest.raises(ShapeError, match="policy_logits must have shape"):
+        env.step(np.int64(3), policy_logits[1:])
+
+
+def test_a_step_earns_sentence_bleu_unless_told_otherwise(env):
+    references = env.slot.examples.reference
+    longest = int((references != 0).sum(1).argmax())
+    env.reset(options={"indices": [longest]})
+    first, second, *_ = references[longest].tolist()
+    earned = [env.step(np.int64(action))[1] for action in (first, second, 2)]
+    assert earned == [0, 0, pytest.approx(math.exp(-1))], "two words of four"
+
+
+def test_what_it_returns_is_plain(make_table_model):
+    env = TextGenEnv(TASK, expert=NeuralExpert(make_table_model(TASK, 3)), ask_expert=True)
     shown, info = env.reset(seed=0)
     assert env.observation_space.contains(shown)
-    assert info.keys() == {"index"}
+    assert {name: type(value) for name, value in info.items()} == {
+        "index": int, "expert_action": int
+    }  # fmt: skip
     shown, reward, terminated, truncated, _ = env.step(np.int64(3))
     assert env.observation_space.contains(shown)
     assert [type(value) for value in (reward, terminated, truncated)] == [float, bool, bool]
@@ -132,6 +189,7 @@ def test_an_action_may_come_in_many_forms(env, action):
         (VOCAB_SIZE, ValueError, r"actions must be in \[0"),
         (-1, ValueError, r"actions must be in \[0"),
         (3.5, ShapeError, "actions must be integers"),
+        ("w3", TypeError, "actions must be made of numbers"),
         ([3, 3], ShapeError, "actions must have shape"),
         ([], ShapeError, "actions must have shape"),
     ],
@@ -203,7 +261,10 @@ def test_step_needs_a_reset(env):
 
 
 @pytest.mark.parametrize("pickler", [pickle, cloudpickle])
-def test_a_copy_by_pickle_goes_on_in_the_same_way(env, pickler):
+@pytest.mark.parametrize("ask_expert", [False, True])
+def test_a_copy_by_pickle_goes_on_in_the_same_way(pickler, ask_expert, make_table_model):
+    expert = NeuralExpert(make_table_model(TASK, 3))
+    env = TextGenEnv(TASK, expert=expert, ask_expert=ask_expert, render_mode="ansi")
     env.reset(seed=0)
     env.step(np.int64(3))
     copy = pickle.loads(pickler.dumps(env))

@@ -315,9 +315,9 @@ def test_singles_under_gymnasiums_own_vector_keep_what_applies_to_them():
     env.autoreset_mode = SAME_STEP
     record = play(env, SpecialTokens(), seed=0)
     others = ("rewards: finite", "indices:", "slots:")
-    for rule, clause in CLAUSES.items():
-        if not rule.startswith(others):
-            assert clause(record) is None, rule
+    for clause in CLAUSES:
+        if not clause.rule.startswith(others):
+            assert clause.breach(record) is None, clause.rule
 
 
 def test_an_environment_of_another_kind_is_refused():
@@ -333,11 +333,13 @@ def test_a_wrapper_without_a_fault_passes():
 
 @pytest.mark.parametrize(("spoil", "mode", "clause", "found"), FAULTS)
 def test_a_fault_is_found_and_named_by_its_clause(spoil, mode, clause, found):
-    [rule] = [rule for rule in CLAUSES if rule.startswith(clause)]
+    [broken] = [part for part in CLAUSES if part.rule.startswith(clause)]
     with pytest.raises(ContractError, match=found) as caught:
         check_vector_env(spoil(make(mode)))
-    assert str(caught.value).startswith(f"{rule}, got ")
+    assert str(caught.value).startswith(f"{broken.rule}, got ")
+    assert str(caught.value).endswith(f": {broken.remedy}")
 
 
 def test_every_clause_has_a_fault_that_breaks_it():
-    assert all(rule.startswith(tuple(fault[2] for fault in FAULTS)) for rule in CLAUSES)
+    faults = tuple(fault[2] for fault in FAULTS)
+    assert all(clause.rule.startswith(faults) for clause in CLAUSES)

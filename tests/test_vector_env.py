@@ -1,3 +1,4 @@
+import math
 import pickle
 import random
 
@@ -10,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from textgen_env import checks, refill, rewards
 from textgen_env.expert import NoExpert
-from textgen_env.rewards import no_reward
+from textgen_env.models import rows
+from textgen_env.refill import shuffled_epochs
+from textgen_env.rewards import exact_match, no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import ShapeError
-from textgen_env.vector_env import TextGenVectorEnv, shuffled_epochs
+from textgen_env.vector_env import TextGenVectorEnv
 
 SAME_STEP, NEXT_STEP, DISABLED = (
     AutoresetMode.SAME_STEP,
@@ -69,6 +73,12 @@ def random_tokens(actions, generator):
     return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
 
 
+def look(monkeypatch, free):
+    """Have the host look at values freely, as on a CPU, or never, as on an accelerator."""
+    for module in (checks, refill, rewards, rows):
+        monkeypatch.setattr(module, "looking_is_free", lambda device: free)
+
+
 class NoWaiting(TorchDispatchMode):
     """Fails on operators that would wait for an accelerator."""
 
@@ -113,7 +123,7 @@ def test_without_a_seed_it_goes_on_through_all_examples():
 
 
 def test_the_order_repeats_when_all_that_was_drawn_is_used_up(monkeypatch):
-    monkeypatch.setattr("textgen_env.vector_env.MIN_DRAWS", 1)
+    monkeypatch.setattr("textgen_env.refill.MIN_DRAWS", 1)
     env = make(40)
     first, second, third = (env.reset(**given)[1]["index"] for given in ({"seed": 1}, {}, {}))
     assert torch.equal(first, third)
@@ -273,12 +283,37 @@ def test_actions_of_another_shape_or_kind_are_refused(actions, kind):
 
 
 @pytest.mark.parametrize("actions", [[3, -1, 3], [3, 3, VOCAB_SIZE], [3, 2**63, 3]])
-def test_an_array_with_an_id_outside_the_vocabulary_is_refused(actions):
+@pytest.mark.parametrize("kind", [np.array, torch.from_numpy])
+def test_an_id_outside_the_vocabulary_is_refused(actions, kind):
     env = make()
     env.reset()
-    dtype = np.uint64 if max(actions) > 2**62 else np.int64
+    array = np.array(actions, np.uint64 if max(actions) > 2**62 else np.int64)
     with pytest.raises(ValueError, match=rf"actions must be in \[0, {VOCAB_SIZE}\)"):
-        env.step(np.array(actions, dtype))
+        env.step(kind(array))
+
+
+@pytest.mark.parametrize("actions", [["3", "4", "5"], [None, 3, 3], None])
+def test_actions_that_are_no_numbers_are_refused(actions):
+    env = make()
+    env.reset()
+    with pytest.raises(TypeError, match="actions must be made of numbers, got"):
+        env.step(actions)
+
+
+def test_actions_in_rows_of_several_lengths_are_refused():
+    env = make()
+    env.reset()
+    with pytest.raises(ShapeError, match="actions must have rows of one length"):
+        env.step([[3], [4, 5], 6])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, VOCAB_SIZE), (3, VOCAB_SIZE - 1)])
+@pytest.mark.parametrize("kind", [np.zeros, torch.zeros])
+def test_policy_logits_of_another_shape_are_refused(shape, kind):
+    env = make()
+    env.reset()
+    with pytest.raises(ShapeError, match=rf"policy_logits must have shape \(3, {VOCAB_SIZE}\)"):
+        env.step(torch.full((3,), 3), kind(shape))
 
 
 def test_actions_on_another_device_are_refused():
@@ -484,7 +519,8 @@ def test_neighbors_do_not_matter():
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_step_never_waits_for_the_device(mode):
+def test_step_never_waits_for_the_device(mode, monkeypatch):
+    look(monkeypatch, False)
     env = make(mode=mode)
     env.reset(seed=0)
     actions = some_actions(env, 12)
@@ -548,7 +584,7 @@ class Plain:
 )
 @settings(max_examples=60, deadline=None)
 def test_any_actions_do_what_plain_python_does(mode, seed, steps, follow):
-    env = make(len(steps[0]), mode)
+    env = make(len(steps[0]), mode, reward=exact_match)
     env.reset(seed=seed)
     plain = Plain(env._order.tolist(), env.num_envs, mode)
     for actions in steps:
@@ -617,6 +653,15 @@ def test_examples_expert_and_reward_are_those_given():
     env.reset()
     for action in EXAMPLES.reference[4][:5]:
         assert not env.step(action[None])[1].any()
+
+
+def test_a_step_earns_sentence_bleu_unless_told_otherwise():
+    env = make(1, DISABLED)
+    longest = (EXAMPLES.reference != 0).sum(1).argmax()
+    first, second, *_, end = EXAMPLES.reference[longest][EXAMPLES.reference[longest] != 0]
+    env.reset(options={"indices": longest[None]})
+    earned = [env.step(action[None])[1].item() for action in (first, second, end)]
+    assert earned == [0, 0, pytest.approx(math.exp(-1))], "two words of four"
 
 
 def test_the_mode_is_an_attribute_and_in_the_metadata():

@@ -7,7 +7,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from textgen_env.expert import Expert, NeuralExpert
+from textgen_env.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.models.rows import looking_is_free
 from textgen_env.tasks.task import Task
 from textgen_env.tokenizer import Tokenizer
 from textgen_env.types import Examples, ShapeError, check_shape
@@ -81,20 +82,37 @@ def fitted(expert: Expert, tokenizer: Tokenizer) -> Expert:
     return expert if own == wanted else NeuralExpert(expert.model, wanted)
 
 
-def checked_ids(name: str, given: Numbers, num: int, limit: int) -> Tensor:
-    """`given` as (num,) int64 in [0, limit); a tensor's values are taken on trust.
+def check_asked(expert: Expert) -> None:
+    """Raise `ValueError` if there is no expert to be asked at every step."""
+    if isinstance(expert, NoExpert):
+        raise ValueError(
+            "expert must be given where ask_expert is True, got none: give one, such as "
+            "NeuralExpert(model)"
+        )
+
+
+def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tensor:
+    """`given` as (num,) int64 in [0, limit); values that the host would wait for are trusted.
+
+    Args:
+        name: of the argument, for errors.
+        given: token ids, or indices of examples.
+        num: how many there are to be; None for any number but 0.
+        limit: what all are to be below.
 
     Raises:
         ShapeError: another shape, or not integers.
-        ValueError: an array holds another value.
+        ValueError: another value.
     """
-    values = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    values = _as_tensor(name, given)
     check_shape(name, values, (num,))
+    if not len(values):
+        raise ShapeError(f"{name} must hold at least one integer, got none")
     if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
         raise ShapeError(f"{name} must be integers, got {values.dtype}")
     ids = values.long()
-    if not isinstance(given, Tensor):
-        low, high = int(ids.numpy().min()), int(ids.numpy().max())
+    if looking_is_free(ids.device):
+        low, high = (int(end) for end in ids.aminmax())
         if low < 0 or high >= limit:
             raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}")
     return ids
@@ -108,10 +126,28 @@ def checked_mask(given: object, num_envs: int) -> Tensor:
         ShapeError: another shape.
         ValueError: no slot is named.
     """
-    mask = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    mask = _as_tensor("reset_mask", given)
     if mask.dtype != torch.bool:
         raise TypeError(f"reset_mask must be bool, got {mask.dtype}")
     check_shape("reset_mask", mask, (num_envs,))
     if not mask.any():
         raise ValueError("reset_mask must have at least one True, got none")
     return mask
+
+
+def _as_tensor(name: str, given: object) -> Tensor:
+    """A tensor as it is, anything else by way of a numpy array of its own.
+
+    Raises:
+        TypeError: it is made of something else than numbers.
+        ShapeError: its rows are of several lengths.
+    """
+    if isinstance(given, Tensor):
+        return given
+    try:
+        values = np.array(given)
+    except ValueError:
+        raise ShapeError(f"{name} must have rows of one length, got {given!r}") from None
+    if values.dtype.kind not in "biufc":
+        raise TypeError(f"{name} must be made of numbers, got {given!r}")
+    return torch.from_numpy(values)

@@ -1,4 +1,4 @@
-"""Models that go along with slots that are refilled: their sources are read ahead, many at once.
+"""The order in which examples fill slots, and models that go along with slots that are refilled.
 
 Which examples come next is known, but not when: only the device knows which slots have ended. So a
 model's memory of the next K examples is held ready, and a slot that begins anew takes its row.
@@ -6,6 +6,7 @@ model's memory of the next K examples is held ready, and a slot that begins anew
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,18 @@ SourceAt = Callable[[Tensor], Tensor]
 
 READ_AHEAD = 8  # examples held ready for every slot, and thus steps that they last for
 LOOKING_AHEAD = 2  # the same where the host may look how many are left
+MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
+
+
+def shuffled_epochs(num_examples: int, generator: np.random.Generator) -> Tensor:
+    """The order of examples for at least two epochs and `MIN_DRAWS` draws, (draws,) int64.
+
+    Every example comes once an epoch, and epochs differ. They are drawn beforehand, because only
+    the device knows how many examples have come.
+    """
+    epochs = max(2, -(-MIN_DRAWS // num_examples))
+    order = np.tile(np.arange(num_examples), (epochs, 1))
+    return torch.from_numpy(generator.permuted(order, axis=1).ravel())
 
 
 def places(coming: Tensor, begun: Tensor) -> Tensor:

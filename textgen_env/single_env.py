@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 
 from textgen_env.checks import RENDER_MODES
 from textgen_env.dynamics import Observation
 from textgen_env.expert import Expert
-from textgen_env.rewards import Reward, exact_match
+from textgen_env.rewards import Reward, sentence_bleu
 from textgen_env.tasks.task import Task
 from textgen_env.types import Examples
-from textgen_env.vector_env import Noise, TextGenVectorEnv
+from textgen_env.vector_env import Info, Noise, TextGenVectorEnv
 
 ArrayObservation = dict[str, np.ndarray | np.int64]
 
@@ -33,6 +34,8 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         task: whose text is written; gives tokenizer and length limits.
         examples: what is written instead of the task's training split, encoded.
         expert: the oracle, kept for agents at `expert` and asked by `render`.
+        ask_expert: let the expert go along: `info["expert_action"]` is then what it would write at
+            the state that is shown, PAD where that is over, and rewards see its logits.
         reward: what a step earns.
         noise: what the environment does to actions before they are written; None for nothing.
         render_mode: "ansi" to have `render` give the text, "human" to have it printed after `reset`
@@ -54,7 +57,8 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         *,
         examples: Examples | None = None,
         expert: Expert | None = None,
-        reward: Reward = exact_match,
+        ask_expert: bool = False,
+        reward: Reward = sentence_bleu,
         noise: Noise | None = None,
         render_mode: Literal["human", "ansi"] | None = None,
         device: torch.device | str = "cpu",
@@ -65,6 +69,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             task,
             examples=examples,
             expert=expert,
+            ask_expert=ask_expert,
             reward=reward,
             noise=noise,
             autoreset_mode=AutoresetMode.DISABLED,
@@ -85,17 +90,29 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         shown, info = self.slot.reset(seed=seed, options=options)
         if self.render_mode == "human":
             self.render()
-        return _row(shown), {"index": int(info["index"])}
+        return _row(shown), _numbers(info)
 
-    def step(self, action: np.int64) -> tuple[ArrayObservation, float, bool, bool, dict[str, Any]]:
-        """Append one token; `action` is an integer below the size of the vocabulary."""
+    def step(
+        self, action: np.int64, policy_logits: np.ndarray | Tensor | None = None
+    ) -> tuple[ArrayObservation, float, bool, bool, dict[str, Any]]:
+        """Append one token.
+
+        Args:
+            action: an integer below the size of the vocabulary.
+            policy_logits: (V,) float, for rewards that compare the policy with the expert.
+
+        Raises:
+            RuntimeError: called before `reset`.
+            ShapeError: another shape than that, or an action that is no integer.
+            ValueError: an action outside the vocabulary.
+        """
         actions = np.asarray(action).reshape(-1)
-        shown, reward, terminated, truncated, info = self.slot.step(actions)
+        logits = None if policy_logits is None else policy_logits[None]
+        shown, reward, terminated, truncated, info = self.slot.step(actions, logits)
         if self.render_mode == "human":
             self.render()
         flags = bool(terminated), bool(truncated)
-        numbers = {name: int(info[name]) for name in ("index", "written")}
-        return _row(shown), float(reward), *flags, numbers
+        return _row(shown), float(reward), *flags, _numbers(info)
 
     def render(self) -> str | None:
         """The source, the text so far and what the expert would have written last, a line each.
@@ -122,3 +139,8 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
 def _row(observation: Observation) -> ArrayObservation:
     """The only row of an observation: arrays of its own, and numbers for lengths."""
     return {name: tensor[0].cpu().numpy()[()].copy() for name, tensor in observation.items()}
+
+
+def _numbers(info: Info) -> dict[str, int]:
+    """The only row of an info, without Gymnasium's masks "_name"."""
+    return {name: int(value) for name, value in info.items() if not name.startswith("_")}

@@ -1,29 +1,15 @@
 """The environment's contract as checks that can be run on any vector environment of its form.
 
 `check_vector_env` plays an environment with drawn actions (`playing.py`) and holds what it shows
-against `CLAUSES`, one function each. Left out: what rewards are worth, speed, and environments with
-noise, whose slots draw different tokens and so break the clause of the neighbors.
+against `CLAUSES` (`clauses.py`). Left out: what rewards are worth, what an expert says, speed, and
+environments with noise, whose slots draw different tokens and so break the clause of the neighbors.
 """
 
-import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
-
-from textgen_env.playing import (
-    AnyVectorEnv,
-    Arrays,
-    Play,
-    Turn,
-    as_array,
-    copied,
-    play,
-    play_round,
-    sizes,
-)
+from textgen_env import clauses
+from textgen_env.playing import AnyVectorEnv, Play, play
 from textgen_env.types import SpecialTokens
 
 
@@ -31,8 +17,19 @@ class ContractError(AssertionError):
     """An environment breaks a clause of the contract, which the message begins with."""
 
 
-Clause = Callable[[Play], str | None]
-"""What an environment does against a rule, in words, or None."""
+@dataclass(frozen=True)
+class Clause:
+    """A part of the contract.
+
+    Attributes:
+        rule: what must hold.
+        breach: what a play does against it, in words, or None.
+        remedy: how an environment that breaks it is mended.
+    """
+
+    rule: str
+    breach: Callable[[Play], str | None]
+    remedy: str
 
 
 def check_vector_env(
@@ -51,287 +48,117 @@ def check_vector_env(
         TypeError: the spaces are of another form, so that there is nothing to play.
     """
     record = play(env, special or SpecialTokens(), seed)
-    for rule, clause in CLAUSES.items():
-        fault = clause(record)
-        if fault is not None:
-            raise ContractError(f"{rule}, got {fault}")
+    for clause in CLAUSES:
+        found = clause.breach(record)
+        if found is not None:
+            raise ContractError(f"{clause.rule}, got {found}: {clause.remedy}")
 
 
-# The clauses
-
-
-def modes_agree(record: Play) -> str | None:
-    """Gymnasium reads the mode in the metadata, TorchRL the attribute."""
-    attribute = getattr(record.env.unwrapped, "autoreset_mode", None)  # no attribute of every class
-    if isinstance(record.mode, AutoresetMode) and attribute is record.mode:
-        return None
-    return f"{record.mode} in the metadata and {attribute} as attribute"
-
-
-def spaces_hold(record: Play) -> str | None:
-    """Batched and single spaces."""
-    env = record.env
-    for shown, when in record.observations():
-        if not env.observation_space.contains(shown):
-            return f"an observation outside observation_space {when}"
-        for slot in range(env.num_envs):
-            row = {name: array[slot] for name, array in shown.items()}
-            if not env.single_observation_space.contains(row):
-                return f"an observation outside single_observation_space in slot {slot} {when}"
-    for turn in record.turns:
-        if not env.action_space.contains(turn.actions):
-            return f"action_space without the actions of step {turn.number}"
-    return None
-
-
-def observations_have_their_form(record: Play) -> str | None:
-    """As the single space has it, a row for each slot."""
-    space = record.env.single_observation_space
-    assert isinstance(space, spaces.Dict), "else it could not have been played"
-    for shown, when in record.observations():
-        for name, part in space.items():
-            array, shape = shown[name], (record.env.num_envs, *(part.shape or ()))
-            if array.dtype != np.int64 or array.shape != shape:
-                return f"{name} {array.dtype} {array.shape}, not int64 {shape}, {when}"
-    return None
-
-
-def padding_follows(record: Play) -> str | None:
-    """In source and prefix."""
-    for shown, when in record.observations():
-        for name, length in (("source", "source_length"), ("prefix", "length")):
-            behind = np.arange(shown[name].shape[1]) >= shown[length][:, None]
-            slots = np.flatnonzero((behind & (shown[name] != record.special.pad)).any(1))
-            if len(slots):
-                return f"another token in the {name} of slot {slots[0]} {when}"
-    return None
-
-
-def reset_begins(record: Play) -> str | None:
-    """Every slot, without a mask."""
-    begun = [one.start["length"].any() for one in record.rounds]
-    return "a length above 0" if any(begun) else None
-
-
-def flags_are_bool(record: Play) -> str | None:
-    """One of each a slot."""
-    for turn in record.turns:
-        for flags in (turn.terminated, turn.truncated):
-            if flags.dtype != np.bool_ or flags.shape != (record.env.num_envs,):
-                return f"{flags.dtype} {flags.shape} at step {turn.number}"
-    return None
-
-
-def never_both(record: Play) -> str | None:
-    """A text that ends at the limit has ended."""
-    return record.anywhere(lambda turn: turn.terminated & turn.truncated, "both")
-
-
-def rewards_are_numbers(record: Play) -> str | None:
-    """One a slot."""
-    for turn in record.turns:
-        rewards = turn.rewards
-        if rewards.dtype != np.float32 or rewards.shape != (record.env.num_envs,):
-            return f"{rewards.dtype} {rewards.shape} at step {turn.number}"
-    return record.anywhere(lambda turn: ~np.isfinite(turn.rewards), "another number")
-
-
-def same_step_refills(record: Play) -> str | None:
-    """What was shown at the end is in `info`, exactly where an episode ended."""
-    if record.mode != AutoresetMode.SAME_STEP:
-        return None
-    for turn in record.turns:
-        for name in ("_final_obs", "_final_info"):
-            if not np.array_equal(turn.info.get(name, np.zeros_like(turn.done)), turn.done):
-                return f"{name} that does not say which slots ended at step {turn.number}"
-    return record.anywhere(lambda turn: turn.done & (turn.shown["length"] != 0), "no new episode")
-
-
-def next_step_refills(record: Play) -> str | None:
-    """The action after an end does nothing."""
-    if record.mode != AutoresetMode.NEXT_STEP:
-        return None
-    return record.anywhere(
-        lambda turn: turn.over & ((turn.shown["length"] != 0) | turn.done), "no new episode"
-    )
-
-
-def disabled_absorbs(record: Play) -> str | None:
-    """Observation and flags stay."""
-    if record.mode != AutoresetMode.DISABLED:
-        return None
-    return record.anywhere(
-        lambda turn: turn.over & (_differs(turn.before, turn.shown) | _flags_changed(turn)),
-        "a change",
-    )
-
-
-def _flags_changed(turn: Turn) -> np.ndarray:
-    earlier = turn.earlier or turn
-    return (turn.terminated != earlier.terminated) | (turn.truncated != earlier.truncated)
-
-
-def terminated_by_end_token(record: Play) -> str | None:
-    """Where the episode was not over."""
-    end = record.special.end
-    return record.anywhere(
-        lambda turn: ~turn.over & (turn.terminated != (turn.last == end)), "another flag"
-    )
-
-
-def truncated_by_limit(record: Play) -> str | None:
-    """Where the episode was not over."""
-    _, max_steps = sizes(record.env)
-
-    def wrong(turn: Turn) -> np.ndarray:
-        at_limit = (turn.end["length"] == max_steps) & (turn.last != record.special.end)
-        return ~turn.over & (turn.truncated != at_limit)
-
-    return record.anywhere(wrong, "another flag")
-
-
-def prefix_grows(record: Play) -> str | None:
-    """By the token that was written; the source stays."""
-
-    def wrong(turn: Turn) -> np.ndarray:
-        expected = {name: array.copy() for name, array in turn.before.items()}
-        rows = np.flatnonzero(~turn.over)
-        expected["prefix"][rows, expected["length"][rows]] = turn.written[rows]
-        expected["length"][rows] += 1
-        return ~turn.over & _differs(expected, turn.end)
-
-    return record.anywhere(wrong, "another observation")
-
-
-def rewards_end(record: Play) -> str | None:
-    """Also in the step that `NEXT_STEP` spends on the next episode."""
-    return record.anywhere(lambda turn: turn.over & (turn.rewards != 0), "a reward")
-
-
-def observations_stay(record: Play) -> str | None:
-    """What was handed out is the receiver's."""
-    for one in record.rounds:
-        copies = [one.start, *(turn.shown for turn in one.turns)]
-        for steps, (given, before) in enumerate(zip(one.given, copies, strict=True)):
-            if _differs(copied(given), before).any():
-                return f"a change in the observation {steps} steps after a reset"
-    return None
-
-
-def seed_reproduces(record: Play) -> str | None:
-    """The same actions give the same rounds."""
-    for number, (one, actions) in enumerate(zip(record.rounds, record.actions, strict=True)):
-        again = play_round(record.env, actions, seed=record.seed + number)
-        if _differs(one.start, again.start).any():
-            return "another example"
-        for turn, other in zip(one.turns, again.turns, strict=True):
-            if _turns_differ(turn, other).any():
-                return f"another step {turn.number}"
-    return None
-
-
-def _turns_differ(turn: Turn, other: Turn) -> np.ndarray:
-    flags = (turn.terminated != other.terminated) | (turn.truncated != other.truncated)
-    return flags | (turn.rewards != other.rewards) | _differs(turn.shown, other.shown)
-
-
-def global_generators_rest(record: Play) -> str | None:
-    """Those of torch, numpy and the standard library; neither seeded nor drawn from."""
-    before = _global_states()
-    play_round(record.env, record.actions[0], seed=record.seed)
-    after = _global_states()
-    moved = [name for name in before if before[name] != after[name]]
-    return f"a change in that of {' and '.join(moved)}" if moved else None
-
-
-def _global_states() -> dict[str, str]:
-    return {
-        "torch": str(torch.get_rng_state().tolist()),
-        "numpy": str([np.asarray(part).tolist() for part in np.random.get_state()]),
-        "random": str(random.getstate()),
-    }
-
-
-def indices_choose(record: Play) -> str | None:
-    """The examples of earlier episodes come back, in the opposite order of slots."""
-    for one in record.rounds:
-        if "index" not in one.info:
-            return 'no info["index"]'
-        shown, info = record.env.reset(options={"indices": one.info["index"][::-1].copy()})
-        if not np.array_equal(as_array(info["index"]), one.info["index"][::-1]):
-            return 'another info["index"]'
-        if _rows_differ(as_array(shown["source"]), one.start["source"][::-1]).any():
-            return "another source"
-    return None
-
-
-def mask_chooses(record: Play) -> str | None:
-    """In mode `DISABLED`, where alone there is one."""
-    if record.mode != AutoresetMode.DISABLED:
-        return None
-    before = play_round(record.env, record.actions[0], seed=record.seed).turns[-1].shown
-    mask = np.arange(record.env.num_envs) % 2 == 0
-    shown = copied(record.env.reset(options={"reset_mask": mask})[0])
-    if shown["length"][mask].any():
-        return "a slot that it names and that did not begin"
-    if _differs(shown, before)[~mask].any():
-        return "a change in a slot that it does not name"
-    return None
-
-
-def neighbors_do_not_matter(record: Play) -> str | None:
-    """The same examples in other slots, up to each one's first end, give the same."""
-    index, actions = record.rounds[0].info["index"], record.actions[0]
-    moved = np.roll(np.arange(record.env.num_envs), 1)
-    one = play_round(record.env, actions, seed=record.seed, indices=index)
-    other = play_round(record.env, actions[:, moved], seed=record.seed, indices=index[moved])
-    first = np.ones(record.env.num_envs, dtype=bool)
-    for turn, elsewhere in zip(one.turns, other.turns, strict=True):
-        differs = _differs({name: row[moved] for name, row in turn.end.items()}, elsewhere.end)
-        differs |= turn.rewards[moved] != elsewhere.rewards
-        differs |= turn.done[moved] != elsewhere.done
-        if (differs & first[moved]).any():
-            return f"another result of the same example in another slot at step {turn.number}"
-        first &= ~turn.done
-    return None
-
-
-def _differs(left: Arrays, right: Arrays) -> np.ndarray:
-    """(B,) bool, the slots in which two observations are not the same."""
-    return np.any([_rows_differ(left[name], right[name]) for name in left], axis=0)
-
-
-def _rows_differ(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return (left != right).reshape(len(left), -1).any(1)
-
-
-CLAUSES: dict[str, Clause] = {
-    "autoreset_mode: the same AutoresetMode as attribute and in the metadata": modes_agree,
-    "spaces: hold every observation and action": spaces_hold,
-    "observations: int64, of the single space's shapes, a row for each slot": (
-        observations_have_their_form
+CLAUSES = (
+    Clause(
+        "autoreset_mode: the same AutoresetMode as attribute and in the metadata",
+        clauses.modes_agree,
+        "set both to the mode in which it runs",
     ),
-    "observations: PAD behind the length": padding_follows,
-    "reset: nothing is written": reset_begins,
-    "terminated and truncated: bool, one of each a slot": flags_are_bool,
-    "terminated and truncated: never both": never_both,
-    "rewards: finite float32, one a slot": rewards_are_numbers,
-    "SAME_STEP: a slot that ends shows its next episode, the end is in final_obs": (
-        same_step_refills
+    Clause(
+        "spaces: hold every observation and action",
+        clauses.spaces_hold,
+        "make the batched spaces by gymnasium.vector.utils.batch_space, and keep to their bounds",
     ),
-    "NEXT_STEP: the step after an end ignores the action and begins the next episode": (
-        next_step_refills
+    Clause(
+        "observations: int64, of the single space's shapes, a row for each slot",
+        clauses.observations_have_their_form,
+        "stack int64 rows of the single space's shapes",
     ),
-    "DISABLED: a slot that has ended stays as it is": disabled_absorbs,
-    "terminated: if and only if the end token was written": terminated_by_end_token,
-    "truncated: if and only if the limit was reached without the end token": truncated_by_limit,
-    "prefix: every step appends one token to it and changes nothing else": prefix_grows,
-    "rewards: 0 after the end": rewards_end,
-    "observations: not changed by later steps": observations_stay,
-    "seed: gives the same episodes again": seed_reproduces,
-    "seed: touches no global generator": global_generators_rest,
-    "indices: name the example of each slot": indices_choose,
-    "reset_mask: begins the slots that it names and no others": mask_chooses,
-    "slots: do not depend on their neighbors": neighbors_do_not_matter,
-}
-"""Rule -> what looks for a breach of it. Later clauses may build on earlier ones."""
+    Clause(
+        "observations: PAD behind the length",
+        clauses.padding_follows,
+        "fill source and prefix with PAD behind their lengths",
+    ),
+    Clause(
+        "reset: nothing is written",
+        clauses.reset_begins,
+        "empty the prefix of every slot and set its length to 0",
+    ),
+    Clause(
+        "terminated and truncated: bool, one of each a slot",
+        clauses.flags_are_bool,
+        "give both as bool of shape (num_envs,)",
+    ),
+    Clause(
+        "terminated and truncated: never both",
+        clauses.never_both,
+        "set truncated only where the end token was not written",
+    ),
+    Clause(
+        "rewards: finite float32, one a slot",
+        clauses.rewards_are_numbers,
+        "give float32 of shape (num_envs,), without infinities and NaN",
+    ),
+    Clause(
+        "SAME_STEP: a slot that ends shows its next episode, the end is in final_obs",
+        clauses.same_step_refills,
+        'refill in the step itself, and say where by info["_final_obs"] and info["_final_info"]',
+    ),
+    Clause(
+        "NEXT_STEP: the step after an end ignores the action and begins the next episode",
+        clauses.next_step_refills,
+        "keep which slots have ended, and begin their next episodes at the next call of step",
+    ),
+    Clause(
+        "DISABLED: a slot that has ended stays as it is",
+        clauses.disabled_absorbs,
+        "leave slots that have ended out of the transition, their flags too",
+    ),
+    Clause(
+        "terminated: if and only if the end token was written",
+        clauses.terminated_by_end_token,
+        "compare the token that was written with the end token, nothing else",
+    ),
+    Clause(
+        "truncated: if and only if the limit was reached without the end token",
+        clauses.truncated_by_limit,
+        "compare the length with the width of the prefix, after the token is written",
+    ),
+    Clause(
+        "prefix: every step appends one token to it and changes nothing else",
+        clauses.prefix_grows,
+        'write at the length, then add 1 to it; name other tokens than actions in info["written"]',
+    ),
+    Clause(
+        "rewards: 0 after the end",
+        clauses.rewards_end,
+        "give 0 where the episode was over before the step",
+    ),
+    Clause(
+        "observations: not changed by later steps",
+        clauses.observations_stay,
+        "hand out new tensors or copies, no buffers that are written into again",
+    ),
+    Clause(
+        "seed: gives the same episodes again",
+        clauses.seed_reproduces,
+        "draw all that is random from generators that reset(seed=...) seeds",
+    ),
+    Clause(
+        "seed: touches no global generator",
+        clauses.global_generators_rest,
+        "draw from self.np_random or a torch.Generator of the environment's own",
+    ),
+    Clause(
+        "indices: name the example of each slot",
+        clauses.indices_choose,
+        'take options["indices"] for the examples of the slots, and say them in info["index"]',
+    ),
+    Clause(
+        "reset_mask: begins the slots that it names and no others",
+        clauses.mask_chooses,
+        'begin where options["reset_mask"] is True, and leave all other slots alone',
+    ),
+    Clause(
+        "slots: do not depend on their neighbors",
+        clauses.neighbors_do_not_matter,
+        "compute every row from that row alone",
+    ),
+)
+"""What is looked at, in this order: later clauses may build on earlier ones."""

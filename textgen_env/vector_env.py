@@ -20,6 +20,7 @@ from textgen_env import dynamics
 from textgen_env.checks import (
     RENDER_MODES,
     Numbers,
+    check_asked,
     check_examples,
     check_settings,
     checked_ids,
@@ -28,17 +29,16 @@ from textgen_env.checks import (
 )
 from textgen_env.dynamics import Observation, State
 from textgen_env.expert import Expert, NoExpert
-from textgen_env.refill import Adviser, places
+from textgen_env.refill import Adviser, places, shuffled_epochs
 from textgen_env.rendering import as_text
-from textgen_env.rewards import Reward, Step, exact_match
+from textgen_env.rewards import Reward, Step, sentence_bleu
 from textgen_env.tasks.task import Task, encode
-from textgen_env.types import Examples
+from textgen_env.types import Examples, check_shape
 
 Info = dict[str, Any]
 Noise = Callable[[Tensor, torch.Generator], Tensor]
 """(actions (B,) int64, generator) -> (B,) int64, the tokens that are written in their place."""
 OPTIONS = ("indices", "order", "reset_mask")
-MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
 
 
 def observation_space(max_source_length: int, max_steps: int, vocab_size: int) -> spaces.Dict:
@@ -54,17 +54,6 @@ def observation_space(max_source_length: int, max_steps: int, vocab_size: int) -
             "length": spaces.Discrete(max_steps + 1),
         }
     )
-
-
-def shuffled_epochs(num_examples: int, generator: np.random.Generator) -> Tensor:
-    """The order of examples for at least two epochs and `MIN_DRAWS` draws, (draws,) int64.
-
-    Every example comes once an epoch, and epochs differ. They are drawn beforehand, because only
-    the device knows how many examples have come.
-    """
-    epochs = max(2, -(-MIN_DRAWS // num_examples))
-    order = np.tile(np.arange(num_examples), (epochs, 1))
-    return torch.from_numpy(generator.permuted(order, axis=1).ravel())
 
 
 class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
@@ -108,8 +97,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
     Raises:
         ValueError: `num_envs` below 1, a length limit below 2, another render mode, no examples,
-            sources longer than the task's limit, a tokenizer that ends texts with padding, or an
-            expert with another vocabulary (`checks.fitted`).
+            sources longer than the task's limit, a tokenizer that ends texts with padding, an
+            expert with another vocabulary (`checks.fitted`), or none where it is to be asked.
         TypeError: an autoreset mode that is none of Gymnasium's.
     """
 
@@ -121,7 +110,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         examples: Examples | None = None,
         expert: Expert | None = None,
         ask_expert: bool = False,
-        reward: Reward = exact_match,
+        reward: Reward = sentence_bleu,
         noise: Noise | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: Literal["human", "ansi"] | None = None,
@@ -156,6 +145,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self._source = _widened(self.examples.source, task.max_source_length, self.special.pad)
         self._adviser: Adviser | None = None
         if ask_expert:
+            check_asked(self.expert)
             self._adviser = Adviser(self.expert, self._source_at, self.max_steps)
         self._order: Tensor | None = None  # (draws,) int64, examples as they come
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)  # how many have come
@@ -188,8 +178,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown)}")
         mask = self._checked_mask(options.get("reset_mask"))
         chosen = self._checked_indices("indices", options.get("indices"), self.num_envs)
-        given = options.get("order")
-        order = self._checked_indices("order", given, 0 if given is None else len(given))
+        order = self._checked_indices("order", options.get("order"), None)
         super().reset(seed=seed)
         if seed is not None or self._order is None:
             drawn = shuffled_epochs(len(self.examples), self.np_random).to(self.device)
@@ -209,7 +198,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         return dynamics.observation(self._state), self._info() | self._advice()
 
     def step(
-        self, actions: Tensor | np.ndarray, policy_logits: Tensor | None = None
+        self, actions: Tensor | np.ndarray, policy_logits: Tensor | np.ndarray | None = None
     ) -> tuple[Observation, Tensor, Tensor, Tensor, Info]:
         """Append one token to every unfinished episode.
 
@@ -220,13 +209,16 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
         Raises:
             RuntimeError: called before `reset`.
-            ShapeError: another shape than (B,), or not integers.
-            ValueError: a tensor is on another device, or an array holds an id outside the
-                vocabulary. Tensors are not looked into: that would wait for the device.
+            ShapeError: another shape than these, or actions that are not integers.
+            ValueError: a tensor is on another device, or an id is outside the vocabulary. On an
+                accelerator tensors are not looked into: that would wait for the device.
         """
         if self._state is None:
             raise RuntimeError("step must come after reset, got no reset yet: call reset() first")
         action, alive = self._checked_actions(actions), ~self._state.done
+        if policy_logits is not None:
+            policy_logits = torch.as_tensor(policy_logits, device=self.device)
+            check_shape("policy_logits", policy_logits, (self.num_envs, self.vocab_size))
         if self.noise is not None:
             action = self.noise(action, self._generator)
         state = dynamics.transition(self._state, action, self.special)
@@ -330,10 +322,12 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise RuntimeError("reset_mask must come after a reset of all slots, got none yet")
         return checked_mask(given, self.num_envs).to(self.device)
 
-    def _checked_indices(self, name: str, given: Numbers | None, count: int) -> Tensor | None:
+    def _checked_indices(
+        self, name: str, given: Numbers | None, count: int | None
+    ) -> Tensor | None:
         if given is None:
             return None
-        values = given.cpu().numpy() if isinstance(given, Tensor) else given
+        values = given.cpu() if isinstance(given, Tensor) else given
         return checked_ids(name, values, count, len(self.examples)).to(self.device)
 
     def _checked_actions(self, given: Numbers) -> Tensor:

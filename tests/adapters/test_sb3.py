@@ -66,14 +66,23 @@ def test_types_are_those_of_a_dummy_vec_env(venv, tiny_task):
             assert all(type(our_info[name]) is type(their_info[name]) for name in shared)
 
 
-def test_a_slot_goes_on_like_a_single_environment(venv, tiny_task):
+@pytest.mark.parametrize("ask_expert", [False, True])
+def test_a_slot_goes_on_like_a_single_environment(tiny_task, tiny_teacher, ask_expert):
     """Example by example, flag by flag, over many episodes."""
-    single = [TextGenEnv(tiny_task) for _ in range(SLOTS)]
+    settings = {"expert": NeuralExpert(tiny_teacher), "ask_expert": ask_expert}
+    venv = SB3VecEnv(TextGenVectorEnv(tiny_task, SLOTS, **settings))
+    single = [TextGenEnv(tiny_task, **settings) for _ in range(SLOTS)]
+
+    def begin(slot):
+        said = venv.reset_infos[slot]
+        start, info = single[slot].reset(options={"indices": [said["index"]]})
+        assert said == info
+        return start
+
     venv.seed(4)
     shown, ends = venv.reset(), [0, 0]
-    for slot, env in enumerate(single):
-        start, _ = env.reset(options={"indices": [venv.reset_infos[slot]["index"]]})
-        assert same(rows(shown)[slot], start)
+    for slot in range(SLOTS):
+        assert same(rows(shown)[slot], begin(slot))
     for actions, observation, rewards, dones, infos in steps(venv, 40):
         for slot, env in enumerate(single):
             expected, reward, terminated, truncated, info = env.step(actions[slot])
@@ -85,7 +94,7 @@ def test_a_slot_goes_on_like_a_single_environment(venv, tiny_task):
             if dones[slot]:
                 ends[truncated] += 1
                 assert same(got.pop("terminal_observation"), expected)
-                expected, _ = env.reset(options={"indices": [venv.reset_infos[slot]["index"]]})
+                expected = begin(slot)
             assert got == info
             assert same(rows(observation)[slot], expected)
     assert min(ends) > 2, "both kinds of end must have come up"

@@ -32,8 +32,9 @@ Info = dict[str, Any]
 class SB3VecEnv(VecEnv):
     """A `TextGenVectorEnv` as a Stable-Baselines3 `VecEnv`, numpy in and out.
 
-    A slot's info holds "index" and "written" of the step, "TimeLimit.truncated", and at the end of
-    an episode "terminal_observation"; `reset_infos` says which example a slot is at since.
+    A slot's info holds "index" and "written" of the step, "expert_action" if the environment asks
+    the expert, "TimeLimit.truncated", and at the end of an episode "terminal_observation";
+    `reset_infos` says which example a slot is at since and what the expert would write first.
     Options of `set_options` are those of `TextGenEnv`: {"indices": [5]} for every slot.
 
     Args:
@@ -60,7 +61,7 @@ class SB3VecEnv(VecEnv):
         shown, info = self.env.reset(seed=self._seeds[0], options=_joined(self._options))
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = [{"index": index} for index in info["index"].tolist()]
+        self.reset_infos = _rows(info)
         return _arrays(shown)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -70,13 +71,18 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Append them: observations, (B,) float32 rewards, (B,) bool dones, and infos."""
         shown, rewards, terminated, truncated, info = self.env.step(self._actions)
-        done = (terminated | truncated).cpu().numpy()
-        infos = _rows({**info["final_info"], "TimeLimit.truncated": truncated})
+        ended = terminated | truncated
+        said = info["final_info"] | {"TimeLimit.truncated": truncated}
+        begun = {"index": info["index"]}
+        if "expert_action" in info:  # of what is shown, which after an end is the next episode
+            begun["expert_action"] = info["expert_action"]
+            said["expert_action"] = info["expert_action"].masked_fill(ended, self.env.special.pad)
+        done, infos = ended.cpu().numpy(), _rows(said)
         if done.any():
-            final, begun = _arrays(info["final_obs"]), info["index"].tolist()
+            final, rows = _arrays(info["final_obs"]), _rows(begun)
             for slot in np.flatnonzero(done):
                 infos[slot]["terminal_observation"] = {k: v[slot] for k, v in final.items()}
-                self.reset_infos[slot] = {"index": begun[slot]}
+                self.reset_infos[slot] = rows[slot]
         return _arrays(shown), rewards.cpu().numpy(), done, infos
 
     def close(self) -> None:
