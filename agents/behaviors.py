@@ -19,13 +19,17 @@ class StepView:
 
     Attributes:
         rows: (K,) int64, which rows they are.
+        position: (K,) int64, tokens that each has written.
         student_logits: (K, V) float.
         data_action: (K,) int64, the data's token at this step; PAD after the data's end.
+        expert_logits: (K, V) float, or None where the expert does not go along.
     """
 
     rows: Tensor
+    position: Tensor
     student_logits: Tensor
     data_action: Tensor
+    expert_logits: Tensor | None = None
 
 
 Behavior = Callable[[StepView], tuple[Tensor, Tensor]]

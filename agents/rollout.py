@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
+from textgen_env import dynamics
 from textgen_env.decoding import Sampling, look_every, rows_to_keep
-from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.refill import SourceBank, places
 from textgen_env.types import Examples, Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
@@ -16,7 +18,11 @@ from textgen_env.vector_env import TextGenVectorEnv
 
 @torch.no_grad()
 def rollout(
-    env: TextGenVectorEnv, behavior: Behavior, indices: Tensor, student: SequenceModel
+    env: TextGenVectorEnv,
+    behavior: Behavior,
+    indices: Tensor,
+    student: SequenceModel,
+    expert: Expert | None = None,
 ) -> Trajectories:
     """Write one episode in each slot and record it.
 
@@ -25,6 +31,8 @@ def rollout(
         behavior: who writes.
         indices: (B,) int64, the example of each slot.
         student: the policy.
+        expert: goes along step by step, for a behavior that looks at it; None for one that does
+            not.
 
     Returns:
         Trajectories with T up to the environment's limit.
@@ -33,15 +41,22 @@ def rollout(
     special, every = env.special, look_every(env.device)
     examples = env.examples.select(indices).trimmed(special)
     cache = student.start(examples.source, env.max_steps)
+    along = None if expert is None else _Along(expert, examples.source, env)
     rows = torch.arange(len(indices), device=env.device)  # that are still being written
     previous = torch.full_like(rows, special.start)
     done = torch.zeros_like(rows, dtype=torch.bool)
     actions, writers, counted = [], [], []
     for step in range(env.max_steps):
         logits, cache = student.step(previous[rows], cache)
-        data_action = _column(examples.reference, step, special.pad)
+        view = StepView(
+            rows=rows,
+            position=torch.full_like(rows, step),
+            student_logits=logits,
+            data_action=_column(examples.reference, step, special.pad)[rows],
+            expert_logits=None if along is None else along.step(rows, previous[rows]),
+        )
         action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
-        action[rows], writer[rows] = behavior(StepView(rows, logits, data_action[rows]))
+        action[rows], writer[rows] = behavior(view)
         writers.append(writer)
         counted.append(~done)
         _, _, terminated, truncated, info = env.step(action)
@@ -50,6 +65,8 @@ def rollout(
         kept = rows_to_keep(done[rows]) if (step + 1) % every == 0 else None
         if kept is not None:
             rows, cache = rows[kept], cache.select_rows(kept)
+            if along is not None:
+                along.keep(kept)
         if not len(rows):
             break
     return Trajectories(
@@ -59,6 +76,24 @@ def rollout(
         mask=torch.stack(counted, 1),
         reference=examples.reference,
     )
+
+
+class _Along:
+    """An expert that goes along with the rows that are being written."""
+
+    def __init__(self, expert: Expert, source: Tensor, env: TextGenVectorEnv) -> None:
+        self.expert, self.env = expert, env
+        self.cache: AnyCache = expert.start(source, env.max_steps)
+
+    def step(self, rows: Tensor, previous: Tensor) -> Tensor:
+        """(K, V) its logits for the rows at `rows`, (K,) int64, which have written `previous`."""
+        state = dynamics.select_rows(self.env.state, rows)
+        logits, self.cache = self.expert.step(state, previous, self.cache)
+        return logits
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows at `index` alone."""
+        self.cache = self.cache.select_rows(index)
 
 
 @torch.no_grad()
@@ -97,7 +132,7 @@ def stream(
             logits, cache = student.step(previous, cache)
             position = shown["length"]
             data_action = references[place % count, position.clamp(max=references.shape[1] - 1)]
-            action, writer = behavior(StepView(slot, logits, data_action))
+            action, writer = behavior(StepView(slot, position, logits, data_action))
             shown, _, _, _, info = env.step(action)
             steps.append((place, position, info["written"], writer))
             begun = info["_final_obs"]

@@ -3,7 +3,7 @@
 No function here waits for the device: nothing depends on values, only on shapes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -69,6 +69,11 @@ def transition(state: State, action: Tensor, special: SpecialTokens) -> State:
         terminated=state.terminated | ended,
         truncated=state.truncated | (alive & ~ended & (length == max_steps)),
     )
+
+
+def select_rows(state: State, index: Tensor) -> State:
+    """The episodes at `index`, (K,) int64."""
+    return State(**{field.name: getattr(state, field.name)[index] for field in fields(State)})
 
 
 def replace_rows(state: State, mask: Tensor, fresh: State) -> State:

@@ -251,6 +251,12 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             self.render()
         return shown, rewards, state.terminated, state.truncated, info | self._advice()
 
+    @property
+    def state(self) -> State:
+        """The episodes as they are now, to be read; after `reset` only."""
+        assert self._state is not None, "state comes after reset"
+        return self._state
+
     def render(self) -> tuple[str, ...] | None:
         """The text of each slot (`rendering.as_text`); waits for the device and asks the expert.
 

@@ -21,7 +21,7 @@ def student_alone(count, sampling, seed=0):
 
 
 def view_of(logits, data):
-    return StepView(torch.arange(len(data)), logits, data)
+    return StepView(torch.arange(len(data)), torch.zeros_like(data), logits, data)
 
 
 def test_each_row_is_written_by_the_one_whose_row_it_is():
@@ -34,7 +34,9 @@ def test_each_row_is_written_by_the_one_whose_row_it_is():
 
 def test_rows_that_are_left_keep_their_writers():
     behavior = PerExampleMixture(torch.tensor([True, False, True]), SPECIAL, None, seeded())
-    action, writer = behavior(StepView(torch.tensor([1, 2]), LOGITS[1:], DATA[1:]))
+    action, writer = behavior(
+        StepView(torch.tensor([1, 2]), torch.zeros_like(DATA[1:]), LOGITS[1:], DATA[1:])
+    )
     assert action.tolist() == [3, 4]
     assert writer.tolist() == [Writer.DATA, Writer.STUDENT]
 
