@@ -22,7 +22,7 @@ from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
 from experiments.teacher import TeacherOptions, teacher
-from experiments.train import train
+from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
 from textgen_env.tasks.verses import MissingPackageError
 
@@ -62,7 +62,7 @@ class TrainOptions:
 
 def run_training(options: TrainOptions) -> None:
     """Train as the options say."""
-    train(options.experiment, options.output, options.output.name)
+    train_with_bar(options.experiment, options.output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

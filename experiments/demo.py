@@ -11,7 +11,7 @@ from experiments import configs
 from experiments.configs import Experiment
 from experiments.evaluate import judge_runs, show, write_results
 from experiments.logging import console
-from experiments.train import train
+from experiments.side_by_side import train_side_by_side
 
 SETTING = (
     "the teacher has seen everything, the students 4,000 pairs; mle_all_pairs has seen all pairs "
@@ -34,11 +34,12 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> None:
     """Train, evaluate, print the table and write `results.json`."""
-    experiments = demo_experiments(options.seed)
-    for name, experiment in experiments.items():
-        train(experiment, options.output / name, name)
-    folders = [options.output / name for name in experiments]
-    task, rows = judge_runs(folders)
+    runs = {
+        options.output / name: experiment
+        for name, experiment in demo_experiments(options.seed).items()
+    }
+    train_side_by_side(dict(reversed(runs.items())))  # the last ones take longest
+    task, rows = judge_runs(list(runs))
     show(rows, f"{SETTING}; {len(task.test)} test verses")
     write_results(options.output / "results.json", task, rows)
     console.print(f"written to {options.output / 'results.json'}")

@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl, TensorBoard and a progress bar.
+"""Where a run's figures go: metrics.jsonl, TensorBoard and progress bars.
 
 Stable names: `train/<figure>` for every update, `validation/bleu` at each evaluation,
 `samples/<number>` for translations as text.
@@ -7,12 +7,19 @@ Stable names: `train/<figure>` for every update, `validation/bleu` at each evalu
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.learner import Record
@@ -23,18 +30,10 @@ SMOOTHING = 0.98  # of the loss in the progress bar
 console = Console(stderr=True)
 
 
-class RunLog:
-    """Writes a run's figures, going on after the last checkpoint of a resumed run.
+class Bars:
+    """A progress bar for each run, with its figures; to be seen once there is one to show."""
 
-    Args:
-        folder: the run's folder.
-        title: shown before the progress bar.
-        updates: of the whole run.
-        done: updates already done; figures after them, of a run that was killed, are cut off.
-    """
-
-    def __init__(self, folder: Path, title: str, updates: int, done: int) -> None:
-        self.folder, self.done = folder, done
+    def __init__(self) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,25 +42,71 @@ class RunLog:
             TextColumn("{task.fields[figures]}"),
             console=console,
         )
-        self.bar = self.progress.add_task(title, total=updates, completed=done, figures="")
-        self.loss: float | None = None
-        self.validation: float | None = None
+        self.runs: dict[str, _Shown] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress.live.is_started:
+            self.progress.stop()
+
+    def add(self, title: str, updates: int, done: int = 0) -> None:
+        """Show a run of so many updates, `done` of which are behind it."""
+        bar = self.progress.add_task(title, total=updates, completed=done, figures="")
+        self.runs[title] = _Shown(bar)
+
+    def show(self, title: str, update: int, record: Record) -> None:
+        """Show the figures of an update or of an evaluation."""
+        self.progress.start()
+        run = self.runs[title]
+        if "bleu" in record:
+            run.validation = record["bleu"]
+            return
+        last = record["loss"] if run.loss is None else run.loss
+        run.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
+        self.progress.update(run.bar, completed=update, figures=run.figures(record))
+
+
+@dataclass
+class _Shown:
+    """What a bar shows: the loss, smoothed, and the last validation BLEU."""
+
+    bar: TaskID
+    loss: float | None = None
+    validation: float | None = None
+
+    def figures(self, record: Record) -> str:
+        parts = [f"loss {self.loss:.3f}"]
+        if "beta" in record:
+            parts.append(f"beta {record['beta']:.2f} student {record['student_share']:.0%}")
+        parts.append(f"lr {record['learning_rate']:.1e}")
+        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+        if self.validation is not None:
+            parts.append(f"BLEU {self.validation:.1f}")
+        return "  ".join(parts)
+
+
+class RunLog:
+    """Writes a run's figures, going on after the last checkpoint of a resumed run.
+
+    Args:
+        folder: the run's folder.
+        done: updates already done; figures after them, of a run that was killed, are cut off.
+        show: is called with every update and its figures, to be looked at.
+    """
+
+    def __init__(self, folder: Path, done: int, show: Callable[[int, Record], None]) -> None:
+        self.folder, self.done, self.show = folder, done, show
 
     def __enter__(self) -> Self:
         path = self.folder / "metrics.jsonl"
         _cut_after(path, self.done)
         self.file = path.open("a", encoding="utf-8")
         self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
-        self.progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
+    def __exit__(self, *error: object) -> None:
         self.file.close()
         self.tensorboard.close()
 
@@ -72,29 +117,15 @@ class RunLog:
         for name, value in record.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, update)
         if group == "validation":
-            self.validation = record["bleu"]
             self.file.flush()
             self.tensorboard.flush()
-        else:
-            last = self.loss if self.loss is not None else record["loss"]
-            self.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
-            self.progress.update(self.bar, completed=update, figures=self._figures(record))
+        self.show(update, record)
 
     def samples(self, update: int, pairs: Sequence[Pair], hypotheses: Sequence[str]) -> None:
         """Log some translations as text."""
         for number, (pair, hypothesis) in enumerate(zip(pairs, hypotheses, strict=True)):
             text = f"source: {pair.source}  \nreference: {pair.reference}  \nstudent: {hypothesis}"
             self.tensorboard.add_text(f"samples/{number}", text, update)
-
-    def _figures(self, record: Record) -> str:
-        parts = [f"loss {self.loss:.3f}"]
-        if "beta" in record:
-            parts.append(f"beta {record['beta']:.2f} student {record['student_share']:.0%}")
-        parts.append(f"lr {record['learning_rate']:.1e}")
-        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-        if self.validation is not None:
-            parts.append(f"BLEU {self.validation:.1f}")
-        return "  ".join(parts)
 
 
 def _cut_after(path: Path, update: int) -> None:

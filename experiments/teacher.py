@@ -13,7 +13,7 @@ from experiments import configs
 from experiments.build import build_task, num_parameters
 from experiments.logging import console, progress
 from experiments.run import read_config, write_text
-from experiments.train import Outcome, train
+from experiments.train import Outcome, train_with_bar
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tasks.verses import VersesConfig
@@ -85,7 +85,7 @@ class Training:
 
 def teacher(options: TeacherOptions) -> None:
     """Train, score on the held-out verses, and write the files to be shipped."""
-    outcome = train(configs.verses_teacher(options.start_from), options.output, "teacher")
+    outcome = train_with_bar(configs.verses_teacher(options.start_from), options.output)
     folder = options.output / "model"
     tokenizer = load_tokenizer(folder)
     save_model(load_model(folder, torch.bfloat16), folder, tokenizer)

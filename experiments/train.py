@@ -1,8 +1,10 @@
 """One training run, from configuration to a folder with a model in it; resumable at any moment."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from gymnasium.vector import AutoresetMode
@@ -11,11 +13,11 @@ from safetensors.torch import load_file
 
 from agents.checkpoint import Counters, save_atomically
 from agents.evaluation import score, translate
-from agents.learner import Learner
+from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
 from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment, agent_name
-from experiments.logging import RunLog, console
+from experiments.logging import Bars, RunLog, console
 from experiments.run import Run, RunError, read_config, write_config, write_text
 from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
 from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
@@ -52,7 +54,18 @@ class Outcome:
     test_pairs: int
 
 
-def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
+Show = Callable[[int, Record], None]
+"""Is given the number of an update and its figures, to be looked at while the run goes on."""
+
+
+def train_with_bar(experiment: Experiment, folder: Path) -> Outcome:
+    """`train` with a progress bar."""
+    with Bars() as bars:
+        bars.add(folder.name, experiment.learner.updates)
+        return train(experiment, folder, partial(bars.show, folder.name))
+
+
+def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
     """Run `experiment` in `folder`, or go on where it was stopped.
 
     Of several processes (`torchrun`) each does its share of every batch, and the main one writes.
@@ -60,7 +73,7 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
     Args:
         experiment: what to train, on what, how.
         folder: made if need be; `folder/model` holds the best student at the end.
-        title: shown before the progress bar.
+        show: is called with every update and its figures, in the main process.
 
     Raises:
         RunError: the folder holds a run with other settings, the agent's teacher is missing, or
@@ -81,11 +94,11 @@ def train(experiment: Experiment, folder: Path, title: str) -> Outcome:
         run = start_or_resume(experiment, folder)
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
-            _train(run, tokenizer, folder, title)
+            _train(run, tokenizer, folder, show)
     return read_outcome(folder)
 
 
-def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> None:
+def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> None:
     """Train to the end, and leave model and outcome in `folder`."""
     experiment, expert, process = run.experiment, NoExpert(), this_process()
     if experiment.teacher:
@@ -115,7 +128,7 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, title: str) -> N
         experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
     )
     pairs = task.validation[: experiment.validation_pairs]
-    log = RunLog(folder, title, experiment.learner.updates, learner.counters.update)
+    log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
         sources = [pair.source for pair in pairs]

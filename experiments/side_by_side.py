@@ -1,0 +1,84 @@
+"""Several runs at once, a process for each and the processor's cores shared out among them.
+
+A small student's update is made of many small operators, which more threads do hardly faster: two
+runs of one thread each are done sooner than one after the other with two threads.
+"""
+
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from queue import Empty, Queue
+
+import torch
+
+from agents.learner import Record
+from experiments.configs import Experiment
+from experiments.logging import Bars, console
+from experiments.process import keep_freed_memory
+from experiments.run import RunError
+from experiments.train import train
+
+Report = tuple[str, int, Record]  # name of the run, update, figures
+LOOK_EVERY = 0.2  # seconds
+
+
+def train_side_by_side(runs: Mapping[Path, Experiment]) -> None:
+    """Train all `runs`, by folder, or go on with them; those that take longest had best come first.
+
+    With CUDA one after the other, each with the whole device.
+
+    Raises:
+        RunError, TrainingError, ...: as `train`, for the first run that fails or whose process is
+            killed; the others are stopped, and go on from their last checkpoints when called again.
+    """
+    cores = os.cpu_count() or 1
+    workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
+    spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    ignore_interrupts = signal.SIGINT, signal.SIG_IGN  # this process stops them
+    with spawn.Manager() as manager, Bars() as bars:
+        reports: Queue[Report] = manager.Queue()
+        with ProcessPoolExecutor(
+            workers, spawn, initializer=signal.signal, initargs=ignore_interrupts
+        ) as pool:
+            before = active_children()
+            for folder, experiment in runs.items():
+                bars.add(folder.name, experiment.learner.updates)
+            running = {
+                pool.submit(_train, experiment, folder, cores // workers, reports)
+                for folder, experiment in runs.items()
+            }
+            try:
+                while running:
+                    done, running = wait(running, LOOK_EVERY, FIRST_EXCEPTION)
+                    _show(reports, bars)
+                    for run in done:
+                        run.result()
+            except BaseException as error:
+                for process in set(active_children()) - set(before):
+                    process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise RunError(
+                        "every run must have a process of its own, got one that was killed, "
+                        "perhaps for want of memory; the same command goes on"
+                    ) from error
+                raise
+
+
+def _train(experiment: Experiment, folder: Path, threads: int, reports: "Queue[Report]") -> None:
+    """What a process does; what it would say of its own is in `config.json` and the task's."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    console.quiet = True
+    train(experiment, folder, lambda update, record: reports.put((folder.name, update, record)))
+
+
+def _show(reports: "Queue[Report]", bars: Bars) -> None:
+    try:
+        while True:
+            bars.show(*reports.get_nowait())
+    except Empty:
+        return
