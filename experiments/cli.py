@@ -21,6 +21,7 @@ from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
+from experiments.study import StudyOptions, study
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
@@ -124,6 +125,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
+            ("study", StudyOptions, StudyOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -152,5 +154,6 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
+    StudyOptions: study,
     TeacherOptions: teacher,
 }

@@ -14,8 +14,8 @@ MAY_IMPORT = {
     "experiments": {"textgen_env", "agents", "experiments"},
 }
 SHARED_BY_AGENTS = {
-    "agent", "bases", "batches", "behaviors", "checkpoint", "divergences", "evaluation", "learner",
-    "losses", "processes", "rollout", "schedules", "__init__",
+    "agent", "bases", "batches", "behaviors", "checkpoint", "divergences", "evaluation", "exposure",
+    "learner", "losses", "processes", "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
