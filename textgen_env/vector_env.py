@@ -170,7 +170,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
         Raises:
             ValueError: an unknown option, or one of the wrong size or value.
-            TypeError: a "reset_mask" that is not bool.
+            TypeError: a "reset_mask" that is not bool, or indices that are no numbers.
             RuntimeError: a "reset_mask" before the first reset.
         """
         options = options or {}
@@ -210,6 +210,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than these, or actions that are not integers.
+            TypeError: actions that are no numbers.
             ValueError: a tensor is on another device, or an id is outside the vocabulary. On an
                 accelerator tensors are not looked into: that would wait for the device.
         """
