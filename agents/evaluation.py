@@ -63,7 +63,7 @@ def paired_bootstrap(
 
     Source: Koehn 2004, "Statistical significance tests for machine translation evaluation".
     """
-    systems = [("baseline", list(baseline)), ("system", list(hypotheses))]
+    systems: list[tuple[str, Sequence[str]]] = [("baseline", baseline), ("system", hypotheses)]
     test = PairedTest(systems, {"BLEU": BLEU()}, [list(references)], test_type="bs")
     _, scores = test()
     result = scores["BLEU"][1]

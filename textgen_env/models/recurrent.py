@@ -38,7 +38,7 @@ class RecurrentConfig:
     vocab_size: int = 4000
     width: int = 192
     num_encoder_layers: int = 2
-    num_decoder_layers: int = 2
+    num_decoder_layers: int = 1
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class Recurrent(nn.Module):
         keys = hidden.transpose(0, 1).contiguous()  # strided products are slow in bfloat16
         values = self.join_context(keys)
         bias = torch.zeros_like(mask, dtype=values.dtype).masked_fill(~mask, float("-inf"))
-        return RecurrentCache(states.transpose(0, 1).contiguous(), keys, values, bias[:, None])
+        return RecurrentCache(torch.stack(states.unbind(1)), keys, values, bias[:, None])
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.dropout(self.embedding(tokens) * math.sqrt(self.config.width))
