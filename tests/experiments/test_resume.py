@@ -118,7 +118,7 @@ def kill_before_rename(number):
     Path.replace, Path.rename = dangerous(Path.replace), dangerous(Path.rename)
 
 kills = 0
-for number in itertools.cycle((1, 2, 3, 4)):
+for number in itertools.cycle(range(1, 7)):
     child = os.fork()
     if not child:
         kill_before_rename(number)
