@@ -95,10 +95,10 @@ def test_it_is_exactly_zero_at_equality_and_the_gradient_vanishes(name):
 
 
 @every_divergence
-@given(seed=st.integers(0, 2**32 - 1), shift=st.floats(-100, 100))
-def test_it_is_positive_elsewhere_and_ignores_shifts(name, seed, shift):
+def test_it_is_positive_elsewhere_and_ignores_shifts(name):
     divergence = DIVERGENCES[name][0]
-    student, teacher = random_logits(seed, 2, 5) / 3, random_logits(seed + 1, 2, 5) / 3
+    student, teacher = random_logits(26, 500, 5) / 3, random_logits(27, 500, 5) / 3
+    shift = 30 * random_logits(28, 500, 1)
     value = divergence(student, teacher)
     assert value.min() > 0
     shifted = divergence(student + shift, teacher - shift)
@@ -256,12 +256,11 @@ def test_the_gradient_of_reverse_kl_passes_through_its_weights():
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
-@given(seed=st.integers(0, 2**32 - 1))
-def test_kl_keeps_pinskers_bound(seed):
-    student, teacher = random_logits(seed, 6), random_logits(seed + 1, 6)
+def test_kl_keeps_pinskers_bound():
+    student, teacher = random_logits(29, 500, 6), random_logits(30, 500, 6)
     bound = 2 * total_variation(student, teacher) ** 2
-    assert forward_kl(student, teacher) >= bound - 1e-6
-    assert reverse_kl(student, teacher) >= bound - 1e-6
+    assert (forward_kl(student, teacher) >= bound - 1e-6).all()
+    assert (reverse_kl(student, teacher) >= bound - 1e-6).all()
 
 
 def test_jsd_has_the_kl_divergences_as_scaled_limits_and_vanishes_itself():
@@ -278,11 +277,12 @@ def test_jsd_has_the_kl_divergences_as_scaled_limits_and_vanishes_itself():
             generalized_jsd(student, teacher, teacher_weight=end)
 
 
-@given(seed=st.integers(0, 2**32 - 1), weight=st.floats(0.01, 0.99))
-def test_jsd_is_bounded_and_swaps_with_its_weight(seed, weight):
-    student, teacher = 5 * random_logits(seed, 6), 5 * random_logits(seed + 1, 6)
+@pytest.mark.parametrize("weight", [0.01, 0.3, 0.5, 0.99])
+def test_jsd_is_bounded_and_swaps_with_its_weight(weight):
+    student, teacher = 5 * random_logits(31, 500, 6), 5 * random_logits(32, 500, 6)
     value = generalized_jsd(student, teacher, teacher_weight=weight)
-    assert -1e-6 <= value <= math.log(2) + 1e-6
+    assert value.min() > -1e-6
+    assert value.max() < math.log(2) + 1e-6
     swapped = generalized_jsd(teacher, student, teacher_weight=1 - weight)
     torch.testing.assert_close(value, swapped, rtol=1e-4, atol=1e-6)
 

@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agents.divergences import cross_entropy, forward_kl, generalized_jsd, reverse_kl
 from agents.divergences_topk import atkd_split, renormalized_kl, with_tail
@@ -53,9 +51,10 @@ def test_with_tail_equals_the_definition_in_float64(divergence, definition):
     )
 
 
-@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 8), shift=st.floats(-50, 50))
-def test_with_tail_is_a_divergence_below_that_of_the_whole(seed, k, shift):
-    student, teacher = random_logits(seed, 2, 3, 8), random_logits(seed + 1, 2, 3, 8)
+@pytest.mark.parametrize("k", range(1, 9))
+def test_with_tail_is_a_divergence_below_that_of_the_whole(k):
+    student, teacher = random_logits(12, 2, 200, 8), random_logits(13, 2, 200, 8)
+    shift = 15 * random_logits(14, 2, 200, 1)
     labels = labels_of(teacher, k)
     assert forward_kl(*with_tail(teacher, labels)).abs().max() < 1e-5
     for divergence in (forward_kl, reverse_kl):
@@ -145,10 +144,9 @@ def test_atkd_split_equals_the_definition_in_float64():
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-@given(seed=st.integers(0, 2**32 - 1), shift=st.floats(-50, 50))
-def test_atkd_split_is_zero_at_equality_and_ignores_shifts(seed, shift):
-    student, teacher = random_logits(seed, 3, 6), random_logits(seed + 1, 3, 6)
-    actions = torch.tensor([0, 1, 5])
+def test_atkd_split_is_zero_at_equality_and_ignores_shifts():
+    student, teacher = random_logits(15, 200, 6), random_logits(16, 200, 6)
+    actions, shift = torch.arange(200) % 6, 15 * random_logits(17, 200, 1)
     target, others, _ = atkd_split(teacher, teacher, actions)
     assert (target == 0).all()
     assert (others == 0).all()
