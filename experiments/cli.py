@@ -15,6 +15,7 @@ from agents import AGENTS
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
 from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
+from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
@@ -126,6 +127,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
+            ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -155,5 +157,6 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,
+    BenchmarkLossesOptions: benchmark_losses,
     TeacherOptions: teacher,
 }
