@@ -153,8 +153,8 @@ def test_who_looks_at_an_expert_that_is_not_there_says_so(behavior):
 
 def test_a_coin_is_of_a_row_and_a_position():
     coins = Coins(torch.tensor([[True, False], [False, True], [True, True]]))
-    view = StepView(torch.tensor([0, 2, 1]), torch.tensor([1, 0, 1]), LOGITS, DATA)
-    assert coins(view, DATA).tolist() == [False, True, True]
+    view = StepView(torch.tensor([1, 2, 0]), torch.tensor([1, 0, 1]), LOGITS, DATA)
+    assert coins(view, DATA).tolist() == [True, True, False]
 
 
 def test_a_proposal_stays_if_it_is_among_the_experts_k_best():

@@ -84,20 +84,22 @@ def test_a_text_is_spoiled_by_one_pass_of_the_student_and_none_of_the_expert(
     assert expert.queries.tokens == 0
 
 
-def test_a_rows_replacements_do_not_depend_on_padding(tiny_task, make_env, lively):
-    env = make_env(tiny_task, 1)
-    lengths = (env.examples.reference != env.special.pad).sum(1)
-    shortest, longest = int(lengths.argmin()), int(lengths.argmax())
-    assert lengths[shortest] < lengths[longest]
-    alone = env.examples.select(torch.tensor([shortest])).trimmed(env.special)
-    trimmed = make_env(tiny_task, 1, examples=alone)
+def test_replacements_do_not_depend_on_padding(tiny_task, make_env, lively):
+    env = make_env(tiny_task, 2)
+    shortest = (env.examples.reference != env.special.pad).sum(1).argsort()[:2]
+    few = env.examples.select(shortest).trimmed(env.special)
+    assert few.reference.shape[1] < env.examples.reference.shape[1]
     written = []
-    for place, index in ((env, shortest), (trimmed, 0)):
+    for place, indices in (
+        (env, shortest),
+        (make_env(tiny_task, 2, examples=few), torch.arange(2)),
+    ):
         generator = torch.Generator().manual_seed(1)
         agent = KID(student_fraction=0.5)
-        row = agent.collect(torch.tensor([index]), place, lively, 0.0, generator)
-        written.append(row.actions[row.mask].tolist())
-    assert written[0] == written[1]
+        spoiled = agent.collect(indices, place, lively, 0.0, generator)
+        written.append(spoiled.actions[:, : few.reference.shape[1]])
+    assert torch.equal(*written)
+    assert not torch.equal(written[0], few.reference)
 
 
 @pytest.mark.parametrize(
