@@ -1,6 +1,6 @@
 """Writing text by stepping the environment: the only way in which agents collect prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from textgen_env.types import Examples, Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 
-@torch.no_grad()
 def rollout(
     env: TextGenVectorEnv,
     behavior: Behavior,
@@ -37,15 +36,28 @@ def rollout(
     Returns:
         Trajectories with T up to the environment's limit.
     """
-    env.reset(options={"indices": indices})
+    examples = env.examples.select(indices).trimmed(env.special)
+    with torch.inference_mode():
+        env.reset(options={"indices": indices})
+        columns = list(_written(env, behavior, examples, student, expert))
+    actions, writer, mask = (torch.stack(steps, 1) for steps in zip(*columns, strict=True))
+    return Trajectories(examples.source, actions, writer, mask, examples.reference)
+
+
+def _written(
+    env: TextGenVectorEnv,
+    behavior: Behavior,
+    examples: Examples,
+    student: SequenceModel,
+    expert: Expert | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What is written, who wrote it and whether it counts, (B,) each, step by step."""
     special, every = env.special, look_every(env.device)
-    examples = env.examples.select(indices).trimmed(special)
     cache = student.start(examples.source, env.max_steps)
     along = None if expert is None else _Along(expert, examples.source, env)
-    rows = torch.arange(len(indices), device=env.device)  # that are still being written
+    rows = torch.arange(len(examples), device=env.device)  # that are still being written
     previous = torch.full_like(rows, special.start)
     done = torch.zeros_like(rows, dtype=torch.bool)
-    actions, writers, counted = [], [], []
     for step in range(env.max_steps):
         logits, cache = student.step(previous[rows], cache)
         view = StepView(
@@ -57,25 +69,17 @@ def rollout(
         )
         action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
         action[rows], writer[rows] = behavior(view)
-        writers.append(writer)
-        counted.append(~done)
+        counted = ~done
         _, _, terminated, truncated, info = env.step(action)
         previous, done = info["written"], terminated | truncated
-        actions.append(previous)
+        yield previous, writer, counted
         kept = rows_to_keep(done[rows]) if (step + 1) % every == 0 else None
         if kept is not None:
             rows, cache = rows[kept], cache.select_rows(kept)
             if along is not None:
                 along.keep(kept)
         if not len(rows):
-            break
-    return Trajectories(
-        source=examples.source,
-        actions=torch.stack(actions, 1),
-        writer=torch.stack(writers, 1),
-        mask=torch.stack(counted, 1),
-        reference=examples.reference,
-    )
+            return
 
 
 class _Along:
