@@ -1,11 +1,26 @@
 """Losses of one action: per token, unreduced, unmasked, in nats, computed in float32.
 
-The student's logits come first, the teacher's second. `masked_mean` is the one place where a mean
-is taken.
+The student's logits come first, the teacher's second; in the formulas p is the teacher and q the
+student. `masked_mean` is the one place where a mean is taken. Divergences of top-k labels and
+ATKD's split are in `divergences_topk`.
+
+Logits may be as large as they like, and -inf where a vocabulary was padded: values and gradients
+stay finite. What only one side can write counts as having the log-probability `LOG_ZERO` on the
+other, a high price instead of an infinite one.
 """
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""From the student's and the teacher's logits (..., V) to (...); `functools.partial` fixes more."""
+
+LOG_ZERO = -1e5  # nats; below all that logits of +-1e4 can give, and 0 as a probability
+LARGEST_LOG_RATIO = 80.0  # whose exponential float32 still holds
 
 
 def cross_entropy(
@@ -14,7 +29,7 @@ def cross_entropy(
     """Negative log-likelihood of `actions`: the paper's L_opt where they are the expert's.
 
     Args:
-        student_logits: (..., V) float, any dtype.
+        student_logits: (..., V) float, any dtype; without -inf where labels are smoothed.
         actions: (...) int64, in [0, V).
         label_smoothing: share of the target spread evenly over V, in [0, 1).
 
@@ -36,8 +51,8 @@ def cross_entropy(
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the student from the teacher, KL(teacher || student).
 
-    With p the teacher and q the student: sum over V of p (log p - log q). Its gradient is that of
-    the paper's L_full, which lacks the teacher's entropy.
+    The sum over V of p (log p - log q). Its gradient is that of the paper's L_full, which lacks
+    the teacher's entropy.
 
     Args:
         student_logits: (..., V) float, any dtype.
@@ -48,9 +63,197 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     Source: Lin et al. 2020, eq. 6, arXiv:2009.07253.
     """
-    teacher = teacher_logits.float().log_softmax(-1)
-    student = student_logits.float().log_softmax(-1)
-    return (teacher.exp() * (teacher - student)).sum(-1)
+    return _kl(_log_probs(teacher_logits), _log_probs(student_logits))
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the teacher from the student, KL(student || teacher).
+
+    The sum over V of q (log q - log p), with the exact gradient, also through the weights q.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float; the caller computes it without gradient.
+
+    Returns:
+        (...) float32, nats, >= 0.
+
+    Source: Gu et al. 2024, section 2.1, arXiv:2306.08543; per token as in Agarwal et al. 2024,
+        arXiv:2306.13649.
+    """
+    return _kl(_log_probs(student_logits), _log_probs(teacher_logits))
+
+
+def generalized_jsd(
+    student_logits: Tensor, teacher_logits: Tensor, *, teacher_weight: float = 0.5
+) -> Tensor:
+    """Weighted Jensen-Shannon divergence of two next-token distributions.
+
+    With w the weight and m = w p + (1 - w) q: w KL(p || m) + (1 - w) KL(q || m). It vanishes at
+    both ends: divided by w it tends to KL(p || q) as w -> 0, divided by 1 - w to KL(q || p) as
+    w -> 1. A learning rate found for one w is therefore not one for another. Elsewhere w is called:
+    GKD's and TRL's beta; 1 - lambda in DistiLLM; 1 - beta in f-distill.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float; the caller computes it without gradient.
+        teacher_weight: w in (0, 1); at the ends use `forward_kl` or `reverse_kl`.
+
+    Returns:
+        (...) float32, nats, in [0, ln 2].
+
+    Raises:
+        ValueError: `teacher_weight` outside (0, 1).
+
+    Source: Agarwal et al. 2024, eq. 1, arXiv:2306.13649.
+    """
+    _check_inside("teacher_weight", teacher_weight)
+    student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
+    other = 1 - teacher_weight
+    from_teacher = _kl_to_mixture(teacher, student, other)
+    return teacher_weight * from_teacher + other * _kl_to_mixture(student, teacher, teacher_weight)
+
+
+def skewed_kl(
+    student_logits: Tensor, teacher_logits: Tensor, *, skew: float | Tensor = 0.1
+) -> Tensor:
+    """KL(teacher || skew * teacher + (1 - skew) * student): forward KL as skew -> 0, 0 as -> 1.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float; the caller computes it without gradient.
+        skew: in (0, 1); a tensor, one for each sequence (B, 1, 1) say, is not checked.
+
+    Returns:
+        (...) float32, nats, in [0, -ln skew].
+
+    Raises:
+        ValueError: `skew` outside (0, 1).
+
+    Source: Ko et al. 2024, section 3.1, arXiv:2402.03898.
+    """
+    _check_inside("skew", skew)
+    return _kl_to_mixture(_log_probs(teacher_logits), _log_probs(student_logits), 1 - skew)
+
+
+def skewed_reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, *, skew: float | Tensor = 0.1
+) -> Tensor:
+    """KL(student || skew * student + (1 - skew) * teacher): reverse KL as skew -> 0, 0 as -> 1.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float; the caller computes it without gradient.
+        skew: in (0, 1); a tensor, one for each sequence (B, 1, 1) say, is not checked.
+
+    Returns:
+        (...) float32, nats, in [0, -ln skew].
+
+    Raises:
+        ValueError: `skew` outside (0, 1).
+
+    Source: Ko et al. 2024, section 3.1, arXiv:2402.03898.
+    """
+    _check_inside("skew", skew)
+    return _kl_to_mixture(_log_probs(student_logits), _log_probs(teacher_logits), 1 - skew)
+
+
+def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Half the sum over V of |p - q|; speculative decoding accepts 1 minus that of the drafts.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float; the caller computes it without gradient.
+
+    Returns:
+        (...) float32, a difference of probabilities and not nats, in [0, 1].
+
+    Source: Wen et al. 2023, section 3, arXiv:2307.15190; acceptance: Zhou et al. 2024,
+        arXiv:2310.08461.
+    """
+    gap = student_logits.float().softmax(-1) - teacher_logits.float().softmax(-1)
+    return 0.5 * gap.abs().sum(-1)
+
+
+def adaptive_kl(
+    student_logits: Tensor, teacher_logits: Tensor, *, head_mass: float = 0.5
+) -> Tensor:
+    """Forward KL where the head is learned worst, reverse KL where the tail is.
+
+    The head is the fewest tokens whose teacher's probabilities reach `head_mass`. With s the
+    head's share of the sum over V of |p - q|: s KL(p || q) + (1 - s) KL(q || p). No gradient flows
+    through s. (The authors' program counts the token that reaches `head_mass` to the tail.)
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float; the caller computes it without gradient.
+        head_mass: mu, in (0, 1).
+
+    Returns:
+        (...) float32, nats, >= 0.
+
+    Raises:
+        ValueError: `head_mass` outside (0, 1).
+
+    Source: Wu et al. 2024, "Adaptive Kullback-Leiber", arXiv:2404.02657.
+    """
+    _check_inside("head_mass", head_mass)
+    student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
+    probs, order = teacher.exp().sort(-1, descending=True)
+    gap = (probs - student.detach().exp().gather(-1, order)).abs()
+    head = probs.cumsum(-1) - probs < head_mass
+    whole = gap.sum(-1).clamp(min=torch.finfo(gap.dtype).tiny)  # is 0 where both are equal
+    share = gap.where(head, 0.0).sum(-1) / whole
+    return share * _kl(teacher, student) + (1 - share) * _kl(student, teacher)
+
+
+def universal_logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Sum of |p - q| over both distributions in falling order: ULD, for unlike vocabularies.
+
+    The shorter one is padded with zeros. It is 0 for distributions that differ only in what their
+    tokens mean, so it says nothing about which token is right.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., W) float; the caller computes it without gradient.
+
+    Returns:
+        (...) float32, a difference of probabilities and not nats, in [0, 2].
+
+    Source: Boizard et al. 2024, arXiv:2402.12030.
+    """
+    student = student_logits.float().softmax(-1).sort(-1, descending=True).values
+    teacher = teacher_logits.float().softmax(-1).sort(-1, descending=True).values
+    missing = teacher.shape[-1] - student.shape[-1]
+    gap = F.pad(student, (0, max(0, missing))) - F.pad(teacher, (0, max(0, -missing)))
+    return gap.abs().sum(-1)
+
+
+def chunked(loss: Callable[..., Tensor], *inputs: Tensor, rows: int = 128) -> Tensor:
+    """`loss(*inputs)`, a few states at a time: for vocabularies too large for (B, T, V).
+
+    Give it hidden states, and a loss that projects them onto the vocabulary itself:
+
+        def loss(hidden, teacher_hidden):
+            return forward_kl(student.output(hidden), teacher.output(teacher_hidden))
+
+        chunked(loss, student_hidden, teacher_hidden)
+
+    Then logits and all that is computed from them exist for `rows` states only: nothing is kept for
+    the gradient, it is computed again. That costs time, one more projection onto the vocabulary.
+    Of logits given as inputs, in bfloat16 say, only the float32 copies are saved.
+
+    Args:
+        loss: from each input's rows (at most `rows`, ...) to (at most `rows`,) float.
+        inputs: (B, T, ...) each.
+        rows: states at a time.
+
+    Returns:
+        (B, T) float, as `loss` gives it.
+    """
+    parts = zip(*(whole.flatten(0, 1).split(rows) for whole in inputs), strict=True)
+    losses = [checkpoint(loss, *part, use_reentrant=False) for part in parts]
+    return torch.cat(losses).view(inputs[0].shape[:2])
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -61,3 +264,28 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         mask: (B, T) bool with at least one True.
     """
     return values.where(mask, 0.0).sum() / mask.sum()
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """(..., V) float32, nats, finite."""
+    return logits.float().log_softmax(-1).clamp(min=LOG_ZERO)
+
+
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    """KL(first || second) of log-probabilities (..., V)."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def _kl_to_mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
+    """KL(first || (1 - share) first + share second) of log-probabilities (..., V).
+
+    In this form it is exactly 0 where both are equal. Where the ratio is too large for float32,
+    `first` is so small that its term is 0 whatever the ratio.
+    """
+    ratio = (second - first).clamp(max=LARGEST_LOG_RATIO)
+    return -(first.exp() * torch.log1p(share * torch.expm1(ratio))).sum(-1)
+
+
+def _check_inside(name: str, value: float | Tensor) -> None:
+    if not isinstance(value, Tensor) and not 0 < value < 1:
+        raise ValueError(f"{name} must be in (0, 1), got {value}")

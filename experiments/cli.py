@@ -15,6 +15,7 @@ from agents import AGENTS
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
 from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
+from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
@@ -123,6 +124,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
+            ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
@@ -151,6 +153,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     GenerateOptions: generate,
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,
+    BenchmarkLossesOptions: benchmark_losses,
     RecoveryOptions: recovery,
     TeacherOptions: teacher,
 }

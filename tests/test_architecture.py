@@ -14,8 +14,8 @@ MAY_IMPORT = {
     "experiments": {"textgen_env", "agents", "experiments"},
 }
 SHARED_BY_AGENTS = {
-    "agent", "bases", "batches", "behaviors", "checkpoint", "divergences", "evaluation", "learner",
-    "losses", "processes", "rollout", "schedules", "__init__",
+    "agent", "bases", "batches", "behaviors", "checkpoint", "divergences", "divergences_topk",
+    "evaluation", "learner", "losses", "processes", "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
@@ -28,7 +28,14 @@ CONFINED = {
     "accelerate": {"agents/learner.py", "agents/processes.py"},
     "tyro": {
         f"experiments/{name}.py"
-        for name in ("benchmark", "benchmark_env", "cli", "evaluate", "generate")
+        for name in (
+            "benchmark",
+            "benchmark_env",
+            "benchmark_losses",
+            "cli",
+            "evaluate",
+            "generate",
+        )
     },
 }
 
