@@ -14,8 +14,9 @@ MAY_IMPORT = {
     "experiments": {"textgen_env", "agents", "experiments"},
 }
 SHARED_BY_AGENTS = {
-    "agent", "bases", "batches", "behaviors", "checkpoint", "divergences", "divergences_topk",
-    "evaluation", "learner", "losses", "processes", "rollout", "schedules", "__init__",
+    "agent", "bases", "batches", "behaviors", "buffer", "checkpoint", "divergences",
+    "divergences_topk", "evaluation", "labels", "learner", "losses", "processes", "rollout",
+    "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
