@@ -1,6 +1,8 @@
 """The algorithms, one file each, by name."""
 
 from agents.agent import Agent
+from agents.dagger import DAgger
+from agents.distillm import DistiLLM
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.imitkd_star import ImitKDStar
@@ -19,4 +21,6 @@ AGENTS: dict[str, type[Agent]] = {
     "imitkd_full": ImitKDFull,
     "imitkd_star": ImitKDStar,
     "imitkd_star_full": ImitKDStarFull,
+    "dagger": DAgger,
+    "distillm": DistiLLM,
 }

@@ -67,3 +67,33 @@ class PerExampleMixture:
 def toss(beta: float, count: int, generator: torch.Generator) -> Tensor:
     """(count,) bool, True with probability 1 - beta: the examples that the student writes."""
     return torch.rand(count, generator=generator, device=generator.device) >= beta
+
+
+@dataclass(frozen=True)
+class ExpertMixture:
+    """Each token is the expert's most probable one or the student's.
+
+    Attributes:
+        by_student: (B, T) bool, the tokens that the student writes.
+        special: the ids that nobody writes.
+        sampling: how the student chooses; None for its most probable token.
+        generator: of the student's draws.
+
+    Source: Ross et al. 2011, section 3, arXiv:1011.0686.
+    """
+
+    by_student: Tensor
+    special: SpecialTokens
+    sampling: Sampling | None
+    generator: torch.Generator
+
+    def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
+        """(K,) int64 actions and (K,) int64 writers."""
+        assert view.expert_logits is not None, "the expert must go along"
+        by_student = self.by_student[view.rows, view.position]
+        chosen = next_action(
+            view.student_logits, self.sampling, self.generator, special=self.special
+        )
+        best = next_action(view.expert_logits, special=self.special)
+        writer = torch.where(by_student, Writer.STUDENT, Writer.EXPERT)
+        return chosen.where(by_student, best), writer

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from agents import AGENTS
+from agents.labels import Dense, Top1, TopKWithTail
 from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Linear
 from experiments.configs import Experiment
@@ -42,6 +43,9 @@ RECORDS = {
         Constant,
         Linear,
         Exponential,
+        Top1,
+        TopKWithTail,
+        Dense,
         *AGENTS.values(),
     )
 }

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.behaviors import PerExampleMixture, StepView, toss
+from agents.behaviors import ExpertMixture, PerExampleMixture, StepView, toss
 from textgen_env.decoding import Sampling
 from textgen_env.types import SpecialTokens, Writer
 
@@ -84,3 +84,19 @@ def test_at_the_ends_the_coin_is_certain(seed):
 def test_the_student_writes_a_share_of_one_minus_beta(beta):
     share = toss(beta, 20000, seeded()).float().mean().item()
     assert share == pytest.approx(1 - beta, abs=0.02)
+
+
+def test_each_token_is_written_by_the_one_whose_token_it_is():
+    by_student = torch.tensor([[True, False], [False, True], [False, False]])
+    behavior = ExpertMixture(by_student, SPECIAL, None, seeded())
+    rows, expert_logits = torch.tensor([0, 2]), torch.tensor([[9.0, 0, 1, 0, 0], [0, 0, 0, 1, 0]])
+    actions = []
+    for step in range(2):
+        position = torch.full_like(rows, step)
+        view = StepView(rows, position, LOGITS[rows], DATA[rows], expert_logits)
+        action, writer = behavior(view)
+        actions.append((action.tolist(), writer.tolist()))
+    assert actions == [
+        ([3, 3], [Writer.STUDENT, Writer.EXPERT]),
+        ([2, 3], [Writer.EXPERT, Writer.EXPERT]),
+    ]
