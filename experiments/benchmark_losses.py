@@ -86,9 +86,15 @@ def measure(
 ) -> Cost:
     """One forward KL and its gradient; `rows` None for all states at once."""
     torch.set_num_threads(threads)
+    loss_and_gradient(vocab_size=2, states=2, width=2, rows=rows)  # what PyTorch loads at first use
+    return loss_and_gradient(vocab_size, options.states, options.width, rows)
+
+
+def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None) -> Cost:
+    """A forward KL of random states and its gradient."""
     generator = torch.Generator().manual_seed(0)
-    hidden, teacher_hidden = torch.randn(2, 1, options.states, options.width, generator=generator)
-    weight, teacher_weight = torch.randn(2, vocab_size, options.width, generator=generator)
+    hidden, teacher_hidden = torch.randn(2, 1, states, width, generator=generator)
+    weight, teacher_weight = torch.randn(2, vocab_size, width, generator=generator)
     hidden.requires_grad_()
     weight.requires_grad_()
 

@@ -22,6 +22,7 @@ from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
+from experiments.study import StudyOptions, study
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
@@ -124,8 +125,9 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
-            ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
+            ("study", StudyOptions, StudyOptions()),
+            ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -153,7 +155,8 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     GenerateOptions: generate,
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,
-    BenchmarkLossesOptions: benchmark_losses,
     RecoveryOptions: recovery,
+    StudyOptions: study,
+    BenchmarkLossesOptions: benchmark_losses,
     TeacherOptions: teacher,
 }

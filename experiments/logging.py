@@ -31,7 +31,7 @@ console = Console(stderr=True)
 
 
 class Bars:
-    """A progress bar for each run, with its figures; to be seen once there is one to show."""
+    """A progress bar for each run, with its figures, to be seen once there is one to show."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -51,10 +51,15 @@ class Bars:
         if self.progress.live.is_started:
             self.progress.stop()
 
-    def add(self, title: str, updates: int, done: int = 0) -> None:
-        """Show a run of so many updates, `done` of which are behind it."""
-        bar = self.progress.add_task(title, total=updates, completed=done, figures="")
+    def add(self, title: str, updates: int) -> None:
+        """Make room for a run of so many updates."""
+        bar = self.progress.add_task(title, total=updates, figures="", visible=False)
         self.runs[title] = _Shown(bar)
+
+    def finish(self, title: str, summary: str) -> None:
+        """Put a line in the place of a run's bar."""
+        self.progress.remove_task(self.runs.pop(title).bar)
+        console.print(f"{title}: {summary}")
 
     def show(self, title: str, update: int, record: Record) -> None:
         """Show the figures of an update or of an evaluation."""
@@ -65,7 +70,8 @@ class Bars:
             return
         last = record["loss"] if run.loss is None else run.loss
         run.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
-        self.progress.update(run.bar, completed=update, figures=run.figures(record))
+        figures = run.figures(record)
+        self.progress.update(run.bar, completed=update, figures=figures, visible=True)
 
 
 @dataclass

@@ -115,10 +115,10 @@ class Row:
 
 def recovery(options: RecoveryOptions) -> None:
     """Train, print the table, write `results.json` and draw `recovery.png`."""
+    options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # more are slower with so small a student
     rows = compare(options)
     show(rows)
-    options.output.mkdir(parents=True, exist_ok=True)
     content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
     draw(rows, options.output / "recovery.png")

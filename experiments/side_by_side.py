@@ -6,12 +6,12 @@ runs of one thread each are done sooner than one after the other with two thread
 
 import os
 import signal
-from collections.abc import Mapping
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Queue
 
 import torch
 
@@ -20,19 +20,24 @@ from experiments.configs import Experiment
 from experiments.logging import Bars, console
 from experiments.process import keep_freed_memory
 from experiments.run import RunError
-from experiments.train import train
+from experiments.train import Outcome, Show, train
 
 Report = tuple[str, int, Record]  # name of the run, update, figures
+Work = Callable[[Experiment, Path, Show], Outcome]
 LOOK_EVERY = 0.2  # seconds
 
 
-def train_side_by_side(runs: Mapping[Path, Experiment]) -> None:
+def train_side_by_side(runs: Mapping[Path, Experiment], work: Work = train) -> None:
     """Train all `runs`, by folder, or go on with them; those that take longest had best come first.
 
     With CUDA one after the other, each with the whole device.
 
+    Args:
+        runs: what to train in which folder; folders have different names.
+        work: what is done for each, `train` or more than that; importable by its name.
+
     Raises:
-        RunError, TrainingError, ...: as `train`, for the first run that fails or whose process is
+        RunError, TrainingError, ...: as `work`, for the first run that fails or whose process is
             killed; the others are stopped, and go on from their last checkpoints when called again.
     """
     cores = os.cpu_count() or 1
@@ -45,18 +50,13 @@ def train_side_by_side(runs: Mapping[Path, Experiment]) -> None:
             workers, spawn, initializer=signal.signal, initargs=ignore_interrupts
         ) as pool:
             before = active_children()
+            running = {}
             for folder, experiment in runs.items():
                 bars.add(folder.name, experiment.learner.updates)
-            running = {
-                pool.submit(_train, experiment, folder, cores // workers, reports)
-                for folder, experiment in runs.items()
-            }
+                run = pool.submit(_work, work, experiment, folder, cores // workers, reports)
+                running[run] = folder.name
             try:
-                while running:
-                    done, running = wait(running, LOOK_EVERY, FIRST_EXCEPTION)
-                    _show(reports, bars)
-                    for run in done:
-                        run.result()
+                _watch(running, reports, bars)
             except BaseException as error:
                 for process in set(active_children()) - set(before):
                     process.terminate()
@@ -68,17 +68,29 @@ def train_side_by_side(runs: Mapping[Path, Experiment]) -> None:
                 raise
 
 
-def _train(experiment: Experiment, folder: Path, threads: int, reports: "Queue[Report]") -> None:
-    """What a process does; what it would say of its own is in `config.json` and the task's."""
+def _work(
+    work: Work, experiment: Experiment, folder: Path, threads: int, reports: "Queue[Report]"
+) -> Outcome:
+    """What a process does; what it would say of its own is in the run's files."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     console.quiet = True
-    train(experiment, folder, lambda update, record: reports.put((folder.name, update, record)))
+    return work(
+        experiment, folder, lambda update, record: reports.put((folder.name, update, record))
+    )
 
 
-def _show(reports: "Queue[Report]", bars: Bars) -> None:
-    try:
-        while True:
-            bars.show(*reports.get_nowait())
-    except Empty:
-        return
+def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: Bars) -> None:
+    """Show how the runs get on, until all are done or one fails."""
+    waiting = set(running)
+    while waiting:
+        done, waiting = wait(waiting, LOOK_EVERY, FIRST_EXCEPTION)
+        while not reports.empty():
+            bars.show(*reports.get())
+        for run in done:
+            outcome = run.result()
+            bars.finish(
+                running[run],
+                f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update}, "
+                f"{outcome.train_seconds:.0f} s",
+            )

@@ -1,4 +1,4 @@
-"""Shared fixtures: thread count and the smallest real models and tasks."""
+"""Shared fixtures: one thread and the smallest real models and tasks."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import SpecialTokens
 from textgen_env.vector_env import TextGenVectorEnv
 
-torch.set_num_threads(2)  # the default makes tiny trainings many times slower
+torch.set_num_threads(1)  # more make tiny trainings many times slower
 
 
 @pytest.fixture

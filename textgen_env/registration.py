@@ -30,6 +30,7 @@ class Settings(TypedDict, total=False):
 
     examples: Examples | None
     expert: Expert | None
+    ask_expert: bool
     reward: Reward
     noise: Noise | None
     render_mode: Literal["human", "ansi"] | None

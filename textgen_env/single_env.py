@@ -104,6 +104,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than that, or an action that is no integer.
+            TypeError: an action that is no number.
             ValueError: an action outside the vocabulary.
         """
         actions = np.asarray(action).reshape(-1)

@@ -142,7 +142,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.single_action_space = spaces.Discrete(self.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._source = _widened(self.examples.source, task.max_source_length, self.special.pad)
+        missing = task.max_source_length - self.examples.source.shape[1]
+        self._source = F.pad(self.examples.source, (0, missing), value=self.special.pad)
         self._adviser: Adviser | None = None
         if ask_expert:
             check_asked(self.expert)
@@ -170,7 +171,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
         Raises:
             ValueError: an unknown option, or one of the wrong size or value.
-            TypeError: a "reset_mask" that is not bool.
+            TypeError: a "reset_mask" that is not bool, or indices that are no numbers.
             RuntimeError: a "reset_mask" before the first reset.
         """
         options = options or {}
@@ -210,6 +211,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than these, or actions that are not integers.
+            TypeError: actions that are no numbers.
             ValueError: a tensor is on another device, or an id is outside the vocabulary. On an
                 accelerator tensors are not looked into: that would wait for the device.
         """
@@ -253,8 +255,9 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
     @property
     def state(self) -> State:
-        """The episodes as they are now, to be read; after `reset` only."""
-        assert self._state is not None, "state comes after reset"
+        """The episodes as they are now, to be read; a RuntimeError before `reset`."""
+        if self._state is None:
+            raise RuntimeError("state must come after reset, got no reset yet: call reset() first")
         return self._state
 
     def render(self) -> tuple[str, ...] | None:
@@ -343,8 +346,3 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
                 f"{given.device}: call .to(env.device)"
             )
         return checked_ids("actions", given, self.num_envs, self.vocab_size).to(self.device)
-
-
-def _widened(tokens: Tensor, width: int, pad: int) -> Tensor:
-    """`tokens` padded on the right to `width` columns."""
-    return F.pad(tokens, (0, width - tokens.shape[1]), value=pad)

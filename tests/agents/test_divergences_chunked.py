@@ -70,7 +70,7 @@ def test_the_whole_is_never_held_in_float32(parts):
 
 @pytest.mark.slow
 def test_the_benchmark_states_less_memory_and_equal_gradients(capsys):
-    benchmark_losses(BenchmarkLossesOptions((20_000,), states=256, width=8, rows=16))
+    benchmark_losses(BenchmarkLossesOptions((20_000,), states=512, width=8, rows=16))
     lines = capsys.readouterr().out.splitlines()
     whole, cut = [line.split("│")[3:7] for line in lines if "│" in line]
     assert float(cut[0]) < 0.5 * float(whole[0])

@@ -37,7 +37,7 @@ experiment = Experiment(
     learner=LearnerConfig(updates=8, batch_size=6, warmup=1, evaluate_every=8),
     precision="float32",
 )
-train(experiment, folder, "run")
+train(experiment, folder, lambda update, record: None)
 """
 
 
@@ -59,10 +59,10 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     tokenizer = build_task(TASK, None).tokenizer
     size = TransformerConfig(tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
     save_model(build_model(size, 0), tmp_path / "teacher", tokenizer)
-    runs = [start(tmp_path, "one", 1), start(tmp_path, "two", 2)]
-    for run in runs:
-        output, _ = run.communicate(timeout=180)
-        assert run.returncode == 0, output
+    for run in (start(tmp_path, "one", 1), start(tmp_path, "two", 2)):
+        with run:
+            output, _ = run.communicate(timeout=180)
+            assert run.returncode == 0, output
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=0, atol=1e-4)

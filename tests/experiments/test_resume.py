@@ -118,7 +118,7 @@ def kill_before_rename(number):
     Path.replace, Path.rename = dangerous(Path.replace), dangerous(Path.rename)
 
 kills = 0
-for number in itertools.cycle((1, 2, 3, 4)):
+for number in itertools.cycle((1, 2, 3, 4, 4, 3, 2, 4, 4, 6)):
     child = os.fork()
     if not child:
         kill_before_rename(number)
@@ -162,7 +162,7 @@ def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, age
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    assert int(outputs[1].split()[-1]) >= 10
+    assert int(outputs[1].split()[-1]) >= 8
     for file in ("model/model.safetensors", "checkpoints/last.safetensors", "prepared.safetensors"):
         killed, unbroken = (load_file(tmp_path / run / file) for run in ("killed", "unbroken"))
         assert killed.keys() == unbroken.keys()

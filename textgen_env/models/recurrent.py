@@ -38,7 +38,7 @@ class RecurrentConfig:
     vocab_size: int = 4000
     width: int = 192
     num_encoder_layers: int = 2
-    num_decoder_layers: int = 2
+    num_decoder_layers: int = 1
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -57,7 +57,8 @@ class RecurrentCache:
 
     Attributes:
         states: (N, B, D), the state of each decoder layer.
-        source_keys: (B, S, D), the encoder's output.
+        source_keys: (B, S, D), the encoder's output; on CPUs in float32, in which a product with
+            one query a row takes less than half the time that it takes in bfloat16.
         source_values: (B, S, D), the same, projected once by `start`.
         source_bias: (B, 1, S), added to attention's scores: 0, and minus infinity at padding.
     """
@@ -122,7 +123,15 @@ class Recurrent(nn.Module):
     def start(self, source: Tensor, max_steps: int) -> RecurrentCache:
         """Encode the source; there is no room to be made for steps."""
         del max_steps
-        return self._encode(source)
+        cache = self._encode(source)
+        if source.device.type != "cpu":
+            return cache
+        return replace(
+            cache,
+            source_keys=cache.source_keys.float(),
+            source_values=cache.source_values.float(),
+            source_bias=cache.source_bias.float(),
+        )
 
     def step(self, previous: Tensor, cache: RecurrentCache) -> tuple[Tensor, RecurrentCache]:
         """Logits (B, V) of the next token."""
@@ -159,7 +168,7 @@ class Recurrent(nn.Module):
         keys = hidden.transpose(0, 1).contiguous()  # strided products are slow in bfloat16
         values = self.join_context(keys)
         bias = torch.zeros_like(mask, dtype=values.dtype).masked_fill(~mask, float("-inf"))
-        return RecurrentCache(states.transpose(0, 1).contiguous(), keys, values, bias[:, None])
+        return RecurrentCache(torch.stack(states.unbind(1)), keys, values, bias[:, None])
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.dropout(self.embedding(tokens) * math.sqrt(self.config.width))
@@ -171,9 +180,9 @@ class Recurrent(nn.Module):
         """
         keys = cache.source_keys.transpose(1, 2)
         scale = 1 / math.sqrt(self.config.width)
-        scores = torch.baddbmm(cache.source_bias, hidden, keys, alpha=scale)
+        scores = torch.baddbmm(cache.source_bias, hidden.to(keys.dtype), keys, alpha=scale)
         context = scores.softmax(-1) @ cache.source_values
-        joined = self.norm((self.join_output(hidden) + context).tanh())
+        joined = self.norm((self.join_output(hidden) + context.to(hidden.dtype)).tanh())
         return F.linear(self.dropout(joined), self.embedding.weight)
 
 

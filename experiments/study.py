@@ -1,0 +1,244 @@
+"""The algorithms side by side on real text, over several seeds: tables and a plot, generated.
+
+Same teacher, student, pairs and number of updates for all. Test data is looked at once, after all
+choices were made on validation. What is measured of a run is kept in its folder, so that a study
+that was stopped goes on where it was.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from agents import AGENTS
+from agents.evaluation import paired_bootstrap
+from experiments import configs
+from experiments.build import build_task
+from experiments.configs import Experiment
+from experiments.judging import LENGTHS, Judged, read_judged, train_and_judge
+from experiments.logging import console
+from experiments.run import write_text
+from experiments.side_by_side import train_side_by_side
+from experiments.train import read_outcome
+from textgen_env.models.storage import load_tokenizer
+
+BASELINE = "seqkd"
+SCARCE = ("mle", "seqkd", "imitkd_full")  # who are compared over amounts of data
+MARKERS = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
+"""Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
+SIGNIFICANT = 0.05
+TABLE_WIDTH = 150
+HEADINGS = [
+    "agent",
+    "BLEU",
+    "chrF",
+    f"better / worse than {BASELINE}",
+    "like the teacher on own prefixes",
+    "on references",
+    *(f"BLEU to {limit} words" for limit in LENGTHS),
+    "longer",
+    "teacher tokens",
+    "seconds",
+]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Train agents with several seeds on verses, and compare them on the test split.
+
+    Attributes:
+        output: folder of the runs, `results.json`, `tables.md` and `pairs.png`.
+        agents: which ones; all of them if none is named.
+        seeds: runs of each.
+        pairs: training pairs of the table.
+        more_pairs: amounts at which mle, seqkd and imitkd_full are trained besides; 0 for all
+            pairs.
+    """
+
+    output: Path = Path("runs/study")
+    agents: tuple[Literal[tuple(AGENTS)], ...] = tuple(AGENTS)  # pyright: ignore[reportInvalidTypeForm]
+    seeds: int = 3
+    pairs: int = 4000
+    more_pairs: tuple[int, ...] = (1000, 16000, 0)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2:
+            raise ValueError(
+                f"seeds must be at least 2, for an error of the mean, got {self.seeds}"
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: an agent with so many pairs, over all seeds.
+
+    Attributes:
+        agent: its name.
+        pairs: training pairs.
+        bleu: mean over seeds.
+        bleu_error: standard error of the mean.
+        chrf: mean over seeds.
+        bleu_by_length: means over seeds, as in `Judged`.
+        better: seeds in which it is significantly better than seqkd (paired bootstrap).
+        worse: seeds in which it is significantly worse.
+        own_agreement: mean over seeds, in [0, 1].
+        gold_agreement: mean over seeds, in [0, 1].
+        teacher_tokens: states asked about, mean over seeds.
+        train_seconds: mean over seeds, on one core of the machine.
+    """
+
+    agent: str
+    pairs: int
+    bleu: float
+    bleu_error: float
+    chrf: float
+    bleu_by_length: list[float]
+    better: int
+    worse: int
+    own_agreement: float
+    gold_agreement: float
+    teacher_tokens: float
+    train_seconds: float
+
+
+def study(options: StudyOptions) -> None:
+    """Train and judge all runs, print the table, write `results.json`, `tables.md`, `pairs.png`."""
+    runs = study_runs(options)
+    train_side_by_side(runs, train_and_judge)
+    rows = summarize(options, runs)
+    options.output.mkdir(parents=True, exist_ok=True)
+    content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
+    write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
+    write_text(options.output / "tables.md", markdown(options, rows))
+    draw(rows, options.output / "pairs.png")
+    show(options, rows)
+    console.print(f"written to {options.output}")
+
+
+def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
+    """Every run by its folder, the slowest kinds first."""
+    wanted = [(agent, options.pairs) for agent in options.agents]
+    scarce = [agent for agent in SCARCE if agent in options.agents]
+    wanted += [(agent, pairs) for pairs in options.more_pairs for agent in scarce]
+    return {
+        folder_of(options, agent, pairs, seed): configs.demo(AGENTS[agent](), seed, pairs or None)
+        for seed in range(options.seeds)
+        for agent, pairs in reversed(wanted)
+    }
+
+
+def folder_of(options: StudyOptions, agent: str, pairs: int, seed: int) -> Path:
+    """Where a run is; 0 pairs stand for all."""
+    return options.output / f"{agent}-{pairs or 'all'}-{seed}"
+
+
+def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:
+    """A row for each agent and amount of data."""
+    kinds = list(dict.fromkeys(folder.name.rsplit("-", 1)[0] for folder in runs))
+    first = next(iter(runs.values()))
+    task = build_task(first.task, load_tokenizer(next(iter(runs)) / "model"))
+    references = [pair.reference for pair in task.test]
+    return [_row(options, kind, references) for kind in reversed(kinds)]
+
+
+def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
+    agent, pairs = kind.rsplit("-", 1)
+    folders = [options.output / f"{kind}-{seed}" for seed in range(options.seeds)]
+    judged = [read_judged(folder) for folder in folders]
+    outcomes = [read_outcome(folder) for folder in folders]
+    better = worse = 0
+    for seed, each in enumerate(judged):
+        baseline = options.output / f"{BASELINE}-{pairs}-{seed}"
+        if agent == BASELINE or not baseline.exists():
+            continue
+        other = read_judged(baseline)
+        p_value = paired_bootstrap(other.hypotheses, each.hypotheses, references)
+        better += p_value < SIGNIFICANT and each.bleu > other.bleu
+        worse += p_value < SIGNIFICANT and each.bleu < other.bleu
+    bleu = [each.bleu for each in judged]
+
+    def mean(value: Callable[[Judged], float]) -> float:
+        return statistics.mean(map(value, judged))
+
+    return Row(
+        agent=agent,
+        pairs=outcomes[0].train_pairs,
+        bleu=statistics.mean(bleu),
+        bleu_error=statistics.stdev(bleu) / len(bleu) ** 0.5,
+        chrf=mean(lambda each: each.chrf),
+        bleu_by_length=[
+            statistics.mean(column)
+            for column in zip(*(each.bleu_by_length for each in judged), strict=True)
+        ],
+        better=better,
+        worse=worse,
+        own_agreement=mean(lambda each: each.own_agreement),
+        gold_agreement=mean(lambda each: each.gold_agreement),
+        teacher_tokens=statistics.mean(each.teacher_tokens_queried for each in outcomes),
+        train_seconds=statistics.mean(each.train_seconds for each in outcomes),
+    )
+
+
+def cells(options: StudyOptions, row: Row) -> list[str]:
+    """A row as text, as `HEADINGS` says."""
+    baseline = row.agent == BASELINE
+    return [
+        row.agent,
+        f"{row.bleu:.1f} ± {row.bleu_error:.1f}",
+        f"{row.chrf:.1f}",
+        "" if baseline else f"{row.better} / {row.worse} of {options.seeds}",
+        f"{row.own_agreement:.1%}",
+        f"{row.gold_agreement:.1%}",
+        *(f"{bleu:.1f}" for bleu in row.bleu_by_length),
+        f"{row.teacher_tokens / 1e6:.2f} M",
+        f"{row.train_seconds:.0f}",
+    ]
+
+
+def markdown(options: StudyOptions, rows: Sequence[Row]) -> str:
+    """A table for each amount of training pairs."""
+    lines = []
+    for pairs in dict.fromkeys(row.pairs for row in rows):
+        lines += [f"## {pairs:,} pairs, {options.seeds} seeds", ""]
+        lines += [f"| {' | '.join(HEADINGS)} |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
+        lines += [
+            f"| {' | '.join(cells(options, row))} |" for row in rows if row.pairs == pairs
+        ] + [""]
+    return "\n".join(lines)
+
+
+def show(options: StudyOptions, rows: Sequence[Row]) -> None:
+    """Print a table for each amount of training pairs."""
+    output = Console()
+    output.width = max(output.width, TABLE_WIDTH)  # a pipe would cut the columns
+    for pairs in dict.fromkeys(row.pairs for row in rows):
+        table = Table(title=f"{pairs:,} pairs, {options.seeds} seeds")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
+        for row in rows:
+            if row.pairs == pairs:
+                table.add_row(*cells(options, row))
+        output.print(table)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Plot BLEU against training pairs, with standard errors."""
+    from matplotlib.figure import Figure  # half a second that no other command shall wait for
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for agent, (color, marker) in MARKERS.items():
+        line = sorted((row.pairs, row.bleu, row.bleu_error) for row in rows if row.agent == agent)
+        if line:
+            pairs, bleu, error = zip(*line, strict=True)
+            axes.errorbar(pairs, bleu, error, color=color, marker=marker, capsize=3, label=agent)
+    axes.set_xscale("log")
+    axes.set_xlabel("training pairs")
+    axes.set_ylabel("BLEU on the test split")
+    axes.legend()
+    figure.savefig(path, dpi=150)
