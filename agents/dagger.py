@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from agents.bases import WithBuffer, noted_rollout
-from agents.behaviors import ExpertMixture, toss
+from agents.behaviors import Coins, Gated, chooser, toss_blocks
 from agents.buffer import Buffer, Experience
 from agents.labels import label_loss
 from agents.rollout import student_or_data
-from agents.schedules import Exponential, Schedule
+from agents.schedules import Indicator, Schedule
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
@@ -43,7 +43,7 @@ class DAgger(WithBuffer):
     Source: Ross et al. 2011, algorithm 3.1, arXiv:1011.0686.
     """
 
-    beta: Schedule = field(default_factory=Exponential)
+    beta: Schedule = field(default_factory=Indicator)
     sampling: Sampling | None = None
     pool: int = 4
 
@@ -89,14 +89,16 @@ class DAgger(WithBuffer):
         generator: torch.Generator,
     ) -> Experience:
         """What is written now, with the expert's logits if it went along."""
-        beta, sampling = self.beta(progress), self.sampling
+        beta = self.beta(progress)
         if not beta:
             alone = student_or_data(
-                indices, env, student, beta=0.0, sampling=sampling, generator=generator
+                indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
             )
             return Experience(alone)
-        coins = toss(beta, len(indices) * env.max_steps, generator).view(len(indices), -1)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        draws = torch.Generator(env.device).manual_seed(seed)
-        mixture = ExpertMixture(coins.to(env.device), env.special, sampling, draws)
+        coins = toss_blocks(beta, (len(indices), env.max_steps), generator)
+        mixture = Gated(
+            gate=Coins(coins.to(env.device)),
+            student=chooser(self.sampling, env, generator),
+            expert=chooser(None, env, generator),
+        )
         return noted_rollout(env, mixture, indices, student)

@@ -17,7 +17,7 @@ import torch
 from agents import AGENTS
 from agents.labels import Dense, Top1, TopKWithTail
 from agents.learner import LearnerConfig
-from agents.schedules import Constant, Exponential, Linear
+from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
@@ -43,6 +43,8 @@ RECORDS = {
         Constant,
         Linear,
         Exponential,
+        ReverseSigmoid,
+        Indicator,
         Top1,
         TopKWithTail,
         Dense,

@@ -135,7 +135,10 @@ for number in itertools.cycle((1, 2, 3, 4, 4, 3, 2, 4, 4, 6)):
 KEEPING = ("--agent.capacity", "16", "--agent.pool", "2")
 
 
-@pytest.mark.parametrize(("agent", "options"), [("seqkd", ()), ("dagger", KEEPING)])
+@pytest.mark.parametrize(
+    ("agent", "options"),
+    [("seqkd", ()), pytest.param("dagger", KEEPING, marks=pytest.mark.slow)],
+)
 def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, agent, options):
     """While the teacher's texts, checkpoints, among them a buffer, and the model are written."""
     task = copy_task(CopyConfig(num_words=8, max_length=5, num_train=20))
