@@ -83,6 +83,13 @@ def test_each_token_is_the_best_one_of_who_wrote_it(env, expert, student, sampli
     assert any(len(set(row[m].tolist())) == 2 for row, m in zip(by_student, mask, strict=True))
 
 
+def test_the_experts_token_is_its_best_one_however_the_student_draws(env, expert, student):
+    trajectories = collect(DAgger(beta=BY_COIN, sampling=Sampling(temperature=3.0)), env, student)
+    by_expert = trajectories.mask & (trajectories.writer == Writer.EXPERT)
+    best = expert.best_actions(trajectories)
+    assert torch.equal(trajectories.actions[by_expert], best[by_expert])
+
+
 def test_a_texts_coins_do_not_depend_on_when_the_others_end(env, student, monkeypatch):
     agent = DAgger(beta=BY_COIN)
     kept = collect(agent, env, student)
