@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from agents.divergences import Divergence, forward_kl, masked_mean
+from agents.divergences import Divergence, cross_entropy, forward_kl, masked_mean
 from agents.divergences_topk import with_tail
 from textgen_env.dynamics import State
 from textgen_env.expert import Expert, ExpertError, TopK
@@ -29,14 +29,20 @@ class Top1:
         """What is kept."""
         return {"best_actions": expert.best_actions(trajectories)}
 
-    def compare(
-        self, student_logits: Tensor, trajectories: Trajectories, expert: Expert
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T, 2) logits of the student and of the label, for that token and all others."""
+    def losses(
+        self,
+        student_logits: Tensor,
+        trajectories: Trajectories,
+        expert: Expert,
+        divergence: Divergence,
+    ) -> Tensor:
+        """(B, T) nats, of that token and all others as one."""
         tokens = expert.best_actions(trajectories)
+        if divergence is forward_kl:  # the same in half the time
+            return cross_entropy(student_logits, tokens)
         none = torch.full(tokens.shape, float("-inf"), device=tokens.device)
         certain = TopK(tokens[..., None], torch.zeros_like(none)[..., None], none)
-        return with_tail(student_logits, certain)
+        return divergence(*with_tail(student_logits, certain))
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,15 @@ class TopKWithTail:
         answer = expert.top_k(trajectories, self.k)
         return {field.name: getattr(answer, field.name) for field in fields(answer)}
 
-    def compare(
-        self, student_logits: Tensor, trajectories: Trajectories, expert: Expert
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T, k + 1) logits of the student and of the label."""
-        return with_tail(student_logits, expert.top_k(trajectories, self.k))
+    def losses(
+        self,
+        student_logits: Tensor,
+        trajectories: Trajectories,
+        expert: Expert,
+        divergence: Divergence,
+    ) -> Tensor:
+        """(B, T) nats, of k tokens and all others as one."""
+        return divergence(*with_tail(student_logits, expert.top_k(trajectories, self.k)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +83,15 @@ class Dense:
         """What is kept."""
         return {"logits": expert.logits(trajectories)}
 
-    def compare(
-        self, student_logits: Tensor, trajectories: Trajectories, expert: Expert
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T, V) logits of the student and of the label."""
-        return student_logits, expert.logits(trajectories)
+    def losses(
+        self,
+        student_logits: Tensor,
+        trajectories: Trajectories,
+        expert: Expert,
+        divergence: Divergence,
+    ) -> Tensor:
+        """(B, T) nats."""
+        return divergence(student_logits, expert.logits(trajectories))
 
 
 Label = Top1 | TopKWithTail | Dense
@@ -100,7 +114,7 @@ def label_loss(
         divergence: of the student from the label.
     """
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    losses = divergence(*label.compare(logits, trajectories, expert))
+    losses = label.losses(logits, trajectories, expert, divergence)
     return masked_mean(losses, trajectories.mask)
 
 

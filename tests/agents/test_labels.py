@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agents.divergences import reverse_kl
+from agents.divergences import forward_kl, reverse_kl
 from agents.labels import Dense, Remembered, Top1, TopKWithTail, label_loss
 from agents.losses import distribution_loss, token_loss
 from textgen_env.expert import ExpertError, NeuralExpert
@@ -61,8 +61,16 @@ def test_a_loss_cannot_tell_what_was_kept_from_the_expert(
     assert torch.equal(gradient, expected_gradient)
 
 
-def test_forward_kl_from_the_best_token_is_cross_entropy(trajectories, expert, student):
-    actual = loss_and_gradient(lambda: label_loss(trajectories, student, expert, Top1()), student)
+def as_any_other(student_logits, teacher_logits):
+    """Forward KL that `Top1` does not know for what it is."""
+    return forward_kl(student_logits, teacher_logits)
+
+
+@pytest.mark.parametrize("kl", [forward_kl, as_any_other])
+def test_forward_kl_from_the_best_token_is_cross_entropy(trajectories, expert, student, kl):
+    actual = loss_and_gradient(
+        lambda: label_loss(trajectories, student, expert, Top1(), kl), student
+    )
     best = expert.best_actions(trajectories)
     expected = loss_and_gradient(lambda: token_loss(trajectories, student, best), student)
     torch.testing.assert_close(actual, expected)
