@@ -1,17 +1,24 @@
 """The algorithms, one file each, by name."""
 
+from agents.adaswitch import AdaSwitch
 from agents.agent import Agent
+from agents.atkd import ATKD
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.imitkd_star import ImitKDStar
 from agents.imitkd_star_full import ImitKDStarFull
+from agents.kid import KID
 from agents.mle import MLE
+from agents.scheduled_sampling import ScheduledSampling
 from agents.seqkd import SeqKD
 from agents.seqkd_full import SeqKDFull
+from agents.skd import SKD
+from agents.switch import Switch
 from agents.word_kd import WordKD
 
 AGENTS: dict[str, type[Agent]] = {
     "mle": MLE,
+    "scheduled_sampling": ScheduledSampling,
     "word_kd": WordKD,
     "seqkd": SeqKD,
     "seqkd_full": SeqKDFull,
@@ -19,4 +26,9 @@ AGENTS: dict[str, type[Agent]] = {
     "imitkd_full": ImitKDFull,
     "imitkd_star": ImitKDStar,
     "imitkd_star_full": ImitKDStarFull,
+    "skd": SKD,
+    "switch": Switch,
+    "adaswitch": AdaSwitch,
+    "kid": KID,
+    "atkd": ATKD,
 }

@@ -3,6 +3,7 @@
 These are parts and no algorithms: label and loss are missing.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.rollout import student_or_data
+from agents.behaviors import Gate, Gated, chooser
+from agents.rollout import rollout, student_or_data
 from agents.schedules import Exponential, Schedule
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
@@ -73,3 +75,40 @@ class MixedByExample(Agent):
             sampling=self.sampling,
             generator=generator,
         )
+
+
+@dataclass(frozen=True)
+class GatedByExpert(Agent):
+    """The student writes, and the expert wherever a gate refuses the student's token.
+
+    The expert goes along while the text is written: it is asked about each state then, and once
+    more for the labels.
+
+    Attributes:
+        sampling: how the student writes; None for greedy.
+        expert_sampling: how the expert writes; None for greedy.
+    """
+
+    sampling: Sampling | None = field(default_factory=Sampling)
+    expert_sampling: Sampling | None = field(default_factory=Sampling)
+
+    @abstractmethod
+    def gate(self, env: TextGenVectorEnv, generator: torch.Generator) -> Gate:
+        """What says, for one rollout of `env`, which of the student's tokens stay."""
+
+    def collect(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Trajectories:
+        """Prefixes by the student, and by the expert as the gate says."""
+        del progress
+        behavior = Gated(
+            gate=self.gate(env, generator),
+            student=chooser(self.sampling, env, generator),
+            expert=chooser(self.expert_sampling, env, generator),
+        )
+        return rollout(env, behavior, indices, student, env.expert)

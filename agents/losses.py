@@ -12,10 +12,16 @@ from torch import Tensor
 from agents.divergences import cross_entropy, forward_kl, masked_mean
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import SpecialTokens, Trajectories, Writer
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(student_logits, teacher_logits), both (..., V) -> (...) nats, unreduced."""
+
+
+def data_actions(trajectories: Trajectories, special: SpecialTokens) -> Tensor:
+    """(B, T) int64, what the data has at every state, whoever wrote; PAD where its text is over."""
+    missing = trajectories.actions.shape[1] - trajectories.reference.shape[1]
+    return F.pad(trajectories.reference, (0, missing), value=special.pad)
 
 
 def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
@@ -23,8 +29,7 @@ def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
 
     The data's choice and not what was written: noise may have put another token there.
     """
-    missing = trajectories.actions.shape[1] - trajectories.reference.shape[1]
-    data = F.pad(trajectories.reference, (0, missing), value=expert.special.pad)
+    data = data_actions(trajectories, expert.special)
     by_data = (trajectories.writer == Writer.DATA) & (data != expert.special.pad)
     return data.where(by_data, expert.best_actions(trajectories))
 

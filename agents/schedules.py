@@ -1,9 +1,10 @@
-"""How beta, the probability that the data writes, falls during training.
+"""How beta, the probability that the data or the expert writes, falls during training.
 
 Each schedule is called with progress, the fraction of training done, in [0, 1], and gives beta in
 [0, 1]. Source of the forms: Lin et al. 2020, section 3.3, arXiv:2009.07253; its r is 1 / base here.
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -63,7 +64,46 @@ class Exponential:
         return self.base**-progress
 
 
-Schedule = Constant | Linear | Exponential
+@dataclass(frozen=True)
+class ReverseSigmoid:
+    """From almost 1 to almost 0, most of the way around the middle of training.
+
+    Attributes:
+        steepness: above 0; the slope in the middle is a quarter of it.
+    """
+
+    steepness: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.steepness > 0:
+            raise ValueError(f"steepness must be above 0, so that beta falls, got {self.steepness}")
+
+    def __call__(self, progress: float) -> float:
+        """1 / (1 + e^(steepness (progress - 1/2)))."""
+        return 0.5 - 0.5 * math.tanh(0.5 * self.steepness * (progress - 0.5))
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """1 at first, then 0: what DAgger does without a parameter.
+
+    Attributes:
+        until: share of training that counts as its first iteration, in [0, 1].
+
+    Source: Ross et al. 2011, section 3, arXiv:1011.0686.
+    """
+
+    until: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check("until", self.until)
+
+    def __call__(self, progress: float) -> float:
+        """1 while progress is below `until`, 0 from there on."""
+        return float(progress < self.until)
+
+
+Schedule = Constant | Linear | Exponential | ReverseSigmoid | Indicator
 
 
 def _check(name: str, beta: float) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from agents import AGENTS
 from agents.learner import LearnerConfig
-from agents.schedules import Constant, Exponential, Linear
+from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
@@ -42,6 +42,8 @@ RECORDS = {
         Constant,
         Linear,
         Exponential,
+        ReverseSigmoid,
+        Indicator,
         *AGENTS.values(),
     )
 }

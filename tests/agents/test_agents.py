@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from updates import ROWS, assert_learn_the_same, collect, learn
 
 from agents import AGENTS
-from agents.bases import MixedByExample, OnTeacherText
+from agents.bases import GatedByExpert, MixedByExample, OnTeacherText
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.imitkd_star import ImitKDStar
@@ -18,54 +18,27 @@ from agents.mle import MLE
 from agents.schedules import Constant, Exponential, Linear
 from agents.seqkd import SeqKD
 from agents.seqkd_full import SeqKDFull
+from agents.skd import SKD
 from agents.word_kd import WordKD
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Sampling, decode_all
-from textgen_env.expert import NeuralExpert, NoExpert
-from textgen_env.rewards import no_reward
+from textgen_env.expert import NeuralExpert, NoExpert, Queries
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
-from textgen_env.vector_env import TextGenVectorEnv
 
-ROWS = 12
 MIXED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, MixedByExample)}
 ON_TEACHER_TEXT = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTeacherText)}
-FROM_TEXT_ALONE = {"mle", "seqkd"}
+GATED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, GatedByExpert)}
+FROM_TEXT_ALONE = {"mle", "scheduled_sampling", "seqkd"}
+STEPPING = {*MIXED, *GATED, "scheduled_sampling"}  # write by stepping the environment
+BY_TOKEN = {*GATED, "scheduled_sampling", "kid"}  # several may write one text
+FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
 
 
-@pytest.fixture
-def expert(tiny_teacher):
-    return NeuralExpert(tiny_teacher)
-
-
-@pytest.fixture
-def env(tiny_task, make_env, expert):
-    return make_env(tiny_task, ROWS, expert)
-
-
-def collect(agent, env, student, progress=0.5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    indices = torch.randint(len(env.examples), (env.num_envs,), generator=generator)
-    return agent.collect(indices, env, student, progress, generator)
-
-
-def learn(agent, env, student):
-    """What an update sees: the trajectories, the loss and the gradient of each parameter."""
-    student.zero_grad()
-    trajectories = collect(agent, env, student)
-    loss = agent.loss(trajectories, student, env.expert)
-    loss.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
-    return trajectories, loss.detach(), gradients
-
-
-def assert_learn_the_same(one, other, env, student):
-    _, loss, gradients = learn(one, env, student)
-    _, other_loss, other_gradients = learn(other, env, student)
-    torch.testing.assert_close(loss, other_loss)
-    torch.testing.assert_close(gradients, other_gradients)
+def make(name):
+    return FITTED.get(name) or AGENTS[name]()
 
 
 def writers_of_rows(trajectories):
@@ -155,26 +128,6 @@ def test_imitkd_labels_each_prefix_by_its_writer(env, expert, tiny_student):
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def slip(actions, generator):
-    """Noise that now and then writes the smallest word instead, and never ends a text."""
-    slipping = torch.rand(actions.shape, generator=generator) < 0.4
-    return torch.where(slipping, 3, actions)
-
-
-@pytest.fixture
-def noisy_env(tiny_task, expert):
-    env = TextGenVectorEnv(
-        tiny_task,
-        ROWS,
-        expert=expert,
-        reward=no_reward,
-        noise=slip,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
-    env.reset(seed=0)
-    return env
-
-
 def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_student):
     trajectories, loss, _ = learn(ImitKD(beta=BY_COIN), noisy_env, tiny_student)
     best = noisy_env.expert.best_actions(trajectories)
@@ -191,9 +144,9 @@ def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_stude
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - set(MIXED)))
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - STEPPING))
 def test_noise_does_not_reach_those_who_learn_from_a_text_alone(noisy_env, env, tiny_student, name):
-    agent = AGENTS[name]()
+    agent = make(name)
     assert collect(agent, noisy_env, tiny_student).actions.equal(
         collect(agent, env, tiny_student).actions
     )
@@ -250,7 +203,7 @@ def test_seqkd_learns_what_the_teacher_writes(
 
 @pytest.mark.parametrize("name", sorted(set(AGENTS) - set(ON_TEACHER_TEXT)))
 def test_the_others_learn_from_gold_pairs(env, expert, name):
-    assert AGENTS[name]().prepare(env.examples, expert, 5) is env.examples
+    assert make(name).prepare(env.examples, expert, 5) is env.examples
     assert expert.queries.tokens == 0
 
 
@@ -283,19 +236,38 @@ def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
     assert torch.equal(once.writer, again.writer)
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - set(GATED)))
 def test_the_teacher_is_asked_once_at_each_counted_state(env, expert, tiny_student, name):
-    trajectories, _, _ = learn(AGENTS[name](), env, tiny_student)
+    trajectories, _, _ = learn(make(name), env, tiny_student)
     asks = name not in FROM_TEXT_ALONE
     assert expert.queries.tokens == (int(trajectories.mask.sum()) if asks else 0)
     assert expert.queries.forwards == asks
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_behind_a_gate_it_is_asked_while_the_text_is_written_and_for_its_labels(
+    env, expert, tiny_student, name
+):
+    agent = make(name)
+    trajectories = collect(agent, env, tiny_student)
+    states = int(trajectories.mask.sum())
+    assert expert.queries.tokens == states
+    assert expert.queries.forwards == trajectories.actions.shape[1]
+    agent.loss(trajectories, tiny_student, expert)
+    assert expert.queries.tokens == 2 * states
+
+
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - set(GATED)))
+def test_who_does_not_look_at_the_expert_does_not_step_it(env, expert, tiny_student, name):
+    collect(make(name), env, tiny_student)
+    assert expert.queries == Queries()
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_gradients_reach_every_weight_of_the_student_and_none_of_the_teacher(
     env, expert, tiny_student, name
 ):
-    _, _, gradients = learn(AGENTS[name](), env, tiny_student)
+    _, _, gradients = learn(make(name), env, tiny_student)
     for parameter, gradient in gradients.items():
         assert gradient.isfinite().all(), parameter
         assert gradient.any(), parameter
@@ -305,7 +277,7 @@ def test_gradients_reach_every_weight_of_the_student_and_none_of_the_teacher(
 @pytest.mark.parametrize("name", AGENTS)
 def test_collecting_changes_nothing_and_records_no_gradient(env, tiny_student, name):
     before = {key: value.clone() for key, value in tiny_student.state_dict().items()}
-    trajectories = collect(AGENTS[name](), env, tiny_student, progress=1.0)
+    trajectories = collect(make(name), env, tiny_student, progress=1.0)
     assert not trajectories.actions.requires_grad
     assert all(parameter.grad is None for parameter in tiny_student.parameters())
     assert all(torch.equal(value, before[key]) for key, value in tiny_student.state_dict().items())
@@ -313,7 +285,7 @@ def test_collecting_changes_nothing_and_records_no_gradient(env, tiny_student, n
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_padding_does_not_change_the_loss(env, tiny_student, name):
-    agent = AGENTS[name]()
+    agent = make(name)
     trajectories = collect(agent, env, tiny_student, progress=1.0)
     wide = Trajectories(
         source=torch.nn.functional.pad(trajectories.source, (0, 3)),
@@ -326,9 +298,9 @@ def test_padding_does_not_change_the_loss(env, tiny_student, name):
     torch.testing.assert_close(agent.loss(wide, tiny_student, env.expert), loss)
 
 
-@pytest.mark.parametrize("name", set(AGENTS) - {"mle"})
+@pytest.mark.parametrize("name", [name for name, kind in AGENTS.items() if kind.needs_expert])
 def test_without_a_teacher_the_error_says_what_to_do(tiny_task, make_env, tiny_student, name):
-    agent, env = AGENTS[name](), make_env(tiny_task, ROWS, NoExpert())
+    agent, env = make(name), make_env(tiny_task, ROWS, NoExpert())
     with pytest.raises(RuntimeError, match="give a teacher, or choose an agent that learns from"):
         learn(agent, make_env(tiny_task, ROWS, examples=prepare(agent, env)), tiny_student)
 
@@ -364,7 +336,7 @@ def tiny_tasks(draw):
 def test_every_agent_learns_on_any_task(
     make_env, make_table_model, name, task, rows, progress, seed
 ):
-    agent = AGENTS[name]()
+    agent = make(name)
     student, teacher = make_table_model(task, seed), make_table_model(task, seed + 1)
     expert = NeuralExpert(teacher)
     env = make_env(task, rows, expert)
@@ -377,7 +349,7 @@ def test_every_agent_learns_on_any_task(
     assert torch.equal(trajectories.mask, counted), "what counts is a beginning of the row"
     assert trajectories.actions[~counted].eq(env.special.pad).all()
     assert trajectories.actions[counted].min() >= env.special.end, "neither padding nor start"
-    assert all(len(row) == 1 for row in writers_of_rows(trajectories))
+    assert name in BY_TOKEN or all(len(row) == 1 for row in writers_of_rows(trajectories))
     loss = agent.loss(trajectories, student, expert)
     loss.backward()
     assert loss.isfinite()

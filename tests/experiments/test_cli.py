@@ -39,10 +39,10 @@ def teacher_run(tmp_path_factory):
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_agent_trains_from_the_command_line(agent, teacher_run, tmp_path):
-    seqkd = ["--agent.beam-size", "2"] if agent == "seqkd" else []
-    train(tmp_path / "run", "--agent", agent, "--teacher", str(teacher_run / "model"), *seqkd)
+    own = {"seqkd": ["--agent.beam-size", "2"], "skd": ["--agent.k", "3"]}.get(agent, [])
+    train(tmp_path / "run", "--agent", agent, "--teacher", str(teacher_run / "model"), *own)
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert (outcome["teacher_tokens_queried"] > 0) == (agent != "mle")
+    assert (outcome["teacher_tokens_queried"] > 0) == AGENTS[agent].needs_expert
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 

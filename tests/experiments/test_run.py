@@ -5,12 +5,14 @@ import pytest
 
 from agents import AGENTS
 from agents.imitkd import ImitKD
-from agents.schedules import Constant, Linear
+from agents.schedules import Constant, Indicator, Linear, ReverseSigmoid
 from experiments import configs
 from experiments.configs import STUDENTS, TASKS, Experiment
 from experiments.run import Run, RunError, from_json, read_config, to_json, write_config
 from textgen_env.decoding import Sampling
 from textgen_env.tasks.text_files import TextFilesConfig
+
+SCHEDULES = (Constant(0.0), ReverseSigmoid(9.0), Indicator(0.1))
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,7 @@ from textgen_env.tasks.text_files import TextFilesConfig
         *(Experiment(task=task) for task in TASKS.values()),
         *(Experiment(student=student) for student in STUDENTS.values()),
         Experiment(agent=ImitKD(beta=Linear(0.5), sampling=Sampling(top_k=5)), teacher=None),
-        Experiment(agent=ImitKD(beta=Constant(0.0))),
+        *(Experiment(agent=ImitKD(beta=beta)) for beta in SCHEDULES),
         Experiment(task=TextFilesConfig(train=(Path("a.de"), Path("a.en")))),
         configs.verses_teacher(),
         configs.demo(AGENTS["mle"]()),

@@ -1,0 +1,85 @@
+"""Scheduled sampling: the data's tokens as labels, on prefixes that are partly the student's.
+
+No teacher is asked. The label does not depend on the prefix, so after a mistake of the student it
+may be wrong: the known inconsistency of this method, which an expert's labels do not have.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agents.agent import Agent
+from agents.behaviors import Coins, Gated, StepView, chooser, toss_blocks
+from agents.losses import data_actions, token_loss
+from agents.rollout import rollout
+from agents.schedules import Linear, Schedule
+from textgen_env.decoding import Sampling
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories
+from textgen_env.vector_env import TextGenVectorEnv
+
+
+@dataclass(frozen=True)
+class ScheduledSampling(Agent):
+    """Learn the data's tokens while reading, now and then, one's own instead.
+
+    Roll-in: a coin for each token, data with probability beta, student otherwise; texts end where
+    the data's do. Label: the data's token at that position, whoever wrote the prefix.
+    Loss: cross-entropy.
+    Differs from the paper in: the student's token is its most probable one by default, and never
+    the end token.
+
+    Attributes:
+        beta: progress -> probability that the data writes.
+        block: tokens that share a coin, at least 1.
+        sampling: how the student writes; None for greedy.
+
+    Source: Bengio et al. 2015, section 2.4, arXiv:1506.03099.
+    """
+
+    needs_expert: ClassVar[bool] = False
+    beta: Schedule = field(default_factory=Linear)
+    block: int = 1
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, got {self.block}; 1 is a coin a token")
+
+    def coefficients(self, progress: float) -> Mapping[str, float]:
+        """The present beta."""
+        return {"beta": self.beta(progress)}
+
+    def collect(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Trajectories:
+        """Prefixes of the data's lengths by data and student, as a coin for each block says."""
+        shape = len(indices), env.max_steps
+        coins = Coins(toss_blocks(self.beta(progress), shape, generator, self.block).to(env.device))
+
+        def gate(view: StepView, proposal: Tensor) -> Tensor:
+            end, pad = env.special.end, env.special.pad
+            ends = (proposal == end) | (view.data_action == end)
+            over = view.data_action == pad  # if noise has written over the data's end
+            return over | (coins(view, proposal) & ~ends)
+
+        behavior = Gated(gate, chooser(self.sampling, env, generator))
+        return rollout(env, behavior, indices, student)
+
+    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
+        """Cross-entropy on the data's tokens; the end token after the data's text."""
+        del expert
+        special = student.special
+        labels = data_actions(trajectories, special)
+        return token_loss(
+            trajectories, student, labels.masked_fill(labels == special.pad, special.end)
+        )

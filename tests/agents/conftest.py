@@ -1,0 +1,40 @@
+"""An environment with a teacher, as agents find it."""
+
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from updates import ROWS
+
+from textgen_env.expert import NeuralExpert
+from textgen_env.rewards import no_reward
+from textgen_env.vector_env import TextGenVectorEnv
+
+
+@pytest.fixture
+def expert(tiny_teacher):
+    return NeuralExpert(tiny_teacher)
+
+
+@pytest.fixture
+def env(tiny_task, make_env, expert):
+    return make_env(tiny_task, ROWS, expert)
+
+
+def slip(actions, generator):
+    """Noise that now and then writes the smallest word instead, and never ends a text."""
+    slipping = torch.rand(actions.shape, generator=generator) < 0.4
+    return torch.where(slipping, 3, actions)
+
+
+@pytest.fixture
+def noisy_env(tiny_task, expert):
+    env = TextGenVectorEnv(
+        tiny_task,
+        ROWS,
+        expert=expert,
+        reward=no_reward,
+        noise=slip,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    env.reset(seed=0)
+    return env
