@@ -4,18 +4,16 @@ What differs between algorithms is who wrote the prefixes, what is asked of the 
 divergence is taken: here these are arguments. No gradient flows into labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.divergences import cross_entropy, forward_kl, masked_mean
+from agents.divergences import Divergence, cross_entropy, forward_kl, masked_mean
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, Trajectories, Writer
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
-"""(student_logits, teacher_logits), both (..., V) -> (...) nats, unreduced."""
 
 
 def data_actions(trajectories: Trajectories, special: SpecialTokens) -> Tensor:
@@ -75,3 +73,26 @@ def distribution_loss(
     teacher_logits = expert.logits(trajectories)
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     return masked_mean(divergence(logits, teacher_logits), trajectories.mask)
+
+
+def loss_by_writer(
+    trajectories: Trajectories,
+    student: SequenceModel,
+    expert: Expert,
+    terms: Mapping[Writer, Divergence],
+) -> Tensor:
+    """Mean loss over all states, by another divergence at those of each writer, nats.
+
+    Args:
+        trajectories: the states.
+        student: the model to be trained.
+        expert: is asked for its whole distribution.
+        terms: the divergence for each writer; what others wrote adds nothing but counts.
+    """
+    teacher_logits = expert.logits(trajectories)
+    logits = student.sequence_logits(trajectories.source, trajectories.actions)
+    losses = [
+        divergence(logits, teacher_logits).where(trajectories.writer == writer, 0.0)
+        for writer, divergence in terms.items()
+    ]
+    return masked_mean(torch.stack(losses).sum(0), trajectories.mask)

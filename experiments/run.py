@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from agents import AGENTS
+from agents.f_distill import JS, KL, RKL, TVD
 from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
@@ -44,6 +45,10 @@ RECORDS = {
         Exponential,
         ReverseSigmoid,
         Indicator,
+        KL,
+        RKL,
+        JS,
+        TVD,
         *AGENTS.values(),
     )
 }
