@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
+from agents.behaviors import Behavior, StepView, by_example, chooser, toss
 from textgen_env import dynamics
 from textgen_env.decoding import Sampling, look_every, rows_to_keep
 from textgen_env.expert import Expert
@@ -192,9 +192,8 @@ def student_or_data(
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
     by_student = toss(beta, len(indices), generator).to(env.device)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    draws = torch.Generator(env.device).manual_seed(seed)
-    behavior = PerExampleMixture(by_student, env.special, sampling, draws)
+    student_chooses = chooser(sampling, env, generator)
+    behavior = by_example(by_student, student_chooses, env.max_steps)
     return rollout(env, behavior, indices, student)
 
 
