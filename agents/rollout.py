@@ -41,7 +41,7 @@ def rollout(
     special, every = env.special, look_every(env.device)
     examples = env.examples.select(indices).trimmed(special)
     cache = student.start(examples.source, env.max_steps)
-    along = None if expert is None else _Along(expert, examples.source, env)
+    along = None if expert is None else _Along(expert, examples.expert_source, env)
     rows = torch.arange(len(indices), device=env.device)  # that are still being written
     previous = torch.full_like(rows, special.start)
     done = torch.zeros_like(rows, dtype=torch.bool)
@@ -75,6 +75,7 @@ def rollout(
         writer=torch.stack(writers, 1),
         mask=torch.stack(counted, 1),
         reference=examples.reference,
+        expert_source=examples.expert_source,
     )
 
 
@@ -160,12 +161,14 @@ def _gathered(
     pad = action.new_full((count + 1, env.max_steps), env.special.pad)
     mask = torch.zeros_like(pad, dtype=torch.bool)
     mask.index_put_(cell, torch.ones_like(place, dtype=torch.bool))
+    examples = examples.select(rows)
     trajectories = Trajectories(
-        source=examples.source[rows],
+        source=examples.source,
         actions=pad.index_put(cell, action)[rows],
         writer=pad.index_put(cell, writer)[rows],
         mask=mask[rows],
-        reference=examples.reference[rows],
+        reference=examples.reference,
+        expert_source=examples.expert_source,
     )
     return trajectories.trimmed(env.special)
 

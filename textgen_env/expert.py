@@ -6,7 +6,7 @@ token. Every answer is counted, so that methods can be compared by what they ask
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class ExpertError(RuntimeError):
 class Expert(ABC):
     """Anything that can be asked what to write at the states of a trajectory.
 
+    It reads `expert_source`, which a task may let differ from what the student reads.
+
     Attributes:
         special: the ids of padding, start and end.
     """
@@ -100,14 +102,14 @@ class Expert(ABC):
 
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """What it remembers of (B, S) sources where it goes along step by step."""
+        """What it remembers of (B, E) sources, its own view, where it goes along step by step."""
 
     @abstractmethod
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
         """(B, V) float logits of the next token at `state`, without gradient, and the cache after.
 
         Args:
-            state: the episodes as they are.
+            state: the episodes as they are; their source is the student's view.
             previous: (B,) int64, the tokens written last; the start token at the first step.
             cache: from `start` or from the step before, not to be used again.
         """
@@ -124,7 +126,7 @@ class Expert(ABC):
         """(B,) int64, its most probable token at one state of each text; each is counted once.
 
         Args:
-            source: (B, S) int64, PAD after each row's end token.
+            source: (B, E) int64, the expert's view, PAD after each row's end token.
             prefix: (B, T) int64 tokens written.
             place: (B,) int64 below T, the state asked about: after so many tokens of the prefix.
             reference: (B, R) int64, the data set's target, for experts that look at it.
@@ -194,7 +196,7 @@ class NeuralExpert(Expert):
     def logits(self, trajectories: Trajectories) -> Tensor:
         """(B, T, V) in one parallel pass; entries at padding mean nothing."""
         start = time.perf_counter()
-        logits = self.model.sequence_logits(trajectories.source, trajectories.actions)
+        logits = self.model.sequence_logits(trajectories.expert_source, trajectories.actions)
         self.count(trajectories.mask.sum(), start)
         return logits
 
@@ -215,9 +217,9 @@ class NeuralExpert(Expert):
         """Beam-search output; `beam_size` states are counted for every token of it."""
         decoder = decoder_of(beam_size)
         start = time.perf_counter()
-        written = decode_all(self.model, examples.source, max_steps, decoder=decoder)
+        written = decode_all(self.model, examples.expert_source, max_steps, decoder=decoder)
         self.count(beam_size * (written != self.special.pad).sum(), start)
-        return Examples(examples.source, written)
+        return replace(examples, reference=written)
 
 
 class NoExpert(Expert):
