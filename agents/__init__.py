@@ -3,6 +3,8 @@
 from agents.adaswitch import AdaSwitch
 from agents.agent import Agent
 from agents.atkd import ATKD
+from agents.dagger import DAgger
+from agents.distillm import DistiLLM
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.imitkd_star import ImitKDStar
@@ -26,6 +28,8 @@ AGENTS: dict[str, type[Agent]] = {
     "imitkd_full": ImitKDFull,
     "imitkd_star": ImitKDStar,
     "imitkd_star_full": ImitKDStarFull,
+    "dagger": DAgger,
+    "distillm": DistiLLM,
     "skd": SKD,
     "switch": Switch,
     "adaswitch": AdaSwitch,

@@ -5,12 +5,13 @@ and no loop. What most algorithms share are defaults here: gold data, prefixes w
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from agents.buffer import Buffer, Experience
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories
@@ -32,6 +33,16 @@ class Agent(ABC):
         """The data to learn from, made once before training; by default the gold pairs."""
         del expert, max_steps
         return examples
+
+    def make_buffer(self, env: TextGenVectorEnv) -> Buffer | None:
+        """Where what is collected in `env` is kept; by default it is used once."""
+        del env
+        return None
+
+    def adapted(self, validation: Sequence[float]) -> Self:
+        """The algorithm after evaluations that gave these BLEUs; by default it takes no notice."""
+        del validation
+        return self
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """What a schedule says at `progress`, by name, to be logged."""
@@ -57,6 +68,22 @@ class Agent(ABC):
         """
         del student, progress, generator
         return Trajectories.from_examples(env.examples.select(indices), env.special)
+
+    def experience(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+        buffer: Buffer | None,
+    ) -> Experience:
+        """What the next `pool` updates learn from; by default what is collected for them.
+
+        The arguments are those of `collect`, and what `make_buffer` made with all that was added.
+        """
+        del buffer
+        return Experience(self.collect(indices, env, student, progress, generator))
 
     @abstractmethod
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:

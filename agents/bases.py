@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.behaviors import Gate, Gated, chooser
+from agents.behaviors import Behavior, Gate, Gated, StepView, chooser
+from agents.buffer import Buffer, Experience
+from agents.labels import Label, Top1
 from agents.rollout import rollout, student_or_data
 from agents.schedules import Exponential, Schedule
 from textgen_env.decoding import Sampling
@@ -112,3 +114,52 @@ class GatedByExpert(Agent):
             expert=chooser(self.expert_sampling, env, generator),
         )
         return rollout(env, behavior, indices, student, env.expert)
+
+
+@dataclass(frozen=True)
+class WithBuffer(Agent):
+    """What was collected is kept with the expert's answers about it, to be learned from again.
+
+    Attributes:
+        capacity: rows kept, at least those that are collected together; the oldest go first.
+        label: what is kept of the expert's answers.
+    """
+
+    capacity: int = 8192
+    label: Label = field(default_factory=Top1)
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ValueError(
+                f"capacity must be at least 1, got {self.capacity}: use thousands, or imitkd, "
+                "which keeps nothing"
+            )
+
+    def make_buffer(self, env: TextGenVectorEnv) -> Buffer:
+        """An empty one."""
+        return Buffer(env, capacity=self.capacity, label=self.label)
+
+
+def noted_rollout(
+    env: TextGenVectorEnv, behavior: Behavior, indices: Tensor, student: SequenceModel
+) -> Experience:
+    """A rollout with the environment's expert going along, and what it says meanwhile.
+
+    Its logits at all states are held together, in its precision.
+
+    Args:
+        env: in autoreset mode DISABLED.
+        behavior: who writes; it may look at the expert.
+        indices: (B,) int64, the example of each slot.
+        student: the policy.
+    """
+    noted: list[Tensor] = []
+
+    def noting(view: StepView) -> tuple[Tensor, Tensor]:
+        assert view.expert_logits is not None, "the expert goes along"
+        logits = view.expert_logits.new_zeros(len(indices), view.expert_logits.shape[1])
+        noted.append(logits.index_copy(0, view.rows, view.expert_logits))
+        return behavior(view)
+
+    trajectories = rollout(env, noting, indices, student, env.expert)
+    return Experience(trajectories, {"logits": torch.stack(noted, 1)})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.divergences import forward_kl, generalized_jsd
 from textgen_env.decoding import Sampling, next_action
-from textgen_env.types import SpecialTokens, Writer
+from textgen_env.types import Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 
@@ -43,35 +43,6 @@ Choose = Callable[[Tensor], Tensor]
 """(K, V) logits -> (K,) int64, the token that their owner writes."""
 Gate = Callable[[StepView, Tensor], Tensor]
 """(what is known, (K,) int64 the student's proposals) -> (K,) bool, True where they stay."""
-
-
-@dataclass(frozen=True)
-class PerExampleMixture:
-    """Each row is written from start to end by the student or by the data.
-
-    Attributes:
-        by_student: (B,) bool, the rows that the student writes.
-        special: the ids that nobody writes.
-        sampling: how the student chooses; None for its most probable token.
-        generator: of the student's draws.
-
-    Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
-    """
-
-    by_student: Tensor
-    special: SpecialTokens
-    sampling: Sampling | None
-    generator: torch.Generator
-
-    def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
-        """(K,) int64 actions and (K,) int64 writers."""
-        by_student = self.by_student[view.rows]
-        chosen = next_action(
-            view.student_logits, self.sampling, self.generator, special=self.special
-        )
-        action = chosen.where(by_student, view.data_action)
-        writer = torch.where(by_student, Writer.STUDENT, Writer.DATA)
-        return action, writer
 
 
 @dataclass(frozen=True)
@@ -180,6 +151,19 @@ class OneWaySwitch:
         self.over[rows] = over
         self.recent[rows, view.position % window] = divergence
         return ~over
+
+
+def by_example(by_student: Tensor, student: Choose, max_steps: int) -> Gated:
+    """Each row is written from start to end by the student or by the data.
+
+    Args:
+        by_student: (B,) bool, the rows that the student writes.
+        student: how it chooses.
+        max_steps: T.
+
+    Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
+    """
+    return Gated(Coins(by_student[:, None].expand(-1, max_steps)), student)
 
 
 def chooser(sampling: Sampling | None, env: TextGenVectorEnv, generator: torch.Generator) -> Choose:

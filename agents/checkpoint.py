@@ -1,20 +1,22 @@
 """One file from which a run goes on as if it had never been stopped.
 
-Weights, optimizer state and counters in a single safetensors file, written beside the old one and
-renamed over it: a kill at any moment leaves one that loads. Nothing is pickled. There is no random
-state to keep, since every random choice is a function of the seed and the update's number.
+Weights, optimizer state, buffer and counters in a single safetensors file, written beside the old
+one and renamed over it: a kill at any moment leaves one that loads. Nothing is pickled. There is no
+random state to keep, since every random choice is a function of the seed and the update's number.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from agents.buffer import Buffer
 
 
 class CheckpointError(ValueError):
@@ -31,6 +33,7 @@ class Counters:
         best_update: the update it was reached at.
         seconds: time spent on training, evaluation left out.
         teacher_tokens: states at which the expert was asked.
+        validation: the score of each evaluation so far.
     """
 
     update: int = 0
@@ -38,29 +41,43 @@ class Counters:
     best_update: int = 0
     seconds: float = 0.0
     teacher_tokens: int = 0
+    validation: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
-    path: Path, student: nn.Module, optimizer: torch.optim.Optimizer, counters: Counters
+    path: Path,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    counters: Counters,
+    buffer: Buffer | None = None,
 ) -> None:
     """Write everything a resumed run needs to `path`, at once or not at all."""
     tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    if buffer is not None:
+        tensors |= {f"buffer.{name}": value for name, value in buffer.state_dict().items()}
     save_atomically(path, tensors, {"counters": json.dumps(asdict(counters))})
 
 
-def load_checkpoint(path: Path, student: nn.Module, optimizer: torch.optim.Optimizer) -> Counters:
-    """Put the weights and the optimizer's state of `path` in place; returns the counters.
+def load_checkpoint(
+    path: Path,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    buffer: Buffer | None = None,
+) -> Counters:
+    """Put what `save_checkpoint` wrote to `path` in place; returns the counters.
 
     Raises:
-        CheckpointError: the file is damaged or of another model.
+        CheckpointError: the file is damaged, of another model, or without the buffer.
     """
     try:
         with safe_open(path, framework="pt") as file:
             counters = Counters(**json.loads(file.metadata()["counters"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         student.load_state_dict(_under("student.", tensors))
+        if buffer is not None:
+            buffer.load_state_dict(_under("buffer.", tensors))
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold the state of this run, got: {error}; "

@@ -84,14 +84,7 @@ def written_by(
     actions = decode_all(model, source, max_steps)
     mask = actions != model.special.pad
     by = torch.full_like(actions, writer)
-    return Trajectories(
-        source=examples.source,
-        actions=actions,
-        writer=by,
-        mask=mask,
-        reference=examples.reference,
-        expert_source=examples.expert_source,
-    )
+    return Trajectories.of(examples, actions, by, mask)
 
 
 def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:

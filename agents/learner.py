@@ -1,8 +1,8 @@
 """The one training loop: collect, loss, update, log, evaluate, checkpoint.
 
-It knows no algorithm. Placement and the sum over processes are `accelerate`'s. It leaves out
-learning-rate schedules other than warm-up and linear decay, and any choice of what to log where:
-each update's figures go to a function.
+It knows no algorithm, but holds what one keeps. Placement and the sum over processes are
+`accelerate`'s. It leaves out learning-rate schedules other than warm-up and linear decay, and any
+choice of what to log where: each update's figures go to a function.
 """
 
 import copy
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from agents.agent import Agent
 from agents.batches import batch_indices, generator_for, seed_of
+from agents.buffer import Experience
 from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_checkpoint
 from textgen_env.models.storage import Model
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 Record = Mapping[str, float]
@@ -87,6 +88,11 @@ class Learner:
         folder: `last.safetensors` and, by validation, `best.safetensors` are written here.
         config: how to train.
         precision: dtype of autocast and of the copy of the student that acts.
+
+    Raises:
+        ValueError: the agent keeps fewer rows than are collected together, or keeps any in one of
+            several processes.
+        CheckpointError: the folder's checkpoint cannot be gone on from.
     """
 
     def __init__(
@@ -98,7 +104,7 @@ class Learner:
         config: LearnerConfig,
         precision: torch.dtype,
     ) -> None:
-        self.agent, self.env, self.folder, self.config = agent, env, folder, config
+        self.env, self.folder, self.config = env, folder, config
         self.precision = precision
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
@@ -110,9 +116,22 @@ class Learner:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.buffer = agent.make_buffer(env)
+        if self.buffer is not None and self.accelerator.num_processes > 1:
+            raise ValueError(
+                "an agent with a buffer must run in one process, for one buffer is all that a "
+                f"checkpoint holds, got {self.accelerator.num_processes}: run without torchrun"
+            )
         self.counters = Counters()
         if self.last.exists():
-            self.counters = load_checkpoint(self.last, self.student, self.optimizer)
+            self.counters = load_checkpoint(self.last, self.student, self.optimizer, self.buffer)
+        self._agent = agent
+        self._asked = env.expert.queries.tokens  # before training
+
+    @property
+    def agent(self) -> Agent:
+        """The algorithm, adapted to the evaluations so far."""
+        return self._agent.adapted(self.counters.validation)
 
     @property
     def last(self) -> Path:
@@ -140,8 +159,8 @@ class Learner:
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
                 last good checkpoint.
         """
-        for trajectories in self._rollouts():
-            for batch in self._batches(trajectories):
+        for experience in self._rollouts():
+            for batch in self._batches(experience):
                 record = self._update(batch)
                 if self.accelerator.is_main_process:
                     log(self.counters.update, record)
@@ -149,8 +168,8 @@ class Learner:
                 self._evaluate(evaluate, log)
         return self.counters
 
-    def _rollouts(self) -> Iterator[Trajectories]:
-        """Trajectories for `pool` updates at a time, from the present update on."""
+    def _rollouts(self) -> Iterator[Experience]:
+        """What `pool` updates learn from, from the present update on."""
         config, pool = self.config, self.agent.pool
         lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
         first = self.counters.update
@@ -159,15 +178,16 @@ class Learner:
             start = time.perf_counter()
             copy_weights(self.student, self.actor)
             indices = torch.cat([self._share(next(batches)) for _ in range(pool)])
-            trajectories = self.agent.collect(
+            experience = self.agent.experience(
                 indices.to(self.env.device),
                 self.env,
                 self.actor,
                 update / config.updates,
                 generator_for(config.seed, self._own("collect"), update),
+                self.buffer,
             )
             self.counters.seconds += time.perf_counter() - start
-            yield trajectories
+            yield experience
 
     def _share(self, indices: Tensor) -> Tensor:
         """This process's part of a batch."""
@@ -177,22 +197,22 @@ class Learner:
         """A name for this process's own randomness."""
         return f"{purpose} of process {self.accelerator.process_index}"
 
-    def _batches(self, trajectories: Trajectories) -> Iterator[Trajectories]:
-        """The trajectories of each update, as long as there are updates left.
+    def _batches(self, experience: Experience) -> Iterator[Experience]:
+        """What each update learns from, as long as there are updates left.
 
         Those of similar length come together, because one long text widens its whole batch.
         """
         pool, update = self.agent.pool, self.counters.update
-        by_length = trajectories.mask.sum(1).argsort(stable=True).view(pool, -1)
+        lengths = experience.trajectories.mask.sum(1)
+        by_length = lengths.argsort(stable=True).view(pool, -1)
         generator = generator_for(self.config.seed, "pool", update)
         for rows in by_length[torch.randperm(pool, generator=generator)]:
             if self.counters.update < self.config.updates:
-                yield trajectories.select(rows).trimmed(self.env.special)
+                yield experience.select(rows).trimmed(self.env.special)
 
-    def _update(self, batch: Trajectories) -> Record:
+    def _update(self, batch: Experience) -> Record:
         """One optimizer update; returns its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
-        asked = self.env.expert.queries.tokens
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
         loss, tokens = self._backward(batch)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
@@ -211,8 +231,10 @@ class Learner:
         seconds = time.perf_counter() - start
         self.counters.update += 1
         self.counters.seconds += seconds
-        asked = self.env.expert.queries.tokens - asked
-        written = ((batch.writer == Writer.STUDENT) & batch.mask).sum()
+        asked, self._asked = self._asked, self.env.expert.queries.tokens
+        asked = self._asked - asked  # while this update's text was written and now
+        states = batch.trajectories
+        written = ((states.writer == Writer.STUDENT) & states.mask).sum()
         asked, written = self._sum(torch.stack([written.new_tensor(asked), written])).tolist()
         self.counters.teacher_tokens += asked
         return {
@@ -225,19 +247,20 @@ class Learner:
             **self.agent.coefficients(update / config.updates),
         }
 
-    def _backward(self, batch: Trajectories) -> tuple[Tensor, int]:
+    def _backward(self, batch: Experience) -> tuple[Tensor, int]:
         """Gradients of the mean loss over the batch's counted actions; the loss and their number.
 
         One denominator, however the batch is cut into parts and spread over processes.
         """
         self.student.train()
-        tokens = self._sum(batch.mask.sum())
-        total = torch.zeros((), device=batch.mask.device)
+        tokens = self._sum(batch.trajectories.mask.sum())
+        total = torch.zeros((), device=self.env.device)
         for rows in torch.arange(len(batch)).tensor_split(self.config.accumulate):
             part = batch.select(rows).trimmed(self.env.special)
             with self._autocast():
-                loss = self.agent.loss(part, self.student, self.env.expert)
-            share = loss * (part.mask.sum() / tokens)
+                expert = part.expert(self.env.expert)
+                loss = self.agent.loss(part.trajectories, self.student, expert)
+            share = loss * (part.trajectories.mask.sum() / tokens)
             self.accelerator.backward(share)
             total += share.detach()
         if self.accelerator.num_processes > 1:
@@ -270,11 +293,12 @@ class Learner:
             return
         copy_weights(self.student, self.actor)
         score = evaluate(self.actor)
+        self.counters.validation.append(score)
         log(self.counters.update, {"bleu": score})
         if score > self.counters.best:
             self.counters.best, self.counters.best_update = score, self.counters.update
             save_atomically(self.best, self.student.state_dict(), {})
-        save_checkpoint(self.last, self.student, self.optimizer, self.counters)
+        save_checkpoint(self.last, self.student, self.optimizer, self.counters, self.buffer)
 
 
 def copy_weights(origin: nn.Module, target: nn.Module) -> None:

@@ -1,12 +1,12 @@
 """Writing text by stepping the environment: the only way in which agents collect prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.behaviors import Behavior, PerExampleMixture, StepView, toss
+from agents.behaviors import Behavior, StepView, by_example, chooser, toss
 from textgen_env import dynamics
 from textgen_env.decoding import Sampling, look_every, rows_to_keep
 from textgen_env.expert import Expert
@@ -16,7 +16,6 @@ from textgen_env.types import Examples, Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 
-@torch.no_grad()
 def rollout(
     env: TextGenVectorEnv,
     behavior: Behavior,
@@ -37,15 +36,28 @@ def rollout(
     Returns:
         Trajectories with T up to the environment's limit.
     """
-    env.reset(options={"indices": indices})
+    examples = env.examples.select(indices).trimmed(env.special)
+    with torch.inference_mode():
+        env.reset(options={"indices": indices})
+        columns = list(_written(env, behavior, examples, student, expert))
+    actions, writer, mask = (torch.stack(steps, 1) for steps in zip(*columns, strict=True))
+    return Trajectories.of(examples, actions, writer, mask)
+
+
+def _written(
+    env: TextGenVectorEnv,
+    behavior: Behavior,
+    examples: Examples,
+    student: SequenceModel,
+    expert: Expert | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What is written, who wrote it and whether it counts, (B,) each, step by step."""
     special, every = env.special, look_every(env.device)
-    examples = env.examples.select(indices).trimmed(special)
     cache = student.start(examples.source, env.max_steps)
     along = None if expert is None else _Along(expert, examples.expert_source, env)
-    rows = torch.arange(len(indices), device=env.device)  # that are still being written
+    rows = torch.arange(len(examples), device=env.device)  # that are still being written
     previous = torch.full_like(rows, special.start)
     done = torch.zeros_like(rows, dtype=torch.bool)
-    actions, writers, counted = [], [], []
     for step in range(env.max_steps):
         logits, cache = student.step(previous[rows], cache)
         view = StepView(
@@ -57,26 +69,17 @@ def rollout(
         )
         action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
         action[rows], writer[rows] = behavior(view)
-        writers.append(writer)
-        counted.append(~done)
+        counted = ~done
         _, _, terminated, truncated, info = env.step(action)
         previous, done = info["written"], terminated | truncated
-        actions.append(previous)
+        yield previous, writer, counted
         kept = rows_to_keep(done[rows]) if (step + 1) % every == 0 else None
         if kept is not None:
             rows, cache = rows[kept], cache.select_rows(kept)
             if along is not None:
                 along.keep(kept)
         if not len(rows):
-            break
-    return Trajectories(
-        source=examples.source,
-        actions=torch.stack(actions, 1),
-        writer=torch.stack(writers, 1),
-        mask=torch.stack(counted, 1),
-        reference=examples.reference,
-        expert_source=examples.expert_source,
-    )
+            return
 
 
 class _Along:
@@ -161,16 +164,8 @@ def _gathered(
     pad = action.new_full((count + 1, env.max_steps), env.special.pad)
     mask = torch.zeros_like(pad, dtype=torch.bool)
     mask.index_put_(cell, torch.ones_like(place, dtype=torch.bool))
-    examples = examples.select(rows)
-    trajectories = Trajectories(
-        source=examples.source,
-        actions=pad.index_put(cell, action)[rows],
-        writer=pad.index_put(cell, writer)[rows],
-        mask=mask[rows],
-        reference=examples.reference,
-        expert_source=examples.expert_source,
-    )
-    return trajectories.trimmed(env.special)
+    written = pad.index_put(cell, action)[rows], pad.index_put(cell, writer)[rows], mask[rows]
+    return Trajectories.of(examples.select(rows), *written).trimmed(env.special)
 
 
 def student_or_data(
@@ -195,9 +190,8 @@ def student_or_data(
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
     by_student = toss(beta, len(indices), generator).to(env.device)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    draws = torch.Generator(env.device).manual_seed(seed)
-    behavior = PerExampleMixture(by_student, env.special, sampling, draws)
+    student_chooses = chooser(sampling, env, generator)
+    behavior = by_example(by_student, student_chooses, env.max_steps)
     return rollout(env, behavior, indices, student)
 
 

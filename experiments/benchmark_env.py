@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.behaviors import PerExampleMixture
+from agents.behaviors import by_example, chooser
 from agents.rollout import rollout, stream
 from experiments.build import build_task
 from experiments.configs import TASKS, VERSES_TEACHER
@@ -120,7 +120,8 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
     env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
     batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()
     student = torch.ones(slots, dtype=torch.bool)
-    behavior = PerExampleMixture(student, model.special, None, torch.Generator())
+    greedily = chooser(None, batched, torch.Generator())
+    behavior = by_example(student, greedily, batched.max_steps)
     batches = torch.arange(len(examples)).split(slots)
     sources = [examples.select(batch).trimmed(model.special).source for batch in batches]
     length, pad = task.max_target_length, model.special.pad

@@ -28,7 +28,8 @@ class Judged:
     Attributes:
         bleu: sacreBLEU.
         chrf: chrF2.
-        bleu_by_length: sacreBLEU of the pairs with references up to 10, 15, 20, 25 words, and more.
+        bleu_by_length: sacreBLEU of the pairs with references up to 10, 15, 20, 25 words, and more;
+            None where there is no such pair.
         own_agreement: share of the states on its own prefixes at which the student's most probable
             token is the teacher's.
         gold_agreement: the same on the references' prefixes.
@@ -37,7 +38,7 @@ class Judged:
 
     bleu: float
     chrf: float
-    bleu_by_length: list[float]
+    bleu_by_length: list[float | None]
     own_agreement: float
     gold_agreement: float
     hypotheses: list[str]
@@ -76,14 +77,16 @@ def judge(folder: Path) -> Judged:
         )
 
 
-def bleu_by_length(hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
-    """SacreBLEU of each group of references of like length in words; see `LENGTHS`."""
+def bleu_by_length(hypotheses: Sequence[str], references: Sequence[str]) -> list[float | None]:
+    """SacreBLEU of each group of references of like length in words, None for an empty one."""
     groups: list[list[int]] = [[] for _ in (*LENGTHS, None)]
     for index, reference in enumerate(references):
         words = len(reference.split())
         groups[sum(words > limit for limit in LENGTHS)].append(index)
     return [
         score([hypotheses[i] for i in group], [references[i] for i in group]).bleu
+        if group
+        else None
         for group in groups
     ]
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from agents import AGENTS
+from agents.labels import Dense, Top1, TopKWithTail
 from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
@@ -44,6 +45,9 @@ RECORDS = {
         Exponential,
         ReverseSigmoid,
         Indicator,
+        Top1,
+        TopKWithTail,
+        Dense,
         *AGENTS.values(),
     )
 }

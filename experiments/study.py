@@ -97,7 +97,7 @@ class Row:
     bleu: float
     bleu_error: float
     chrf: float
-    bleu_by_length: list[float]
+    bleu_by_length: list[float | None]
     better: int
     worse: int
     own_agreement: float
@@ -172,7 +172,7 @@ def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
         bleu_error=statistics.stdev(bleu) / len(bleu) ** 0.5,
         chrf=mean(lambda each: each.chrf),
         bleu_by_length=[
-            statistics.mean(column)
+            None if None in column else statistics.mean(column)
             for column in zip(*(each.bleu_by_length for each in judged), strict=True)
         ],
         better=better,
@@ -194,7 +194,7 @@ def cells(options: StudyOptions, row: Row) -> list[str]:
         "" if baseline else f"{row.better} / {row.worse} of {options.seeds}",
         f"{row.own_agreement:.1%}",
         f"{row.gold_agreement:.1%}",
-        *(f"{bleu:.1f}" for bleu in row.bleu_by_length),
+        *("" if bleu is None else f"{bleu:.1f}" for bleu in row.bleu_by_length),
         f"{row.teacher_tokens / 1e6:.2f} M",
         f"{row.train_seconds:.0f}",
     ]

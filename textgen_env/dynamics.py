@@ -4,6 +4,7 @@ No function here waits for the device: nothing depends on values, only on shapes
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class State:
     terminated: Tensor
     truncated: Tensor
 
-    @property
+    @cached_property
     def done(self) -> Tensor:
         """(B,) bool, the episode is over."""
         return self.terminated | self.truncated

@@ -122,18 +122,16 @@ class Trajectories:
         return self.source.shape[0]
 
     @classmethod
+    def of(cls, examples: Examples, actions: Tensor, writer: Tensor, mask: Tensor) -> Self:
+        """What was written for `examples`, a row for each."""
+        return cls(actions=actions, writer=writer, mask=mask, **tensors(examples))
+
+    @classmethod
     def from_examples(cls, examples: Examples, special: SpecialTokens) -> Self:
         """Trajectories whose every token was written by the data."""
         mask = examples.reference != special.pad
         writer = torch.full_like(examples.reference, Writer.DATA)
-        return cls(
-            source=examples.source,
-            actions=examples.reference,
-            writer=writer,
-            mask=mask,
-            reference=examples.reference,
-            expert_source=examples.expert_source,
-        )
+        return cls.of(examples, examples.reference, writer, mask)
 
     def select(self, index: Tensor) -> Self:
         """The trajectories at `index`, (K,) int64, in that order."""

@@ -31,7 +31,7 @@ MIXED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, MixedBy
 ON_TEACHER_TEXT = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTeacherText)}
 GATED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, GatedByExpert)}
 FROM_TEXT_ALONE = {"mle", "scheduled_sampling", "seqkd"}
-STEPPING = {*MIXED, *GATED, "scheduled_sampling"}  # write by stepping the environment
+STEPPING = {*MIXED, *GATED, "scheduled_sampling", "dagger"}  # write by stepping the environment
 BY_TOKEN = {*GATED, "scheduled_sampling", "kid"}  # several may write one text
 FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)

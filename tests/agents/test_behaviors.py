@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from agents.behaviors import (
     Gated,
     InTopK,
     OneWaySwitch,
-    PerExampleMixture,
     StepView,
+    by_example,
     chooser,
     toss,
     toss_blocks,
@@ -23,14 +24,19 @@ from textgen_env.types import SpecialTokens, Writer
 SPECIAL = SpecialTokens(pad=0, start=1, end=2)
 LOGITS = torch.tensor([[0.0, 0, 0, 3, 1], [9, 0, 5, 0, 1], [0, 9, 1, 0, 2]])  # best: 3, 2, 4
 DATA = torch.tensor([3, 3, 0])
+STEPS = 3
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def chooses(sampling=None, seed=0):
+    return partial(next_action, sampling=sampling, generator=seeded(seed), special=SPECIAL)
+
+
 def student_alone(count, sampling, seed=0):
-    return PerExampleMixture(torch.ones(count, dtype=torch.bool), SPECIAL, sampling, seeded(seed))
+    return by_example(torch.ones(count, dtype=torch.bool), chooses(sampling, seed), STEPS)
 
 
 def view_of(logits, data, expert_logits=None, position=0):
@@ -40,14 +46,14 @@ def view_of(logits, data, expert_logits=None, position=0):
 
 def test_each_row_is_written_by_the_one_whose_row_it_is():
     by_student = torch.tensor([True, False, True])
-    behavior = PerExampleMixture(by_student, SPECIAL, None, seeded())
+    behavior = by_example(by_student, chooses(), STEPS)
     action, writer = behavior(view_of(LOGITS, DATA))
     assert action.tolist() == [3, 3, 4]
     assert writer.tolist() == [Writer.STUDENT, Writer.DATA, Writer.STUDENT]
 
 
 def test_rows_that_are_left_keep_their_writers():
-    behavior = PerExampleMixture(torch.tensor([True, False, True]), SPECIAL, None, seeded())
+    behavior = by_example(torch.tensor([True, False, True]), chooses(), STEPS)
     action, writer = behavior(
         StepView(torch.tensor([1, 2]), torch.zeros_like(DATA[1:]), LOGITS[1:], DATA[1:])
     )

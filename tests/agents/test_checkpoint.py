@@ -5,9 +5,21 @@ import torch
 from torch import nn
 
 import agents.checkpoint
+from agents.buffer import Buffer, Experience
 from agents.checkpoint import CheckpointError, Counters, load_checkpoint, save_checkpoint
+from agents.labels import Top1
+from textgen_env.expert import NeuralExpert
+from textgen_env.tasks.task import encode
+from textgen_env.types import Trajectories
 
-COUNTERS = Counters(update=3, best=12.5, best_update=2, seconds=0.1 + 0.2, teacher_tokens=10**9)
+COUNTERS = Counters(
+    update=3,
+    best=12.5,
+    best_update=2,
+    seconds=0.1 + 0.2,
+    teacher_tokens=10**9,
+    validation=[12.5, 0.1 + 0.2],
+)
 
 
 def make_trained(seed, updates, width=4):
@@ -82,6 +94,31 @@ def test_a_run_without_updates_and_without_a_best_can_be_kept(path):
     model, optimizer = make_trained(seed=0, updates=0)
     save_checkpoint(path, model, optimizer, Counters())
     assert load_checkpoint(path, model, optimizer) == Counters()
+
+
+@pytest.fixture
+def make_buffer(tiny_task, make_env):
+    env = make_env(tiny_task, 2)
+    return lambda: Buffer(env, capacity=5, label=Top1())
+
+
+def test_a_buffer_is_kept_bit_for_bit(path, make_buffer, tiny_task, tiny_teacher):
+    model, optimizer = make_trained(seed=0, updates=1)
+    kept, resumed = make_buffer(), make_buffer()
+    examples = encode(tiny_task.validation[:3], tiny_task)
+    for _ in range(2):
+        states = Trajectories.from_examples(examples, tiny_task.tokenizer.special)
+        kept.add(Experience(states), NeuralExpert(tiny_teacher))
+    save_checkpoint(path, model, optimizer, COUNTERS, kept)
+    load_checkpoint(path, model, optimizer, resumed)
+    assert resumed.added == 6
+    assert_same_bits(resumed.state_dict(), kept.state_dict())
+
+
+def test_a_file_without_the_buffer_is_refused_by_name(saved, make_buffer):
+    path, _ = saved
+    with pytest.raises(CheckpointError, match=r"last\.safetensors must hold the state of this run"):
+        load_checkpoint(path, *make_trained(seed=0, updates=0), make_buffer())
 
 
 def test_weights_that_are_views_can_be_kept(path):

@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.agent import Agent
+from agents.dagger import DAgger
+from agents.distillm import DistiLLM
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
+from agents.labels import Dense, TopKWithTail
 from agents.learner import Learner, LearnerConfig, TrainingError, copy_weights
 from agents.mle import MLE
-from agents.schedules import Constant
+from agents.schedules import Constant, Linear
 from textgen_env.expert import NeuralExpert
 from textgen_env.types import Trajectories
 
@@ -166,7 +169,7 @@ def test_accumulation_does_not_change_the_gradient(make_learner, inner):
 def test_rollouts_of_a_pool_are_cut_into_batches_of_similar_length(make_learner):
     learner, seen = make_learner(ImitKD(beta=Constant(1.0), pool=4), CONFIG), []
     for batch in learner._batches(next(learner._rollouts())):
-        seen.append(batch.mask.sum(1))
+        seen.append(batch.trajectories.mask.sum(1))
     assert len(torch.cat(seen)) == 4 * CONFIG.batch_size
     seen.sort(key=lambda lengths: float(lengths.float().mean()))
     joined = torch.cat(seen)
@@ -181,7 +184,9 @@ def test_gradients_are_clipped_to_their_largest_norm(make_learner):
     assert norm == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("agent", [MLE(), ImitKD(), ImitKDFull()])
+@pytest.mark.parametrize(
+    "agent", [MLE(), ImitKD(), ImitKDFull(), DAgger(), DistiLLM(student_fraction=0.8, rise=0.0)]
+)
 def test_every_update_is_logged_with_its_figures(make_learner, agent):
     log, learner = Log(), make_learner(agent)
     counters = learner.train(no_score, log)
@@ -195,6 +200,7 @@ def test_every_update_is_logged_with_its_figures(make_learner, agent):
     assert asked == sorted(asked)
     assert asked[-1] == counters.teacher_tokens == learner.env.expert.queries.tokens
     assert log.validation == {update: {"bleu": 0.0} for update in (4, 8, 12)}
+    assert counters.validation == [0.0, 0.0, 0.0]
     assert counters.update == 12
     assert counters.seconds > 0
 
@@ -280,7 +286,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(make_l
     assert resumed.train(no_score, Log()).update == 12
 
 
-@pytest.mark.parametrize("agent", [MLE(), ImitKD(beta=Constant(0.5)), ImitKDFull()])
+RESUMED = [
+    MLE(),
+    ImitKD(beta=Constant(0.5)),
+    ImitKDFull(),
+    DAgger(beta=Linear(), capacity=40),
+    DAgger(beta=Constant(0.5), label=Dense(), pool=2, capacity=12),
+    DistiLLM(student_fraction=0.5, rise=0.3, fresh=Constant(0.2), capacity=9),
+]
+
+
+@pytest.mark.parametrize("agent", RESUMED)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop_after", [2, 6, 8])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
@@ -305,6 +321,49 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
         paths = getattr(resumed, file), getattr(unbroken, file)
         assert_same_bits(*map(load_file, paths))
     assert replace(counters, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+def test_without_its_buffer_a_run_does_not_go_on(make_learner):
+    """It would learn from other rows: the test above must see the buffer."""
+    agent = DAgger(beta=Constant(0.5), capacity=40)
+    unbroken, stopped = (make_learner(agent, folder=name) for name in "ab")
+    unbroken.train(no_score, Log())
+    with pytest.raises(StoppedError):
+        stopped.train(no_score, Log(stop_after=6))
+    resumed = make_learner(agent, folder="b")
+    resumed.buffer = agent.make_buffer(resumed.env)
+    resumed.train(no_score, Log())
+    expected = weights_of(unbroken.student)
+    assert any(
+        not torch.equal(value, expected[name])
+        for name, value in weights_of(resumed.student).items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        (DAgger(capacity=23), "capacity must be at least 24, the rows that are collected"),
+        (DistiLLM(capacity=5), "capacity must be at least 6, the rows that are collected"),
+    ],
+)
+def test_a_buffer_smaller_than_a_rollout_is_refused_before_training(make_learner, agent, message):
+    with pytest.raises(ValueError, match=message):
+        make_learner(agent)
+
+
+def test_labels_of_more_tokens_than_there_are_are_refused_before_the_first_update(make_learner):
+    learner, log = make_learner(DAgger(label=TopKWithTail(k=1000))), Log()
+    with pytest.raises(ValueError, match=r"k must be from 1 to .*, got 1000"):
+        learner.train(no_score, log)
+    assert not log
+    assert not learner.last.exists()
+
+
+def test_a_buffer_in_several_processes_is_refused(make_learner, monkeypatch):
+    monkeypatch.setattr("agents.learner.Accelerator.num_processes", 2)
+    with pytest.raises(ValueError, match=r"must run in one process, .* got 2: run without"):
+        make_learner(DAgger())
 
 
 def test_a_finished_run_has_nothing_left_to_do(make_learner):

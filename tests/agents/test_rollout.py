@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agents.rollout
-from agents.behaviors import PerExampleMixture
+from agents.behaviors import by_example, chooser
 from agents.rollout import rollout, stream
 from textgen_env import refill
 from textgen_env.decoding import FEWER
@@ -16,10 +16,14 @@ from textgen_env.vector_env import TextGenVectorEnv
 ROWS = 10
 
 
+def mixture(env, by_student):
+    return by_example(by_student, chooser(None, env, torch.Generator()), env.max_steps)
+
+
 def write(env, student, by_student, seed=0):
     indices = torch.randperm(len(env.examples), generator=torch.Generator().manual_seed(seed))
     indices = indices[: env.num_envs]
-    behavior = PerExampleMixture(torch.tensor(by_student), env.special, None, torch.Generator())
+    behavior = mixture(env, torch.tensor(by_student))
     return rollout(env, behavior, indices, student), indices
 
 
@@ -122,9 +126,7 @@ def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monke
     env = make_env(tiny_task, 3)
     lengths = (env.examples.reference != env.special.pad).sum(1)
     shortest = lengths.argsort()[:3]
-    behavior = PerExampleMixture(
-        torch.zeros(3, dtype=torch.bool), env.special, None, torch.Generator()
-    )
+    behavior = mixture(env, torch.zeros(3, dtype=torch.bool))
     trajectories = rollout(env, behavior, shortest, table_model)
     assert trajectories.actions.shape[1] == lengths[shortest].max() < env.max_steps
 
@@ -146,7 +148,7 @@ def test_rows_that_are_done_are_not_stepped(tiny_task, make_env, table_model, mo
 def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
     env = make_env(tiny_task, ROWS)
     together, indices = write(env, tiny_student, [True] * ROWS)
-    alone = PerExampleMixture(torch.tensor([True]), env.special, None, torch.Generator())
+    alone = mixture(env, torch.tensor([True]))
     for row, index in enumerate(indices):
         single = rollout(make_env(tiny_task, 1), alone, index[None], tiny_student)
         assert counted_rows(single)[0] == counted_rows(together)[row]
@@ -171,7 +173,7 @@ def streamed(task, student, indices, slots, by_student=True):
     """Trajectories of `indices`, written in `slots` slots."""
     env = TextGenVectorEnv(task, slots, reward=no_reward)
     who = torch.full((slots,), by_student)
-    behavior = PerExampleMixture(who, env.special, None, torch.Generator())
+    behavior = mixture(env, who)
     return stream(env, behavior, indices, student)
 
 

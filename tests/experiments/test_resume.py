@@ -132,13 +132,21 @@ for number in itertools.cycle((1, 2, 3, 4, 4, 3, 2, 4, 4, 6)):
 """
 
 
-def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path):
-    """While the teacher's texts, checkpoints and the model are written too."""
+KEEPING = ("--agent.capacity", "16", "--agent.pool", "2")
+
+
+@pytest.mark.parametrize(
+    ("agent", "options"),
+    [("seqkd", ()), pytest.param("dagger", KEEPING, marks=pytest.mark.slow)],
+)
+def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, agent, options):
+    """While the teacher's texts, checkpoints, among them a buffer, and the model are written."""
     task = copy_task(CopyConfig(num_words=8, max_length=5, num_train=20))
     size = TransformerConfig(task.tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
     save_model(Transformer(size), tmp_path / "teacher", task.tokenizer)
     command = [
-        *("train", "--task", "copy", "--agent", "seqkd", "--teacher", str(tmp_path / "teacher")),
+        *("train", "--task", "copy", "--agent", agent, "--teacher", str(tmp_path / "teacher")),
+        *options,
         *("--task.num-words", "8", "--task.max-length", "5", "--task.num-train", "20"),
         *("--task.num-validation", "8", "--task.num-test", "8", "--student.width", "16"),
         *("--learner.batch-size", "4", "--learner.updates", "6", "--learner.evaluate-every", "2"),

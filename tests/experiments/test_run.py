@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from agents import AGENTS
+from agents.dagger import DAgger
 from agents.imitkd import ImitKD
+from agents.labels import Dense, TopKWithTail
 from agents.schedules import Constant, Indicator, Linear, ReverseSigmoid
 from experiments import configs
 from experiments.configs import STUDENTS, TASKS, Experiment
@@ -23,6 +25,8 @@ SCHEDULES = (Constant(0.0), ReverseSigmoid(9.0), Indicator(0.1))
         *(Experiment(student=student) for student in STUDENTS.values()),
         Experiment(agent=ImitKD(beta=Linear(0.5), sampling=Sampling(top_k=5)), teacher=None),
         *(Experiment(agent=ImitKD(beta=beta)) for beta in SCHEDULES),
+        Experiment(agent=DAgger(capacity=3, label=TopKWithTail(k=2))),
+        Experiment(agent=DAgger(label=Dense())),
         Experiment(task=TextFilesConfig(train=(Path("a.de"), Path("a.en")))),
         configs.verses_teacher(),
         configs.demo(AGENTS["mle"]()),

@@ -1,0 +1,104 @@
+"""DAgger: student and expert write together, and all that was written so far is learned from.
+
+While the expert goes along, its answers are noted, so that it is asked about each state once; where
+the student writes alone, it is asked in one pass afterwards. No gradient flows through the writing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from agents.bases import WithBuffer, noted_rollout
+from agents.behaviors import Coins, Gated, chooser, toss_blocks
+from agents.buffer import Buffer, Experience
+from agents.labels import label_loss
+from agents.rollout import student_or_data
+from agents.schedules import Indicator, Schedule
+from textgen_env.decoding import Sampling
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories
+from textgen_env.vector_env import TextGenVectorEnv
+
+
+@dataclass(frozen=True)
+class DAgger(WithBuffer):
+    """Learn what the expert says at all states that it and the student came to so far.
+
+    Roll-in: a coin for each token, expert with probability beta, student otherwise; `pool` batches
+    are written together, added to the buffer, and as many rows are drawn from it. Label: the
+    expert's most probable token, as it was when the state was written.
+    Loss: cross-entropy; with another label forward KL.
+    Differs from the paper in: the oldest rows go once the buffer is full, and the student goes on
+    learning between rollouts, there it is trained anew on everything after each of a few.
+
+    Attributes:
+        beta: progress -> probability that the expert writes a token.
+        sampling: how the student writes; None for greedy.
+        pool: batches written together; where the expert goes along, its logits at all of their
+            states are held until labels are made of them.
+
+    Source: Ross et al. 2011, algorithm 3.1, arXiv:1011.0686.
+    """
+
+    beta: Schedule = field(default_factory=Indicator)
+    sampling: Sampling | None = None
+    pool: int = 4
+
+    def coefficients(self, progress: float) -> Mapping[str, float]:
+        """The present beta."""
+        return {"beta": self.beta(progress)}
+
+    def collect(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Trajectories:
+        """Prefixes by student and expert, as a coin for each token says."""
+        return self._write(indices, env, student, progress, generator).trajectories
+
+    def experience(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+        buffer: Buffer | None,
+    ) -> Experience:
+        """Rows of the buffer, to which what is written now was added."""
+        assert buffer is not None, "`make_buffer` makes one"
+        buffer.add(self._write(indices, env, student, progress, generator), env.expert)
+        return buffer.draw(len(indices), generator)
+
+    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
+        """Forward KL from the label, which is cross-entropy where that is one token."""
+        return label_loss(trajectories, student, expert, self.label)
+
+    def _write(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Experience:
+        """What is written now, with the expert's logits if it went along."""
+        beta = self.beta(progress)
+        if not beta:
+            alone = student_or_data(
+                indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
+            )
+            return Experience(alone)
+        coins = toss_blocks(beta, (len(indices), env.max_steps), generator)
+        mixture = Gated(
+            gate=Coins(coins.to(env.device)),
+            student=chooser(self.sampling, env, generator),
+            expert=chooser(None, env, generator),
+        )
+        return noted_rollout(env, mixture, indices, student)

@@ -1,0 +1,106 @@
+"""A small study end to end, and its figures against figures made by hand."""
+
+import json
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from agents.evaluation import score
+from agents.learner import LearnerConfig
+from experiments import configs, judging, study
+from experiments.build import build_model, build_task
+from experiments.configs import Experiment
+from experiments.judging import bleu_by_length, read_judged
+from experiments.run import RunError
+from experiments.study import StudyOptions, study_runs
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.storage import save_model
+from textgen_env.tasks.copy import CopyConfig
+
+TASK = CopyConfig(num_words=8, max_length=8, num_train=40, num_validation=4, num_test=30)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Stands for `configs.demo`: a copying task, and a student and teacher that know nothing."""
+    tokenizer = build_task(TASK, None).tokenizer
+    teacher = build_model(RecurrentConfig(tokenizer.vocab_size, width=16), 0)
+    save_model(teacher, tmp_path / "teacher", tokenizer)
+
+    def demo(agent, seed=0, train_pairs=None):
+        return Experiment(
+            task=TASK,
+            teacher=tmp_path / "teacher",
+            student=RecurrentConfig(width=16),
+            agent=agent,
+            learner=LearnerConfig(updates=4, batch_size=4, evaluate_every=4, seed=seed),
+            train_pairs=train_pairs,
+            precision="float32",
+        )
+
+    monkeypatch.setattr(configs, "demo", demo)
+    return StudyOptions(
+        output=tmp_path / "study",
+        agents=("mle", "seqkd"),
+        seeds=2,
+        pairs=20,
+        more_pairs=(10, 0),
+    )
+
+
+def test_every_agent_has_a_row_for_each_amount_of_data(small, capsys):
+    study.study(small)
+    rows = json.loads((small.output / "results.json").read_text())["rows"]
+    assert {(row["agent"], row["pairs"]) for row in rows} == {
+        (agent, pairs) for agent in ("mle", "seqkd") for pairs in (10, 20, 40)
+    }
+    for row in rows:
+        pairs = 0 if row["pairs"] == 40 else row["pairs"]
+        judged = [
+            read_judged(study.folder_of(small, row["agent"], pairs, seed)) for seed in range(2)
+        ]
+        bleu = [each.bleu for each in judged]
+        assert row["bleu"] == pytest.approx(statistics.mean(bleu))
+        assert row["bleu_error"] == pytest.approx(abs(bleu[0] - bleu[1]) / 2)
+        assert 0 <= row["own_agreement"] <= 1
+    assert "20 pairs, 2 seeds" in (small.output / "tables.md").read_text()
+    assert (small.output / "pairs.png").stat().st_size > 1000
+    assert "20 pairs, 2 seeds" in capsys.readouterr().out
+
+
+def test_what_was_judged_is_not_judged_again(small, monkeypatch):
+    small = replace(small, agents=("mle",), more_pairs=())
+    (folder, experiment), *_ = study_runs(small).items()
+    judging.train_and_judge(experiment, folder, lambda update, record: None)
+    monkeypatch.delattr(judging, "judge")
+    judging.train_and_judge(experiment, folder, lambda update, record: None)
+    assert len(read_judged(folder).hypotheses) == TASK.num_test
+
+
+def test_a_run_that_was_not_judged_is_named(tmp_path):
+    with pytest.raises(RunError, match="run must have been judged"):
+        read_judged(tmp_path)
+
+
+def test_one_seed_has_no_error():
+    with pytest.raises(ValueError, match="seeds must be at least 2"):
+        StudyOptions(seeds=1)
+
+
+def test_texts_are_grouped_by_the_length_of_their_references():
+    references = [" ".join(["a"] * words) for words in (1, 10, 11, 20, 26, 30)]
+    hypotheses = ["a"] + ["b"] * 5
+    by_length = bleu_by_length(hypotheses, references)
+    assert by_length == [
+        pytest.approx(score(hypotheses[:2], references[:2]).bleu),
+        *[pytest.approx(score(["b"], [references[i]]).bleu) for i in (2, 3)],
+        None,
+        pytest.approx(score(["b", "b"], references[4:]).bleu),
+    ]
+
+
+def test_runs_are_named_after_agent_pairs_and_seed(small):
+    names = [folder.name for folder in study_runs(small)]
+    assert len(names) == len(set(names)) == 12
+    assert {"mle-20-0", "seqkd-all-1"} <= set(names)
