@@ -12,10 +12,12 @@ from gymnasium.vector import AutoresetMode
 from updates import ROWS, learn
 
 from agents import AGENTS
-from agents.behaviors import PerExampleMixture
+from agents.buffer import Buffer, Experience
 from agents.exposure import compare, written_by
+from agents.labels import Top1
 from agents.rollout import rollout, stream
 from tests.agents.test_agents import make
+from tests.agents.test_rollout import mixture
 from textgen_env.decoding import next_action
 from textgen_env.expert import NeuralExpert
 from textgen_env.models.wrappers import Ensemble
@@ -184,13 +186,27 @@ def test_in_a_rollout_it_reads_its_own_view(
 
 def test_a_stream_keeps_the_experts_view(tiny_task, two_views, tiny_student):
     env = TextGenVectorEnv(tiny_task, 3, examples=two_views)
-    who = torch.ones(3, dtype=torch.bool)
-    behavior = PerExampleMixture(who, env.special, None, torch.Generator())
     indices = torch.tensor([7, 60, 3, 21, 0])
-    streamed = stream(env, behavior, indices, tiny_student)
+    streamed = stream(env, mixture(env, torch.ones(3).bool()), indices, tiny_student)
     chosen = two_views.select(indices).trimmed(env.special)
     assert torch.equal(streamed.source, chosen.source)
     assert torch.equal(streamed.expert_source, chosen.expert_source)
+
+
+def test_a_buffer_asks_about_the_experts_view_and_keeps_it(
+    tiny_task, make_env, two_views, teacher, tiny_student
+):
+    expert, env = NeuralExpert(teacher), make_env(tiny_task, ROWS, None, two_views)
+    students = written_by(
+        tiny_student, two_views.select(torch.arange(ROWS)), 6, writer=Writer.STUDENT
+    )
+    buffer = Buffer(env, capacity=ROWS, label=Top1())
+    buffer.add(Experience(students), expert)
+    kept = buffer.latest(ROWS)
+    assert torch.equal(kept.trajectories.expert_source, students.trimmed(env.special).expert_source)
+    best = expert.best_actions(kept.trajectories)
+    mask = kept.trajectories.mask
+    assert torch.equal(kept.answers["best_actions"][mask], best[mask])
 
 
 def test_student_and_teacher_are_compared_on_a_view_each(
