@@ -13,13 +13,14 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.behaviors import Behavior, Gate, Gated, StepView, chooser
 from agents.buffer import Buffer, Experience
+from agents.divergences import Divergence
 from agents.labels import Label, Top1
 from agents.rollout import rollout, student_or_data
 from agents.schedules import Exponential, Schedule
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Examples, Trajectories, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 
@@ -163,3 +164,52 @@ def noted_rollout(
 
     trajectories = rollout(env, noting, indices, student, env.expert)
     return Experience(trajectories, {"logits": torch.stack(noted, 1)})
+
+
+@dataclass(frozen=True)
+class OnBothTexts(Agent):
+    """For each example a text that the teacher drew once and one that the student draws each time.
+
+    The teacher's texts are the data. Both texts of an example come into the same batch, which has
+    twice as many rows.
+
+    Attributes:
+        sampling: how both draw.
+
+    Source: Wen et al. 2023, section 3.2, arXiv:2307.15190; Ko et al. 2025, arXiv:2503.07067.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    @abstractmethod
+    def terms(self) -> Mapping[Writer, Divergence]:
+        """The loss at the states of each writer, data or student; others write nothing."""
+
+    def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
+        """The sources with what the teacher draws for them, the same whatever the run's seed."""
+        if Writer.DATA not in self.terms:
+            return examples
+        generator = torch.Generator(examples.source.device).manual_seed(0)
+        return expert.sample(
+            examples, max_steps=max_steps, sampling=self.sampling, generator=generator
+        )
+
+    def collect(
+        self,
+        indices: Tensor,
+        env: TextGenVectorEnv,
+        student: SequenceModel,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Trajectories:
+        """The data's texts, then the student's, of the same examples."""
+        texts = []
+        if Writer.DATA in self.terms:
+            texts.append(super().collect(indices, env, student, progress, generator))
+        if Writer.STUDENT in self.terms:
+            own = student_or_data(
+                indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
+            )
+            texts.append(own)
+        return Trajectories.cat(texts, env.special)

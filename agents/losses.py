@@ -4,6 +4,9 @@ What differs between algorithms is who wrote the prefixes, what is asked of the 
 divergence is taken: here these are arguments. No gradient flows into labels.
 """
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -70,3 +73,26 @@ def distribution_loss(
     teacher_logits = expert.logits(trajectories)
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     return masked_mean(divergence(logits, teacher_logits), trajectories.mask)
+
+
+def loss_by_writer(
+    trajectories: Trajectories,
+    student: SequenceModel,
+    expert: Expert,
+    terms: Mapping[Writer, Divergence],
+) -> Tensor:
+    """Mean loss over all states, by another divergence at those of each writer, nats.
+
+    Args:
+        trajectories: the states.
+        student: the model to be trained.
+        expert: is asked for its whole distribution.
+        terms: the divergence for each writer; what others wrote adds nothing but counts.
+    """
+    teacher_logits = expert.logits(trajectories)
+    logits = student.sequence_logits(trajectories.source, trajectories.actions)
+    losses = [
+        divergence(logits, teacher_logits).where(trajectories.writer == writer, 0.0)
+        for writer, divergence in terms.items()
+    ]
+    return masked_mean(torch.stack(losses).sum(0), trajectories.mask)

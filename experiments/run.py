@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from agents import AGENTS
+from agents.f_distill import JS, KL, RKL, TVD
 from agents.labels import Dense, Top1, TopKWithTail
 from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
@@ -48,6 +49,10 @@ RECORDS = {
         Top1,
         TopKWithTail,
         Dense,
+        KL,
+        RKL,
+        JS,
+        TVD,
         *AGENTS.values(),
     )
 }

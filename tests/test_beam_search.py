@@ -7,7 +7,7 @@ from toy import SPECIAL, TabularModel
 
 from textgen_env import beam_search as module
 from textgen_env import decoding
-from textgen_env.beam_search import BeamSearch, beam_search, decoder_of
+from textgen_env.beam_search import BeamSearch, beam_search, decoder_of, n_best
 from textgen_env.decoding import decode_all, greedy
 
 PAD, START, END = SPECIAL
@@ -41,7 +41,7 @@ def every_text(model, max_steps):
 
 
 def plain_beam(model, source, max_steps, beam_size, length_penalty):
-    """Beam search on Python lists, never stopping early."""
+    """Beam search on Python lists, never stopping early: (text, score), the best first."""
     live, done = [(0.0, ())], []
     for _ in range(max_steps):
         grown = []
@@ -56,8 +56,8 @@ def plain_beam(model, source, max_steps, beam_size, length_penalty):
         kept = grown[: beam_size - len(done)]
         done += [each for each in kept if each[1][-1] == END]
         live = [each for each in kept if each[1][-1] != END]
-    score, text = max((total / len(text) ** length_penalty, text) for total, text in done + live)
-    return text, score
+    scored = ((text, total / len(text) ** length_penalty) for total, text in done + live)
+    return sorted(scored, key=lambda each: -each[1])
 
 
 def assert_found(found, expected):
@@ -65,6 +65,11 @@ def assert_found(found, expected):
     for row, score, (text, wanted) in zip(tokens, scores.tolist(), expected, strict=True):
         assert tuple(row[row != PAD].tolist()) == text
         assert score == pytest.approx(wanted, abs=1e-5)
+
+
+def assert_all_found(found, expected):
+    for tokens, scores, texts in zip(*found, expected, strict=True):
+        assert_found((tokens, scores), texts[: len(scores)])
 
 
 @pytest.mark.parametrize("length_penalty", PENALTIES)
@@ -85,7 +90,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(model, length_penalty):
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 5, 9])
 def test_narrow_beams_equal_a_plain_implementation(model, beam_size, length_penalty):
     expected = [
-        plain_beam(model, source, STEPS, beam_size, length_penalty) for source in range(SOURCES)
+        plain_beam(model, source, STEPS, beam_size, length_penalty)[0] for source in range(SOURCES)
     ]
     found = beam_search(
         model,
@@ -97,13 +102,47 @@ def test_narrow_beams_equal_a_plain_implementation(model, beam_size, length_pena
     assert_found(found, expected)
 
 
+@pytest.mark.parametrize("length_penalty", PENALTIES)
+@pytest.mark.parametrize(("beam_size", "count"), [(2, 2), (5, 3), (9, 9)])
+def test_n_best_are_the_best_of_a_plain_implementation(model, beam_size, count, length_penalty):
+    expected = [
+        plain_beam(model, source, STEPS, beam_size, length_penalty) for source in range(SOURCES)
+    ]
+    found = n_best(
+        model,
+        model.sources(SOURCES),
+        STEPS,
+        count=count,
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+    )
+    assert_all_found(found, expected)
+
+
+def test_where_there_are_fewer_texts_nothing_is_made_up(model):
+    tokens, scores = n_best(model, model.sources(2), 1, count=5, beam_size=6)
+    assert sorted(tokens[0, :3, 0].tolist()) == [2, 3, 4]
+    assert scores[:, :3].isfinite().all()
+    assert (scores[:, 3:] == float("-inf")).all()
+    assert (tokens[:, 3:] == PAD).all()
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_more_than_a_beam_holds_is_refused(model, count):
+    with pytest.raises(ValueError, match=rf"count must be from 1 to beam_size \(3\), got {count}"):
+        n_best(model, model.sources(2), 3, count=count, beam_size=3)
+
+
 @pytest.mark.parametrize("fewer", [0.0, 1.0])
 @pytest.mark.parametrize("every", [1, 2])
 def test_stopping_and_dropping_change_nothing(model, monkeypatch, fewer, every):
     monkeypatch.setattr(module, "look_every", lambda device: every)
     monkeypatch.setattr(decoding, "FEWER", fewer)
     expected = [plain_beam(model, source, STEPS, 3, 1.0) for source in range(SOURCES)]
-    assert_found(beam_search(model, model.sources(SOURCES), STEPS, beam_size=3), expected)
+    sources = model.sources(SOURCES)
+    best = [texts[0] for texts in expected]
+    assert_found(beam_search(model, sources, STEPS, beam_size=3), best)
+    assert_all_found(n_best(model, sources, STEPS, count=3, beam_size=3), expected)
 
 
 def test_a_source_is_searched_no_longer_than_something_can_win():

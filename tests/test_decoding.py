@@ -74,6 +74,14 @@ def test_what_is_written_can_be_trained_on(transformer, sources):
     assert not greedy(transformer, sources, 4).is_inference()
 
 
+def test_a_decoder_may_write_several_texts_a_source(writer, sources):
+    def twice(model, source, max_steps):
+        return greedy(model, source, max_steps)[:, None].repeat(1, 2, 1)
+
+    written = decode_all(writer, sources, 6, decoder=twice, batch_size=4)
+    assert torch.equal(written, greedy(writer, sources, 6)[:, None].repeat(1, 2, 1))
+
+
 def test_decoding_no_sources_gives_no_rows(writer):
     assert decode_all(writer, torch.empty(0, 5, dtype=torch.int64), 7).shape == (0, 7)
 

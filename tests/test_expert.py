@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 
 from textgen_env import dynamics
-from textgen_env.beam_search import decoder_of
-from textgen_env.decoding import decode_all
-from textgen_env.expert import NeuralExpert, NoExpert, TopK
+from textgen_env.beam_search import decoder_of, n_best
+from textgen_env.decoding import Sampling, decode_all, sample
+from textgen_env.expert import Expert, NeuralExpert, NoExpert, TopK
 from textgen_env.tasks.task import encode
 from textgen_env.types import ShapeError, Trajectories
 
@@ -75,12 +77,91 @@ def test_it_writes_by_beam_search(tiny_task, examples, make_table_model, beam_si
     assert expert.queries.forwards == 1
 
 
+def test_its_best_texts_are_those_of_beam_search(tiny_task, examples, make_table_model):
+    teacher = make_table_model(tiny_task, 3)
+    expert = NeuralExpert(teacher)
+    written = expert.write_n_best(examples, max_steps=5, beam_size=3)
+    expected, _ = n_best(teacher, examples.source, 5, count=3, beam_size=3)
+    assert torch.equal(written, expected)
+    best = expert.write(examples, max_steps=5, beam_size=3)
+    assert torch.equal(written[:, 0], best.reference)
+    assert not torch.equal(written[:, 1], best.reference)
+
+
+def test_every_token_of_its_best_texts_is_counted(tiny_task, examples, make_table_model):
+    expert = NeuralExpert(make_table_model(tiny_task, 3))
+    written = expert.write_n_best(examples, max_steps=5, beam_size=3)
+    assert expert.queries.tokens == int((written != expert.special.pad).sum())
+    assert expert.queries.forwards == 1
+
+
+def test_it_draws_what_sampling_draws(tiny_task, examples, make_table_model):
+    teacher = make_table_model(tiny_task, 3)
+    expert, sampling = NeuralExpert(teacher), Sampling(top_k=4)
+    drawn = expert.sample(
+        examples, max_steps=5, sampling=sampling, generator=torch.Generator().manual_seed(4)
+    )
+    decoder = partial(sample, sampling=sampling, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(drawn.reference, decode_all(teacher, examples.source, 5, decoder=decoder))
+    assert torch.equal(drawn.source, examples.source)
+    assert expert.queries.tokens == int((drawn.reference != teacher.special.pad).sum())
+
+
+def test_by_default_an_expert_draws_step_by_step(tiny_task, examples, make_table_model):
+    """Of 3,000 texts each first token comes as often as the teacher says."""
+
+    class Stepping(NeuralExpert):
+        sample = Expert.sample
+
+    expert = Stepping(make_table_model(tiny_task, 3))
+    generator = torch.Generator().manual_seed(0)
+    many = examples.select(torch.zeros(3000, dtype=torch.long))
+    drawn = expert.sample(many, max_steps=2, sampling=Sampling(), generator=generator).reference
+    assert expert.queries.tokens == int((drawn != expert.special.pad).sum())
+    logits = expert.logits(Trajectories.from_examples(many, expert.special))[0, 0]
+    probs = logits.index_fill(0, torch.tensor([0, 1]), float("-inf")).softmax(0)
+    shares = drawn[:, 0].bincount(minlength=len(probs)) / 3000
+    assert (shares - probs).abs().max() < 0.03
+    ended = drawn[:, 0] == expert.special.end
+    assert 0 < ended.sum() < 3000
+    assert drawn[ended, 1].eq(expert.special.pad).all()
+
+
+def test_it_goes_on_from_where_a_text_stops(tiny_task, examples, make_table_model):
+    expert = NeuralExpert(make_table_model(tiny_task, 3))
+    prefix = torch.nn.functional.pad(examples.reference, (0, 3))
+    length = torch.arange(len(examples)) % 4
+    texts = expert.complete(examples.source, prefix, length)
+    ends_itself = ((prefix == 2) & (torch.arange(prefix.shape[1]) < length[:, None])).any(1)
+    mask = texts != expert.special.pad
+    assert (mask.sum(1) >= length)[~ends_itself].all()
+    whole = Trajectories(examples.source, texts, torch.zeros_like(texts), mask, prefix)
+    best = expert.best_actions(whole)
+    for row, kept in enumerate(length.tolist()):
+        assert torch.equal(texts[row, :kept], prefix[row, :kept])
+        written = mask[row].clone()
+        written[:kept] = False
+        assert torch.equal(texts[row][written], best[row][written])
+        ended = (texts[row] == expert.special.end).nonzero()
+        assert mask[row].sum() == (ended[0] + 1 if len(ended) else prefix.shape[1])
+
+
+def test_a_text_that_is_over_is_not_gone_on_with(examples, tiny_task, make_table_model):
+    expert = NeuralExpert(make_table_model(tiny_task, 3))
+    whole = torch.full_like(examples.reference[:, 0], examples.reference.shape[1])
+    texts = expert.complete(examples.source, examples.reference, whole)
+    assert torch.equal(texts, examples.reference)
+    assert expert.queries.tokens == int((texts != expert.special.pad).sum())
+
+
 def test_without_an_expert_the_error_says_what_to_do(examples, trajectories):
     expert = NoExpert()
     for ask in (
         lambda: expert.logits(trajectories),
         lambda: expert.best_actions(trajectories),
         lambda: expert.write(examples, max_steps=5, beam_size=1),
+        lambda: expert.write_n_best(examples, max_steps=5, beam_size=2),
+        lambda: expert.sample(examples, max_steps=5, sampling=Sampling(), generator=None),
     ):
         with pytest.raises(RuntimeError, match=r"run has none: give a teacher.*mle"):
             ask()

@@ -3,6 +3,7 @@ import torch
 
 from agents.divergences import forward_kl
 from textgen_env import dynamics
+from textgen_env.decoding import Sampling
 from textgen_env.scripted_expert import ScriptedExpert
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
@@ -90,6 +91,20 @@ def test_it_writes_to_the_end_or_the_limit(expert, max_steps):
     assert torch.equal(written.source, SOURCE)
     assert expert.queries.tokens == int((written.reference != SPECIAL.pad).sum())
     assert expert.queries.forwards == 1
+
+
+@pytest.mark.parametrize("max_steps", [3, 5])
+def test_it_draws_what_it_writes(expert, max_steps):
+    written = expert.write(EXAMPLES, max_steps=max_steps, beam_size=4)
+    drawn = expert.sample(
+        EXAMPLES,
+        max_steps=max_steps,
+        sampling=Sampling(),
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert torch.equal(drawn.reference, written.reference)
+    best = expert.write_n_best(EXAMPLES, max_steps=max_steps, beam_size=4)
+    assert torch.equal(best, written.reference[:, None])
 
 
 def test_an_answer_is_counted_once(expert, trajectories):

@@ -6,7 +6,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu as sacrebleu_of
 
 from textgen_env.token_metrics import Texts, rouge_l, sentence_bleu
-from textgen_env.types import ShapeError
+from textgen_env.types import ShapeError, SpecialTokens
 
 FILLER = 3  # after the texts; a word of theirs, so that reading it shows
 
@@ -43,6 +43,13 @@ def pairs(words, longest):
     references = random_rows(300, longest, words, seed=words)
     strangers = random_rows(300, longest, words, seed=words + 1)
     return strangers + corrupted(references, words, seed=words), references + references
+
+
+def test_texts_of_tokens_are_without_end_and_padding():
+    tokens = torch.tensor([[5, 6, 2, 0], [5, 6, 7, 8], [2, 0, 0, 0], [0, 0, 0, 0]])
+    assert Texts.of(tokens, SpecialTokens(pad=0, start=1, end=2)).length.tolist() == [2, 4, 0, 0]
+    other = Texts.of(torch.tensor([[5, 9, 8]]), SpecialTokens(pad=8, start=1, end=9))
+    assert other.length.tolist() == [1]
 
 
 @pytest.mark.parametrize(("words", "longest"), [(1, 6), (2, 9), (4, 14), (30, 30)])

@@ -107,6 +107,38 @@ def test_examples_need_an_experts_source_for_each_source():
         dataclasses.replace(EXAMPLES, expert_source=TWO_VIEWS.expert_source[:1])
 
 
+def test_rows_of_several_records_are_stacked_to_the_widest():
+    wide = Trajectories.from_examples(EXAMPLES, SPECIAL)
+    one = dataclasses.replace(
+        wide.select(torch.tensor([1])).trimmed(SPECIAL),
+        writer=torch.full((1, 2), Writer.STUDENT),
+        reference=torch.tensor([[9, 9, 9, 9, 9, 9, 2]]),
+    )
+    both = Trajectories.cat([one, wide], SPECIAL)
+    assert both.source.tolist() == [[5, 6, 2, 0], *EXAMPLES.source.tolist()]
+    assert both.actions.tolist() == [[7, 2, 0, 0, 0], *EXAMPLES.reference.tolist()]
+    assert both.writer.tolist() == [[1, 1, 0, 0, 0], [0] * 5, [0] * 5]
+    assert both.mask.sum(1).tolist() == [2, 3, 2]
+    assert both.reference.shape == (3, 7)
+    assert both.reference[0].tolist() == [9, 9, 9, 9, 9, 9, 2]
+    assert both.reference[2].tolist() == [7, 2, 0, 0, 0, 0, 0]
+    back = both.select(torch.tensor([0])).trimmed(SPECIAL)
+    assert all(
+        torch.equal(getattr(back, f.name), getattr(one, f.name)) for f in dataclasses.fields(one)
+    )
+
+
+def test_padding_is_the_records_own_not_0():
+    special = SpecialTokens(pad=8, start=1, end=2)
+    narrow = Examples(torch.tensor([[5, 2]]), torch.tensor([[7, 2]]))
+    wide = Examples(torch.tensor([[5, 6, 2]]), torch.tensor([[7, 7, 2]]))
+    parts = [Trajectories.from_examples(part, special) for part in (narrow, wide)]
+    both = Trajectories.cat(parts, special)
+    assert both.source[0].tolist() == [5, 2, 8]
+    assert both.actions[0].tolist() == both.reference[0].tolist() == [7, 2, 8]
+    assert both.mask[0].tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize(
     "field", ["source", "actions", "writer", "mask", "reference", "expert_source"]
 )

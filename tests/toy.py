@@ -1,13 +1,17 @@
-"""Small `SequenceModel`s: one to enumerate all it can write, one with texts of all lengths."""
+"""Small `SequenceModel`s: one to enumerate all it can write, one with texts of all lengths.
+
+And what tests of losses need: given logits, and records of given texts.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_env.types import SpecialTokens
+from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 SPECIAL = SpecialTokens(pad=0, start=1, end=2)
 
@@ -128,3 +132,26 @@ def random_sources(count, longest, vocab_size=30):
     positions = torch.arange(longest)
     rows = rows.masked_fill(positions == length - 1, SPECIAL.end)
     return rows.masked_fill(positions >= length, SPECIAL.pad)
+
+
+class Given(nn.Module):
+    """A student, and an expert, that has the same logits (B, T, V) whatever it is asked about."""
+
+    special = SPECIAL
+
+    def __init__(self, logits):
+        super().__init__()
+        self.table = nn.Parameter(logits)
+
+    def sequence_logits(self, source, actions):
+        return self.table
+
+    def logits(self, trajectories):
+        return self.table.detach()
+
+
+def record(*texts):
+    """Trajectories of texts given as lists of tokens, written by the data."""
+    width = max(map(len, texts))
+    actions = torch.tensor([[*text, *[SPECIAL.pad] * (width - len(text))] for text in texts])
+    return Trajectories.from_examples(Examples(actions, actions), SPECIAL)

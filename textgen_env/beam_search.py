@@ -77,13 +77,46 @@ def beam_search(
     Returns:
         (B, T) int64 tokens, the end token included, PAD after it; (B,) float32 scores, nats.
     """
+    tokens, score = n_best(
+        model, source, max_steps, count=1, beam_size=beam_size, length_penalty=length_penalty
+    )
+    return tokens.squeeze(1), score.squeeze(1)
+
+
+def n_best(
+    model: SequenceModel,
+    source: Tensor,
+    max_steps: int,
+    *,
+    count: int,
+    beam_size: int = 5,
+    length_penalty: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Search as `beam_search` does, and give the `count` best targets of each source.
+
+    A source is searched until no live hypothesis can become one of them.
+
+    Args:
+        model: in evaluation mode.
+        source: (B, S) int64, PAD after each row's end token.
+        max_steps: T, at least 1.
+        count: C, from 1 to K.
+        beam_size: K, at least 1.
+        length_penalty: at least 0.
+
+    Returns:
+        (B, C, T) int64 tokens, PAD after the end token, and (B, C) float32 scores, nats, falling;
+        where fewer texts than C were found, only PAD and -inf.
+    """
     check_decoding(source, max_steps)
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+    if not 1 <= count <= beam_size:
+        raise ValueError(f"count must be from 1 to beam_size ({beam_size}), got {count}")
     if not 0 <= length_penalty < math.inf:
         raise ValueError(f"length_penalty must be at least 0 and finite, got {length_penalty}")
     with torch.inference_mode():
-        beam = _Beam.empty(len(source), beam_size, max_steps, model.special, source.device)
+        beam = _Beam.empty(source, beam_size, count, max_steps, model.special)
         tokens, score = _search(model, source, beam, length_penalty)
     return tokens.clone(), score.clone()  # could not be trained on as made in inference mode
 
@@ -95,8 +128,8 @@ class _Beam:
     Attributes:
         tokens: (B, K, T) int64 of the live hypotheses, PAD where nothing is written yet.
         log_prob: (B, K) float32 of the live hypotheses; -inf at the other places.
-        best_tokens: (B, T) int64, the finished hypothesis with the best score.
-        best_score: (B,) float32; -inf if none is finished.
+        best_tokens: (B, C, T) int64, the finished hypotheses with the best scores.
+        best_score: (B, C) float32, falling; -inf where fewer are finished.
         live: (B,) int64, places not taken by finished hypotheses.
         special: the model's special tokens.
     """
@@ -110,23 +143,19 @@ class _Beam:
 
     @classmethod
     def empty(
-        cls,
-        sources: int,
-        places: int,
-        max_steps: int,
-        special: SpecialTokens,
-        device: torch.device,
+        cls, source: Tensor, places: int, count: int, max_steps: int, special: SpecialTokens
     ) -> Self:
         """One live hypothesis a source, the empty one: the other places would repeat it."""
-        tokens = torch.full((sources, places, max_steps), special.pad, device=device)
-        log_prob = torch.full((sources, places), float("-inf"), device=device)
+        sources = len(source)
+        tokens = source.new_full((sources, places, max_steps), special.pad)
+        log_prob = torch.full((sources, places), float("-inf"), device=source.device)
         log_prob[:, 0] = 0.0
         return cls(
             tokens=tokens,
             log_prob=log_prob,
-            best_tokens=tokens[:, 0].clone(),
-            best_score=log_prob.new_full((sources,), float("-inf")),
-            live=torch.full((sources,), places, device=device),
+            best_tokens=tokens[:, :count],
+            best_score=log_prob.new_full((sources, count), float("-inf")),
+            live=source.new_full((sources,), places),
             special=special,
         )
 
@@ -150,19 +179,15 @@ class _Beam:
         ), parent
 
     def _with_best(self, log_prob: Tensor, step: int, length_penalty: float) -> Self:
-        """The beam with its best hypothesis replaced where one of `log_prob`, (B, K), is better."""
-        score, place = (log_prob / (step + 1) ** length_penalty).max(1)
-        better = score > self.best_score
-        index = place[:, None, None].expand(-1, 1, self.tokens.shape[2])
-        tokens = self.tokens.gather(1, index).squeeze(1)
-        return replace(
-            self,
-            best_tokens=tokens.where(better[:, None], self.best_tokens),
-            best_score=score.where(better, self.best_score),
-        )
+        """The beam with the best of its best hypotheses and those with `log_prob`, (B, K)."""
+        scores = torch.cat([self.best_score, log_prob / (step + 1) ** length_penalty], 1)
+        score, place = scores.topk(self.best_score.shape[1])
+        index = place[:, :, None].expand(-1, -1, self.tokens.shape[2])
+        tokens = torch.cat([self.best_tokens, self.tokens], 1).gather(1, index)
+        return replace(self, best_tokens=tokens, best_score=score)
 
     def decided(self, length_penalty: float) -> Tensor:
-        """(B,) bool: no live hypothesis can score better than the best finished one.
+        """(B,) bool: no live hypothesis can become one of the best finished ones.
 
         Proof. Let l be a live hypothesis' log-probability. A continuation adds log-probabilities,
         none above 0, so it has l' <= l <= 0, and it has some length n <= T. Because the penalty p
@@ -171,7 +196,7 @@ class _Beam:
         <=. If nothing is live the best l is -inf and the source is decided.
         """
         bound = self.log_prob.amax(1) / self.tokens.shape[2] ** length_penalty
-        return bound <= self.best_score
+        return bound <= self.best_score[:, -1]
 
     def truncated(self, length_penalty: float) -> Self:
         """The beam once T tokens are written: what is live counts as it stands."""
@@ -217,7 +242,7 @@ def _search(
         all_places = kept[:, None] * places + torch.arange(places, device=kept.device)
         cache, previous = cache.select_rows(all_places.flatten()), previous[all_places.flatten()]
     tokens[rows], score[rows] = beam.best_tokens, beam.best_score
-    return tokens, score
+    return tokens.masked_fill(score.isneginf()[:, :, None], beam.special.pad), score
 
 
 def _rows_of(place: Tensor) -> Tensor:

@@ -154,23 +154,24 @@ def decode_all(
         model: in evaluation mode.
         source: (B, S) int64, PAD after each row's end token.
         max_steps: T, at least 1.
-        decoder: `greedy`, `BeamSearch(...)`, or `functools.partial(sample, ...)`.
+        decoder: `greedy`, `BeamSearch(...)`, or `functools.partial(sample, ...)`; it may give
+            several texts a source, (B, C, T).
         batch_size: sources decoded together, at least 1.
 
     Returns:
-        (B, T) int64, in the order of the sources.
+        (B, T) int64, or what else `decoder` gives, in the order of the sources.
     """
     check_decoding(source, max_steps)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     length = (source != model.special.pad).sum(1)
     order = length.argsort(descending=True, stable=True)
-    written = source.new_full((len(source), max_steps), model.special.pad)
+    written = []
     for start in range(0, len(source), batch_size):
         rows = order[start : start + batch_size]
         longest = max(1, int(length[rows[0]]))
-        written[rows] = decoder(model, source[rows, :longest], max_steps)
-    return written
+        written.append(decoder(model, source[rows, :longest], max_steps))
+    return torch.cat(written)[order.argsort()] if written else source.new_empty(0, max_steps)
 
 
 def check_decoding(source: Tensor, max_steps: int) -> None:

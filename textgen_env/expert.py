@@ -7,12 +7,21 @@ token. Every answer is counted, so that methods can be compared by what they ask
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from textgen_env.beam_search import decoder_of
-from textgen_env.decoding import decode_all, next_action
+from textgen_env import dynamics
+from textgen_env.beam_search import decoder_of, n_best
+from textgen_env.decoding import (
+    Decoder,
+    Sampling,
+    decode_all,
+    look_every,
+    next_action,
+    sample,
+)
 from textgen_env.dynamics import State
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.models.wrappers import CutVocabulary
@@ -99,6 +108,67 @@ class Expert(ABC):
     @abstractmethod
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """The examples with what the expert writes, at most `max_steps` tokens, as references."""
+
+    def write_n_best(self, examples: Examples, *, max_steps: int, beam_size: int) -> Tensor:
+        """(N, C, T) int64, its best texts for each source, the best first; by default its only one.
+
+        A row of PAD alone is no text.
+        """
+        return self.write(examples, max_steps=max_steps, beam_size=beam_size).reference[:, None]
+
+    def sample(
+        self, examples: Examples, *, max_steps: int, sampling: Sampling, generator: torch.Generator
+    ) -> Examples:
+        """The examples with what it draws, at most `max_steps` tokens, as references.
+
+        Args:
+            examples: the sources; all are written side by side by default.
+            max_steps: T, at least 1.
+            sampling: how to draw.
+            generator: of the draws.
+        """
+        nothing = examples.source.new_full((len(examples), max_steps), self.special.pad)
+        length = torch.zeros_like(nothing[:, 0])
+        written = self.complete(
+            examples.expert_source, nothing, length, sampling=sampling, generator=generator
+        )
+        return replace(examples, reference=written)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        source: Tensor,
+        prefix: Tensor,
+        length: Tensor,
+        *,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The beginnings of texts, and how the expert goes on.
+
+        It goes along from the first token, so that the states of the beginnings count as asked.
+
+        Args:
+            source: (B, E) int64, the expert's view, PAD after each row's end token.
+            prefix: (B, T) int64, T the length limit.
+            length: (B,) int64, how many tokens of the prefix stay.
+            sampling: how the expert draws; None for its most probable tokens.
+            generator: of the draws.
+
+        Returns:
+            (B, T) int64, PAD after the end token.
+        """
+        state = dynamics.initial(source, prefix.shape[1], self.special)
+        cache, every = self.start(source, prefix.shape[1]), look_every(source.device)
+        previous = torch.full_like(length, self.special.start)
+        for step, given in enumerate(prefix.unbind(1)):
+            logits, cache = self.step(state, previous, cache)
+            own = next_action(logits, sampling, generator, special=self.special)
+            previous = given.where(step < length, own)
+            state = dynamics.transition(state, previous, self.special)
+            if (step + 1) % every == 0 and bool(state.done.all()):
+                break
+        return state.prefix
 
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
@@ -215,11 +285,32 @@ class NeuralExpert(Expert):
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Beam-search output; `beam_size` states are counted for every token of it."""
-        decoder = decoder_of(beam_size)
+        written = self._decoded(examples, max_steps, decoder_of(beam_size), beam_size)
+        return replace(examples, reference=written)
+
+    def write_n_best(self, examples: Examples, *, max_steps: int, beam_size: int) -> Tensor:
+        """All hypotheses of beam search; a state is counted for every token of each."""
+
+        def decoder(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
+            return n_best(model, source, max_steps, count=beam_size, beam_size=beam_size)[0]
+
+        return self._decoded(examples, max_steps, decoder)
+
+    def sample(
+        self, examples: Examples, *, max_steps: int, sampling: Sampling, generator: torch.Generator
+    ) -> Examples:
+        """Draws from the model's distributions; a state is counted for every token."""
+        decoder = partial(sample, sampling=sampling, generator=generator)
+        return replace(examples, reference=self._decoded(examples, max_steps, decoder))
+
+    def _decoded(
+        self, examples: Examples, max_steps: int, decoder: Decoder, asked: int = 1
+    ) -> Tensor:
+        """What `decoder` writes; `asked` states are counted for every token of it."""
         start = time.perf_counter()
         written = decode_all(self.model, examples.expert_source, max_steps, decoder=decoder)
-        self.count(beam_size * (written != self.special.pad).sum(), start)
-        return replace(examples, reference=written)
+        self.count(asked * (written != self.special.pad).sum(), start)
+        return written
 
 
 class NoExpert(Expert):

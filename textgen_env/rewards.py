@@ -149,7 +149,6 @@ def _at_the_end(step: Step, metric: Callable[[Texts, Texts], Tensor]) -> Tensor:
 
 def _texts(step: Step, rows: Tensor | slice) -> tuple[Texts, Texts]:
     """What was written in `rows` and their references, without end tokens."""
-    state, references = step.state, step.references[rows]
-    within = (references != step.special.pad) & (references != step.special.end)
-    length = (state.length - state.terminated.long())[rows]
-    return Texts(state.prefix[rows], length), Texts(references, within.sum(1))
+    state = step.state
+    written = Texts(state.prefix[rows], (state.length - state.terminated.long())[rows])
+    return written, Texts.of(step.references[rows], step.special)

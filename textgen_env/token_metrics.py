@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from textgen_env.types import check_shape
+from textgen_env.types import SpecialTokens, check_shape
 
 MAX_ORDER = 4  # of the n-grams that BLEU counts
 
@@ -31,6 +31,12 @@ class Texts:
     def __post_init__(self) -> None:
         check_shape("tokens", self.tokens, (None, None))
         check_shape("length", self.length, (self.tokens.shape[0],))
+
+    @classmethod
+    def of(cls, tokens: Tensor, special: SpecialTokens) -> Self:
+        """The texts of (B, L) int64 tokens, PAD after the end token, which does not count."""
+        within = (tokens != special.pad) & (tokens != special.end)
+        return cls(tokens, within.sum(1))
 
     @property
     def mask(self) -> Tensor:

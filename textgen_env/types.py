@@ -8,11 +8,13 @@ Records are frozen and check their own shapes. They hold no behavior beyond that
 state is in `dynamics.py`, what is learned from trajectories is in `agents/`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import NamedTuple, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -133,6 +135,15 @@ class Trajectories:
         writer = torch.full_like(examples.reference, Writer.DATA)
         return cls.of(examples, examples.reference, writer, mask)
 
+    @classmethod
+    def cat(cls, parts: Sequence[Self], special: SpecialTokens) -> Self:
+        """The rows of all `parts`, at least one, in that order, padded to the widest."""
+        fill = {"writer": Writer.DATA, "mask": False}
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(
+            **{name: _stacked(c, fill.get(name, special.pad)) for name, c in columns.items()}
+        )
+
     def select(self, index: Tensor) -> Self:
         """The trajectories at `index`, (K,) int64, in that order."""
         return type(self)(**{name: rows[index] for name, rows in tensors(self).items()})
@@ -169,6 +180,12 @@ def _settle_expert_source(record: Examples | Trajectories) -> None:
     if record.expert_source is SAME_AS_SOURCE:
         object.__setattr__(record, "expert_source", record.source)
     check_shape("expert_source", record.expert_source, (len(record), None))
+
+
+def _stacked(parts: Sequence[Tensor], fill: int) -> Tensor:
+    """All rows of the (B, L) `parts`, as wide as the widest, `fill` after their end."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 
 def trimmed(tokens: Tensor, special: SpecialTokens) -> Tensor:

@@ -1,0 +1,122 @@
+"""f-distill: an f-divergence of whole texts, split into steps, each on the texts that it is over.
+
+KL is an expectation over the teacher's texts, reverse KL over the student's, Jensen-Shannon and
+total variation over both. The teacher's texts are drawn once, the student's anew for every batch.
+No gradient flows through the drawing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from agents.bases import OnBothTexts
+from agents.divergences import (
+    Divergence,
+    forward_kl,
+    reverse_kl,
+    skewed_kl,
+    skewed_reverse_kl,
+    total_variation,
+)
+from agents.losses import loss_by_writer
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories, Writer
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL(teacher || student), on the teacher's texts."""
+
+    @property
+    def terms(self) -> Mapping[Writer, Divergence]:
+        """Forward KL."""
+        return {Writer.DATA: forward_kl}
+
+
+@dataclass(frozen=True)
+class RKL:
+    """KL(student || teacher), on the student's texts."""
+
+    @property
+    def terms(self) -> Mapping[Writer, Divergence]:
+        """Reverse KL."""
+        return {Writer.STUDENT: reverse_kl}
+
+
+@dataclass(frozen=True)
+class JS:
+    """Weighted Jensen-Shannon divergence, half of it on each one's texts.
+
+    With p the teacher, q the student, w the weight and m = w p + (1 - w) q: w KL(p || m) on the
+    teacher's texts and (1 - w) KL(q || m) on the student's.
+
+    Attributes:
+        teacher_weight: w, in (0, 1); 1 - beta in the paper.
+    """
+
+    teacher_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.teacher_weight < 1:
+            raise ValueError(
+                f"teacher_weight must be in (0, 1), got {self.teacher_weight}; at the ends use KL "
+                "or RKL"
+            )
+
+    @property
+    def terms(self) -> Mapping[Writer, Divergence]:
+        """Both halves, twice as large, because each is over half of the states."""
+        weight = self.teacher_weight
+
+        def on_teacher_text(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            return 2 * weight * skewed_kl(student_logits, teacher_logits, skew=weight)
+
+        def on_student_text(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            other = 1 - weight
+            return 2 * other * skewed_reverse_kl(student_logits, teacher_logits, skew=other)
+
+        return {Writer.DATA: on_teacher_text, Writer.STUDENT: on_student_text}
+
+
+@dataclass(frozen=True)
+class TVD:
+    """Total variation, half of it on each one's texts; a difference of probabilities, not nats."""
+
+    @property
+    def terms(self) -> Mapping[Writer, Divergence]:
+        """Total variation on both: the mean over all states is the half of both means."""
+        return {Writer.DATA: total_variation, Writer.STUDENT: total_variation}
+
+
+Kind = KL | RKL | JS | TVD
+
+
+@dataclass(frozen=True)
+class FDistill(OnBothTexts):
+    """Match the teacher step by step on its texts, on the student's, or on both.
+
+    Roll-in: for each example a text drawn from the teacher before training and one drawn from the
+    student; only those that the kind has a term for. Label: the teacher's distribution.
+    Loss: the kind's term on each text; one mean over the states of both.
+    Differs from the paper in: teacher and student draw from their whole distributions (there the
+    teacher's texts are of a beam, the student's of the best 40), and the mean is over all states,
+    so that a side with longer texts weighs more.
+
+    Attributes:
+        kind: the divergence.
+
+    Source: Wen et al. 2023, section 3, arXiv:2307.15190.
+    """
+
+    kind: Kind = field(default_factory=JS)
+
+    @property
+    def terms(self) -> Mapping[Writer, Divergence]:
+        """The kind's."""
+        return self.kind.terms
+
+    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
+        """Each writer's term on its own prefixes."""
+        return loss_by_writer(trajectories, student, expert, self.terms)

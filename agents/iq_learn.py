@@ -1,0 +1,58 @@
+"""IQ-Learn as a regularizer: the student's logits as values that agree from token to token.
+
+Inverse reinforcement learning from the data alone. A logit is read as the value of an action, the
+log of the sum of their exponentials as the value of a state; cross-entropy makes the data's actions
+good, the regularizer keeps the reward that this implies small. Left out: the online version.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from agents.agent import Agent
+from agents.divergences import cross_entropy, masked_mean
+from textgen_env.expert import Expert
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories
+
+
+@dataclass(frozen=True)
+class IQLearn(Agent):
+    """Train on gold pairs, with soft values that obey the Bellman equation.
+
+    Roll-in: data. Label: the data's next token. Loss: cross-entropy plus `td_weight` times the
+    squared error of Q(s, a) = discount V(s') with Q the logit of the data's token, V the logsumexp
+    of all logits, and V = 0 after the end token.
+    Differs from the paper in: nothing is learned online, no warm-up by cross-entropy alone.
+
+    Attributes:
+        td_weight: of the squared errors, at least 0.
+        discount: of the next state's value, in [0, 1].
+
+    Source: Wulfmeier et al. 2024, arXiv:2409.01369; Garg et al. 2021, arXiv:2106.12142.
+    """
+
+    needs_expert: ClassVar[bool] = False
+    td_weight: float = 0.1
+    discount: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.td_weight < 0:
+            raise ValueError(f"td_weight must be at least 0, got {self.td_weight}; 0 is mle")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount must be in [0, 1], got {self.discount}")
+
+    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
+        """Cross-entropy on the data's tokens, and the errors of the values along them."""
+        actions, mask = trajectories.actions, trajectories.mask
+        logits = student.sequence_logits(trajectories.source, actions).float()
+        ended = actions == expert.special.end
+        chosen = logits.gather(-1, actions[..., None]).squeeze(-1)
+        following = F.pad(logits.logsumexp(-1)[:, 1:], (0, 1))
+        error = chosen - self.discount * following.masked_fill(ended, 0.0)
+        # A text cut off at the limit has a next state that was not recorded: no error there.
+        known = F.pad(mask[:, 1:], (0, 1)) | ended
+        penalty = error.square().where(known, 0.0)
+        return masked_mean(cross_entropy(logits, actions) + self.td_weight * penalty, mask)

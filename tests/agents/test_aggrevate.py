@@ -1,0 +1,142 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from sacrebleu import sentence_bleu
+from toy import Given, record
+from updates import collect, learn
+
+from agents.aggrevate import AggreVaTe, worth
+from textgen_env.expert import NeuralExpert, Queries
+from textgen_env.scripted_expert import ScriptedExpert
+from textgen_env.types import Examples, Writer
+
+END = 2
+
+
+def bleu(text, reference):
+    words, target = (
+        " ".join(str(token) for token in each if token > END) for each in (text, reference)
+    )
+    return sentence_bleu(words, [target], tokenize="none").score / 100
+
+
+def completed(model, source, text, limit):
+    """What greedy decoding makes of the beginning of a text, token by token."""
+    text = list(text)
+    while len(text) < limit and END not in text:
+        actions = torch.tensor([[*text, 0]])
+        logits = model.sequence_logits(source[None], actions)[0, len(text)]
+        text.append(int(logits[END:].argmax()) + END)
+    return text[:limit]
+
+
+@pytest.fixture
+def lively_env(tiny_task, make_env, make_table_model):
+    """With a teacher whose texts vary and end."""
+    return make_env(tiny_task, 40, NeuralExpert(make_table_model(tiny_task, 1)))
+
+
+def test_the_loss_is_the_advantage_times_the_surprise_at_the_deviation(
+    lively_env, tiny_task, make_table_model
+):
+    student, teacher = make_table_model(tiny_task, 0), lively_env.expert.model
+    texts, loss, _ = learn(AggreVaTe(), lively_env, student)
+    log_probs = student.sequence_logits(texts.source, texts.actions).double().log_softmax(-1)
+    total, signs = 0.0, Counter()
+    for row, count in enumerate(texts.mask.sum(1).tolist()):
+        text, reference = texts.actions[row, :count].tolist(), texts.reference[row].tolist()
+        limit = int(1.5 * sum(token > 0 for token in reference))
+        after, before = (
+            bleu(completed(teacher, texts.source[row], begun, limit), reference)
+            for begun in (text, text[:-1])
+        )
+        total -= (after - before) * log_probs[row, count - 1, text[-1]].item()
+        signs[(after > before) - (after < before)] += 1
+    assert min(signs[-1], signs[0], signs[1]) > 2, "better, as good and worse than the expert"
+    assert loss.item() == pytest.approx(total / int(texts.mask.sum()), rel=1e-4)
+
+
+def test_the_expected_gradient_is_that_of_the_expected_cost():
+    """All words as the first token, each as often as the student writes it; the expert knows 4."""
+    expert = ScriptedExpert(
+        lambda source, prefix, length: torch.tensor([4, 5, 7, 2])[length.clamp(max=3)], 9
+    )
+    logits = torch.randn(1, 1, 9, generator=torch.Generator().manual_seed(0))
+    logits[..., :2] = -40.0
+    student = Given(logits)
+    probs = student.table[0, 0].softmax(-1)
+    weighted, cost = 0.0, 0.0
+    for word in range(2, 9):
+        text = replace(record([word]), reference=torch.tensor([[4, 5, 6, 8, 2]]))
+        weighted = weighted + probs[word].detach() * AggreVaTe().loss(text, student, expert)
+        ended = [word] if word == END else [word, 5, 7]
+        cost = cost + probs[word] * (1 - bleu(ended, [4, 5, 6, 8]))
+    (estimated,) = torch.autograd.grad(weighted, student.table)
+    (exact,) = torch.autograd.grad(cost, student.table)
+    assert exact.abs().max() > 0.005
+    torch.testing.assert_close(estimated, exact)
+
+
+def test_only_the_deviation_is_learned(lively_env, tiny_task, make_table_model):
+    texts = collect(AggreVaTe(), lively_env, make_table_model(tiny_task, 0))
+    student = Given(torch.zeros(*texts.actions.shape, tiny_task.tokenizer.vocab_size))
+    AggreVaTe().loss(texts, student, lively_env.expert).backward()
+    learned = student.table.grad.any(-1)
+    last = texts.mask.sum(1) - 1
+    assert learned.any(1).sum() > 5
+    assert torch.equal(learned.nonzero()[:, 1], last[learned.any(1)])
+
+
+def test_what_the_expert_would_write_has_no_advantage(lively_env, tiny_task, make_table_model):
+    expert = lively_env.expert
+    texts = collect(AggreVaTe(), lively_env, make_table_model(tiny_task, 0))
+    length = texts.mask.sum(1)
+    last = length[:, None] - 1
+    best = expert.best_actions(texts).gather(1, last)
+    as_the_expert = replace(texts, actions=texts.actions.scatter(1, last, best))
+    assert torch.equal(
+        worth(as_the_expert, length, expert), worth(as_the_expert, length - 1, expert)
+    )
+
+
+def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_table_model):
+    """Given the place, the student's first token comes as often as the student says.
+
+    Of texts cut off after their first token the short ones would else be too many.
+    """
+    student = make_table_model(tiny_task, 0)
+    examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
+    env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
+    rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
+    texts = AggreVaTe().collect(rows, env, student, 0.0, generator)
+    first = texts.actions[texts.mask.sum(1) == 1, 0]
+    logits = student.sequence_logits(examples.source, examples.reference)[0, 0].detach()
+    probs = logits.index_fill(0, torch.tensor([0, 1]), float("-inf")).softmax(0)
+    shares = first.bincount(minlength=len(probs)) / len(first)
+    assert len(first) > 1000
+    assert 0.05 < probs[END] < 0.95
+    assert (shares - probs).abs().max() < 0.04
+
+
+def test_each_place_of_a_text_is_as_likely(tiny_task, make_env, make_table_model):
+    student = make_table_model(tiny_task, 0)
+    with torch.no_grad():
+        student.tables[..., END] -= 100  # it writes to the limit
+    examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
+    env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
+    rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
+    texts = AggreVaTe().collect(rows, env, student, 0.0, generator)
+    counts = Counter(texts.mask.sum(1).tolist())
+    assert set(counts) == set(range(1, env.max_steps + 1))
+    assert all(abs(count * env.max_steps / 6000 - 1) < 0.1 for count in counts.values())
+    assert texts.writer[texts.mask].eq(Writer.STUDENT).all()
+
+
+def test_the_expert_is_asked_for_the_label_alone(lively_env, tiny_task, make_table_model):
+    student, expert = make_table_model(tiny_task, 0), lively_env.expert
+    texts = collect(AggreVaTe(), lively_env, student)
+    assert expert.queries == Queries()
+    AggreVaTe().loss(texts, student, expert)
+    assert expert.queries.tokens >= 2 * int(texts.mask.sum())

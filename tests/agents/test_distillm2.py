@@ -1,0 +1,49 @@
+import pytest
+import torch
+from updates import collect, learn
+
+from agents.distillm2 import DistiLLM2
+from textgen_env.types import Writer
+
+
+def expected_loss(trajectories, student, expert, skew):
+    """Skewed KL at the data's states, skewed reverse KL at the student's, in double precision."""
+    logits = student.sequence_logits(trajectories.source, trajectories.actions)
+    q = logits.detach().double().softmax(-1)
+    p = expert.logits(trajectories).double().softmax(-1)
+    forward = (p * (p / (skew * p + (1 - skew) * q)).log()).sum(-1)
+    reverse = (q * (q / (skew * q + (1 - skew) * p)).log()).sum(-1)
+    by_student = trajectories.writer == Writer.STUDENT
+    return reverse.where(by_student, forward)[trajectories.mask].mean().item()
+
+
+@pytest.mark.parametrize("skew", [0.1, 0.6])
+def test_each_text_has_its_skewed_divergence(env, expert, tiny_student, skew):
+    trajectories, loss, _ = learn(DistiLLM2(skew=skew), env, tiny_student)
+    expected = expected_loss(trajectories, tiny_student, expert, skew)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_skew_it_would_be_kl_both_ways(env, expert, tiny_student):
+    trajectories, loss, _ = learn(DistiLLM2(skew=1e-4), env, tiny_student)
+    expected = expected_loss(trajectories, tiny_student, expert, 0.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_loss_of_a_batch_is_that_of_its_parts(env, expert, tiny_student):
+    """However the two texts of an example are sorted and cut: one mean over all states."""
+    agent = DistiLLM2()
+    trajectories = collect(agent, env, tiny_student)
+    whole = agent.loss(trajectories, tiny_student, expert)
+    by_length = trajectories.mask.sum(1).argsort(stable=True)
+    shares = []
+    for rows in by_length.split(7):
+        part = trajectories.select(rows).trimmed(env.special)
+        shares.append(agent.loss(part, tiny_student, expert) * part.mask.sum())
+    torch.testing.assert_close(sum(shares) / trajectories.mask.sum(), whole)
+
+
+@pytest.mark.parametrize("skew", [0.0, 1.0])
+def test_a_skew_at_an_end_is_refused(skew):
+    with pytest.raises(ValueError, match=rf"skew must be in \(0, 1\), got {skew}"):
+        DistiLLM2(skew=skew)
