@@ -72,7 +72,7 @@ def compare(
 def written_by(
     model: SequenceModel, examples: Examples, max_steps: int, *, writer: Writer
 ) -> Trajectories:
-    """What `model` writes greedily for each source.
+    """What `model` writes greedily for each source; as the expert, for its own view of it.
 
     Args:
         model: in evaluation mode.
@@ -80,10 +80,11 @@ def written_by(
         max_steps: most tokens of a text.
         writer: which of the writers it is.
     """
-    actions = decode_all(model, examples.source, max_steps)
+    source = examples.expert_source if writer == Writer.EXPERT else examples.source
+    actions = decode_all(model, source, max_steps)
     mask = actions != model.special.pad
     by = torch.full_like(actions, writer)
-    return Trajectories(examples.source, actions, by, mask, examples.reference)
+    return Trajectories.of(examples, actions, by, mask)
 
 
 def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:

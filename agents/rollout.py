@@ -41,7 +41,7 @@ def rollout(
         env.reset(options={"indices": indices})
         columns = list(_written(env, behavior, examples, student, expert))
     actions, writer, mask = (torch.stack(steps, 1) for steps in zip(*columns, strict=True))
-    return Trajectories(examples.source, actions, writer, mask, examples.reference)
+    return Trajectories.of(examples, actions, writer, mask)
 
 
 def _written(
@@ -54,7 +54,7 @@ def _written(
     """What is written, who wrote it and whether it counts, (B,) each, step by step."""
     special, every = env.special, look_every(env.device)
     cache = student.start(examples.source, env.max_steps)
-    along = None if expert is None else _Along(expert, examples.source, env)
+    along = None if expert is None else _Along(expert, examples.expert_source, env)
     rows = torch.arange(len(examples), device=env.device)  # that are still being written
     previous = torch.full_like(rows, special.start)
     done = torch.zeros_like(rows, dtype=torch.bool)
@@ -164,14 +164,8 @@ def _gathered(
     pad = action.new_full((count + 1, env.max_steps), env.special.pad)
     mask = torch.zeros_like(pad, dtype=torch.bool)
     mask.index_put_(cell, torch.ones_like(place, dtype=torch.bool))
-    trajectories = Trajectories(
-        source=examples.source[rows],
-        actions=pad.index_put(cell, action)[rows],
-        writer=pad.index_put(cell, writer)[rows],
-        mask=mask[rows],
-        reference=examples.reference[rows],
-    )
-    return trajectories.trimmed(env.special)
+    written = pad.index_put(cell, action)[rows], pad.index_put(cell, writer)[rows], mask[rows]
+    return Trajectories.of(examples.select(rows), *written).trimmed(env.special)
 
 
 def student_or_data(

@@ -3,7 +3,7 @@
 Behavioral cloning of texts that the teacher finds likely and that are close to the data's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class SeqInter(Agent):
         hypotheses = expert.write_n_best(examples, max_steps=max_steps, beam_size=self.beam_size)
         parts = zip(hypotheses.split(CHUNK), examples.reference.split(CHUNK), strict=True)
         chosen = [_best(texts, reference, expert.special) for texts, reference in parts]
-        return Examples(examples.source, torch.cat(chosen))
+        return replace(examples, reference=torch.cat(chosen))
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the chosen texts."""

@@ -25,7 +25,7 @@ from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.tokenizer import Tokenizer
-from textgen_env.types import Examples
+from textgen_env.types import Examples, tensors
 from textgen_env.vector_env import TextGenVectorEnv
 
 OUTCOME = "outcome.json"
@@ -221,15 +221,10 @@ def _prepare(
     if path.exists():
         with safe_open(path, framework="pt") as file:
             asked = Queries(**json.loads(file.metadata()["queries"]))
-            examples = Examples(file.get_tensor("source"), file.get_tensor("reference"))
-        return examples, asked
+        return Examples(**load_file(path)), asked
     gold = encode(task.train, task).to(this_device())
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold, expert, task.max_target_length)
     asked = expert.queries
-    save_atomically(
-        path,
-        {"source": examples.source, "reference": examples.reference},
-        {"queries": json.dumps(asdict(asked))},
-    )
+    save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

@@ -10,6 +10,7 @@ from textgen_env.types import (
     Trajectories,
     Writer,
     check_shape,
+    tensors,
 )
 
 SPECIAL = SpecialTokens()
@@ -74,6 +75,38 @@ def test_selected_rows_are_trimmed_and_keep_fields_together():
     assert row.mask.tolist() == [[True, True]]
 
 
+TWO_VIEWS = dataclasses.replace(
+    EXAMPLES, expert_source=torch.tensor([[3, 4, 4, 4, 2, 0], [3, 2, 0, 0, 0, 0]])
+)
+RECORDS = [TWO_VIEWS, Trajectories.from_examples(TWO_VIEWS, SPECIAL)]
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_the_experts_view_goes_along_and_has_a_width_of_its_own(record):
+    assert torch.equal(record.expert_source, TWO_VIEWS.expert_source)
+    row = record.select(torch.tensor([1, 0]))
+    assert row.expert_source[0].tolist() == [3, 2, 0, 0, 0, 0]
+    cut = row.trimmed(SPECIAL)
+    assert cut.expert_source.tolist() == [[3, 2, 0, 0, 0], [3, 4, 4, 4, 2]]
+    assert cut.source.shape == (2, 3)
+    assert record.to("meta").expert_source.shape == (2, 6)
+    assert tensors(record)["expert_source"] is record.expert_source
+
+
+@pytest.mark.parametrize("record", [EXAMPLES, Trajectories.from_examples(EXAMPLES, SPECIAL)])
+def test_without_one_the_expert_reads_the_source_which_is_kept_once(record):
+    changed = [record, record.select(torch.tensor([1])), record.trimmed(SPECIAL), record.to("meta")]
+    for each in changed:
+        assert each.expert_source is each.source
+        assert "expert_source" not in tensors(each)
+    assert dataclasses.replace(record).expert_source is record.source
+
+
+def test_examples_need_an_experts_source_for_each_source():
+    with pytest.raises(ShapeError, match=r"expert_source must have shape \(2, any\), got \(1, 6\)"):
+        dataclasses.replace(EXAMPLES, expert_source=TWO_VIEWS.expert_source[:1])
+
+
 def test_rows_of_several_records_are_stacked_to_the_widest():
     wide = Trajectories.from_examples(EXAMPLES, SPECIAL)
     one = dataclasses.replace(
@@ -106,7 +139,9 @@ def test_padding_is_the_records_own_not_0():
     assert both.mask[0].tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("field", ["source", "actions", "writer", "mask", "reference"])
+@pytest.mark.parametrize(
+    "field", ["source", "actions", "writer", "mask", "reference", "expert_source"]
+)
 def test_trajectories_name_the_field_of_another_shape(field):
     data = Trajectories.from_examples(EXAMPLES, SPECIAL)
     broken = {field: torch.zeros(5, 2, 2, dtype=torch.int64)}

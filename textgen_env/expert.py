@@ -6,7 +6,7 @@ token. Every answer is counted, so that methods can be compared by what they ask
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -74,6 +74,8 @@ class ExpertError(RuntimeError):
 class Expert(ABC):
     """Anything that can be asked what to write at the states of a trajectory.
 
+    It reads `expert_source`, which a task may let differ from what the student reads.
+
     Attributes:
         special: the ids of padding, start and end.
     """
@@ -128,9 +130,9 @@ class Expert(ABC):
         nothing = examples.source.new_full((len(examples), max_steps), self.special.pad)
         length = torch.zeros_like(nothing[:, 0])
         written = self.complete(
-            examples.source, nothing, length, sampling=sampling, generator=generator
+            examples.expert_source, nothing, length, sampling=sampling, generator=generator
         )
-        return Examples(examples.source, written)
+        return replace(examples, reference=written)
 
     @torch.no_grad()
     def complete(
@@ -147,7 +149,7 @@ class Expert(ABC):
         It goes along from the first token, so that the states of the beginnings count as asked.
 
         Args:
-            source: (B, S) int64, PAD after each row's end token.
+            source: (B, E) int64, the expert's view, PAD after each row's end token.
             prefix: (B, T) int64, T the length limit.
             length: (B,) int64, how many tokens of the prefix stay.
             sampling: how the expert draws; None for its most probable tokens.
@@ -170,14 +172,14 @@ class Expert(ABC):
 
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """What it remembers of (B, S) sources where it goes along step by step."""
+        """What it remembers of (B, E) sources, its own view, where it goes along step by step."""
 
     @abstractmethod
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
         """(B, V) float logits of the next token at `state`, without gradient, and the cache after.
 
         Args:
-            state: the episodes as they are.
+            state: the episodes as they are; their source is the student's view.
             previous: (B,) int64, the tokens written last; the start token at the first step.
             cache: from `start` or from the step before, not to be used again.
         """
@@ -194,7 +196,7 @@ class Expert(ABC):
         """(B,) int64, its most probable token at one state of each text; each is counted once.
 
         Args:
-            source: (B, S) int64, PAD after each row's end token.
+            source: (B, E) int64, the expert's view, PAD after each row's end token.
             prefix: (B, T) int64 tokens written.
             place: (B,) int64 below T, the state asked about: after so many tokens of the prefix.
             reference: (B, R) int64, the data set's target, for experts that look at it.
@@ -264,7 +266,7 @@ class NeuralExpert(Expert):
     def logits(self, trajectories: Trajectories) -> Tensor:
         """(B, T, V) in one parallel pass; entries at padding mean nothing."""
         start = time.perf_counter()
-        logits = self.model.sequence_logits(trajectories.source, trajectories.actions)
+        logits = self.model.sequence_logits(trajectories.expert_source, trajectories.actions)
         self.count(trajectories.mask.sum(), start)
         return logits
 
@@ -284,7 +286,7 @@ class NeuralExpert(Expert):
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Beam-search output; `beam_size` states are counted for every token of it."""
         written = self._decoded(examples, max_steps, decoder_of(beam_size), beam_size)
-        return Examples(examples.source, written)
+        return replace(examples, reference=written)
 
     def write_n_best(self, examples: Examples, *, max_steps: int, beam_size: int) -> Tensor:
         """All hypotheses of beam search; a state is counted for every token of each."""
@@ -299,14 +301,14 @@ class NeuralExpert(Expert):
     ) -> Examples:
         """Draws from the model's distributions; a state is counted for every token."""
         decoder = partial(sample, sampling=sampling, generator=generator)
-        return Examples(examples.source, self._decoded(examples, max_steps, decoder))
+        return replace(examples, reference=self._decoded(examples, max_steps, decoder))
 
     def _decoded(
         self, examples: Examples, max_steps: int, decoder: Decoder, asked: int = 1
     ) -> Tensor:
         """What `decoder` writes; `asked` states are counted for every token of it."""
         start = time.perf_counter()
-        written = decode_all(self.model, examples.source, max_steps, decoder=decoder)
+        written = decode_all(self.model, examples.expert_source, max_steps, decoder=decoder)
         self.count(asked * (written != self.special.pad).sum(), start)
         return written
 

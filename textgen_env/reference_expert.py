@@ -6,7 +6,7 @@ between the prefix and all beginnings of the reference. This is a dynamic oracle
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -55,7 +55,7 @@ class ReferenceExpert(Expert):
     and are finite.
 
     Labels are by the references of the trajectories. To go along step by step it has to know the
-    reference of each source, and looks it up among its examples.
+    reference of each source, and looks it up among its examples by the expert's view of it.
 
     Args:
         examples: with every source of the episodes that it goes along with; of those with the same
@@ -73,7 +73,7 @@ class ReferenceExpert(Expert):
         self._vocab_size = vocab_size
         self._reference = _ended(examples.reference, self.special)
         self._place: dict[tuple[int, ...], int] = {}
-        for place, key in enumerate(self._keys(examples.source)):
+        for place, key in enumerate(self._keys(examples.expert_source)):
             self._place.setdefault(key, place)
 
     @property
@@ -132,7 +132,7 @@ class ReferenceExpert(Expert):
         start = time.perf_counter()
         written = _ended(examples.reference, self.special)[:, :max_steps]
         self.count((written != self.special.pad).sum(), start)
-        return Examples(examples.source, written)
+        return replace(examples, reference=written)
 
     def _costs(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
         """References (B, R + 1) and (B, T, R + 1) the edits of the prefix before every step."""

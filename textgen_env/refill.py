@@ -103,7 +103,7 @@ class Adviser:
         self._cache: AnyCache | None = None
 
     def begin(self, state: State, source: Tensor, mask: Tensor) -> None:
-        """Begin with `state`, whose sources are (B, S), in the slots of `mask`, (B,) bool."""
+        """Begin with `state` in the slots of `mask`, (B,) bool; `source`, (B, E), is read."""
         start = torch.full_like(state.length, self._special.start)
         cache = self._expert.start(source, self._max_steps)
         logits, cache = self._expert.step(state, start, cache)

@@ -1,16 +1,15 @@
 """Episodes as text to read: what the environments' `render` gives. It waits for the device."""
 
 import torch
-from torch import Tensor
 
 from textgen_env.dynamics import Observation
 from textgen_env.expert import Expert, NoExpert
 from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
-from textgen_env.types import trimmed
+from textgen_env.types import Examples
 
 
 def as_text(
-    shown: Observation, references: Tensor, tokenizer: Tokenizer, expert: Expert
+    shown: Observation, examples: Examples, tokenizer: Tokenizer, expert: Expert
 ) -> tuple[str, ...]:
     """Each slot's source and text so far and, if it can be asked, what the expert would have done.
 
@@ -18,7 +17,7 @@ def as_text(
 
     Args:
         shown: B episodes.
-        references: (B, R) int64, the data set's targets, for experts that look at them.
+        examples: what the B slots are at, as the expert reads it.
         tokenizer: of both sides.
         expert: is asked unless it is a `NoExpert`.
 
@@ -34,9 +33,9 @@ def as_text(
     rows = shown["length"].nonzero().squeeze(1)
     if not isinstance(expert, NoExpert) and len(rows):
         last = shown["length"][rows] - 1
-        source = trimmed(shown["source"][rows], expert.special)
+        asked = examples.select(rows).trimmed(expert.special)
         prefix = shown["prefix"][rows, : int(last.max()) + 1]
-        choice = expert.best_actions_at(source, prefix, last, references[rows])
+        choice = expert.best_actions_at(asked.expert_source, prefix, last, asked.reference)
         written = prefix.gather(1, last[:, None]).squeeze(1)
         for row, *tokens in torch.stack([rows, written, choice], 1).tolist():
             policys, best = (_piece(token, tokenizer) for token in tokens)

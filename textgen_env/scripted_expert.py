@@ -5,7 +5,7 @@ What is best by the data set's reference is in `reference_expert.py`.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -17,26 +17,32 @@ from textgen_env.expert import Expert
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 Script = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(source (B, S), prefix (B, T), length (B,)) -> (B,) int64, the best action at each state.
+"""(source (B, E), prefix (B, T), length (B,)) -> (B,) int64, the best action at each state.
 
-It is called for states of any B and T, prefixes PAD after `length`. It may answer anything below V
-where a text is over.
+It is called for states of any B, E and T, prefixes PAD after `length`. The source is the expert's
+view. It may answer anything below V where a text is over.
 """
 
 SURE = 30.0  # nats above all other tokens: these share 1.5e-8 at 160,000 tokens and stay finite
 
 
 @dataclass(frozen=True)
-class NothingCached:
-    """What an expert remembers that reads all it needs from the state."""
+class SourceCache:
+    """What an expert remembers that reads all but its view of the source from the state.
+
+    Attributes:
+        source: (B, E) int64.
+    """
+
+    source: Tensor
 
     def select_rows(self, index: Tensor) -> Self:
-        """Nothing, of other rows."""
-        return self
+        """The rows at `index`."""
+        return type(self)(self.source.index_select(0, index))
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
-        """Nothing, of some fresh rows."""
-        return self
+        """Row index[i] of `fresh` as row i where `mask` is True."""
+        return type(self)(fresh.select_rows(index).source.where(mask[:, None], self.source))
 
 
 class ScriptedExpert(Expert):
@@ -70,7 +76,7 @@ class ScriptedExpert(Expert):
         rows, steps = trajectories.actions.shape
         prefixes = _prefixes(trajectories.actions, self.special)
         length = torch.arange(steps, device=prefixes.device).repeat(rows)
-        source = trajectories.source.repeat_interleave(steps, 0)
+        source = trajectories.expert_source.repeat_interleave(steps, 0)
         actions = self.script(source, prefixes.flatten(0, 1), length)
         self.count(trajectories.mask.sum(), start)
         return actions.view(rows, steps)
@@ -79,17 +85,17 @@ class ScriptedExpert(Expert):
         """(B, T, V) float32."""
         return self._sure_of(self.best_actions(trajectories))
 
-    def start(self, source: Tensor, max_steps: int) -> NothingCached:
-        """Nothing: the state has it all."""
-        return NothingCached()
+    def start(self, source: Tensor, max_steps: int) -> SourceCache:
+        """The sources."""
+        return SourceCache(source)
 
     @torch.no_grad()
     def step(
-        self, state: State, previous: Tensor, cache: NothingCached
-    ) -> tuple[Tensor, NothingCached]:
+        self, state: State, previous: Tensor, cache: SourceCache
+    ) -> tuple[Tensor, SourceCache]:
         """The script's answer; a state is counted for every episode that is not over."""
         start = time.perf_counter()
-        actions = self.script(state.source, state.prefix, state.length)
+        actions = self.script(cache.source, state.prefix, state.length)
         self.count((~state.done).sum(), start)
         return self._sure_of(actions), cache
 
@@ -97,14 +103,14 @@ class ScriptedExpert(Expert):
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """What the script writes; it is sure, so that every beam size gives the same."""
         start = time.perf_counter()
-        state = dynamics.initial(examples.source, max_steps, self.special)
+        state = dynamics.initial(examples.expert_source, max_steps, self.special)
         for _ in range(max_steps):
             actions = self.script(state.source, state.prefix, state.length)
             state = dynamics.transition(state, actions, self.special)
             if bool(state.done.all()):
                 break
         self.count(state.length.sum(), start)
-        return Examples(examples.source, state.prefix)
+        return replace(examples, reference=state.prefix)
 
     def _sure_of(self, actions: Tensor) -> Tensor:
         logits = torch.zeros(*actions.shape, self._vocab_size, device=actions.device)

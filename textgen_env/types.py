@@ -1,8 +1,8 @@
 """The records that travel between the environment, the expert, the agents and the learner.
 
 Dimension letters used in docstrings throughout the project:
-**B** sequences, **S** source tokens, **T** target steps, **V** vocabulary,
-**N** layers, **H** heads, **D** head width.
+**B** sequences, **S** source tokens, **E** those of the expert's view, **T** target steps,
+**V** vocabulary, **N** layers, **H** heads, **D** head width.
 
 Records are frozen and check their own shapes. They hold no behavior beyond that: what happens to a
 state is in `dynamics.py`, what is learned from trajectories is in `agents/`.
@@ -11,7 +11,7 @@ state is in `dynamics.py`, what is learned from trajectories is in `agents/`.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,9 @@ class Writer(IntEnum):
     EXPERT = 2
 
 
+SAME_AS_SOURCE = cast("Tensor", None)  # only until a record is made: none that exists has it
+
+
 @dataclass(frozen=True)
 class Examples:
     """Encoded pairs of a split, or a batch of them.
@@ -55,29 +58,33 @@ class Examples:
     Attributes:
         source: (B, S) int64 source token ids, PAD after the end token.
         reference: (B, T) int64 target token ids, the end token included, PAD after it.
+        expert_source: (B, E) int64, what the expert reads instead of `source`; the same tensor
+            where it is not given.
     """
 
     source: Tensor
     reference: Tensor
+    expert_source: Tensor = SAME_AS_SOURCE
 
     def __post_init__(self) -> None:
         check_shape("source", self.source, (None, None))
         check_shape("reference", self.reference, (self.source.shape[0], None))
+        _settle_expert_source(self)
 
     def __len__(self) -> int:
         return self.source.shape[0]
 
     def select(self, index: Tensor) -> Self:
         """The examples at `index`, (K,) int64, in that order."""
-        return type(self)(self.source[index], self.reference[index])
+        return type(self)(**{name: rows[index] for name, rows in tensors(self).items()})
 
     def trimmed(self, special: SpecialTokens) -> Self:
         """The examples without the columns that are padding in all of them."""
-        return type(self)(trimmed(self.source, special), trimmed(self.reference, special))
+        return type(self)(**{name: trimmed(t, special) for name, t in tensors(self).items()})
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on `device`."""
-        return type(self)(self.source.to(device), self.reference.to(device))
+        return type(self)(**{name: tensor.to(device) for name, tensor in tensors(self).items()})
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Trajectories:
         mask: (B, T) bool, True for actions taken before the episode was over: the end token counts,
             the absorbing PAD after it does not.
         reference: (B, R) int64, the data set's target for the same sources.
+        expert_source: (B, E) int64, what the expert reads instead of `source`; the same tensor
+            where it is not given.
     """
 
     source: Tensor
@@ -98,6 +107,7 @@ class Trajectories:
     writer: Tensor
     mask: Tensor
     reference: Tensor
+    expert_source: Tensor = SAME_AS_SOURCE
 
     def __post_init__(self) -> None:
         check_shape("source", self.source, (None, None))
@@ -106,6 +116,7 @@ class Trajectories:
         check_shape("writer", self.writer, (rows, steps))
         check_shape("mask", self.mask, (rows, steps))
         check_shape("reference", self.reference, (rows, None))
+        _settle_expert_source(self)
         if self.mask.dtype != torch.bool:
             raise ShapeError(f"mask must be bool, got {self.mask.dtype}")
 
@@ -113,11 +124,16 @@ class Trajectories:
         return self.source.shape[0]
 
     @classmethod
+    def of(cls, examples: Examples, actions: Tensor, writer: Tensor, mask: Tensor) -> Self:
+        """What was written for `examples`, a row for each."""
+        return cls(actions=actions, writer=writer, mask=mask, **tensors(examples))
+
+    @classmethod
     def from_examples(cls, examples: Examples, special: SpecialTokens) -> Self:
         """Trajectories whose every token was written by the data."""
         mask = examples.reference != special.pad
         writer = torch.full_like(examples.reference, Writer.DATA)
-        return cls(examples.source, examples.reference, writer, mask, examples.reference)
+        return cls.of(examples, examples.reference, writer, mask)
 
     @classmethod
     def cat(cls, parts: Sequence[Self], special: SpecialTokens) -> Self:
@@ -130,22 +146,40 @@ class Trajectories:
 
     def select(self, index: Tensor) -> Self:
         """The trajectories at `index`, (K,) int64, in that order."""
-        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return type(self)(**{name: rows[index] for name, rows in tensors(self).items()})
 
     def trimmed(self, special: SpecialTokens) -> Self:
         """The trajectories without the columns that are padding in all of them."""
         width = int(self.mask.sum(1).max())
+        written = ("actions", "writer", "mask")
         return type(self)(
-            source=trimmed(self.source, special),
-            actions=self.actions[:, :width],
-            writer=self.writer[:, :width],
-            mask=self.mask[:, :width],
-            reference=trimmed(self.reference, special),
+            **{
+                name: tensor[:, :width] if name in written else trimmed(tensor, special)
+                for name, tensor in tensors(self).items()
+            }
         )
 
     def to(self, device: torch.device | str) -> Self:
         """The same trajectories on `device`."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return type(self)(**{name: tensor.to(device) for name, tensor in tensors(self).items()})
+
+
+def tensors(record: Examples | Trajectories) -> dict[str, Tensor]:
+    """The fields of `record` by name, without an `expert_source` that is the source itself.
+
+    A record that is made of them, changed or not, has one view of the source again.
+    """
+    named = {field.name: getattr(record, field.name) for field in fields(record)}
+    if record.expert_source is record.source:
+        del named["expert_source"]
+    return named
+
+
+def _settle_expert_source(record: Examples | Trajectories) -> None:
+    """Let the expert read the source where nothing else was given."""
+    if record.expert_source is SAME_AS_SOURCE:
+        object.__setattr__(record, "expert_source", record.source)
+    check_shape("expert_source", record.expert_source, (len(record), None))
 
 
 def _stacked(parts: Sequence[Tensor], fill: int) -> Tensor:

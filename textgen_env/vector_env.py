@@ -147,7 +147,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self._adviser: Adviser | None = None
         if ask_expert:
             check_asked(self.expert)
-            self._adviser = Adviser(self.expert, self._source_at, self.max_steps)
+            self._adviser = Adviser(self.expert, self._expert_source_at, self.max_steps)
         self._order: Tensor | None = None  # (draws,) int64, examples as they come
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)  # how many have come
         self._index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
@@ -192,7 +192,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             fresh if self._state is None else dynamics.replace_rows(self._state, mask, fresh)
         )
         if self._adviser is not None:
-            source = self.examples.source.index_select(0, self._index)
+            source = self.examples.expert_source.index_select(0, self._index)
             self._adviser.begin(self._state, source, mask)
         if self.render_mode == "human":
             self.render()
@@ -274,7 +274,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         if self._state is None:
             raise RuntimeError("render must come after reset, got no reset yet: call reset() first")
         shown = dynamics.observation(self._state)
-        texts = as_text(shown, self._reference, self.tokenizer, self.expert)
+        texts = as_text(shown, self.examples.select(self._index), self.tokenizer, self.expert)
         if self.render_mode == "ansi":
             return texts
         for slot, text in enumerate(texts):
@@ -301,8 +301,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         action = self._adviser.action(self._state)
         return {"expert_action": action, "_expert_action": ~self._state.done}
 
-    def _source_at(self, place: Tensor) -> Tensor:
-        return self.examples.source.index_select(0, self._example_at(place))
+    def _expert_source_at(self, place: Tensor) -> Tensor:
+        return self.examples.expert_source.index_select(0, self._example_at(place))
 
     def _example_at(self, place: Tensor) -> Tensor:
         """The examples, int64, at places in the order; after its end it begins again."""

@@ -35,7 +35,7 @@ FROM_TEXT_ALONE = {"mle", "iq_learn", "scheduled_sampling", "seqkd", "seqinter"}
 ALONG = {*GATED, "minillm"}  # the expert goes along while they write
 OFTEN_ASKED = {*ALONG, "aggrevate"}  # the expert is asked about a state more than once
 ON_OWN_TEXT = {"gkd", "f_distill", "distillm2", "aggrevate"}  # that the student draws
-STEPPING = {*MIXED, *ALONG, *ON_OWN_TEXT, "scheduled_sampling", "dagger"}  # the environment
+STEPPING = {*MIXED, *ALONG, *ON_OWN_TEXT, "scheduled_sampling", "dagger"}  # step the environment
 BY_TOKEN = {*ALONG, "scheduled_sampling", "kid"}  # several may write one text
 BELOW_ZERO = {"minillm", "aggrevate"}  # losses that are minus a reward
 FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens

@@ -75,7 +75,8 @@ def test_alone_the_student_lowers_the_reverse_kl_of_whole_texts(tiny_task, make_
             model.tables[..., :2] -= 40  # what is never written has no probability
     expert = NeuralExpert(teacher)
     texts = record(*all_texts_of_two(student.vocab_size))
-    texts = replace(texts, source=torch.full_like(texts.source, 5))
+    source = torch.full_like(texts.source, 5)
+    texts = replace(texts, source=source, expert_source=source)
 
     def log_prob(model):
         log_probs = model.sequence_logits(texts.source, texts.actions).log_softmax(-1)

@@ -54,7 +54,9 @@ def test_taken_train_pairs_hash_lowest():
 @given(st.permutations([Pair(str(n), str(-n)) for n in range(8)]), st.integers(1, 8))
 def test_taken_train_pairs_are_nested_and_ignore_the_order(pairs, count):
     task = task_of(pairs)
-    by_digest = sorted(pairs, key=lambda pair: hashlib.sha256("\t".join(pair).encode()).digest())
+    by_digest = sorted(
+        pairs, key=lambda pair: hashlib.sha256("\t".join(pair[:2]).encode()).digest()
+    )
     assert take_train_pairs(task, count).train == by_digest[:count]
 
 
@@ -128,6 +130,9 @@ def test_task_trains_a_tokenizer_on_its_training_pairs():
     task = make_task("x", splits, None, vocab_size=300, max_tokens=9, dropped=Counter())
     assert [len(row) for row in task.tokenizer.encode(["hello", "world"])] == [1, 1]
     assert len(task.tokenizer.encode(["other"])[0]) > 1
+    splits["train"] = [Pair("hello", "world", "other")] * 9
+    task = make_task("x", splits, None, vocab_size=300, max_tokens=9, dropped=Counter())
+    assert [len(row) for row in task.tokenizer.encode(["hello", "world", "other"])] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -143,6 +148,23 @@ def test_encoding_ends_and_pads_each_side():
     assert examples.source.tolist() == [[3, 4, 5, 2], [6, 2, 0, 0]]
     assert examples.reference.tolist() == [[10, 2, 0], [9, 10, 2]]
     assert examples.source.dtype == examples.reference.dtype == torch.int64
+
+
+def test_the_experts_view_is_encoded_whatever_its_length():
+    pairs = [Pair("a", "h", "b c d e f"), Pair("d c", "g h")]
+    examples = encode(pairs, task_of(PAIRS))
+    assert examples.source.tolist() == [[3, 2, 0], [6, 5, 2]]
+    assert examples.expert_source.tolist() == [[4, 5, 6, 7, 8, 2], [6, 5, 2, 0, 0, 0]]
+    same = encode(PAIRS, task_of(PAIRS))
+    assert same.expert_source is same.source
+
+
+def test_the_same_examples_are_taken_however_much_the_student_may_read():
+    seen = [Pair("noise", pair.reference, pair.source) for pair in PAIRS]
+    for count in range(1, 5):
+        taken = take_train_pairs(task_of(seen), count).train
+        clean = [Pair(pair.expert_view, pair.reference) for pair in taken]
+        assert clean == take_train_pairs(task_of(PAIRS), count).train
 
 
 def test_encoding_has_limits():

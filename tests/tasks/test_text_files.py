@@ -10,11 +10,13 @@ from textgen_env.tokenizer import Tokenizer
 
 BYTES = Tokenizer.train([], vocab_size=259)
 FORMATS = ("tsv", "jsonl", "aligned")
+FIELDS = "source", "reference"
 PAIRS = [Pair(f"source {n}", f"reference {n}") for n in range(300)]
 
 
 def write(folder, kind, pairs, name="pairs", *, end="\n", finish=""):
     """Write `pairs` in a format, `finish` after the last; what the configuration takes."""
+    pairs = [pair[:2] for pair in pairs]
     if kind == "aligned":
         paths = folder / f"{name}.de", folder / f"{name}.en"
         for path, side in zip(paths, zip(*pairs, strict=True), strict=True):
@@ -22,7 +24,9 @@ def write(folder, kind, pairs, name="pairs", *, end="\n", finish=""):
         return paths
     path = folder / f"{name}.{kind}"
     lines = [
-        "\t".join(pair) if kind == "tsv" else json.dumps(pair._asdict(), ensure_ascii=False)
+        "\t".join(pair)
+        if kind == "tsv"
+        else json.dumps(dict(zip(FIELDS, pair, strict=True)), ensure_ascii=False)
         for pair in pairs
     ]
     path.write_bytes((end.join(lines) + finish).encode())
@@ -66,7 +70,7 @@ def test_one_file_is_split_by_a_hash_of_the_source(tmp_path, kind):
 
 
 def test_equal_sources_are_in_the_same_split(tmp_path):
-    pairs = [Pair(f"{source}{' ' * n}", f"{n}") for source, _ in PAIRS for n in range(2)]
+    pairs = [Pair(f"{pair.source}{' ' * n}", f"{n}") for pair in PAIRS for n in range(2)]
     task = text_files(TextFilesConfig(write(tmp_path, "tsv", pairs)), BYTES)
     sources = [
         {pair.source for pair in split} for split in (task.train, task.validation, task.test)
@@ -106,7 +110,7 @@ def test_every_pair_is_read_or_counted(tmp_path_factory, pairs, kind):
     pairs = [Pair("kept", "kept"), *pairs]
     files = write(folder, kind, pairs, finish="\n")
     task = read(folder, files, limits=Limits(10, 9999, None))
-    stripped = [Pair(*(side.strip() for side in pair)) for pair in pairs]
+    stripped = [Pair(pair.source.strip(), pair.reference.strip()) for pair in pairs]
     assert set(task.train) <= set(stripped)
     assert len(task.train) + sum(task.dropped.values()) == len(pairs)
 

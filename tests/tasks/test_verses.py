@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from textgen_env.tasks import verses as module
-from textgen_env.tasks.task import DataError
+from textgen_env.tasks.task import DataError, Pair
 from textgen_env.tasks.verses import (
     DATABASE,
     PACKAGE,
@@ -54,7 +54,9 @@ def three_versions(database):
 
 def chapters(pairs):
     """The (book, chapter) that each side of `pairs` tells."""
-    return {tuple(re.findall(r"\d+", side.split("in")[1])[:2]) for pair in pairs for side in pair}
+    return {
+        tuple(re.findall(r"\d+", side.split("in")[1])[:2]) for pair in pairs for side in pair[:2]
+    }
 
 
 @pytest.mark.usefixtures("three_versions")
@@ -110,6 +112,23 @@ def test_unknown_version():
         VersesConfig(source_versions=())
 
 
+@pytest.mark.usefixtures("three_versions")
+def test_noise_is_in_what_students_read_of_the_same_pairs():
+    clean = verses(VersesConfig(source_versions=("e", "s")), BYTES)
+    task = verses(VersesConfig(source_versions=("e", "s"), source_noise=0.3), BYTES)
+    for split in ("train", "validation", "test"):
+        pairs = getattr(task, split)
+        assert [Pair(p.expert_source, p.reference) for p in pairs] == getattr(clean, split)
+        assert any(pair.source != pair.expert_source for pair in pairs)
+    assert task.dropped == clean.dropped
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_noise_is_a_share(share):
+    with pytest.raises(ValueError, match=r"source_noise must be in \[0, 1\], got "):
+        VersesConfig(source_noise=share)
+
+
 def test_package_is_not_installed(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(
@@ -158,14 +177,14 @@ def real_task():
 
 @needs_package
 def test_real_text_is_clean(real_task):
-    sides = [side for pair in (*real_task.train, *real_task.test) for side in pair]
+    sides = [side for pair in (*real_task.train, *real_task.test) for side in pair[:2]]
     assert len(sides) > 2000
     assert not [side for side in sides if re.search(r"[<>\[\]¶„“”]|^\s|\s$|\s\s", side)]
 
 
 @needs_package
 def test_real_pairs_translate_each_other(real_task):
-    assert ("Jesus vergoß Tränen.", "And Jesus himself was weeping.") in real_task.train
+    assert Pair("Jesus vergoß Tränen.", "And Jesus himself was weeping.") in real_task.train
 
 
 @needs_package

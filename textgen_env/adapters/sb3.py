@@ -165,7 +165,8 @@ class FlatObservation(VecEnvWrapper):
 class ExpertPolicy(BasePolicy):
     """An `Expert` as a Stable-Baselines3 policy: writes its most probable token, always.
 
-    The expert is asked anew at every step about the whole prefix; one state is counted for each.
+    The expert is asked anew at every step about the whole prefix; one state is counted for each. It
+    reads the source that is observed: a view of its own, where a task has one, is not to be seen.
 
     Args:
         expert: the oracle.

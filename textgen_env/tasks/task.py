@@ -26,10 +26,23 @@ class DataError(ValueError):
 
 
 class Pair(NamedTuple):
-    """One example as text."""
+    """One example as text.
+
+    Attributes:
+        source: what the student reads.
+        reference: what is to be written.
+        expert_source: what the expert reads: a transcript, another version, a prompt before the
+            source; None for the source.
+    """
 
     source: str
     reference: str
+    expert_source: str | None = None
+
+    @property
+    def expert_view(self) -> str:
+        """What the expert reads."""
+        return self.source if self.expert_source is None else self.expert_source
 
 
 class Task(Protocol):
@@ -180,7 +193,7 @@ def make_task(
         DataError: a split is empty.
     """
     if tokenizer is None:
-        texts = (text for pair in splits["train"] for text in pair)
+        texts = (text for pair in splits["train"] for text in pair if text is not None)
         tokenizer = Tokenizer.train(texts, vocab_size)
     kept = {
         split: _within_tokens(pairs, tokenizer, max_tokens, dropped)
@@ -215,6 +228,8 @@ def _within_tokens(
 def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     """Token ids of `pairs`, each side with its end token, padded to the longest of them.
 
+    What only the expert reads is no part of an observation and may be of any length.
+
     Raises:
         ValueError: there is no pair, or a side is longer than the task's limit.
     """
@@ -223,7 +238,10 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     references = tokenizer.encode([pair.reference for pair in pairs])
     source = _padded("source", sources, task.max_source_length, tokenizer.special)
     reference = _padded("reference", references, task.max_target_length, tokenizer.special)
-    return Examples(source, reference)
+    if all(pair.expert_source is None for pair in pairs):
+        return Examples(source, reference)
+    views = encode_sources([pair.expert_view for pair in pairs], tokenizer)
+    return Examples(source, reference, views)
 
 
 def encode_sources(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
@@ -247,7 +265,8 @@ def take_train_pairs(task: TextTask, count: int) -> TextTask:
     """The task with `count` of its training pairs: those whose text hashes lowest.
 
     The choice depends on the text alone, so it is the same on every machine, and a smaller choice
-    is a part of a larger one.
+    is a part of a larger one. Of two views the expert's counts: the examples are the same however
+    much of them the student may read.
 
     Raises:
         ValueError: `count` is not between 1 and the number of training pairs.
@@ -257,8 +276,12 @@ def take_train_pairs(task: TextTask, count: int) -> TextTask:
             f"train_pairs must be between 1 and {len(task.train)}, the number of training pairs "
             f"of {task.name}, got {count}"
         )
-    chosen = sorted(task.train, key=lambda pair: text_hash("\t".join(pair)))[:count]
+    chosen = sorted(task.train, key=_key)[:count]
     return replace(task, train=chosen)
+
+
+def _key(pair: Pair) -> int:
+    return text_hash(f"{pair.expert_view}\t{pair.reference}")
 
 
 def hashed_split(key: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from textgen_env.tasks.noise import with_noisy_sources
 from textgen_env.tasks.task import (
     DataError,
     Limits,
@@ -56,6 +57,9 @@ class VersesConfig:
         max_train_words: the same for the training pairs; None for no limit but the tokens'.
         max_tokens: longest side in tokens, its end token included.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+        source_noise: share of the letters, in [0, 1], that are dropped or swapped with the next one
+            in what students read, in every split; teachers that are asked read the clean text,
+            and all limits are of that.
     """
 
     source_versions: tuple[str, ...] = (ELBERFELDER,)
@@ -64,10 +68,13 @@ class VersesConfig:
     max_train_words: int | None = 30
     max_tokens: int = 128
     vocab_size: int = 4000
+    source_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.source_versions:
             raise ValueError("source_versions must name at least one version, got none")
+        if not 0 <= self.source_noise <= 1:
+            raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
 
 
 def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = None) -> TextTask:
@@ -93,7 +100,7 @@ def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = Non
         "validation": keep_pairs(_pairs(sources[0], reference, "validation"), held_out, dropped),
         "test": keep_pairs(_pairs(sources[0], reference, "test"), held_out, dropped),
     }
-    return make_task(
+    task = make_task(
         "verses",
         splits,
         tokenizer,
@@ -101,6 +108,7 @@ def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = Non
         max_tokens=config.max_tokens,
         dropped=dropped,
     )
+    return with_noisy_sources(task, config.source_noise) if config.source_noise else task
 
 
 def split_of(book: int, chapter: int) -> str:

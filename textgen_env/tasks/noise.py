@@ -1,0 +1,66 @@
+"""Noise on what the student reads, where the expert reads the clean text.
+
+It stands for the errors of whatever made the student's source from the expert's: a recognizer of
+speech or of handwriting. Real errors are of words that sound or look alike; these are of letters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+from textgen_env.tasks.task import Pair, TextTask, text_hash
+
+
+def with_noisy_sources(task: TextTask, share: float) -> TextTask:
+    """`task` with letters of all sources dropped or swapped; the expert's stay as they are.
+
+    The pairs and the tokenizer are the same as before. Noise takes more tokens, so the limit of the
+    source rises to what the longest one needs.
+
+    Args:
+        task: with clean sources.
+        share: probability that a letter is hit, in [0, 1].
+    """
+    train, validation, test = (
+        [_noisy_pair(pair, share) for pair in pairs]
+        for pairs in (task.train, task.validation, task.test)
+    )
+    longest = max(_longest(pairs, task) for pairs in (train, validation, test))
+    return replace(
+        task,
+        train=train,
+        validation=validation,
+        test=test,
+        max_source_length=max(task.max_source_length, longest),
+    )
+
+
+def noisy(text: str, share: float) -> str:
+    """`text` with letters dropped or swapped with the next one, always the same ones.
+
+    Each letter is hit with probability `share`: with even odds it is swapped with the letter after
+    it, which is then hit no more, or dropped; always the latter at the end of a word.
+
+    Args:
+        text: words separated by spaces.
+        share: in [0, 1].
+    """
+    random, written, place = Random(text_hash(text)), [], 0
+    while place < len(text):
+        letter, following = text[place], text[place + 1 : place + 2]
+        place += 1
+        if not letter.isalpha() or random.random() >= share:
+            written.append(letter)
+        elif following.isalpha() and random.random() < 0.5:
+            written += following, letter
+            place += 1
+    return " ".join("".join(written).split())
+
+
+def _noisy_pair(pair: Pair, share: float) -> Pair:
+    return Pair(noisy(pair.source, share), pair.reference, pair.expert_view)
+
+
+def _longest(pairs: Sequence[Pair], task: TextTask) -> int:
+    """Tokens of the longest source, its end token included."""
+    return max(map(len, task.tokenizer.encode([pair.source for pair in pairs]))) + 1
