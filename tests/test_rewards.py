@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -111,9 +111,13 @@ def a_step(rows=40, device="cpu"):
 
 def _moved(step, device):
     """The step with every tensor in it on `device`."""
-    fields = {name: _to(value, device) for name, value in vars(step).items()}
-    state = {name: _to(value, device) for name, value in vars(step.state).items()}
-    return replace(step, **{**fields, "state": replace(step.state, **state)})
+    return replace(_all_moved(step, device), state=_all_moved(step.state, device))
+
+
+def _all_moved(record, device):
+    return replace(
+        record, **{field.name: _to(getattr(record, field.name), device) for field in fields(record)}
+    )
 
 
 def _to(value, device):
