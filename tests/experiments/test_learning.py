@@ -1,19 +1,26 @@
 """Do they learn: a teacher copies short texts, and a smaller student learns it from the teacher."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from agents import AGENTS
+from agents.adaswitch import AdaSwitch
 from agents.evaluation import translate
 from agents.imitkd_full import ImitKDFull
 from agents.learner import Learner, LearnerConfig
 from agents.mle import MLE
+from agents.skd import SKD
 from textgen_env.expert import NeuralExpert
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.task import encode
 
 pytestmark = pytest.mark.slow
 
 ENOUGH = 0.95  # share of validation texts that must be copied without a mistake
+FITTED = {"skd": SKD(k=3), "adaswitch": AdaSwitch(window=2)}  # to few words and short texts
 CONFIG = LearnerConfig(
     updates=800, batch_size=32, learning_rate=5e-3, warmup=50, evaluate_every=100, seed=0
 )
@@ -28,14 +35,19 @@ def task():
 
 @pytest.fixture(scope="module")
 def train(task, make_env, tmp_path_factory):
-    """agent, width of the student, expert -> the trained student and its exact match by update."""
+    """agent, width, expert, start, config -> the trained student and its exact match by update."""
 
-    def run(agent, width, expert=None):
+    def run(agent, width, expert=None, start=None, config=CONFIG):
         torch.manual_seed(0)
         student = Recurrent(RecurrentConfig(task.tokenizer.vocab_size, width, 1, 1, dropout=0.0))
-        env = make_env(task, agent.pool * CONFIG.batch_size, expert)
+        if start is not None:
+            student.load_state_dict(start.state_dict())
+        examples = encode(task.train, task)
+        if expert is not None:
+            examples = agent.prepare(examples, expert, task.max_target_length)
+        env = make_env(task, agent.pool * config.batch_size, expert, examples)
         folder, matches = tmp_path_factory.mktemp("run"), {}
-        learner = Learner(agent, student, env, folder, CONFIG, torch.float32)
+        learner = Learner(agent, student, env, folder, config, torch.float32)
 
         def evaluate(model):
             match = exact_match(model, task, task.validation)
@@ -76,3 +88,19 @@ def test_the_imitator_asked_its_teacher_and_left_it_as_it_was(task, teacher, imi
     model, matches = teacher
     assert imitator[0] is not model
     assert exact_match(model, task, task.validation) == matches[CONFIG.updates]
+
+
+@pytest.fixture(scope="module")
+def half_trained(train):
+    """A student that copies most texts, for agents that make no writer of one that cannot write."""
+    return train(MLE(), 32, config=replace(CONFIG, updates=200))[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"aggrevate"}))
+def test_every_agent_learns_to_copy(train, task, teacher, half_trained, name):
+    """AggreVaTe is no teacher of copying: from a half-trained student it made a worse one."""
+    agent = FITTED.get(name) or AGENTS[name]()
+    start = half_trained if name == "minillm" else None
+    student, matches = train(agent, 32, NeuralExpert(teacher[0]), start)
+    assert matches[CONFIG.updates] >= ENOUGH, matches
+    assert exact_match(student, task, task.test) >= ENOUGH - 0.04
