@@ -59,7 +59,7 @@ class Examples:
         source: (B, S) int64 source token ids, PAD after the end token.
         reference: (B, T) int64 target token ids, the end token included, PAD after it.
         expert_source: (B, E) int64, what the expert reads instead of `source`; the same tensor
-            where it is not given.
+            where it is not given. Who replaces the source of a record has to replace both.
     """
 
     source: Tensor
@@ -99,7 +99,7 @@ class Trajectories:
             the absorbing PAD after it does not.
         reference: (B, R) int64, the data set's target for the same sources.
         expert_source: (B, E) int64, what the expert reads instead of `source`; the same tensor
-            where it is not given.
+            where it is not given. Who replaces the source of a record has to replace both.
     """
 
     source: Tensor

@@ -18,7 +18,7 @@ from agents.labels import Top1
 from agents.rollout import rollout, stream
 from tests.agents.test_agents import make
 from tests.agents.test_rollout import mixture
-from textgen_env.decoding import next_action
+from textgen_env.decoding import Sampling, next_action
 from textgen_env.expert import NeuralExpert
 from textgen_env.models.wrappers import Ensemble
 from textgen_env.reference_expert import ReferenceExpert
@@ -129,6 +129,16 @@ def test_the_experts_answers_are_about_its_own_view(kind, teacher, one_view, two
         for expert, examples in ((seeing, two_views), (finding, one_view))
     ]
     assert torch.equal(*labels)
+    drawn = [
+        expert.sample(
+            examples,
+            max_steps=6,
+            sampling=Sampling(),
+            generator=torch.Generator().manual_seed(0),
+        ).reference
+        for expert, examples in ((seeing, two_views), (finding, one_view))
+    ]
+    assert torch.equal(*drawn)
 
 
 def advice(env):
