@@ -1,14 +1,20 @@
 """One run in several processes, started by `torchrun`: each does its share of every batch."""
 
+import atexit
+from functools import cache
+
 import torch
 from accelerate import PartialState
 
 from agents.agent import Agent
 
 
+@cache
 def this_process() -> PartialState:
-    """Which process of the run this is."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    """Which process of the run this is; takes leave of the others when it ends."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(state.destroy_process_group)
+    return state
 
 
 def this_device() -> torch.device:

@@ -9,9 +9,11 @@ import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Queue
+from threading import Thread
 
 import torch
 
@@ -43,12 +45,11 @@ def train_side_by_side(runs: Mapping[Path, Experiment], work: Work = train) -> N
     cores = os.cpu_count() or 1
     workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
     spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang
-    ignore_interrupts = signal.SIGINT, signal.SIG_IGN  # this process stops them
-    with spawn.Manager() as manager, Bars() as bars:
+    manager = SyncManager(ctx=spawn)
+    manager.start(_obey)
+    with manager, Bars() as bars:
         reports: Queue[Report] = manager.Queue()
-        with ProcessPoolExecutor(
-            workers, spawn, initializer=signal.signal, initargs=ignore_interrupts
-        ) as pool:
+        with ProcessPoolExecutor(workers, spawn, initializer=_obey) as pool:
             before = active_children()
             running = {}
             for folder, experiment in runs.items():
@@ -66,6 +67,22 @@ def train_side_by_side(runs: Mapping[Path, Experiment], work: Work = train) -> N
                         "perhaps for want of memory; the same command goes on"
                     ) from error
                 raise
+
+
+def _obey() -> None:
+    """Leave it to the process that began this one to stop it, and end when that one is gone.
+
+    Otherwise a run could be gone on with while a process that was left behind still writes it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a process of the pool has one"
+    parent.join()
+    os._exit(1)
 
 
 def _work(

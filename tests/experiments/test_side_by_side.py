@@ -1,6 +1,11 @@
 """Runs in processes of their own end as they would have ended one after the other."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,3 +56,38 @@ def test_a_run_that_fails_stops_the_others_and_is_named(tmp_path):
     with pytest.raises(TrainingError, match="loss and gradient must be finite"):
         train_side_by_side(runs)
     assert not (tmp_path / "long" / "outcome.json").exists()
+
+
+ENDLESS = """
+from pathlib import Path
+import sys
+from test_side_by_side import with_learner
+from experiments.side_by_side import train_side_by_side
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    train_side_by_side({folder / str(n): with_learner(updates=10**7, seed=n) for n in (0, 1)})
+"""
+
+
+def test_runs_end_when_the_process_that_began_them_is_killed(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(ENDLESS)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path.cwd())])
+    with subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+    ) as began:
+        last = tmp_path / "1" / "checkpoints" / "last.safetensors"
+        wait_for(last.exists)
+        began.kill()
+    before = time.time()
+    wait_for(lambda: time.time() - last.stat().st_mtime > 5)
+    assert time.time() - before < 60
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
