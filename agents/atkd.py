@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.bases import GatedByExpert
-from agents.behaviors import Coins, Gate, toss_blocks
+from agents.behaviors import Gate, coins_for
 from agents.divergences import masked_mean
 from agents.divergences_topk import atkd_split
 from textgen_env.decoding import Sampling
@@ -49,8 +49,7 @@ class ATKD(GatedByExpert):
 
     def gate(self, env: TextGenVectorEnv, generator: torch.Generator) -> Gate:
         """Tokens whose coin says so stay."""
-        shape = env.num_envs, env.max_steps
-        return Coins(toss_blocks(1 - self.student_fraction, shape, generator).to(env.device))
+        return coins_for(env, 1 - self.student_fraction, generator)
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Mean of what is taught at each state; the median is that of these states."""

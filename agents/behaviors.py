@@ -86,6 +86,13 @@ class Coins:
         return self.by_student[view.rows, view.position]
 
 
+def coins_for(
+    env: TextGenVectorEnv, beta: float, generator: torch.Generator, block: int = 1
+) -> Coins:
+    """Coins for one rollout of `env`; the arguments are those of `toss_blocks`."""
+    return Coins(toss_blocks(beta, (env.num_envs, env.max_steps), generator, block).to(env.device))
+
+
 @dataclass(frozen=True)
 class InTopK:
     """A proposal stays if it is one of the expert's k most probable tokens.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.bases import WithBuffer, noted_rollout
-from agents.behaviors import Coins, Gated, chooser, toss_blocks
+from agents.behaviors import Gated, chooser, coins_for
 from agents.buffer import Buffer, Experience
 from agents.labels import label_loss
 from agents.rollout import student_or_data
@@ -95,9 +95,8 @@ class DAgger(WithBuffer):
                 indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
             )
             return Experience(alone)
-        coins = toss_blocks(beta, (len(indices), env.max_steps), generator)
         mixture = Gated(
-            gate=Coins(coins.to(env.device)),
+            gate=coins_for(env, beta, generator),
             student=chooser(self.sampling, env, generator),
             expert=chooser(None, env, generator),
         )

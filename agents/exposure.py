@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from agents.divergences import forward_kl
-from textgen_env.decoding import decode_all, next_action
+from textgen_env.decoding import best_actions, decode_all
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
+from textgen_env.types import Examples, Trajectories, Writer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def compare(
         batch = trajectories.select(rows).trimmed(special)
         logits = student.sequence_logits(batch.source, batch.actions)
         teacher_logits = expert.logits(batch)
-        same = _best(logits, special) == _best(teacher_logits, special)
+        same = best_actions(logits, special) == best_actions(teacher_logits, special)
         figures = torch.ones_like(same), same, forward_kl(logits, teacher_logits)
         for total, figure in zip(sums, figures, strict=True):
             counted = figure.double().where(batch.mask, 0.0)
@@ -104,8 +104,3 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
     accumulated = own.divergence[:positions].cumsum(0)
     inherent = teachers.divergence[:positions].cumsum(0)
     return 100 * (accumulated - inherent) / inherent
-
-
-def _best(logits: Tensor, special: SpecialTokens) -> Tensor:
-    """(B, T) int64, the most probable token that may be written."""
-    return next_action(logits.flatten(0, 1), special=special).view(logits.shape[:2])

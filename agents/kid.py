@@ -13,7 +13,7 @@ from agents.agent import Agent
 from agents.behaviors import toss_blocks
 from agents.divergences import reverse_kl
 from agents.losses import data_actions, distribution_loss, token_loss
-from textgen_env.decoding import next_action
+from textgen_env.decoding import best_actions
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories, Writer
@@ -58,7 +58,7 @@ class KID(Agent):
         gold = super().collect(indices, env, student, progress, generator)
         with torch.no_grad():
             logits = student.sequence_logits(gold.source, gold.actions)
-        proposals = next_action(logits.flatten(0, 1), special=env.special).view_as(gold.actions)
+        proposals = best_actions(logits, env.special)
         shape = len(indices), env.max_steps
         chosen = toss_blocks(1 - self.student_fraction, shape, generator).to(env.device)
         ends = (gold.actions == env.special.end) | (proposals == env.special.end)

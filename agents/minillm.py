@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.behaviors import Coins, Gated, chooser, toss_blocks
+from agents.behaviors import Gated, chooser, coins_for
 from agents.divergences import cross_entropy, masked_mean, reverse_kl
 from agents.rollout import rollout
 from textgen_env.decoding import Sampling
@@ -70,9 +70,8 @@ class MiniLLM(Agent):
     ) -> Trajectories:
         """Prefixes by student and expert, as a coin for each token says."""
         del progress
-        coins = toss_blocks(self.beta, (len(indices), env.max_steps), generator)
         behavior = Gated(
-            gate=Coins(coins.to(env.device)),
+            gate=coins_for(env, self.beta, generator),
             student=chooser(Sampling(), env, generator),
             expert=chooser(Sampling(), env, generator),
         )

@@ -59,13 +59,14 @@ def _written(
     previous = torch.full_like(rows, special.start)
     done = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(env.max_steps):
-        logits, cache = student.step(previous[rows], cache)
+        written = previous[rows]
+        logits, cache = student.step(written, cache)
         view = StepView(
             rows=rows,
             position=torch.full_like(rows, step),
             student_logits=logits,
             data_action=_column(examples.reference, step, special.pad)[rows],
-            expert_logits=None if along is None else along.step(rows, previous[rows]),
+            expert_logits=None if along is None else along.step(rows, written),
         )
         action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
         action[rows], writer[rows] = behavior(view)

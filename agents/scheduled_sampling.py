@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.behaviors import Coins, Gated, StepView, chooser, toss_blocks
+from agents.behaviors import Gated, StepView, chooser, coins_for
 from agents.losses import data_actions, token_loss
 from agents.rollout import rollout
 from agents.schedules import Linear, Schedule
@@ -63,8 +63,7 @@ class ScheduledSampling(Agent):
         generator: torch.Generator,
     ) -> Trajectories:
         """Prefixes of the data's lengths by data and student, as a coin for each block says."""
-        shape = len(indices), env.max_steps
-        coins = Coins(toss_blocks(self.beta(progress), shape, generator, self.block).to(env.device))
+        coins = coins_for(env, self.beta(progress), generator, self.block)
 
         def gate(view: StepView, proposal: Tensor) -> Tensor:
             end, pad = env.special.end, env.special.pad

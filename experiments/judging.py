@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agents.evaluation import score, translate
+from agents.evaluation import score
 from agents.exposure import compare, written_by
 from experiments.build import build_task
 from experiments.configs import Experiment
@@ -61,9 +61,9 @@ def judge(folder: Path) -> Judged:
     with onednn_float32(run.onednn):
         student, expert = (load_model(path, run.dtype) for path in (folder / "model", teacher))
         task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
-        hypotheses = translate(student, task, [pair.source for pair in task.test])
         test, expert = encode(task.test, task), NeuralExpert(expert)
         own = written_by(student, test, task.max_target_length, writer=Writer.STUDENT)
+        hypotheses = task.tokenizer.decode(own.actions.tolist())
         gold = Trajectories.from_examples(test, task.tokenizer.special)
         references = [pair.reference for pair in task.test]
         quality = score(hypotheses, references)

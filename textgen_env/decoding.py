@@ -96,6 +96,11 @@ def next_action(
     return _draw(*_candidates(allowed, sampling), generator)
 
 
+def best_actions(logits: Tensor, special: SpecialTokens) -> Tensor:
+    """(B, T) int64, the most probable token that may be written, of (B, T, V) logits."""
+    return next_action(logits.flatten(0, 1), special=special).view(logits.shape[:2])
+
+
 def greedy(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
     """Write the most probable token at every step.
 

@@ -17,6 +17,7 @@ from textgen_env.beam_search import decoder_of, n_best
 from textgen_env.decoding import (
     Decoder,
     Sampling,
+    best_actions,
     decode_all,
     look_every,
     next_action,
@@ -186,9 +187,7 @@ class Expert(ABC):
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """(B, T) int64, the expert's most probable next token at every state."""
-        logits = self.logits(trajectories)
-        flat = next_action(logits.flatten(0, 1), special=self.special)
-        return flat.view(logits.shape[:2])
+        return best_actions(self.logits(trajectories), self.special)
 
     def best_actions_at(
         self, source: Tensor, prefix: Tensor, place: Tensor, reference: Tensor
