@@ -13,7 +13,8 @@ from torch import Tensor
 from agents.exposure import written_by
 from experiments.build import build_task
 from experiments.logging import progress
-from experiments.reporting.runs import Json, ReportedRun
+from experiments.reporting.runs import ReportedRun
+from experiments.results import Sample
 from experiments.run import RunError
 from textgen_env.expert import Expert, NeuralExpert
 from textgen_env.models.sequence_model import SequenceModel
@@ -82,10 +83,10 @@ def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
     sentences = [
         Sentence(
             number=place + 1,
-            source=samples[place]["source"],
-            reference=samples[place]["reference"],
-            teacher=samples[place]["teacher"],
-            texts={run.name: run.samples[place]["hypothesis"] for run in evaluated},
+            source=samples[place].source,
+            reference=samples[place].reference,
+            teacher=samples[place].teacher,
+            texts={run.name: run.samples[place].hypothesis for run in evaluated},
             tokens={},
         )
         for place in places
@@ -100,9 +101,9 @@ def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
     return sentences
 
 
-def choose(samples: Sequence[Json], count: int) -> list[int]:
+def choose(samples: Sequence[Sample], count: int) -> list[int]:
     """Places of `count` of the pairs, or of all: those whose text hashes lowest, in their order."""
-    hashes = [text_hash(f"{sample['source']}\t{sample['reference']}") for sample in samples]
+    hashes = [text_hash(f"{sample.source}\t{sample.reference}") for sample in samples]
     return sorted(sorted(range(len(samples)), key=hashes.__getitem__)[:count])
 
 
@@ -112,7 +113,7 @@ def _read_run(run: ReportedRun, places: Sequence[int]) -> list[list[Token]]:
     assert experiment.teacher, "without a teacher there is nothing to read"
     task = build_task(experiment.task, load_tokenizer(folder))
     if [(pair.source, pair.reference) for pair in task.test] != [
-        (sample["source"], sample["reference"]) for sample in run.samples
+        (sample.source, sample.reference) for sample in run.samples
     ]:
         raise RunError(
             f"test pairs of {run.folder} must be those that it was evaluated on, got others: "
@@ -124,7 +125,7 @@ def _read_run(run: ReportedRun, places: Sequence[int]) -> list[list[Token]]:
         )
         texts = read_tokens(student, NeuralExpert(teacher), task, [task.test[i] for i in places])
     same = sum(
-        text_of(tokens) == run.samples[place]["hypothesis"]
+        text_of(tokens) == _ended(run.samples[place].hypothesis)
         for place, tokens in zip(places, texts, strict=True)
     )
     if same < MOSTLY * len(places):
@@ -176,8 +177,7 @@ def _tokens(actions: Tensor, log_probs: Tensor, tokenizer: Tokenizer) -> list[To
 def _continuations(prefix: list[int], tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """What each of `tokens` adds to the text of `prefix`."""
     before, *after = (
-        text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character whose last bytes are to come
-        for text in tokenizer.decode([prefix, *([*prefix, token] for token in tokens)])
+        _ended(text) for text in tokenizer.decode([prefix, *([*prefix, token] for token in tokens)])
     )
     special = {token: f"⟨{name}⟩" for name, token in tokenizer.special._asdict().items()}
     return [
@@ -185,10 +185,15 @@ def _continuations(prefix: list[int], tokens: Sequence[int], tokenizer: Tokenize
     ]
 
 
+def _ended(text: str) -> str:
+    """The text without a last character whose bytes are not all there."""
+    return text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
+
+
 def _rounded(probability: float) -> float:
     return float(f"{probability:.4g}")
 
 
 def text_of(tokens: Sequence[Token]) -> str:
-    """The text that the tokens make."""
+    """The text that the tokens make, without a last character that is not whole."""
     return "".join(token.text for token in tokens if token.text != END).strip()

@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs import agent_name
+from experiments.results import EXPOSURE, RESULTS, SAMPLES, Sample
 from experiments.run import Run, RunError, read_config
 from experiments.train import OUTCOME
 
-RESULTS, SAMPLES, EXPOSURE, METRICS = (
-    "results.json",
-    "samples.jsonl",
-    "exposure.json",
-    "metrics.jsonl",
-)
-QUALITIES = ("bleu", "chrf", "signature")  # of a teacher, the same whenever it is measured
+METRICS = "metrics.jsonl"
 
 Json = dict[str, Any]
 """An object of a file."""
@@ -35,7 +30,7 @@ class Evaluation:
         row: the run's.
         machine: where speed was measured.
         task: "name" and number of "test_pairs".
-        samples: the test pairs in order: "source", "reference", "teacher", "hypothesis".
+        samples: the test pairs in order, with what was written for them.
         exposure: its exposure to its own mistakes; None if that was not measured.
     """
 
@@ -43,7 +38,7 @@ class Evaluation:
     row: Json
     machine: Json
     task: Json
-    samples: list[Json]
+    samples: list[Sample]
     exposure: Json | None
 
 
@@ -92,7 +87,7 @@ class ReportedRun:
         return self.evaluation.row if self.evaluation else None
 
     @property
-    def samples(self) -> list[Json]:
+    def samples(self) -> list[Sample]:
         """The test pairs with its texts; empty while it is being trained."""
         return self.evaluation.samples if self.evaluation else []
 
@@ -139,21 +134,19 @@ def _read_evaluation(folder: Path) -> Evaluation:
             f"{folder} must hold {' and '.join(missing)}, got none: "
             f"run `textgen evaluate {folder}` first"
         )
-    results, samples = _read_json(folder / RESULTS), _read_lines(folder / SAMPLES)
+    results = _read_json(folder / RESULTS)
     exposure = _read_json(folder / EXPOSURE) if (folder / EXPOSURE).is_file() else None
     try:
-        *teacher, row = results["rows"]
-        machine, task = results["machine"], results["task"]
-        test_pairs = task["test_pairs"]
+        samples = [Sample(**line) for line in _read_lines(folder / SAMPLES)]
+        *teacher, row = map(dict, results["rows"])
+        machine, task = dict(results["machine"]), dict(results["task"])
+        if len(teacher) > 1 or len(samples) != task["test_pairs"]:
+            raise ValueError(f"{1 + len(teacher)} rows and {len(samples)} of {task} as samples")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{folder / RESULTS} must hold machine, task and rows, got: {error!r}: {_again(folder)}"
+            f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation, got: {error}: "
+            f"{_again(folder)}"
         ) from error
-    if len(samples) != test_pairs:
-        raise RunError(
-            f"{folder / SAMPLES} must have a line for each of the {test_pairs} test pairs, "
-            f"got {len(samples)}: {_again(folder)}"
-        )
     return Evaluation(teacher[0] if teacher else None, row, machine, task, samples, exposure)
 
 
@@ -169,11 +162,9 @@ def _read_json(path: Path) -> Json:
 
 def _read_lines(path: Path, *, growing: bool = False) -> list[Json]:
     """The objects in the lines of `path`; of a growing file without a last line not yet ended."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if growing and lines and not lines[-1].endswith("\n"):
-        lines.pop()
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line ends
     try:
-        return [_loads(line) for line in lines]
+        return [_loads(line) for line in (lines if growing or not rest else [*lines, rest])]
     except ValueError as error:
         raise RunError(f"{path} must have a JSON value in each line, got: {error}") from error
 
@@ -204,9 +195,8 @@ def _check_comparable(first: ReportedRun, other: ReportedRun) -> None:
     assert other.evaluation, "only evaluated runs are compared"
     ours, theirs = (
         (
-            {name: (each.teacher or each.row).get(name) for name in QUALITIES if each.teacher},
-            each.row.get("signature"),
-            [(sample["source"], sample["reference"], sample["teacher"]) for sample in each.samples],
+            each.row["signature"],
+            [(sample.source, sample.reference, sample.teacher) for sample in each.samples],
         )
         for each in (first.evaluation, other.evaluation)
     )

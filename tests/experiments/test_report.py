@@ -17,8 +17,6 @@ from experiments.reporting.reader import read_sentences
 from experiments.reporting.runs import read_runs
 from experiments.run import RunError
 
-FILES = ("results.json", "samples.jsonl", "exposure.json", "metrics.jsonl", "outcome.json")
-
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
@@ -50,6 +48,11 @@ def written(runs, output):
     return output.read_text(encoding="utf-8")
 
 
+def lines_of(path):
+    """Each with its end; texts in them may hold other line ends."""
+    return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 def rewrite(path, change):
     """Change the JSON in `path`."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +69,11 @@ def cut(path):
 def row_of(page, name):
     """The cells of a model's line in the first table."""
     table = page[page.index("<table") : page.index("</table>")]
-    (row,) = [row for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL) if f">{name}" in row]
+    (row,) = [
+        row
+        for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+        if f'data-value="{name}"' in row
+    ]
     return re.findall(r"<td[^>]*>(.*?)</td>", row)
 
 
@@ -118,8 +125,9 @@ def test_tokens_make_the_texts_that_were_evaluated(evaluated):
     runs = read_runs(evaluated)
     for sentence in read_sentences(runs, 1000):
         for run in runs:
-            assert reader.text_of(sentence.tokens[run.name]) == sentence.texts[run.name]
-            assert sentence.texts[run.name] == run.samples[sentence.number - 1]["hypothesis"]
+            assert sentence.texts[run.name] == run.samples[sentence.number - 1].hypothesis
+            whole = sentence.texts[run.name].rstrip("\N{REPLACEMENT CHARACTER}").strip()
+            assert reader.text_of(sentence.tokens[run.name]) == whole
 
 
 def test_names_are_as_long_as_they_must_be(evaluated, tmp_path):
@@ -149,15 +157,17 @@ def test_a_file_that_was_cut_short_is_named(runs, name):
 
 def test_samples_that_are_too_few_are_refused(runs):
     path = runs[0] / "samples.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(RunError, match=f"each of the {NUM_TEST} test pairs, got {NUM_TEST - 1}"):
+    path.write_text("".join(lines_of(path)[:-1]), encoding="utf-8")
+    with pytest.raises(RunError, match=f"of one evaluation, got: 2 rows and {NUM_TEST - 1} of"):
         read_runs(runs)
 
 
-@pytest.mark.parametrize("rows", [[], None, "none"])
+@pytest.mark.parametrize("rows", [[], None, "none", [{}, {}, {}]])
 def test_results_without_rows_are_refused(runs, rows):
     rewrite(runs[0] / "results.json", lambda content: content.update(rows=rows))
-    with pytest.raises(RunError, match=r"results\.json must hold machine, task and rows"):
+    with pytest.raises(
+        RunError, match=r"must hold the results\.json and samples\.jsonl of one evaluation"
+    ):
         read_runs(runs)
 
 
@@ -223,7 +233,7 @@ def test_runs_of_different_tasks_or_teachers_are_refused(runs):
 
 def test_runs_beside_different_texts_are_refused(runs):
     path = runs[1] / "samples.jsonl"
-    first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    first, *others = lines_of(path)
     changed = json.dumps(json.loads(first) | {"teacher": "something else"}) + "\n"
     path.write_text("".join([changed, *others]), encoding="utf-8")
     with pytest.raises(RunError, match="run one `textgen evaluate` on both"):
@@ -249,7 +259,7 @@ def test_another_model_than_the_evaluated_one_is_refused(runs):
 def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
     for folder in runs:
         path = folder / "samples.jsonl"
-        path.write_text("".join(reversed(path.read_text(encoding="utf-8").splitlines(True))))
+        path.write_text("".join(reversed(lines_of(path))), encoding="utf-8")
     with pytest.raises(RunError, match="must be those that it was evaluated on"):
         read_sentences(read_runs(runs), 20)
 
