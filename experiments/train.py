@@ -7,29 +7,31 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from gymnasium.vector import AutoresetMode
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from agents.checkpoint import Counters, save_atomically
-from agents.evaluation import score, translate
+from agents.checkpoint import Counters, load_tensors, save_atomically
+from agents.evaluation import bleu
+from agents.exposure import written_by
+from agents.exposure_panel import figures_while_training
 from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
 from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment, agent_name
 from experiments.logging import Bars, RunLog, console
-from experiments.run import Run, RunError, read_config, write_config, write_text
+from experiments.run import Run, RunError, flat, read_config, to_json, write_config, write_text
 from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
 from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
 from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.tokenizer import Tokenizer
-from textgen_env.types import Examples, tensors
+from textgen_env.types import Examples, Writer, tensors
 from textgen_env.vector_env import TextGenVectorEnv
 
 OUTCOME = "outcome.json"
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
+INSTRUMENT_PAIRS = 32  # that the teacher looks at at each evaluation
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,26 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> N
         experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
     )
     pairs = task.validation[: experiment.validation_pairs]
+    validation = encode(pairs, task).to(this_device())
+    judge = NeuralExpert(expert.model) if isinstance(expert, NeuralExpert) else None
     log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
-        sources = [pair.source for pair in pairs]
-        hypotheses = translate(model, task, sources, device=this_device())
+        own = written_by(model, validation, task.max_target_length, writer=Writer.STUDENT)
+        hypotheses = task.tokenizer.decode(own.actions.tolist())
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
-        return score(hypotheses, [pair.reference for pair in pairs]).bleu
+        some = own.select(torch.arange(min(INSTRUMENT_PAIRS, len(own))))
+        log.instruments(figures_while_training(some, model, judge))
+        return bleu(hypotheses, [pair.reference for pair in pairs])
 
     with log if process.is_main_process else nullcontext():
-        counters = learner.train(evaluate, log)
+        outcome = asdict(_outcome(learner.train(evaluate, log), asked, task))
+        if process.is_main_process:
+            log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
-        student.load_state_dict(load_file(learner.best))
+        student.load_state_dict(load_tensors(learner.best)[0])
         save_model(student, folder / "model", task.tokenizer)
-        outcome = _outcome(counters, asked, task)
-        write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
+        write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
 
 
@@ -173,12 +180,15 @@ def read_outcome(folder: Path) -> Outcome:
     """What the finished run in `folder` reported.
 
     Raises:
-        RunError: it is not finished.
+        RunError: it is not finished, or the file cannot be understood.
     """
     path = folder / OUTCOME
     if not path.is_file():
         raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
-    return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} must be a run's outcome, got: {error!r}") from error
 
 
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:
@@ -219,9 +229,8 @@ def _prepare(
 ) -> tuple[Examples, Queries]:
     """The agent's training data and what the expert was asked for it; made once, then read back."""
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            asked = Queries(**json.loads(file.metadata()["queries"]))
-        return Examples(**load_file(path)), asked
+        prepared, metadata = load_tensors(path)
+        return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
     gold = encode(task.train, task).to(this_device())
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold, expert, task.max_target_length)
