@@ -19,6 +19,7 @@ from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losse
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
+from experiments.export import ExportOptions, export
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
@@ -123,6 +124,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("train", TrainOptions, training),
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
+            ("export", ExportOptions, ExportOptions(tyro.MISSING, tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
@@ -153,6 +155,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     TrainOptions: run_training,
     EvaluateOptions: evaluate,
     GenerateOptions: generate,
+    ExportOptions: export,
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
