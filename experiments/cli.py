@@ -14,6 +14,7 @@ import tyro
 from agents import AGENTS
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
+from experiments.benchmark_decode import BenchmarkDecodeOptions, benchmark_decode
 from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
 from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
@@ -126,6 +127,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("export", ExportOptions, ExportOptions(tyro.MISSING, tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
+            ("benchmark-decode", BenchmarkDecodeOptions, BenchmarkDecodeOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
@@ -157,6 +159,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     GenerateOptions: generate,
     ExportOptions: export,
     BenchmarkOptions: benchmark,
+    BenchmarkDecodeOptions: benchmark_decode,
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,

@@ -25,7 +25,7 @@ from experiments.results import (
     write_results,
     write_samples,
 )
-from experiments.run import Run, RunError, read_config
+from experiments.run import Run, RunError, read_runs
 from experiments.speed import compare_speed
 from experiments.train import Outcome, read_outcome
 from textgen_env.beam_search import decoder_of
@@ -162,17 +162,8 @@ def judge_runs(
 
 def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
     """The first run, and what is to be judged: the runs' teacher, if they have one, and they."""
-    if not folders:
-        raise RunError("runs must be at least one folder, got none")
-    runs = [read_config(folder) for folder in folders]
+    runs = read_runs(folders)
     first = runs[0]
-    for folder, run in zip(folders, runs, strict=True):
-        same = run.experiment.task == first.experiment.task
-        if not same or run.experiment.teacher != first.experiment.teacher:
-            raise RunError(
-                f"runs in one table must have the same task and teacher as {folders[0]}, "
-                f"got {folder} with others"
-            )
     entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
     if first.experiment.teacher:
         entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))

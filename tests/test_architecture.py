@@ -28,14 +28,18 @@ CONFINED = {
     "rouge_score": {"agents/evaluation.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py", "agents/processes.py"},
+    "transformers": {"textgen_env/models/export_hf.py"},
+    "ctranslate2": {"textgen_env/models/export_ctranslate2.py"},
     "tyro": {
         f"experiments/{name}.py"
         for name in (
             "benchmark",
+            "benchmark_decode",
             "benchmark_env",
             "benchmark_losses",
             "cli",
             "evaluate",
+            "export",
             "generate",
         )
     },

@@ -26,12 +26,12 @@ def exportable(model: Model, tokenizer: Tokenizer) -> Transformer:
     """`model`, if other programs know its layout.
 
     Raises:
-        ExportError: it is a recurrent student, or does not belong to `tokenizer`.
+        ExportError: it is no Transformer, or does not belong to `tokenizer`.
     """
     if not isinstance(model, Transformer):
         raise ExportError(
-            "model must be a Transformer for this format, got a recurrent one, which no other "
-            "program knows; train with --student transformer, or export to safetensors"
+            f"model must be a Transformer for this format, got a {type(model).__name__}, which no "
+            "other program knows; train with --student transformer, or export to safetensors"
         )
     if model.special != tokenizer.special or tokenizer.vocab_size > model.vocab_size:
         raise ExportError(

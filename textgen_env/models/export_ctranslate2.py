@@ -15,7 +15,7 @@ from ctranslate2 import Translator
 from ctranslate2.specs import TransformerSpec
 from torch import Tensor, nn
 
-from textgen_env.models.export import Write, exportable, served_tokenizer
+from textgen_env.models.export import ExportError, Write, exportable, served_tokenizer
 from textgen_env.models.storage import TOKENIZER, Model
 from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
 from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
@@ -88,10 +88,17 @@ def to_spec(model: Transformer) -> TransformerSpec:
 def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
     """What the model that `save_ctranslate2` wrote writes, in the precision of its weights.
 
-    CTranslate2 works with as many threads as torch.
+    CTranslate2 works with as many threads as torch. It answers an empty source with an empty text,
+    without asking the model.
+
+    Raises:
+        ExportError: a file is missing or damaged.
     """
-    translator = Translator(str(folder), intra_threads=torch.get_num_threads())
-    pieces: list[str] = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+    try:
+        translator = Translator(str(folder), intra_threads=torch.get_num_threads())
+        pieces: list[str] = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{folder} must hold a model for CTranslate2, got: {error}") from error
     ids = {piece: index for index, piece in enumerate(pieces)}
     pad = ids[SPECIAL_PIECES[0]]
 

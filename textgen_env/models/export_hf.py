@@ -70,12 +70,6 @@ def save_hf(model: Model, tokenizer: Tokenizer, folder: Path, max_steps: int) ->
 def to_m2m100(model: Transformer, max_steps: int) -> M2M100ForConditionalGeneration:
     """The same function of the same weights; dropout acts in the same places."""
     size, special = model.config, model.special
-    tokens = {
-        "pad_token_id": special.pad,
-        "bos_token_id": special.start,
-        "eos_token_id": special.end,
-        "decoder_start_token_id": special.start,
-    }
     config = M2M100Config(
         vocab_size=size.vocab_size,
         d_model=size.width,
@@ -89,7 +83,10 @@ def to_m2m100(model: Transformer, max_steps: int) -> M2M100ForConditionalGenerat
         attention_dropout=0.0,
         encoder_layerdrop=0.0,
         decoder_layerdrop=0.0,
-        **tokens,
+        pad_token_id=special.pad,
+        bos_token_id=special.start,
+        eos_token_id=special.end,
+        decoder_start_token_id=special.start,
     )
     exported = M2M100ForConditionalGeneration(config)
     exported.load_state_dict(dict(_renamed(model)))
@@ -98,7 +95,10 @@ def to_m2m100(model: Transformer, max_steps: int) -> M2M100ForConditionalGenerat
         num_beams=1,
         do_sample=False,
         suppress_tokens=[special.pad, special.start],  # as `decoding.next_action` does
-        **tokens,
+        pad_token_id=special.pad,
+        bos_token_id=special.start,
+        eos_token_id=special.end,
+        decoder_start_token_id=special.start,
     )
     return exported.eval()
 
