@@ -202,6 +202,7 @@ def test_recurrent_models_alone_have_nothing_for_ctranslate2(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
 def test_a_compiled_step_writes_the_same(tmp_path):
     config = TransformerConfig(30, 16, num_heads=2, feed_forward=16, num_decoder_layers=1)
     torch.manual_seed(0)

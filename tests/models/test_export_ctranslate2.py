@@ -35,7 +35,7 @@ def test_int8_is_near_and_leaves_the_model_as_it_was(tmp_path):
         load_ctranslate2(tmp_path)(source, 20)[:, 0],
         decode_all(model, source, 20)[:, 0],
     )
-    assert (first == others).float().mean() > 0.8
+    assert (first == others).float().mean() > 0.6  # of about 15 tokens that it writes
 
 
 def test_padding_and_start_are_never_written(tmp_path):
@@ -46,6 +46,12 @@ def test_padding_and_start_are_never_written(tmp_path):
         save_ctranslate2(model, tokenizer, folder, precision)
         written = load_ctranslate2(folder)(sources(2, 4), 5)
         assert torch.equal(written, torch.full((2, 5), 7))
+
+
+def test_the_end_may_come_at_once(tmp_path):
+    model, tokenizer = constant([2])
+    save_ctranslate2(model, tokenizer, tmp_path, "float32")
+    assert load_ctranslate2(tmp_path)(sources(2, 4), 3).tolist() == [[2, 0, 0]] * 2
 
 
 def test_tokens_without_a_piece_are_written_too(tmp_path):

@@ -108,6 +108,7 @@ def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
             texts,
             beam_size=beam_size,
             max_input_length=0,  # no limit
+            min_decoding_length=0,  # the end may come at once
             max_decoding_length=max_steps,
             return_end_token=True,
         )
