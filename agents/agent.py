@@ -47,14 +47,19 @@ class Agent(ABC):
         del expert, max_steps
         return examples
 
-    def make_buffer(self, env: TextGenVectorEnv) -> Buffer | None:
-        """Where what is collected in `env` is kept; by default it is used once."""
-        del env
+    def make_buffer(self, env: TextGenVectorEnv, processes: int = 1) -> Buffer | None:
+        """Where one of `processes` keeps what it collects in `env`; by default it is used once."""
+        del env, processes
         return None
 
-    def adapted(self, validation: Sequence[float]) -> Self:
-        """The algorithm after evaluations that gave these BLEUs; by default it takes no notice."""
-        del validation
+    def adapted(self, validation_losses: Sequence[float]) -> Self:
+        """The algorithm after evaluations so far; by default it takes no notice.
+
+        Args:
+            validation_losses: mean cross-entropy on the references of validation pairs, nats, at
+                each evaluation.
+        """
+        del validation_losses
         return self
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
