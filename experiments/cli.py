@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint")
+        goes_on = "; the same command goes on from the last checkpoint"
+        _fail("stopped" + (goes_on if type(options) in RESUMED else ""))
 
 
 def parse(arguments: list[str]) -> object:
@@ -148,6 +149,7 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(USAGE_ERROR)
 
 
+RESUMED = (DemoOptions, TrainOptions, StudyOptions, TeacherOptions)
 ACTIONS: dict[type, Callable[[Any], object]] = {
     DemoOptions: demo,
     TrainOptions: run_training,

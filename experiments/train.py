@@ -76,8 +76,10 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         show: is called with every update and its figures, in the main process.
 
     Raises:
-        RunError: the folder holds a run with other settings, the agent's teacher is missing, or
-            the student starts from a model whose tokenizer is not the teacher's.
+        RunError: the folder holds a run with other settings, the agent's teacher or the model that
+            EWC holds on to is missing, or the student starts from a model whose tokenizer is not
+            the teacher's.
+        ExpertError: the teacher gives less than the agent needs.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
     """
@@ -86,24 +88,34 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
             "--teacher FOLDER, or choose an agent that learns from data alone (mle)"
         )
-    if experiment.student_init:
-        experiment = replace(experiment, student=load_model(experiment.student_init).config)
+    if experiment.learner.ewc_weight and experiment.student_init is None:
+        raise RunError(
+            "student_init must be given where ewc_weight is not 0, for what a fresh student starts "
+            "with is worth nothing, got None: give --student-init FOLDER"
+        )
+    start = load_model(experiment.student_init) if experiment.student_init else None
+    if start is not None:
+        experiment = replace(experiment, student=start.config)
     tokenizer = _tokenizer(experiment)
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
     with this_process().main_process_first():
         run = start_or_resume(experiment, folder)
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
-            _train(run, tokenizer, folder, show)
+            _train(run, start, tokenizer, folder, show)
     return read_outcome(folder)
 
 
-def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> None:
-    """Train to the end, and leave model and outcome in `folder`."""
-    experiment, expert, process = run.experiment, NoExpert(), this_process()
+def _train(
+    run: Run, start: Model | None, tokenizer: Tokenizer | None, folder: Path, show: Show
+) -> None:
+    """Train to the end, from `start` if it is given, and leave model and outcome in `folder`."""
+    experiment, process = run.experiment, this_process()
+    task = build_task(experiment.task, tokenizer)
+    expert = NoExpert(task.tokenizer.special)
     if experiment.teacher:
         expert = NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
-    task = build_task(experiment.task, tokenizer)
+    experiment.agent.check_expert(expert)
     if process.is_main_process:
         report_dropped(task)
     if experiment.train_pairs is not None:
@@ -120,14 +132,17 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> N
         device=this_device(),
     )
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    if experiment.student_init:
-        student = load_model(experiment.student_init)
-    else:
-        student = build_model(config, experiment.learner.seed)
-    learner = Learner(
-        experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
-    )
+    student = build_model(config, experiment.learner.seed) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
+    learner = Learner(
+        experiment.agent,
+        student,
+        env,
+        folder / "checkpoints",
+        experiment.learner,
+        run.dtype,
+        encode(pairs, task).to(this_device()),
+    )
     log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
