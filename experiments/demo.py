@@ -9,8 +9,9 @@ from agents.mle import MLE
 from agents.seqkd import SeqKD
 from experiments import configs
 from experiments.configs import Experiment
-from experiments.evaluate import judge_runs, show, write_results
+from experiments.evaluate import judge_runs
 from experiments.logging import console
+from experiments.results import RESULTS, show, write_results
 from experiments.side_by_side import train_side_by_side
 
 SETTING = (
@@ -41,7 +42,7 @@ def demo(options: DemoOptions) -> None:
     train_side_by_side(dict(reversed(runs.items())))  # the last ones take longest
     task, rows = judge_runs(list(runs))
     show(rows, f"{SETTING}; {len(task.test)} test verses")
-    write_results(options.output / "results.json", task, rows)
+    write_results(options.output / RESULTS, task, rows)
     console.print(f"written to {options.output / 'results.json'}")
 
 
