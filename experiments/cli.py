@@ -22,6 +22,7 @@ from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
+from experiments.report import ReportOptions, report
 from experiments.study import StudyOptions, study
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
@@ -123,6 +124,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("demo", DemoOptions, DemoOptions()),
             ("train", TrainOptions, training),
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
+            ("report", ReportOptions, ReportOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
@@ -154,6 +156,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     DemoOptions: demo,
     TrainOptions: run_training,
     EvaluateOptions: evaluate,
+    ReportOptions: report,
     GenerateOptions: generate,
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,

@@ -37,8 +37,11 @@ CONFINED = {
             "cli",
             "evaluate",
             "generate",
+            "report",
         )
     },
+    "plotly": {"experiments/reporting/page.py"},
+    "jinja2": {"experiments/reporting/page.py"},
 }
 
 
