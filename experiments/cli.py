@@ -24,6 +24,7 @@ from experiments.export import ExportOptions, export
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
+from experiments.report import ReportOptions, report
 from experiments.study import StudyOptions, study
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint")
+        goes_on = "; the same command goes on from the last checkpoint"
+        _fail("stopped" + (goes_on if type(options) in RESUMED else ""))
 
 
 def parse(arguments: list[str]) -> object:
@@ -124,6 +126,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("demo", DemoOptions, DemoOptions()),
             ("train", TrainOptions, training),
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
+            ("report", ReportOptions, ReportOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("export", ExportOptions, ExportOptions(tyro.MISSING, tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
@@ -152,10 +155,12 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(USAGE_ERROR)
 
 
+RESUMED = (DemoOptions, TrainOptions, StudyOptions, TeacherOptions)
 ACTIONS: dict[type, Callable[[Any], object]] = {
     DemoOptions: demo,
     TrainOptions: run_training,
     EvaluateOptions: evaluate,
+    ReportOptions: report,
     GenerateOptions: generate,
     ExportOptions: export,
     BenchmarkOptions: benchmark,

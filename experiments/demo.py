@@ -11,6 +11,7 @@ from experiments import configs
 from experiments.configs import Experiment
 from experiments.evaluate import judge_runs
 from experiments.logging import console
+from experiments.report import ReportOptions, report
 from experiments.results import RESULTS, show, write_results
 from experiments.side_by_side import train_side_by_side
 
@@ -34,7 +35,7 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> None:
-    """Train, evaluate, print the table and write `results.json`."""
+    """Train, evaluate, print the table, write `results.json` and `report.html`."""
     runs = {
         options.output / name: experiment
         for name, experiment in demo_experiments(options.seed).items()
@@ -43,7 +44,8 @@ def demo(options: DemoOptions) -> None:
     task, rows = judge_runs(list(runs))
     show(rows, f"{SETTING}; {len(task.test)} test verses")
     write_results(options.output / RESULTS, task, rows)
-    console.print(f"written to {options.output / 'results.json'}")
+    console.print(f"written to {options.output / RESULTS}")
+    report(ReportOptions(tuple(runs), options.output / "report.html"))
 
 
 def demo_experiments(seed: int) -> dict[str, Experiment]:
