@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -19,8 +20,8 @@ from experiments.run import DTYPES
 from textgen_env.decoding import greedy
 from textgen_env.models.export import Write
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.models.transformer import Transformer
+from textgen_env.models.storage import load_model, load_tokenizer, save_model
+from textgen_env.models.transformer import Transformer, TransformerConfig
 
 Engine = Literal["eager", "compiled", "ctranslate2"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -155,9 +156,18 @@ def _peaks(
 ) -> list[float | None]:
     torch.set_num_threads(threads)
     return_freed_memory()
+    _load_libraries()
     before, peaks = memory("VmRSS"), []
     write = contestant.load()
     for batch in batches:
         write(batch, max_steps)
         peaks.append(memory("VmHWM") - before)
     return peaks
+
+
+def _load_libraries() -> None:
+    """Load and run the smallest model, for all that PyTorch loads at first use."""
+    smallest = Transformer(TransformerConfig(8, 4, num_heads=1, feed_forward=4))
+    with TemporaryDirectory() as folder:
+        save_model(smallest, Path(folder))
+        greedy(load_model(Path(folder)), torch.tensor([[3, 2]]), 2)

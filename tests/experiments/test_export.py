@@ -1,20 +1,26 @@
 """The command `export`, and `generate` over all formats."""
 
 import io
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from agents.evaluation import translate_texts
 from experiments import export as command
 from experiments.cli import main
-from experiments.formats import extra, format_of
+from experiments.formats import extra, format_of, save_as
 from experiments.run import RunError
 from textgen_env.models.storage import load_model
+from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tokenizer import Tokenizer
 
 pytest.importorskip("transformers")
 pytest.importorskip("ctranslate2")
 
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 LINES = "w1 w2 w3\n\nw4 w0\nw7\n"
 
 
@@ -132,6 +138,23 @@ def test_a_missing_package_is_named_with_its_extra():
     named = pytest.raises(RunError, match=r"nothing_of_this_name .*'textgen-env\[export\]'")
     with named, extra("export"):
         import nothing_of_this_name  # noqa: F401
+
+
+def test_what_the_page_shows_writes_what_the_model_writes(tmp_path, capsys):
+    text = "Und Gott sprach: Es werde Licht!"
+    tokenizer = Tokenizer.train([text], 280)
+    torch.manual_seed(0)
+    config = TransformerConfig(tokenizer.vocab_size, 16, num_heads=2, feed_forward=16)
+    model = Transformer(config).eval()
+    programs = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    written = []
+    for name, program in zip(("hf", "ctranslate2"), programs, strict=True):
+        (tmp_path / name).mkdir()
+        save_as(name, model, tokenizer, tmp_path / name, max_steps=256)
+        exec(program.replace("runs/small/export", str(tmp_path)), {})
+        written.append(capsys.readouterr().out.strip())
+    (expected,) = translate_texts(model, tokenizer, [text], max_steps=256)
+    assert written == [str([expected]), expected.rstrip()]
 
 
 @pytest.mark.slow
