@@ -184,9 +184,23 @@ def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
                 f"got {folder} with others"
             )
     entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
+    models = [folder / "model" for folder in folders]
     if first.experiment.teacher:
         entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
+        models.append(first.experiment.teacher)
+    _check_tokenizers(models)
     return first, entries
+
+
+def _check_tokenizers(models: Sequence[Path]) -> None:
+    """Raise unless all models in these folders have the tokenizer of the first one."""
+    first, *others = (load_tokenizer(folder).backend.to_str() for folder in models)
+    for folder, other in zip(models[1:], others, strict=True):
+        if other != first:
+            raise RunError(
+                f"models in one table must have the tokenizer of {models[0]}, got {folder} with "
+                "another"
+            )
 
 
 def run_entry(folder: Path, run: Run) -> Entry:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 from gymnasium.vector import AutoresetMode
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from agents.checkpoint import Counters, save_atomically
+from agents.checkpoint import Counters, load_tensors, save_atomically
 from agents.evaluation import bleu
 from agents.exposure import written_by
 from agents.exposure_panel import figures_while_training
@@ -164,7 +162,7 @@ def _train(
         if process.is_main_process:
             log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
-        student.load_state_dict(load_file(learner.best))
+        student.load_state_dict(load_tensors(learner.best)[0])
         save_model(student, folder / "model", task.tokenizer)
         write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
@@ -197,12 +195,15 @@ def read_outcome(folder: Path) -> Outcome:
     """What the finished run in `folder` reported.
 
     Raises:
-        RunError: it is not finished.
+        RunError: it is not finished, or the file cannot be understood.
     """
     path = folder / OUTCOME
     if not path.is_file():
         raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
-    return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} must be a run's outcome, got: {error!r}") from error
 
 
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:
@@ -243,9 +244,8 @@ def _prepare(
 ) -> tuple[Examples, Queries]:
     """The agent's training data and what the expert was asked for it; made once, then read back."""
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            asked = Queries(**json.loads(file.metadata()["queries"]))
-        return Examples(**load_file(path)), asked
+        prepared, metadata = load_tensors(path)
+        return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
     gold = encode(task.train, task).to(this_device())
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold, expert, task.max_target_length)
