@@ -26,7 +26,7 @@ from experiments.study import StudyOptions, study
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
-from textgen_env.tasks.verses import MissingPackageError
+from textgen_env.tasks.packages import MissingPackageError
 
 USAGE_ERROR = 2
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
