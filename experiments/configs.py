@@ -12,16 +12,18 @@ from agents.mle import MLE
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 
 VERSES_TEACHER = Path(__file__).parent / "teachers" / "verses"
 
-TaskConfig = VersesConfig | TextFilesConfig | CopyConfig
+TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | CopyConfig
 ModelConfig = RecurrentConfig | TransformerConfig
 
 TASKS: dict[str, TaskConfig] = {
     "verses": VersesConfig(max_tokens=64),
+    "descriptions": DescriptionsConfig(),
     "copy": CopyConfig(),
     "text": TextFilesConfig(train=Path("train.tsv")),
 }

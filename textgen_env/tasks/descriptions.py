@@ -103,7 +103,9 @@ def clean_description(text: str) -> str:
 def copy_share(pairs: Sequence[Pair]) -> CopyShare:
     """How much of the references stands in their sources."""
     sides = [(_words(pair.source), _words(pair.reference)) for pair in pairs]
-    whole = sum(f" {' '.join(reference)} " in f" {' '.join(source)} " for source, reference in sides)
+    whole = sum(
+        f" {' '.join(reference)} " in f" {' '.join(source)} " for source, reference in sides
+    )
     words = sum(
         sum(word in source for word in reference) / max(1, len(reference))
         for source, reference in sides
