@@ -23,6 +23,7 @@ from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
 from experiments.study import StudyOptions, study
+from experiments.summarize import SummarizeOptions, summarize
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
@@ -127,6 +128,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
+            ("summarize", SummarizeOptions, SummarizeOptions()),
             ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
@@ -157,6 +159,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,
+    SummarizeOptions: summarize,
     BenchmarkLossesOptions: benchmark_losses,
     TeacherOptions: teacher,
 }

@@ -38,12 +38,14 @@ class DescriptionsConfig:
 
     Attributes:
         max_source_words: words of the article that are read; the rest is cut off.
-        max_tokens: longest side in tokens, its end token included.
+        max_source_tokens: longest source in tokens, its end token included.
+        max_target_tokens: longest description, the same.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
 
-    max_source_words: int = 40
-    max_tokens: int = 96
+    max_source_words: int = 32
+    max_source_tokens: int = 96
+    max_target_tokens: int = 40
     vocab_size: int = 4000
 
     def __post_init__(self) -> None:
@@ -85,7 +87,8 @@ def descriptions(
         kept,
         tokenizer,
         vocab_size=config.vocab_size,
-        max_tokens=config.max_tokens,
+        max_tokens=config.max_source_tokens,
+        max_target_tokens=config.max_target_tokens,
         dropped=dropped,
     )
 
@@ -95,9 +98,15 @@ def clean(text: str) -> str:
     return _GAP.sub("", " ".join(text.replace(_WORD_JOINER, "").split()))
 
 
-def clean_description(text: str) -> str:
-    """`clean`, and without years in brackets at the end, which few extracts tell."""
-    return _YEARS.sub("", clean(text))
+def clean_description(text: str, extract: str) -> str:
+    """`clean`, as it would stand in a sentence of its article, and without years at the end.
+
+    Few extracts tell the years of a life, which descriptions end with in brackets. A description
+    begins with a capital whatever its first word; that stays where the extract writes it so too.
+    """
+    text = _YEARS.sub("", clean(text))
+    first = _WORD.match(text)
+    return text if first and first[0] in _WORD.findall(extract) else text[:1].lower() + text[1:]
 
 
 def copy_share(pairs: Sequence[Pair]) -> CopyShare:
@@ -123,8 +132,9 @@ def _articles(max_source_words: int) -> Iterator[tuple[str, Pair]]:
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))
         for title, article in articles.items():
-            words = clean(article["extract"]).split()[:max_source_words]
-            yield title, Pair(" ".join(words), clean_description(article["description"]))
+            extract = clean(article["extract"])
+            source = " ".join(extract.split()[:max_source_words])
+            yield title, Pair(source, clean_description(article["description"], extract))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} must be the JSON file that the package {PACKAGE} carries, got {error!r}: "
