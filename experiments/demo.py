@@ -10,8 +10,9 @@ from agents.mle import MLE
 from agents.seqkd import SeqKD
 from experiments import configs
 from experiments.configs import Experiment
-from experiments.evaluate import judge_runs, show, write_results
+from experiments.evaluate import judge_runs
 from experiments.logging import console
+from experiments.results import RESULTS, show, write_results
 from experiments.side_by_side import train_side_by_side
 
 SETTING = (
@@ -58,5 +59,5 @@ def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setti
     train_side_by_side(dict(reversed(runs.items())))
     task, rows = judge_runs(list(runs))
     show(rows, f"{setting}; {len(task.test)} test pairs")
-    write_results(output / "results.json", task, rows)
-    console.print(f"written to {output / 'results.json'}")
+    write_results(output / RESULTS, task, rows)
+    console.print(f"written to {output / RESULTS}")

@@ -15,8 +15,8 @@ MAY_IMPORT = {
 }
 SHARED_BY_AGENTS = {
     "agent", "bases", "batches", "behaviors", "buffer", "checkpoint", "divergences",
-    "divergences_topk", "evaluation", "exposure", "labels", "learner", "losses", "processes",
-    "rollout", "schedules", "__init__",
+    "divergences_topk", "evaluation", "exposure", "exposure_panel", "labels", "learner", "losses",
+    "processes", "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
@@ -25,6 +25,7 @@ CONFINED = {
         "experiments/benchmark_env.py",
     },
     "sacrebleu": {"agents/evaluation.py"},
+    "rouge_score": {"agents/evaluation.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py", "agents/processes.py"},
     "tyro": {
