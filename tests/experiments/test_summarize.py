@@ -6,13 +6,19 @@ from dataclasses import replace
 import pytest
 
 from agents.learner import LearnerConfig
-from experiments import configs
+from experiments import configs, demo
 from experiments.summarize import SummarizeOptions, summarize
+from experiments.train import train
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.descriptions import ARTICLES, PACKAGE
 
 SMALL = LearnerConfig(updates=2, batch_size=4, evaluate_every=2)
+
+
+def one_after_the_other(runs):
+    for folder, experiment in runs.items():
+        train(experiment, folder, lambda update, record: None)
 
 
 @pytest.fixture
@@ -24,6 +30,7 @@ def small(tmp_path, monkeypatch):
     texts = {"extract": "An article is a text.", "description": "Text"}
     path.write_text(json.dumps({f"article {number}": texts for number in range(100)}))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(demo, "train_side_by_side", one_after_the_other)
     for name, size in (
         ("descriptions_teacher", TransformerConfig(width=16, num_heads=2, feed_forward=16)),
         ("descriptions_student", RecurrentConfig(width=16)),
