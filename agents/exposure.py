@@ -5,7 +5,7 @@ wrote the prefixes: the data, the student or the teacher. Each instrument is a f
 together for one student are in `exposure_panel`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +54,11 @@ def compare(
         trajectories: the states.
         student: in evaluation mode.
         expert: the teacher.
-        batch_size: trajectories compared at a time.
+        batch_size: trajectories compared at a time, those of like length together.
     """
     steps, special = trajectories.actions.shape[1], expert.special
     sums = torch.zeros(3, steps, dtype=torch.float64)
-    for rows in torch.arange(len(trajectories)).split(batch_size):
-        batch = trajectories.select(rows).trimmed(special)
+    for batch in _batches(trajectories, special, batch_size):
         logits = student.sequence_logits(batch.source, batch.actions)
         teacher_logits = expert.logits(batch)
         same = best_actions(logits, special) == best_actions(teacher_logits, special)
@@ -112,12 +111,12 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
 
     Args:
         own: on prefixes drawn from the student.
-        teachers: on prefixes drawn from the teacher.
+        teachers: on prefixes drawn from the teacher; positions that either lacks are left out.
 
     Source: Arora et al. 2022, section 4, arXiv:2204.01171; with the teacher in the place of the
         data as Gu et al. 2023, section 3.3, arXiv:2306.08543.
     """
-    positions = min(len(own.count), len(teachers.count))
+    positions = min(int((texts.count > 0).sum()) for texts in (own, teachers))
     accumulated = own.divergence[:positions].cumsum(0)
     inherent = teachers.divergence[:positions].cumsum(0)
     return 100 * (accumulated - inherent) / inherent
@@ -164,11 +163,18 @@ def _mean_surprise(
 ) -> float:
     """Mean of -log of what `logits` give to the actions, over all counted ones, nats."""
     total = torch.zeros((), dtype=torch.float64)
-    for rows in torch.arange(len(texts)).split(batch_size):
-        batch = texts.select(rows).trimmed(special)
+    for batch in _batches(texts, special, batch_size):
         surprise = cross_entropy(logits(batch), batch.actions)
         total += surprise.double().where(batch.mask, 0.0).sum().cpu()
     return float(total / texts.mask.sum().cpu())
+
+
+def _batches(
+    texts: Trajectories, special: SpecialTokens, batch_size: int
+) -> Iterator[Trajectories]:
+    """All texts, those of like length together, so that little of a batch is padding."""
+    for rows in texts.mask.sum(1).argsort(stable=True).split(batch_size):
+        yield texts.select(rows).trimmed(special)
 
 
 def teacher_finishes(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
+import torch
+
 from agents.batches import generator_for
 from agents.evaluation import LengthGroup, bleu, bleu_by_length
 from agents.exposure import (
@@ -70,6 +72,7 @@ class Exposure:
         repetition_rate: of the student's texts, in [0, 1].
         bleu_by_reference_length: of the student's texts.
         bleu_by_source_length: of the student's texts.
+        teacher_pairs: how many pairs, the first ones, the figures below are of.
         positions: student beside teacher on "gold", "own" and "teacher" prefixes, by position.
         excess_accumulated_error: by position, percent; None where it is not finite.
         likelihood_risk: nats a token.
@@ -81,6 +84,7 @@ class Exposure:
     repetition_rate: float
     bleu_by_reference_length: list[LengthGroup]
     bleu_by_source_length: list[LengthGroup]
+    teacher_pairs: int | None = None
     positions: dict[str, Positions] | None = None
     excess_accumulated_error: list[float | None] | None = None
     likelihood_risk: float | None = None
@@ -131,7 +135,8 @@ def exposure(
         own: its greedy texts for `pairs`, T the length limit.
         pairs: sources and references.
         tokenizer: of both sides.
-        teacher: with its texts for `pairs`; None for a student that has none.
+        teacher: with its texts for `pairs`, or for the first of them, to save time; None for a
+            student that has none.
     """
     hypotheses = tokenizer.decode(own.actions.tolist())
     references = [pair.reference for pair in pairs]
@@ -145,6 +150,8 @@ def exposure(
     )
     if teacher is None:
         return alone
+    count = len(teacher.written)
+    own, references = own.select(torch.arange(count)), references[:count]
     drawing = partial(
         sample, sampling=Sampling(), generator=generator_for(SEED, "student draws", 0)
     )
@@ -157,6 +164,7 @@ def exposure(
     )
     return replace(
         alone,
+        teacher_pairs=count,
         positions=_positions(student, own, teacher),
         excess_accumulated_error=_excess(student, drawn, teacher),
         likelihood_risk=likelihood_risk(drawn, teacher.expert),

@@ -22,6 +22,7 @@ from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
+from experiments.report import ReportOptions, report
 from experiments.study import StudyOptions, study
 from experiments.summarize import SummarizeOptions, summarize
 from experiments.teacher import TeacherOptions, teacher
@@ -77,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint")
+        goes_on = "; the same command goes on from the last checkpoint"
+        _fail("stopped" + (goes_on if type(options) in RESUMED else ""))
 
 
 def parse(arguments: list[str]) -> object:
@@ -123,6 +125,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("demo", DemoOptions, DemoOptions()),
             ("train", TrainOptions, training),
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
+            ("report", ReportOptions, ReportOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
@@ -150,10 +153,12 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(USAGE_ERROR)
 
 
+RESUMED = (DemoOptions, TrainOptions, StudyOptions, TeacherOptions)
 ACTIONS: dict[type, Callable[[Any], object]] = {
     DemoOptions: demo,
     TrainOptions: run_training,
     EvaluateOptions: evaluate,
+    ReportOptions: report,
     GenerateOptions: generate,
     BenchmarkOptions: benchmark,
     BenchmarkEnvOptions: benchmark_env,

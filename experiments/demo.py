@@ -12,6 +12,7 @@ from experiments import configs
 from experiments.configs import Experiment
 from experiments.evaluate import judge_runs
 from experiments.logging import console
+from experiments.report import ReportOptions, report
 from experiments.results import RESULTS, show, write_results
 from experiments.side_by_side import train_side_by_side
 
@@ -35,7 +36,7 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> None:
-    """Train, evaluate, print the table and write `results.json`."""
+    """Train, evaluate, print the table, write `results.json` and `report.html`."""
     train_and_compare(demo_experiments(options.seed), options.output, SETTING)
 
 
@@ -48,11 +49,11 @@ def demo_experiments(seed: int) -> dict[str, Experiment]:
 
 
 def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setting: str) -> None:
-    """Train all by name, judge them on their task's test split, print and write the table.
+    """Train all by name, judge them on their task's test split, print and write what was found.
 
     Args:
         experiments: of one task and teacher; those that take longest had best come last.
-        output: folder of the runs and of `results.json`.
+        output: folder of the runs, of `results.json` and of `report.html`.
         setting: what the table's title says of them.
     """
     runs = {output / name: experiment for name, experiment in experiments.items()}
@@ -61,3 +62,4 @@ def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setti
     show(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
     console.print(f"written to {output / RESULTS}")
+    report(ReportOptions(tuple(runs), output / "report.html"))

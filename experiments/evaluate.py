@@ -1,7 +1,7 @@
 """Quality, exposure bias and speed of several models side by side, on their task's test split."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +10,10 @@ import tyro
 
 from agents.evaluation import Quality, bootstrap, score
 from agents.exposure import written_by
-from agents.exposure_panel import Teacher, exposure
+from agents.exposure_panel import Exposure, Teacher, exposure
 from experiments.build import build_task, num_parameters
 from experiments.configs import agent_name
-from experiments.logging import progress
+from experiments.logging import log_evaluation, progress
 from experiments.results import (
     EXPOSURE,
     RESULTS,
@@ -27,7 +27,7 @@ from experiments.results import (
 )
 from experiments.run import Run, RunError, read_config
 from experiments.speed import compare_speed
-from experiments.train import Outcome, read_outcome
+from experiments.train import NUM_SAMPLES, Outcome, read_outcome
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Decoder, greedy
 from textgen_env.expert import NeuralExpert
@@ -37,6 +37,7 @@ from textgen_env.tasks.task import TextTask, encode
 from textgen_env.types import Examples, Trajectories, Writer
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
+TEACHER_PAIRS = 1000  # test pairs at most that the exposure-bias instruments ask the teacher about
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def judge_runs(
     """
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
+    from experiments.pareto import pareto_figure  # matplotlib: half a second no other command needs
+
     first, entries = _entries(folders)
     offset = len(entries) - len(folders)
     task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
@@ -152,10 +155,17 @@ def judge_runs(
         advance()
         teacher = None
         if offset:
-            teacher = Teacher.of(NeuralExpert(entries[0].model), judged[0].written)
+            first_texts = judged[0].written.select(torch.arange(min(TEACHER_PAIRS, len(test))))
+            teacher = Teacher.of(NeuralExpert(entries[0].model), first_texts)
+        picture = pareto_figure(rows)
         for folder, each, row in zip(folders, judged[offset:], rows[offset:], strict=True):
-            _leave(folder, each, task, teacher)
-            write_results(folder / RESULTS, task, [*rows[:offset], row])
+            found = exposure(each.entry.model, each.written, task.test, task.tokenizer, teacher)
+            samples = _samples(each, task, judged[0].hypotheses if offset else None)
+            write_exposure(folder / EXPOSURE, found)
+            write_samples(folder / SAMPLES, samples)
+            some = [asdict(sample) for sample in samples[:NUM_SAMPLES]]
+            log_evaluation(folder, _figures(row, found), some, picture)
+            write_results(folder / RESULTS, task, [*rows[:offset], row])  # last: all is there
             advance()
     return task, rows
 
@@ -281,16 +291,17 @@ def table(
     ]
 
 
-def _leave(folder: Path, judged: Judged, task: TextTask, teacher: Teacher | None) -> None:
-    """Write the samples and the exposure-bias instruments of one run to its folder."""
-    tokenizer = task.tokenizer
-    teachers: Sequence[str | None] = [None] * len(task.test)
-    if teacher is not None:
-        teachers = tokenizer.decode(teacher.written.actions.tolist())
-    samples = [
+def _samples(judged: Judged, task: TextTask, teachers: Sequence[str] | None) -> list[Sample]:
+    """The test pairs with what the teacher, if there is one, and the student wrote."""
+    return [
         Sample(pair.source, pair.reference, by_teacher, hypothesis)
-        for pair, by_teacher, hypothesis in zip(task.test, teachers, judged.hypotheses, strict=True)
+        for pair, by_teacher, hypothesis in zip(
+            task.test, teachers or [None] * len(task.test), judged.hypotheses, strict=True
+        )
     ]
-    write_samples(folder / SAMPLES, samples)
-    instruments = exposure(judged.entry.model, judged.written, task.test, tokenizer, teacher)
-    write_exposure(folder / EXPOSURE, instruments)
+
+
+def _figures(row: Row, found: Exposure) -> dict[str, float]:
+    """All figures of a row and of the instruments that are one number."""
+    named = {**row.to_json(), **asdict(found)}
+    return {name: value for name, value in named.items() if isinstance(value, float)}

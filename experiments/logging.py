@@ -1,15 +1,14 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard and progress bars.
 
-Stable names: `train/<figure>` for every update, `validation/bleu` at each evaluation,
-`samples/<number>` for translations as text.
+The names are stable and listed in docs/figures_logged.md.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,13 +20,32 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from agents.learner import Record
-from experiments.run import write_text
+from experiments.run import Leaf, write_text
 from textgen_env.tasks.task import Pair
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second that no other command shall wait for
+
 SMOOTHING = 0.98  # of the loss in the progress bar
+EVALUATION = ".evaluation"  # ends the name of the events file that `evaluate` writes
+COMPARED = (
+    "bleu",
+    "chrf",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "exact_match",
+    "tokens_per_second",
+    "speedup_vs_teacher",
+)
+"""Figures of `evaluate` in TensorBoard's table of runs."""
 console = Console(stderr=True)
+
+Texts = Mapping[str, str | None]
+"""What belongs together, by name; None where there is no such text."""
 
 
 class Bars:
@@ -104,6 +122,7 @@ class RunLog:
 
     def __init__(self, folder: Path, done: int, show: Callable[[int, Record], None]) -> None:
         self.folder, self.done, self.show = folder, done, show
+        self._instruments: Record = {}
 
     def __enter__(self) -> Self:
         path = self.folder / "metrics.jsonl"
@@ -118,8 +137,10 @@ class RunLog:
 
     def __call__(self, update: int, record: Record) -> None:
         """Log the figures of an update or of an evaluation."""
-        self.file.write(json.dumps({"update": update, **record}) + "\n")
         group = "validation" if "bleu" in record else "train"
+        if group == "validation":
+            record = {**record, **self._instruments}
+        self.file.write(json.dumps({"update": update, **record}) + "\n")
         for name, value in record.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, update)
         if group == "validation":
@@ -127,11 +148,59 @@ class RunLog:
             self.tensorboard.flush()
         self.show(update, record)
 
+    def instruments(self, figures: Record) -> None:
+        """Note what is to be logged beside the BLEU of the present evaluation."""
+        self._instruments = figures
+
     def samples(self, update: int, pairs: Sequence[Pair], hypotheses: Sequence[str]) -> None:
         """Log some translations as text."""
         for number, (pair, hypothesis) in enumerate(zip(pairs, hypotheses, strict=True)):
-            text = f"source: {pair.source}  \nreference: {pair.reference}  \nstudent: {hypothesis}"
-            self.tensorboard.add_text(f"samples/{number}", text, update)
+            named = {**pair._asdict(), "student": hypothesis}
+            self.tensorboard.add_text(f"samples/{number}", _as_markdown(named), update)
+
+    def finish(self, settings: dict[str, Leaf], outcome: Record) -> None:
+        """Log what the run was made of and how it ended, so that TensorBoard compares runs.
+
+        The figures of an evaluation are named, too: its tables show them once they are there.
+
+        Args:
+            settings: of the experiment, by name.
+            outcome: final figures.
+        """
+        named = {f"final/{name}": value for name, value in outcome.items()}
+        tested = dict.fromkeys((f"test/{name}" for name in COMPARED), 0.0)
+        events = self.tensorboard.file_writer
+        assert events is not None, "it is there until the writer is closed"
+        for summary in hparams(settings, {**named, **tested}):
+            events.add_summary(summary)
+        for name, value in named.items():
+            self.tensorboard.add_scalar(name, value)
+
+
+def log_evaluation(
+    folder: Path, figures: Record, samples: Sequence[Texts], picture: "Figure"
+) -> None:
+    """Put an evaluation's figures into TensorBoard, in the place of an earlier one's.
+
+    Args:
+        folder: the run's folder.
+        figures: by name.
+        samples: some test pairs and what was written for them.
+        picture: quality against speed, of all runs that were evaluated together.
+    """
+    for old in folder.glob(f"events.out.tfevents.*{EVALUATION}"):
+        old.unlink()
+    with SummaryWriter(folder, filename_suffix=EVALUATION) as tensorboard:
+        for name, value in figures.items():
+            tensorboard.add_scalar(f"test/{name}", value)
+        for number, sample in enumerate(samples):
+            tensorboard.add_text(f"test_samples/{number}", _as_markdown(sample))
+        tensorboard.add_figure("pareto", picture, close=False)
+
+
+def _as_markdown(texts: Texts) -> str:
+    """A line for each text that there is, after its name."""
+    return "  \n".join(f"{name}: {text}" for name, text in texts.items() if text is not None)
 
 
 def _cut_after(path: Path, update: int) -> None:

@@ -60,6 +60,9 @@ RECORDS = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+Leaf = bool | int | float | str
+"""A value of a configuration that holds no others."""
+
 
 class RunError(ValueError):
     """A run's folder that cannot be used as asked."""
@@ -134,6 +137,18 @@ def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     return {"type": "Path", "path": str(value)} if isinstance(value, Path) else value
+
+
+def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON, as above
+    """The leaves of nested JSON values by their path, such as `learner.seed`; None is left out."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict | list):
+        return {name: value}
+    leaves = {}
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        leaves |= flat(item, f"{name}.{key}" if name else str(key))
+    return leaves
 
 
 def from_json(value: Any) -> Any:  # noqa: ANN401 - the inverse of `to_json`

@@ -30,7 +30,7 @@ class SummarizeOptions:
 
 
 def summarize(options: SummarizeOptions) -> None:
-    """Train the teacher, then the students side by side; print the table, write `results.json`."""
+    """Train the teacher, then the students side by side; print and write as the demo does."""
     train_with_bar(configs.descriptions_teacher(options.seed), options.output / "teacher")
     teacher = options.output / "teacher" / "model"
     task = build_task(configs.TASKS["descriptions"], load_tokenizer(teacher))

@@ -7,29 +7,33 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from gymnasium.vector import AutoresetMode
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from agents.checkpoint import Counters, save_atomically
-from agents.evaluation import score, translate
+from agents.evaluation import bleu
+from agents.exposure import written_by
+from agents.exposure_panel import figures_while_training
 from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
 from experiments.build import build_model, build_task, report_dropped
 from experiments.configs import Experiment, agent_name
 from experiments.logging import Bars, RunLog, console
-from experiments.run import Run, RunError, read_config, write_config, write_text
+from experiments.run import Run, RunError, flat, read_config, to_json, write_config, write_text
 from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
 from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
 from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.tokenizer import Tokenizer
-from textgen_env.types import Examples, tensors
+from textgen_env.types import Examples, Writer, tensors
 from textgen_env.vector_env import TextGenVectorEnv
 
 OUTCOME = "outcome.json"
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
+INSTRUMENT_PAIRS = 32  # that the teacher looks at at each evaluation
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,10 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         show: is called with every update and its figures, in the main process.
 
     Raises:
-        RunError: the folder holds a run with other settings, the agent's teacher is missing, or
-            the student starts from a model whose tokenizer is not the teacher's.
+        RunError: the folder holds a run with other settings, the agent's teacher or the model that
+            EWC holds on to is missing, or the student starts from a model whose tokenizer is not
+            the teacher's.
+        ExpertError: the teacher gives less than the agent needs.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
     """
@@ -86,24 +92,34 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
             "--teacher FOLDER, or choose an agent that learns from data alone (mle)"
         )
-    if experiment.student_init:
-        experiment = replace(experiment, student=load_model(experiment.student_init).config)
+    if experiment.learner.ewc_weight and experiment.student_init is None:
+        raise RunError(
+            "student_init must be given where ewc_weight is not 0, for what a fresh student starts "
+            "with is worth nothing, got None: give --student-init FOLDER"
+        )
+    start = load_model(experiment.student_init) if experiment.student_init else None
+    if start is not None:
+        experiment = replace(experiment, student=start.config)
     tokenizer = _tokenizer(experiment)
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
     with this_process().main_process_first():
         run = start_or_resume(experiment, folder)
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
-            _train(run, tokenizer, folder, show)
+            _train(run, start, tokenizer, folder, show)
     return read_outcome(folder)
 
 
-def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> None:
-    """Train to the end, and leave model and outcome in `folder`."""
-    experiment, expert, process = run.experiment, NoExpert(), this_process()
+def _train(
+    run: Run, start: Model | None, tokenizer: Tokenizer | None, folder: Path, show: Show
+) -> None:
+    """Train to the end, from `start` if it is given, and leave model and outcome in `folder`."""
+    experiment, process = run.experiment, this_process()
+    task = build_task(experiment.task, tokenizer)
+    expert = NoExpert(task.tokenizer.special)
     if experiment.teacher:
         expert = NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
-    task = build_task(experiment.task, tokenizer)
+    experiment.agent.check_expert(expert)
     if process.is_main_process:
         report_dropped(task)
     if experiment.train_pairs is not None:
@@ -120,29 +136,37 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> N
         device=this_device(),
     )
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    if experiment.student_init:
-        student = load_model(experiment.student_init)
-    else:
-        student = build_model(config, experiment.learner.seed)
-    learner = Learner(
-        experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
-    )
+    student = build_model(config, experiment.learner.seed) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
+    validation = encode(pairs, task).to(this_device())
+    learner = Learner(
+        experiment.agent,
+        student,
+        env,
+        folder / "checkpoints",
+        experiment.learner,
+        run.dtype,
+        validation,
+    )
+    judge = NeuralExpert(expert.model) if isinstance(expert, NeuralExpert) else None
     log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
-        sources = [pair.source for pair in pairs]
-        hypotheses = translate(model, task, sources, device=this_device())
+        own = written_by(model, validation, task.max_target_length, writer=Writer.STUDENT)
+        hypotheses = task.tokenizer.decode(own.actions.tolist())
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
-        return score(hypotheses, [pair.reference for pair in pairs]).bleu
+        some = own.select(torch.arange(min(INSTRUMENT_PAIRS, len(own))))
+        log.instruments(figures_while_training(some, model, judge))
+        return bleu(hypotheses, [pair.reference for pair in pairs])
 
     with log if process.is_main_process else nullcontext():
-        counters = learner.train(evaluate, log)
+        outcome = asdict(_outcome(learner.train(evaluate, log), asked, task))
+        if process.is_main_process:
+            log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
         student.load_state_dict(load_file(learner.best))
         save_model(student, folder / "model", task.tokenizer)
-        outcome = _outcome(counters, asked, task)
-        write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
+        write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
 
 

@@ -15,8 +15,8 @@ MAY_IMPORT = {
 }
 SHARED_BY_AGENTS = {
     "agent", "bases", "batches", "behaviors", "buffer", "checkpoint", "divergences",
-    "divergences_topk", "evaluation", "exposure", "exposure_panel", "labels", "learner", "losses",
-    "processes", "rollout", "schedules", "__init__",
+    "divergences_topk", "evaluation", "exposure", "exposure_panel", "labels", "learner",
+    "learner_config", "losses", "processes", "regularizers", "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
@@ -37,8 +37,11 @@ CONFINED = {
             "cli",
             "evaluate",
             "generate",
+            "report",
         )
     },
+    "plotly": {"experiments/reporting/page.py"},
+    "jinja2": {"experiments/reporting/page.py"},
 }
 
 
