@@ -24,10 +24,11 @@ from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
 from experiments.report import ReportOptions, report
 from experiments.study import StudyOptions, study
+from experiments.summarize import SummarizeOptions, summarize
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
-from textgen_env.tasks.verses import MissingPackageError
+from textgen_env.tasks.packages import MissingPackageError
 
 USAGE_ERROR = 2
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
@@ -130,6 +131,7 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
+            ("summarize", SummarizeOptions, SummarizeOptions()),
             ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
@@ -162,6 +164,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,
+    SummarizeOptions: summarize,
     BenchmarkLossesOptions: benchmark_losses,
     TeacherOptions: teacher,
 }
