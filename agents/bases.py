@@ -136,6 +136,10 @@ class WithBuffer(Agent):
                 "which keeps nothing"
             )
 
+    def check_expert(self, expert: Expert) -> None:
+        """Raise, before any training, unless the expert gives the label."""
+        self.label.check(expert)
+
     def make_buffer(self, env: TextGenVectorEnv) -> Buffer:
         """An empty one."""
         return Buffer(env, capacity=self.capacity, label=self.label)

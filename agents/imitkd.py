@@ -6,6 +6,7 @@ rollout is used once. No gradient flows through the student's writing.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class ImitKD(MixedByExample):
 
     Source: Lin et al. 2020, algorithm 1 and eq. 5, arXiv:2009.07253.
     """
+
+    needs_distribution: ClassVar[bool] = False
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the label of each prefix's writer."""

@@ -1,6 +1,7 @@
 """ImitKD*: ImitKD that starts from the teacher's texts instead of the references."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class ImitKDStar(OnTeacherText, MixedByExample):
 
     Source: Lin et al. 2020, section 4, arXiv:2009.07253.
     """
+
+    needs_distribution: ClassVar[bool] = False
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the label of each prefix's writer."""

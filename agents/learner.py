@@ -90,8 +90,9 @@ class Learner:
         precision: dtype of autocast and of the copy of the student that acts.
 
     Raises:
-        ValueError: the agent keeps fewer rows than are collected together, or keeps any in one of
-            several processes.
+        ExpertError: the agent needs more than the environment's expert gives.
+        ValueError: the agent keeps fewer rows than are collected together, keeps any in one of
+            several processes, or wants to know of more tokens than there are.
         CheckpointError: the folder's checkpoint cannot be gone on from.
     """
 
@@ -104,6 +105,7 @@ class Learner:
         config: LearnerConfig,
         precision: torch.dtype,
     ) -> None:
+        agent.check_expert(env.expert)
         self.env, self.folder, self.config = env, folder, config
         self.precision = precision
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")

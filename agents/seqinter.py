@@ -4,6 +4,7 @@ Behavioral cloning of texts that the teacher finds likely and that are close to 
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class SeqInter(Agent):
     Source: Kim and Rush 2016, section 3.3, arXiv:1606.07947.
     """
 
+    needs_distribution: ClassVar[bool] = False
     beam_size: int = 5
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:

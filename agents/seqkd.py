@@ -5,6 +5,7 @@ student's.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class SeqKD(OnTeacherText):
 
     Source: Kim and Rush 2016, section 3.2, arXiv:1606.07947.
     """
+
+    needs_distribution: ClassVar[bool] = False
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Cross-entropy on the teacher's tokens."""

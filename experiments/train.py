@@ -103,6 +103,7 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> N
     experiment, expert, process = run.experiment, NoExpert(), this_process()
     if experiment.teacher:
         expert = NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
+    experiment.agent.check_expert(expert)
     task = build_task(experiment.task, tokenizer)
     if process.is_main_process:
         report_dropped(task)
