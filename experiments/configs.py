@@ -11,6 +11,7 @@ from agents.learner import LearnerConfig
 from agents.mle import MLE
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
@@ -38,6 +39,7 @@ class Experiment:
     Attributes:
         task: where the text comes from.
         teacher: folder of the teacher; its tokenizer is the student's too. None for no teacher.
+        server: where the teacher is if it is not in a folder; None if there is no such server.
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from;
             None for random weights.
@@ -50,6 +52,7 @@ class Experiment:
 
     task: TaskConfig = field(default_factory=VersesConfig)
     teacher: Path | None = VERSES_TEACHER
+    server: RemoteTeacher | None = None
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
     agent: Agent = field(default_factory=ImitKDFull)
@@ -57,6 +60,13 @@ class Experiment:
     train_pairs: int | None = None
     validation_pairs: int = 300
     precision: Literal["float32", "bfloat16"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and self.server is not None:
+            raise ValueError(
+                f"teacher and server must not both be given, got {self.teacher} and "
+                f"{self.server.url}: set teacher to None"
+            )
 
 
 def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:

@@ -23,6 +23,7 @@ from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
@@ -40,6 +41,7 @@ RECORDS = {
         Limits,
         RecurrentConfig,
         TransformerConfig,
+        RemoteTeacher,
         Sampling,
         Constant,
         Linear,

@@ -22,7 +22,9 @@ from experiments.run import Run, RunError, read_config, write_config, write_text
 from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
 from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
 from textgen_env.precision import measure_precision, onednn_float32
+from textgen_env.remote_teacher import connect
 from textgen_env.rewards import no_reward
+from textgen_env.tasks.prompts import with_expert_prompts
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.tokenizer import Tokenizer
 from textgen_env.types import Examples, tensors
@@ -81,10 +83,10 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
     """
-    if experiment.agent.needs_expert and experiment.teacher is None:
+    if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
         raise RunError(
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
-            "--teacher FOLDER, or choose an agent that learns from data alone (mle)"
+            "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
         )
     if experiment.student_init:
         experiment = replace(experiment, student=load_model(experiment.student_init).config)
@@ -100,15 +102,16 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
 
 def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> None:
     """Train to the end, and leave model and outcome in `folder`."""
-    experiment, expert, process = run.experiment, NoExpert(), this_process()
-    if experiment.teacher:
-        expert = NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
+    experiment, process = run.experiment, this_process()
+    expert = _expert(run, tokenizer)
     experiment.agent.check_expert(expert)
     task = build_task(experiment.task, tokenizer)
     if process.is_main_process:
         report_dropped(task)
     if experiment.train_pairs is not None:
         task = take_train_pairs(task, experiment.train_pairs)
+    if experiment.server:
+        task = with_expert_prompts(task, experiment.server.prompt)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
     env = TextGenVectorEnv(
@@ -158,14 +161,26 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
     )
 
 
+def _expert(run: Run, tokenizer: Tokenizer | None) -> Expert:
+    """The run's teacher as the expert."""
+    experiment = run.experiment
+    if experiment.server:
+        assert tokenizer is not None, "`_tokenizer` loads the teacher's"
+        return connect(experiment.server, tokenizer)
+    if experiment.teacher:
+        return NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
+    return NoExpert()
+
+
 def _tokenizer(experiment: Experiment) -> Tokenizer | None:
     """The tokenizer of the models that the run starts with; None if it starts with none."""
-    folders = [folder for folder in (experiment.teacher, experiment.student_init) if folder]
+    teacher = experiment.server.tokenizer if experiment.server else experiment.teacher
+    folders = [folder for folder in (teacher, experiment.student_init) if folder]
     tokenizers = [load_tokenizer(folder) for folder in folders]
     if len({tokenizer.backend.to_str() for tokenizer in tokenizers}) > 1:
         raise RunError(
             "student_init must have the teacher's tokenizer, got "
-            f"{experiment.student_init}, which has another than {experiment.teacher}"
+            f"{experiment.student_init}, which has another than {teacher}"
         )
     return tokenizers[0] if tokenizers else None
 
@@ -195,7 +210,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
                 f"{folder} must hold a run with these settings to be resumed, got a run with "
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
-        return run
+        return replace(run, experiment=experiment)  # a server may have moved
     precision = measure_precision(experiment.student.width, device=this_device())
     run = Run(experiment, experiment.precision or precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})

@@ -25,6 +25,7 @@ CONFINED = {
         "experiments/benchmark_env.py",
     },
     "sacrebleu": {"agents/evaluation.py"},
+    "urllib3": {"textgen_env/completions.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py", "agents/processes.py"},
     "tyro": {

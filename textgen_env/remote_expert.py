@@ -45,6 +45,8 @@ class RemoteExpert(Expert):
         cache: what it answered before.
         k: most probable tokens asked for at each state.
         batch_size: prompts a request.
+        opening: tokens before every prompt, such as the start token of a model that was trained
+            with one.
 
     Raises:
         ValueError: `k` above V.
@@ -58,6 +60,7 @@ class RemoteExpert(Expert):
         *,
         k: int,
         batch_size: int = 64,
+        opening: Sequence[int] = (),
     ) -> None:
         super().__init__(tokenizer.special)
         if k > tokenizer.vocab_size:
@@ -66,12 +69,9 @@ class RemoteExpert(Expert):
             )
         self.server, self.tokenizer, self.cache = server, tokenizer, cache
         self.k, self.batch_size = k, batch_size
-        text = tokenizer.backend.to_str()
-        self._known_as = [server.model, blake2b(text.encode(), digest_size=16).hexdigest()]
-        own = tokenizer.backend.encode(
-            ""
-        ).ids  # the start token of models that were trained with it
-        self._opening = [token for token in own if token != self.special.end]
+        self.opening = list(opening)
+        pieces = json.dumps(tokenizer.backend.get_vocab(), sort_keys=True)
+        self._known_as = [server.model, blake2b(pieces.encode(), digest_size=16).hexdigest()]
 
     @property
     def vocab_size(self) -> int:
@@ -260,7 +260,7 @@ class RemoteExpert(Expert):
         """The tokens that the server reads before what is written, of (B, E) sources."""
         unread = self.special.pad, self.special.end
         return [
-            [*self._opening, *(token for token in row if token not in unread)]
+            [*self.opening, *(token for token in row if token not in unread)]
             for row in source.tolist()
         ]
 

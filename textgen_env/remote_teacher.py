@@ -1,6 +1,6 @@
 """Which server is a run's teacher; what asks it needs the extra `remote` and is loaded then."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +16,9 @@ FEWEST = 3  # tokens a state: of so many one is neither padding nor start
 class RemoteTeacher:
     """A server that is asked, and how. Its key, if it wants one, is TEXTGEN_API_KEY's value.
 
+    Two that differ only in where and how patiently the server is asked are equal, so that a run goes
+    on after its server has moved.
+
     Attributes:
         url: of an OpenAI-compatible server that tells prompt_logprobs, such as
             "http://localhost:8000/v1".
@@ -30,15 +33,15 @@ class RemoteTeacher:
         cache: file of all answers; runs may share it.
     """
 
-    url: str
+    url: str = field(compare=False)
     model: str
     tokenizer: Path
     k: int = 10
     prompt: str = BARE
-    batch_size: int = 64
-    timeout: float = 120.0
-    retries: int = 8
-    cache: Path = Path("runs/labels.sqlite")
+    batch_size: int = field(default=64, compare=False)
+    timeout: float = field(default=120.0, compare=False)
+    retries: int = field(default=8, compare=False)
+    cache: Path = field(default=Path("runs/labels.sqlite"), compare=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
