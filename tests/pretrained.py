@@ -61,7 +61,7 @@ def marian(size):
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64,
         decoder_ffn_dim=64, max_position_embeddings=MAX_POSITIONS, pad_token_id=size - 1,
         eos_token_id=0, decoder_start_token_id=size - 1, forced_eos_token_id=None,
-        init_std=0.4, scale_embedding=True, dropout=0.0,
+        init_std=0.4, dropout=0.0,
     )  # fmt: skip
     return MarianMTModel(config)
 
@@ -84,7 +84,9 @@ def bart(size):
         pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_bos_token_id=0,
         forced_eos_token_id=None, init_std=0.4, dropout=0.0,
     )  # fmt: skip
-    return BartForConditionalGeneration(config)
+    model = BartForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = 0
+    return model
 
 
 def m2m(size):
@@ -153,6 +155,9 @@ TOGETHER = Family(FAIRSEQ, {**OWN_PAD, "bos_token": "<s>"}, "<s> $A </s>", m2m)
 def save_family(family, folder, seed=0, **size):
     """Write a random model of `family` and its tokenizer to `folder`; returns the folder."""
     torch.manual_seed(seed)
-    family.model(len(family.pieces), **size).eval().save_pretrained(folder)
+    model = family.model(len(family.pieces), **size).eval()
+    with torch.no_grad():  # so that what was written last is not what is most like the output
+        model.get_input_embeddings().weight.mul_(0.2)
+    model.save_pretrained(folder)
     family.tokenizer().save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ a model needs no tokenizer.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from textgen_env.types import SpecialTokens
 
@@ -50,12 +50,12 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, backend: "PreTrainedTokenizerBase") -> None:
-        end, pad = backend.eos_token_id, backend.pad_token_id
+        self.backend: Any = backend  # its ids are declared as all that a configuration may hold
+        end, pad = self.backend.eos_token_id, self.backend.pad_token_id
         if end is None:
             raise ValueError("tokenizer must have an end token (eos_token), got none")
-        self.backend = backend
         # Padding that is the end or the unknown piece too could not be told from them.
-        self._has_padding = pad not in (None, end, backend.unk_token_id)
+        self._has_padding = pad not in (None, end, self.backend.unk_token_id)
         pad = pad if self._has_padding else len(backend)
         self.special = SpecialTokens(pad=pad, start=pad, end=end)
 
@@ -89,8 +89,7 @@ class PretrainedTokenizer:
     @property
     def conventions(self) -> Conventions:
         """What a model must know."""
-        bare = self._ids(text=[PROBE])[0]
-        framed = self._ids(text=[PROBE], add_special_tokens=True)[0]
+        bare, framed = (self._ids(framed, text=[PROBE])[0] for framed in (False, True))
         before = next(
             place for place in range(len(framed)) if framed[place : place + len(bare)] == bare
         )
@@ -104,11 +103,11 @@ class PretrainedTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each source text, without what stands around it."""
-        return self._ids(text=list(texts))
+        return self._ids(text=list(texts)) if texts else []
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each target text, which some tokenizers cut otherwise, without its end."""
-        return self._ids(text_target=list(texts))
+        return self._ids(text_target=list(texts)) if texts else []
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Text of each row of ids, up to its first end token; special pieces are left out."""
@@ -117,13 +116,18 @@ class PretrainedTokenizer:
         kept = [[token for token in row if token != pad] for row in cut]
         return [text.strip() for text in self.backend.batch_decode(kept, skip_special_tokens=True)]
 
-    def _ids(self, *, add_special_tokens: bool = False, **texts: list[str]) -> list[list[int]]:
-        """Ids of `text` or `text_target`; a special piece that a text spells is plain text."""
-        if not next(iter(texts.values())):
-            return []
+    def _ids(
+        self,
+        framed: bool = False,
+        *,
+        text: list[str] | None = None,
+        text_target: list[str] | None = None,
+    ) -> list[list[int]]:
+        """Ids of either kind of texts; a special piece that a text spells is plain text."""
         encoded = self.backend(
-            **texts,
-            add_special_tokens=add_special_tokens,
+            text=text,
+            text_target=text_target,
+            add_special_tokens=framed,
             split_special_tokens=True,
             truncation=False,
             return_attention_mask=False,

@@ -10,12 +10,14 @@ keys and values, such as Mamba.
 """
 
 import copy
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from textgen_env.hf_tokenizer import Conventions, PretrainedTokenizer
 from textgen_env.models.huggingface_model import HuggingFaceConfig, HuggingFaceModel
@@ -129,7 +131,8 @@ def _loaded(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     if kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"all layers must be of attention, got {sorted(kinds)}")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model, found = auto.from_pretrained(
+    loading: Any = auto.from_pretrained  # declared to give the model alone
+    model, found = loading(
         str(folder), dtype=dtype, local_files_only=True, output_loading_info=True
     )
     if found["missing_keys"]:
@@ -143,13 +146,14 @@ def _fit(model: "PreTrainedModel", tokenizer: PretrainedTokenizer) -> None:
     Raises:
         ValueError: the tokenizer has pieces that the model has not.
     """
-    known, pieces = model.get_input_embeddings().weight.shape[0], len(tokenizer.backend)
+    known, pieces = model.get_input_embeddings().num_embeddings, len(tokenizer.backend)
     if pieces > known:
         raise ValueError(f"its tokenizer must have at most the model's {known} pieces: {pieces}")
     if tokenizer.vocab_size > known:
         model.resize_token_embeddings(tokenizer.vocab_size, mean_resizing=False)
+        both = (model.get_input_embeddings(), model.get_output_embeddings())
         with torch.no_grad():
-            for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for embeddings in cast("tuple[nn.Linear, nn.Linear]", both):
                 embeddings.weight[known:] = 0
 
 
@@ -191,7 +195,9 @@ def _with_adapters(model: "PreTrainedModel", rank: int) -> "PreTrainedModel":
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    return cast("PreTrainedModel", get_peft_model(model, config))
+    with warnings.catch_warnings():  # it asks `transformers` by names that are to be given up
+        warnings.simplefilter("ignore", FutureWarning)
+        return cast("PreTrainedModel", get_peft_model(model, config))
 
 
 def _wanted(files: list[str]) -> list[str]:

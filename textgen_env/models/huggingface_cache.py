@@ -89,7 +89,7 @@ class RowCache:
             source_mask=source_mask,
             seen=prompt_mask[:, :used],
             length=prompt_mask.sum(1) - 1,
-            opening=prompt[:, -1],
+            opening=prompt[:, -1].clone(),
             used=used,
             window=prompt.shape[1] + max_steps,
             counting=counting,
@@ -229,7 +229,7 @@ class _Layer(CacheLayerMixin):
 class _Rows(Cache):
     """Layers, and as their length the position from which models count on."""
 
-    def __init__(self, layers: list[CacheLayerMixin], position: Tensor | int) -> None:
+    def __init__(self, layers: list[Any], position: Tensor | int) -> None:
         super().__init__(layers=layers)
         self.position, self.used = position, layers[0].get_seq_length()
 
@@ -252,7 +252,8 @@ def _layers(tensors: tuple[Tensor, ...], used: int) -> list[Any]:
 
 def _tensors(cache: Cache) -> tuple[Tensor, ...]:
     """Keys, then values, of each layer."""
-    return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+    layers: list[Any] = cache.layers  # declared as all kinds of memory
+    return tuple(tensor for layer in layers for tensor in (layer.keys, layer.values))
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ share with padding and some with the end, and after it perhaps one that is force
 language.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
@@ -13,8 +15,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from textgen_env.hf_tokenizer import Conventions
 from textgen_env.models.huggingface_cache import Counting, RowCache
 from textgen_env.models.huggingface_model import HuggingFaceConfig, HuggingFaceModel
-
-EMBEDDED = 3  # dimensions of embedded positions: rows, positions, width
 
 # How decoders know their positions; others count one position for all rows.
 COUNTING = {
@@ -49,7 +49,8 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
         self.opening = opening
         self.counting = COUNTING.get(config.model_type, Counting.TOGETHER)
         if self.counting is Counting.ROWS:
-            model.get_decoder().embed_positions.register_forward_hook(_by_row)
+            positions = cast("nn.Module", model.get_decoder().embed_positions)
+            positions.register_forward_hook(_by_row)
 
     def start(self, source: Tensor, max_steps: int) -> RowCache:
         """Encode the source, and project its keys and values for every layer of the decoder."""
@@ -102,10 +103,10 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
 
     def _opening(self, source: Tensor) -> Tensor:
         """(B, P) int64, the opening of each row."""
-        return source.new_tensor(self.opening).expand(len(source), -1)
+        return source.new_tensor(self.opening).repeat(len(source), 1)
 
 
 def _by_row(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     """A hook: embeddings of positions (R, L), which learned ones give a dimension too much."""
     del module, inputs
-    return output.squeeze(0) if output.dim() > EMBEDDED else output
+    return output.squeeze(0) if output.dim() == 4 else output
