@@ -12,7 +12,7 @@ from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, Task, encode_sources
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def paired_bootstrap(
 
 def translate_texts(
     model: SequenceModel,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     sources: Sequence[str],
     *,
     max_steps: int,

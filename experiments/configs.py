@@ -9,6 +9,7 @@ from agents.agent import Agent
 from agents.imitkd_full import ImitKDFull
 from agents.learner import LearnerConfig
 from agents.mle import MLE
+from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
@@ -19,7 +20,7 @@ from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 VERSES_TEACHER = Path(__file__).parent / "teachers" / "verses"
 
 TaskConfig = VersesConfig | TextFilesConfig | CopyConfig
-ModelConfig = RecurrentConfig | TransformerConfig
+ModelConfig = RecurrentConfig | TransformerConfig | HuggingFaceConfig
 
 TASKS: dict[str, TaskConfig] = {
     "verses": VersesConfig(max_tokens=64),
@@ -38,11 +39,16 @@ class Experiment:
 
     Attributes:
         task: where the text comes from.
-        teacher: folder of the teacher; its tokenizer is the student's too. None for no teacher.
-        server: where the teacher is if it is not in a folder; None if there is no such server.
+        teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
+            student's too, unless the student brings one. None for no teacher.
+        server: where the teacher is if it is on a server; None if it is not.
         student: size of the student; its vocabulary is the tokenizer's.
-        student_init: folder of the model whose weights, and thus size, the student starts from;
-            None for random weights.
+        student_init: folder of the model whose weights, and thus size, the student starts from, or
+            the name of one on the hub; None for random weights.
+        student_tokenizer: folder or name of a model whose tokenizer the student has; None for that
+            of `student_init` or else the teacher's.
+        lora_rank: of adapters that are trained in place of a pretrained student's weights; None to
+            train all weights.
         agent: the algorithm.
         learner: how it trains.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
@@ -55,6 +61,8 @@ class Experiment:
     server: RemoteTeacher | None = None
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
+    student_tokenizer: Path | None = None
+    lora_rank: int | None = None
     agent: Agent = field(default_factory=ImitKDFull)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None

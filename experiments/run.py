@@ -21,6 +21,7 @@ from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
+from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
@@ -42,6 +43,7 @@ RECORDS = {
         RecurrentConfig,
         TransformerConfig,
         RemoteTeacher,
+        HuggingFaceConfig,
         Sampling,
         Constant,
         Linear,

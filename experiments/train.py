@@ -15,18 +15,24 @@ from agents.checkpoint import Counters, save_atomically
 from agents.evaluation import score, translate
 from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
-from experiments.build import build_model, build_task, report_dropped
+from experiments.build import build_task, report_dropped
 from experiments.configs import Experiment, agent_name
 from experiments.logging import Bars, RunLog, console
 from experiments.run import Run, RunError, read_config, write_config, write_text
-from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
-from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
+from experiments.start import (
+    Tokenizers,
+    build_expert,
+    build_student,
+    choose_tokenizers,
+    initial_student,
+)
+from textgen_env.expert import Expert, Queries
+from textgen_env.models.storage import Model, save_model
 from textgen_env.precision import measure_precision, onednn_float32
-from textgen_env.remote_teacher import connect
+from textgen_env.retokenizing_expert import RetokenizingExpert
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.prompts import with_expert_prompts
-from textgen_env.tasks.task import TextTask, encode, take_train_pairs
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tasks.task import TextTask, encode, encode_sources, take_train_pairs
 from textgen_env.types import Examples, tensors
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -78,8 +84,8 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         show: is called with every update and its figures, in the main process.
 
     Raises:
-        RunError: the folder holds a run with other settings, the agent's teacher is missing, or
-            the student starts from a model whose tokenizer is not the teacher's.
+        RunError: the folder holds a run with other settings, the agent's teacher is missing, the
+            agent cannot learn from a teacher with another tokenizer, or there is nothing to adapt.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
     """
@@ -88,30 +94,35 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
             "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
         )
+    if experiment.lora_rank is not None and experiment.student_init is None:
+        raise RunError(
+            "student_init must be given for adapters to be added to, got None with lora_rank "
+            f"{experiment.lora_rank}"
+        )
+    tokenizers = choose_tokenizers(experiment)
     if experiment.student_init:
-        experiment = replace(experiment, student=load_model(experiment.student_init).config)
-    tokenizer = _tokenizer(experiment)
+        experiment = replace(experiment, student=initial_student(experiment).config)
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
     with this_process().main_process_first():
         run = start_or_resume(experiment, folder)
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
-            _train(run, tokenizer, folder, show)
+            _train(run, tokenizers, folder, show)
     return read_outcome(folder)
 
 
-def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> None:
+def _train(run: Run, tokenizers: Tokenizers, folder: Path, show: Show) -> None:
     """Train to the end, and leave model and outcome in `folder`."""
     experiment, process = run.experiment, this_process()
-    expert = _expert(run, tokenizer)
-    experiment.agent.check_expert(expert)
-    task = build_task(experiment.task, tokenizer)
+    task = build_task(experiment.task, tokenizers.student)
     if process.is_main_process:
         report_dropped(task)
     if experiment.train_pairs is not None:
         task = take_train_pairs(task, experiment.train_pairs)
     if experiment.server:
         task = with_expert_prompts(task, experiment.server.prompt)
+    expert = build_expert(run, task, tokenizers)
+    experiment.agent.check_expert(expert)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
     env = TextGenVectorEnv(
@@ -123,11 +134,7 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> N
         autoreset_mode=AutoresetMode.DISABLED,
         device=this_device(),
     )
-    config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    if experiment.student_init:
-        student = load_model(experiment.student_init)
-    else:
-        student = build_model(config, experiment.learner.seed)
+    student = build_student(experiment, task)
     learner = Learner(
         experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
     )
@@ -159,30 +166,6 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
         train_pairs=len(task.train),
         test_pairs=len(task.test),
     )
-
-
-def _expert(run: Run, tokenizer: Tokenizer | None) -> Expert:
-    """The run's teacher as the expert."""
-    experiment = run.experiment
-    if experiment.server:
-        assert tokenizer is not None, "`_tokenizer` loads the teacher's"
-        return connect(experiment.server, tokenizer)
-    if experiment.teacher:
-        return NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
-    return NoExpert()
-
-
-def _tokenizer(experiment: Experiment) -> Tokenizer | None:
-    """The tokenizer of the models that the run starts with; None if it starts with none."""
-    teacher = experiment.server.tokenizer if experiment.server else experiment.teacher
-    folders = [folder for folder in (teacher, experiment.student_init) if folder]
-    tokenizers = [load_tokenizer(folder) for folder in folders]
-    if len({tokenizer.backend.to_str() for tokenizer in tokenizers}) > 1:
-        raise RunError(
-            "student_init must have the teacher's tokenizer, got "
-            f"{experiment.student_init}, which has another than {teacher}"
-        )
-    return tokenizers[0] if tokenizers else None
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -238,9 +221,15 @@ def _prepare(
         with safe_open(path, framework="pt") as file:
             asked = Queries(**json.loads(file.metadata()["queries"]))
         return Examples(**load_file(path)), asked
-    gold = encode(task.train, task).to(this_device())
+    gold = encode(task.train, task)
+    other = isinstance(expert, RetokenizingExpert)
+    if other:
+        views = [pair.expert_view for pair in task.train]
+        gold = replace(gold, expert_source=encode_sources(views, expert.tokenizer))
     with console.status("the expert writes the training data"):
-        examples = experiment.agent.prepare(gold, expert, task.max_target_length)
+        examples = experiment.agent.prepare(gold.to(this_device()), expert, task.max_target_length)
+    if other:  # from now on it is not asked, and its view is in tokens that no one else reads
+        examples = Examples(examples.source, examples.reference)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

@@ -10,20 +10,51 @@ import torch
 from textgen_env.beam_search import n_best
 from textgen_env.decoding import Sampling, next_action
 
-END = 2
+
+class EncoderDecoder:
+    """One of our models, whose source is all of a prompt up to the token `separator`."""
+
+    def __init__(self, model, separator):
+        self.model, self.separator, self.end = model, separator, model.special.end
+
+    def source(self, prompt):
+        place = prompt.index(self.separator) + 1
+        return torch.tensor([[*prompt[:place], self.end]]), prompt[place:]
+
+    def logits(self, prompt):
+        """(P, V): row i is about what comes after the first i + 1 tokens."""
+        source, written = self.source(prompt)
+        told = self.model.sequence_logits(source, torch.tensor([[*written, self.end]]))[0]
+        return torch.cat([told.new_zeros(len(prompt) - len(told), told.shape[1]), told])
+
+    def best(self, prompt, steps, count):
+        source, _ = self.source(prompt)
+        found, _ = n_best(self.model, source, steps, count=count, beam_size=count)
+        return [[token for token in text if token] for text in found[0].tolist()]
+
+
+class Causal:
+    """A causal model of `transformers`."""
+
+    def __init__(self, model, end):
+        self.model, self.end = model, end
+
+    def logits(self, prompt):
+        return self.model(input_ids=torch.tensor([prompt])).logits[0]
 
 
 class Server:
-    """Serves `model`, whose source is all of a prompt up to the token `separator`.
+    """Serves a model of the above.
 
-    Each fault in `faults` spoils one request: a function of the handler that returns True if it has
-    answered, or of the answer, which it may change. `asked` are the bodies of all requests.
+    Each of `faults` spoils one request: a function of the handler that returns True if it has
+    answered. Each of `changes` is a function from an answer to the one that is sent. `asked` are
+    the bodies of all requests, `headers` theirs.
     """
 
-    def __init__(self, model, separator, name="small"):
-        self.model, self.separator, self.name = model, separator, name
+    def __init__(self, model, name="small"):
+        self.model, self.name = model, name
         self.faults, self.changes, self.asked, self.headers = deque(), deque(), [], []
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
         self.http.daemon_threads = True
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
@@ -37,89 +68,74 @@ class Server:
         self.thread.join()
         self.http.server_close()
 
-    def _handler(server):
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.asked.append(body)
-                server.headers.append(dict(self.headers))
-                if server.faults and server.faults.popleft()(self):
-                    return
-                answer = server.answer(body)
-                if server.changes:
-                    answer = server.changes.popleft()(answer)
-                self.reply(
-                    200, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                )
-
-            def reply(self, status, content, headers=()):
-                self.send_response(status)
-                for name, value in headers:
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        return Handler
-
+    @torch.no_grad()
     def answer(self, body):
         choices = []
         for prompt in body["prompt"]:
-            place = prompt.index(self.separator) + 1
-            source, written = prompt[:place], prompt[place:]
-            with torch.no_grad():
-                if "prompt_logprobs" in body:
-                    told = self.told(source, written, body["prompt_logprobs"])
-                    choices.append({"text": "?", "prompt_logprobs": told})
-                else:
-                    choices += self.texts(source, written, body)
+            if "prompt_logprobs" in body:
+                told = self.told(prompt, body["prompt_logprobs"])
+                choices.append({"text": "?", "prompt_logprobs": told})
+            elif body.get("use_beam_search"):
+                texts = self.model.best(prompt, body["max_tokens"], body["n"])
+                choices += map(self.choice, texts)
+            else:
+                choices.append(self.choice(self.text(prompt, body)))
         numbered = [{"index": index, **choice} for index, choice in enumerate(choices)]
         return {"model": self.name, "choices": numbered[::-1]}  # the protocol promises no order
 
-    def told(self, source, written, k):
+    def told(self, prompt, k):
         """What vLLM says: nothing of the first token, then the best k and the prompt's own."""
-        told = [None, *(entries(torch.zeros(self.model.vocab_size), t, k) for t in source[1:])]
-        if written:
-            actions = torch.tensor([written])
-            logits = self.model.sequence_logits(torch.tensor([[*source, END]]), actions)
-            told += [entries(row, t, k) for row, t in zip(logits[0], written, strict=True)]
-        return told
+        rows = zip(self.model.logits(prompt), prompt[1:], strict=False)
+        return [None, *(entries(logits, token, k) for logits, token in rows)]
 
-    def texts(self, source, written, body):
-        source = torch.tensor([[*source, END]])
-        steps, count = body["max_tokens"], body.get("n", 1)
-        if body.get("use_beam_search"):
-            found, _ = n_best(self.model, source, steps, count=count, beam_size=count)
-            return [self.choice(text.tolist()) for text in found[0]]
+    def text(self, prompt, body):
         sampling = generator = None
         if body["temperature"]:
             sampling = Sampling(body["temperature"], body.get("top_k"), body.get("top_p"))
             generator = torch.Generator().manual_seed(body["seed"])
-        text, cache = [], self.model.start(source, steps + len(written))
-        previous = torch.tensor([1])
-        for step in range(steps + len(written)):
-            logits, cache = self.model.step(previous, cache)
+        text = []
+        while len(text) < body["max_tokens"] and self.model.end not in text:
+            logits = self.model.logits([*prompt, *text])[-1:]
             for token, bias in body["logit_bias"].items():
                 logits[:, int(token)] += bias
-            own = next_action(logits, sampling, generator)
-            previous = torch.tensor([written[step]]) if step < len(written) else own
-            if step >= len(written):
-                text.append(int(own))
-                if text[-1] == END:
-                    break
-        return [self.choice(text)]
+            free = torch.nn.functional.pad(logits, (2, 0))  # `next_action` bans the first two
+            text.append(int(next_action(free, sampling, generator)) - 2)
+        return text
 
     def choice(self, tokens):
-        tokens = [token for token in tokens if token]
-        why = "stop" if END in tokens else "length"
+        why = "stop" if self.model.end in tokens else "length"
         return {"text": "?", "token_ids": tokens, "finish_reason": why}
 
 
+def handler_of(server):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.asked.append(body)
+            server.headers.append(dict(self.headers))
+            if server.faults and server.faults.popleft()(self):
+                return
+            answer = server.answer(body)
+            if server.changes:
+                answer = server.changes.popleft()(answer)
+            self.reply(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+        def reply(self, status, content, headers=()):
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
 def entries(logits, own, k):
-    """Of one position; `rank` as vLLM counts."""
+    """Of one position; ranks as vLLM counts them."""
     log_probs = logits.log_softmax(-1)
     values, tokens = log_probs.topk(k)
     ranked = {own: (log_probs[own], int((logits >= logits[own]).sum()))}

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from remote_server import Server
+from pretrained import FAMILIES, TEXTS, save_family
+from remote_server import Causal, EncoderDecoder, Server
+from transformers import AutoModelForCausalLM
 
 from agents.labels import TopKWithTail, label_loss
 from textgen_env import completions
 from textgen_env.decoding import Sampling
 from textgen_env.expert import ExpertError, NeuralExpert
+from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.remote_expert import RemoteExpert
 from textgen_env.remote_teacher import RemoteTeacher, connect
@@ -94,7 +97,7 @@ def without_pauses(monkeypatch):
 @pytest.fixture
 def server(teacher, tokenizer):
     (separator,) = tokenizer.encode(["=>"])[0]
-    with Server(teacher, separator) as server:
+    with Server(EncoderDecoder(teacher, separator)) as server:
         yield server
 
 
@@ -144,14 +147,14 @@ def test_all_tokens_leave_no_tail(make, tokenizer, teacher, trajectories):
 
 
 def test_a_tail_beyond_the_servers_digits_is_small_and_finite(make, server, trajectories):
-    server.model = copy.deepcopy(server.model)
-    server.model.noise[:, 5] += 60
+    server.model.model = copy.deepcopy(server.model.model)
+    server.model.model.noise[:, 5] += 60
     tail = make().top_k(trajectories, 1).tail_log_prob[trajectories.mask]
     assert tail.exp().tolist() == pytest.approx([1e-7] * len(tail))
 
 
 def test_best_actions_are_those_of_the_same_teacher_here(make, server, teacher, trajectories):
-    server.model = teacher = copy.deepcopy(teacher)
+    server.model.model = teacher = copy.deepcopy(teacher)
     teacher.noise[:, 0] += 5  # it would write padding everywhere, then start
     teacher.noise[:, 1] += 4
     expert, local, mask = make(), NeuralExpert(teacher), trajectories.mask
@@ -522,6 +525,27 @@ def test_what_it_does_not_know_is_said(make, trajectories):
     with pytest.raises(ValueError, match="k must be at most 12"):
         make(k=13)
     assert (expert.vocab_size, expert.largest_k) == (12, K)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_pretrained_causal_model_says_what_it_says_here(family, tmp_path):
+    folder = save_family(FAMILIES[family], tmp_path / "model")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    pairs = [Pair(text, " ".join(text.split()[::-1])) for text in TEXTS]
+    task = with_expert_prompts(
+        TextTask("w", tokenizer, pairs, pairs, pairs, 9, 9, {}), "{source} a"
+    )
+    examples = encode(pairs, task)
+    trajectories = Trajectories.from_examples(examples, tokenizer.special)
+    served = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with Server(Causal(served, tokenizer.special.end)) as server:
+        teacher = RemoteTeacher(server.url, "small", folder, cache=tmp_path / "labels.sqlite", k=K)
+        expert = connect(teacher, tokenizer)
+        assert_same_labels(expert, model, trajectories)
+        written = expert.write(examples, max_steps=6, beam_size=1).reference
+        expert.cache.close()
+    expected = NeuralExpert(model).write(examples, max_steps=6, beam_size=1).reference
+    assert torch.equal(written, expected)
 
 
 @pytest.mark.parametrize(

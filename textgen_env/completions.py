@@ -16,7 +16,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from textgen_env.expert import ExpertError
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 API_KEY = "TEXTGEN_API_KEY"  # environment variable; a name of its own, for any server may be named
 TRIED_AGAIN = (429, 500, 502, 503, 504)
@@ -119,7 +119,7 @@ class Completions:
             log_probs.append([min(log_prob, 0.0) for _, log_prob, _ in best])
         return tokens, log_probs
 
-    def text(self, choice: Choice, tokenizer: Tokenizer) -> list[int]:
+    def text(self, choice: Choice, tokenizer: TextTokenizer) -> list[int]:
         """The tokens that were written, the end token last unless the text was cut off.
 
         The text of a server that tells no token_ids is tokenized again.
@@ -132,7 +132,7 @@ class Completions:
             raise self._malformed("say that a text came to a stop or its length", choice)
         tokens, text = choice.get("token_ids"), choice.get("text")
         if tokens is None and isinstance(text, str):
-            (tokens,) = tokenizer.encode([text])
+            (tokens,) = tokenizer.encode_targets([text])
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
             raise self._malformed("hold token_ids or a text", tokens)
         own = list(takewhile(lambda token: token != special.end, tokens))

@@ -23,7 +23,7 @@ from textgen_env.dynamics import State
 from textgen_env.expert import Expert, ExpertError, TopK
 from textgen_env.label_cache import LabelCache
 from textgen_env.models.sequence_model import AnyCache
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Examples, Trajectories
 
 NOTHING_LEFT = 1e-7  # what float32 probabilities that sum to 1 cannot tell from 0
@@ -55,7 +55,7 @@ class RemoteExpert(Expert):
     def __init__(
         self,
         server: Completions,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         cache: LabelCache,
         *,
         k: int,
@@ -70,7 +70,7 @@ class RemoteExpert(Expert):
         self.server, self.tokenizer, self.cache = server, tokenizer, cache
         self.k, self.batch_size = k, batch_size
         self.opening = list(opening)
-        pieces = json.dumps(tokenizer.backend.get_vocab(), sort_keys=True)
+        pieces = json.dumps(dict(tokenizer.pieces), sort_keys=True)
         self._known_as = [server.model, blake2b(pieces.encode(), digest_size=16).hexdigest()]
 
     @property
@@ -257,10 +257,13 @@ class RemoteExpert(Expert):
         return blake2b(asked.encode(), digest_size=32).digest()
 
     def _prompts(self, source: Tensor) -> list[list[int]]:
-        """The tokens that the server reads before what is written, of (B, E) sources."""
+        """The tokens that the server reads before what is written, of (B, E) sources.
+
+        The end token is left out, for the text goes on; it stays where there is nothing else.
+        """
         unread = self.special.pad, self.special.end
         return [
-            [*self.opening, *(token for token in row if token not in unread)]
+            [*self.opening, *(token for token in row if token not in unread)] or [self.special.end]
             for row in source.tolist()
         ]
 
@@ -269,7 +272,8 @@ class RemoteExpert(Expert):
     ) -> dict[str, Any]:
         """A request's parameters for how to draw; padding and start are never written."""
         banned = {self.special.pad, self.special.start} - {self.special.end}
-        manner: dict[str, Any] = {"logit_bias": {str(token): BANNED for token in sorted(banned)}}
+        known = sorted(banned.intersection(self.tokenizer.pieces.values()))  # none is made up
+        manner: dict[str, Any] = {"logit_bias": {str(token): BANNED for token in known}}
         if sampling is None:
             return manner | {"temperature": 0}
         if generator is None:

@@ -5,9 +5,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from textgen_env.expert import Expert, ExpertError
+from textgen_env.hf_tokenizer import PretrainedTokenizer
 from textgen_env.label_cache import LabelCache
 from textgen_env.tasks.prompts import BARE, check_prompt
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 FEWEST = 3  # tokens a state: of so many one is neither padding nor start
 
@@ -16,8 +17,8 @@ FEWEST = 3  # tokens a state: of so many one is neither padding nor start
 class RemoteTeacher:
     """A server that is asked, and how. Its key, if it wants one, is TEXTGEN_API_KEY's value.
 
-    Two that differ only in where and how patiently the server is asked are equal, so that a run goes
-    on after its server has moved.
+    Those that differ only in where and how patiently the server is asked are equal, so that a run
+    goes on after its server has moved.
 
     Attributes:
         url: of an OpenAI-compatible server that tells prompt_logprobs, such as
@@ -58,7 +59,7 @@ class RemoteTeacher:
             raise ValueError(f"timeout must be above 0, got {self.timeout}")
 
 
-def connect(teacher: RemoteTeacher, tokenizer: Tokenizer) -> Expert:
+def connect(teacher: RemoteTeacher, tokenizer: TextTokenizer) -> Expert:
     """The expert that `teacher` describes; nothing is asked yet.
 
     Args:
@@ -81,5 +82,12 @@ def connect(teacher: RemoteTeacher, tokenizer: Tokenizer) -> Expert:
     server = Completions(
         teacher.url, teacher.model, timeout=teacher.timeout, retries=teacher.retries
     )
-    cache = LabelCache(teacher.cache)
-    return RemoteExpert(server, tokenizer, cache, k=teacher.k, batch_size=teacher.batch_size)
+    pretrained = isinstance(tokenizer, PretrainedTokenizer)
+    return RemoteExpert(
+        server,
+        tokenizer,
+        LabelCache(teacher.cache),
+        k=teacher.k,
+        batch_size=teacher.batch_size,
+        opening=tokenizer.conventions.prefix if pretrained else (),
+    )
