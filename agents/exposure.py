@@ -1,19 +1,21 @@
 """Exposure bias: how close the student is to the teacher on its own prefixes, beside others'.
 
 Both are compared at the states of a record of trajectories; what differs between two records is who
-wrote the prefixes: the data, the student or the teacher.
+wrote the prefixes: the data, the student or the teacher. Each instrument is a function; all of them
+together for one student are in `exposure_panel`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from agents.divergences import forward_kl
-from textgen_env.decoding import best_actions, decode_all
+from agents.divergences import cross_entropy, forward_kl
+from textgen_env.decoding import Decoder, best_actions, decode_all, greedy
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples, Trajectories, Writer
+from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, trimmed
 
 
 @dataclass(frozen=True)
@@ -70,32 +72,47 @@ def compare(
 
 
 def written_by(
-    model: SequenceModel, examples: Examples, max_steps: int, *, writer: Writer
+    model: SequenceModel,
+    examples: Examples,
+    max_steps: int,
+    *,
+    writer: Writer,
+    decoder: Decoder = greedy,
+    batch_size: int = 64,
 ) -> Trajectories:
-    """What `model` writes greedily for each source; as the expert, for its own view of it.
+    """What `model` writes for each source; as the expert, for its own view of it.
 
     Args:
         model: in evaluation mode.
         examples: the sources.
         max_steps: most tokens of a text.
         writer: which of the writers it is.
+        decoder: how it writes.
+        batch_size: texts written together.
     """
     source = examples.expert_source if writer == Writer.EXPERT else examples.source
-    actions = decode_all(model, source, max_steps)
-    mask = actions != model.special.pad
+    actions = decode_all(model, source, max_steps, decoder=decoder, batch_size=batch_size)
+    return record(examples, actions, writer, model.special)
+
+
+def record(
+    examples: Examples, actions: Tensor, writer: Writer, special: SpecialTokens
+) -> Trajectories:
+    """Trajectories of the texts `actions`, (B, T) int64, one for each example, by one writer."""
     by = torch.full_like(actions, writer)
-    return Trajectories.of(examples, actions, by, mask)
+    return Trajectories.of(examples, actions, by, actions != special.pad)
 
 
 def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
     """(T,) float64 percent: how much faster errors accumulate on the student's own prefixes.
 
     With R(l) the mean divergences on the student's prefixes summed over the first l positions, and
-    E(l) the same on the teacher's: 100 (R(l) - E(l)) / E(l). 0 means no exposure bias.
+    E(l) the same on the teacher's: 100 (R(l) - E(l)) / E(l). 0 means no exposure bias; it is not
+    finite where E(l) is 0.
 
     Args:
-        own: on the student's prefixes.
-        teachers: on the teacher's.
+        own: on prefixes drawn from the student.
+        teachers: on prefixes drawn from the teacher.
 
     Source: Arora et al. 2022, section 4, arXiv:2204.01171; with the teacher in the place of the
         data as Gu et al. 2023, section 3.3, arXiv:2306.08543.
@@ -104,3 +121,101 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
     accumulated = own.divergence[:positions].cumsum(0)
     inherent = teachers.divergence[:positions].cumsum(0)
     return 100 * (accumulated - inherent) / inherent
+
+
+def likelihood_risk(drawn: Trajectories, expert: Expert) -> float:
+    """How unlikely the student's texts are to the teacher: high where it writes what is wrong.
+
+    The mean of -log p(action) over all tokens, with p the teacher: nats a token.
+
+    Args:
+        drawn: texts drawn from the student.
+        expert: the teacher.
+
+    Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
+    """
+    return _mean_surprise(drawn, expert.logits, expert.special)
+
+
+def coverage_risk(drawn: Trajectories, student: SequenceModel) -> float:
+    """How unlikely the teacher's texts are to the student: high where it lacks what is right.
+
+    The mean of -log q(action) over all tokens, with q the student: nats a token.
+
+    Args:
+        drawn: texts drawn from the teacher.
+        student: in evaluation mode.
+
+    Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
+    """
+
+    def logits(texts: Trajectories) -> Tensor:
+        return student.sequence_logits(texts.source, texts.actions)
+
+    return _mean_surprise(drawn, logits, student.special)
+
+
+@torch.no_grad()
+def _mean_surprise(
+    texts: Trajectories,
+    logits: Callable[[Trajectories], Tensor],
+    special: SpecialTokens,
+    batch_size: int = 64,
+) -> float:
+    """Mean of -log of what `logits` give to the actions, over all counted ones, nats."""
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in torch.arange(len(texts)).split(batch_size):
+        batch = texts.select(rows).trimmed(special)
+        surprise = cross_entropy(logits(batch), batch.actions)
+        total += surprise.double().where(batch.mask, 0.0).sum().cpu()
+    return float(total / texts.mask.sum().cpu())
+
+
+def teacher_finishes(
+    own: Trajectories, expert: Expert, share: float, *, batch_size: int = 64
+) -> Tensor:
+    """The student starts, the teacher goes on greedily: how far the student's prefixes mislead.
+
+    Args:
+        own: the student's texts, T the length limit.
+        expert: the teacher.
+        share: of each text's tokens, the first ones, that stay, in [0, 1]; rounded to whole tokens.
+        batch_size: texts written at a time, those with sources of like length together.
+
+    Returns:
+        (B, T) int64, PAD after the end token.
+
+    Source: Lin et al. 2020, table 1, arXiv:2009.07253, for any share.
+    """
+    special = expert.special
+    kept = (share * own.mask.sum(1)).round().long()
+    order = (own.expert_source != special.pad).sum(1).argsort(stable=True)
+    finished = [
+        expert.complete(trimmed(own.expert_source[rows], special), own.actions[rows], kept[rows])
+        for rows in order.split(batch_size)
+    ]
+    return torch.cat(finished)[order.argsort()]
+
+
+def length_ratio(texts: Trajectories, special: SpecialTokens) -> float:
+    """Tokens written over tokens of the references, end tokens included; 1 is neither."""
+    return float(texts.mask.sum() / (texts.reference != special.pad).sum())
+
+
+def repetition_rate(texts: Trajectories, *, order: int = 4) -> float:
+    """Share of a text's n-grams that occur in it before, mean over the texts, in [0, 1].
+
+    With u different ones of t: 1 - u / t. A text too short for one repeats nothing.
+
+    Args:
+        texts: what was written.
+        order: n, in tokens.
+
+    Source: Welleck et al. 2020, "seq-rep-n", section 6, arXiv:1908.04319.
+    """
+    total = 0.0
+    lengths = texts.mask.sum(1).tolist()
+    for actions, length in zip(texts.actions.tolist(), lengths, strict=True):
+        grams = [tuple(actions[i : i + order]) for i in range(length - order + 1)]
+        total += 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return total / len(texts)

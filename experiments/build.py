@@ -8,6 +8,7 @@ from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
 from textgen_env.tasks.task import TextTask
 from textgen_env.tasks.text_files import text_files
 from textgen_env.tasks.verses import VersesConfig, verses
@@ -19,6 +20,8 @@ def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
     """The task that `config` describes; its tokenizer is trained if none is given."""
     if isinstance(config, VersesConfig):
         return verses(config, tokenizer)
+    if isinstance(config, DescriptionsConfig):
+        return descriptions(config, tokenizer)
     if isinstance(config, CopyConfig):
         return copy_task(config)
     return text_files(config, tokenizer)

@@ -24,11 +24,12 @@ from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
 from experiments.study import StudyOptions, study
+from experiments.summarize import SummarizeOptions, summarize
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
 from textgen_env.remote_teacher import RemoteTeacher
-from textgen_env.tasks.verses import MissingPackageError
+from textgen_env.tasks.packages import MissingPackageError
 
 USAGE_ERROR = 2
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
@@ -140,6 +141,7 @@ def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
+            ("summarize", SummarizeOptions, SummarizeOptions()),
             ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
@@ -170,6 +172,7 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,
+    SummarizeOptions: summarize,
     BenchmarkLossesOptions: benchmark_losses,
     TeacherOptions: teacher,
 }

@@ -14,16 +14,19 @@ from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 
 VERSES_TEACHER = Path(__file__).parent / "teachers" / "verses"
+DESCRIPTIONS_PAIRS = 2000  # that the students of `textgen summarize` see
 
-TaskConfig = VersesConfig | TextFilesConfig | CopyConfig
+TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | CopyConfig
 ModelConfig = RecurrentConfig | TransformerConfig | HuggingFaceConfig
 
 TASKS: dict[str, TaskConfig] = {
     "verses": VersesConfig(max_tokens=64),
+    "descriptions": DescriptionsConfig(),
     "copy": CopyConfig(),
     "text": TextFilesConfig(train=Path("train.tsv")),
 }
@@ -113,6 +116,37 @@ def verses_teacher(start_from: Path | None = None) -> Experiment:
             evaluate_every=500,
         ),
         validation_pairs=400,
+    )
+
+
+def descriptions_teacher(seed: int = 0) -> Experiment:
+    """The teacher of `textgen summarize`: all training pairs."""
+    return Experiment(
+        task=TASKS["descriptions"],
+        teacher=None,
+        student=TransformerConfig(
+            feed_forward=640, num_encoder_layers=3, num_decoder_layers=2, dropout=0.2
+        ),
+        agent=MLE(label_smoothing=0.1),
+        learner=LearnerConfig(
+            updates=4000, learning_rate=1e-3, warmup=300, decay=0.5, evaluate_every=500, seed=seed
+        ),
+        validation_pairs=500,
+    )
+
+
+def descriptions_student(
+    agent: Agent, teacher: Path, seed: int = 0, train_pairs: int | None = DESCRIPTIONS_PAIRS
+) -> Experiment:
+    """A small student on a few descriptions: what `textgen summarize` trains."""
+    return Experiment(
+        task=TASKS["descriptions"],
+        teacher=teacher,
+        student=RecurrentConfig(dropout=0.3),
+        agent=agent,
+        learner=LearnerConfig(updates=1000, seed=seed),
+        train_pairs=train_pairs,
+        validation_pairs=500,
     )
 
 

@@ -1,30 +1,41 @@
-"""Quality and speed of several models side by side: a table, and `results.json`."""
+"""Quality, exposure bias and speed of several models side by side, on their task's test split."""
 
-import json
-import os
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from agents.evaluation import quality_on
+from agents.evaluation import Quality, bootstrap, score
+from agents.exposure import written_by
+from agents.exposure_panel import Teacher, exposure
 from experiments.build import build_task, num_parameters
 from experiments.configs import agent_name
 from experiments.logging import progress
-from experiments.run import Run, RunError, read_config, write_text
+from experiments.results import (
+    EXPOSURE,
+    RESULTS,
+    SAMPLES,
+    Row,
+    Sample,
+    show,
+    write_exposure,
+    write_results,
+    write_samples,
+)
+from experiments.run import Run, RunError, read_config
 from experiments.speed import compare_speed
 from experiments.train import Outcome, read_outcome
+from textgen_env.beam_search import decoder_of
+from textgen_env.decoding import Decoder, greedy
+from textgen_env.expert import NeuralExpert
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode
+from textgen_env.types import Examples, Trajectories, Writer
 
-TABLE_WIDTH = 110
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
 
 
@@ -46,64 +57,111 @@ class Entry:
     model: Model
     outcome: Outcome | None
 
+    @property
+    def writer(self) -> Writer:
+        """Whose texts its texts are."""
+        return Writer.STUDENT if self.outcome else Writer.EXPERT
+
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table; units as the names say, scores in [0, 100]."""
+class Judged:
+    """A model and what it writes for the test split.
 
-    model: str
-    agent: str
-    seed: int | None
-    train_pairs: int | None
-    parameters: int
-    bleu: float
-    chrf: float
-    signature: str
-    tokens_per_second: float
-    sentences_per_second: float
-    speedup_vs_teacher: float
-    train_seconds: float | None
-    teacher_tokens_queried: int | None
+    Attributes:
+        entry: the model.
+        written: its greedy texts.
+        hypotheses: the same as text.
+        quality: of these.
+        beam: quality of what beam search writes; None where it was not asked for.
+    """
+
+    entry: Entry
+    written: Trajectories
+    hypotheses: list[str]
+    quality: Quality
+    beam: Quality | None
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Score finished runs on their task's test split and time them beside their teacher.
 
+    What was measured of a run is left in its folder: `results.json`, `samples.jsonl`,
+    `exposure.json`, and figures for TensorBoard.
+
     Attributes:
         runs: folders of finished runs of one task.
-        beam_size: 1 for greedy.
+        baseline: one of them; the others' difference in BLEU from it is tested (paired bootstrap).
+        beam_size: score what beam search of this size writes, too; 1 for greedy alone.
         batch_size: sentences decoded together.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    baseline: Path | None = None
     beam_size: int = 1
     batch_size: int = 64
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Print a table of the runs beside their teacher and write each run's `results.json`.
+    """Measure the runs and print a table of them beside their teacher.
 
     Raises:
-        RunError: a run is unfinished, or the runs differ in task or teacher.
+        RunError: a run is unfinished, the runs differ in task or teacher, or the baseline is none
+            of them.
     """
     task, rows = judge_runs(
-        options.runs, beam_size=options.beam_size, batch_size=options.batch_size
+        options.runs,
+        baseline=options.baseline,
+        beam_size=options.beam_size,
+        batch_size=options.batch_size,
     )
     show(rows, title=f"{task.name}: {len(task.test)} test pairs")
-    offset = len(rows) - len(options.runs)
-    for folder, row in zip(options.runs, rows[offset:], strict=True):
-        write_results(folder / "results.json", task, [*rows[:offset], row])
 
 
 def judge_runs(
-    folders: Sequence[Path], *, beam_size: int = 1, batch_size: int = 64
+    folders: Sequence[Path],
+    *,
+    baseline: Path | None = None,
+    beam_size: int = 1,
+    batch_size: int = 64,
 ) -> tuple[TextTask, list[Row]]:
     """The runs' task, and a row for their teacher, if they have one, and for each of them.
 
+    Leaves in each run's folder what was measured of it.
+
     Raises:
-        RunError: there is no run, one is unfinished, or they differ in task or teacher.
+        RunError: there is no run, one is unfinished, they differ in task or teacher, or the
+            baseline is none of them.
     """
+    if baseline is not None and baseline not in folders:
+        raise RunError(f"baseline must be one of the runs, got {baseline}")
+    first, entries = _entries(folders)
+    offset = len(entries) - len(folders)
+    task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
+    test = encode(task.test, task)
+    with (
+        onednn_float32(first.onednn),
+        progress("evaluating", total=len(entries) + 1 + len(folders)) as advance,
+    ):
+        judged = []
+        for entry in entries:
+            judged.append(judge(entry, task, test, beam_size=beam_size, batch_size=batch_size))
+            advance()
+        base = None if baseline is None else offset + folders.index(baseline)
+        rows = table(judged, task, base, beam_size=beam_size, batch_size=batch_size)
+        advance()
+        teacher = None
+        if offset:
+            teacher = Teacher.of(NeuralExpert(entries[0].model), judged[0].written)
+        for folder, each, row in zip(folders, judged[offset:], rows[offset:], strict=True):
+            _leave(folder, each, task, teacher)
+            write_results(folder / RESULTS, task, [*rows[:offset], row])
+            advance()
+    return task, rows
+
+
+def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
+    """The first run, and what is to be judged: the runs' teacher, if they have one, and they."""
     if not folders:
         raise RunError("runs must be at least one folder, got none")
     runs = [read_config(folder) for folder in folders]
@@ -118,9 +176,7 @@ def judge_runs(
     entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
     if first.experiment.teacher:
         entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
-    task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
-    with onednn_float32(first.onednn):
-        return task, judge(entries, task, beam_size=beam_size, batch_size=batch_size)
+    return first, entries
 
 
 def run_entry(folder: Path, run: Run) -> Entry:
@@ -129,12 +185,13 @@ def run_entry(folder: Path, run: Run) -> Entry:
     Raises:
         RunError: the run is not finished.
     """
+    outcome = read_outcome(folder)  # before the model, which an unfinished run has not
     return Entry(
         name=folder.name,
         agent=agent_name(run.experiment.agent),
         seed=run.experiment.learner.seed,
         model=load_model(folder / "model", run.dtype),
-        outcome=read_outcome(folder),
+        outcome=outcome,
     )
 
 
@@ -144,90 +201,96 @@ def teacher_entry(folder: Path, dtype: torch.dtype) -> Entry:
 
 
 def judge(
-    entries: Sequence[Entry], task: TextTask, *, beam_size: int = 1, batch_size: int = 64
-) -> list[Row]:
-    """Translate the test split with each model and time all of them in turn.
+    entry: Entry, task: TextTask, test: Examples, *, beam_size: int = 1, batch_size: int = 64
+) -> Judged:
+    """Write and score the test split, greedily and, with a beam above 1, by beam search.
 
     Args:
-        entries: the first one is what speed is compared to.
-        task: whose test split is used.
-        beam_size: of the scored translations; speed is that of greedy decoding.
+        entry: the model; a teacher reads its own view of the sources.
+        task: whose test split it is.
+        test: the split, encoded.
+        beam_size: 1 for greedy alone.
         batch_size: sentences decoded together.
     """
-    with progress("evaluating", total=len(entries) + 1) as advance:
-        qualities = []
-        for entry in entries:
-            qualities.append(
-                quality_on(entry.model, task, task.test, beam_size=beam_size, batch_size=batch_size)
-            )
-            advance()
-        speeds = compare_speed(
-            [entry.model for entry in entries],
-            encode(task.test[:SPEED_SENTENCES], task).source,
-            max_steps=task.max_target_length,
+    references = [pair.reference for pair in task.test]
+
+    def texts(decoder: Decoder) -> tuple[Trajectories, list[str], Quality]:
+        written = written_by(
+            entry.model,
+            test,
+            task.max_target_length,
+            writer=entry.writer,
+            decoder=decoder,
             batch_size=batch_size,
         )
-        advance()
+        hypotheses = task.tokenizer.decode(written.actions.tolist())
+        return written, hypotheses, score(hypotheses, references)
+
+    *_, beam = texts(decoder_of(beam_size)) if beam_size > 1 else (None,)
+    return Judged(entry, *texts(greedy), beam)
+
+
+def table(
+    judged: Sequence[Judged],
+    task: TextTask,
+    baseline: int | None = None,
+    *,
+    beam_size: int = 1,
+    batch_size: int = 64,
+) -> list[Row]:
+    """A row for each model: what was judged, how sure it is, and decode speed, timed in turn.
+
+    Args:
+        judged: the first one is what speed is compared to.
+        task: whose test split they wrote.
+        baseline: place of the model that the others' BLEU is compared with; None for no test.
+        beam_size: of the beams that were scored; speed is that of greedy decoding.
+        batch_size: sentences decoded together.
+    """
+    references = [pair.reference for pair in task.test]
+    resampled = bootstrap([each.hypotheses for each in judged], references, baseline)
+    speeds = compare_speed(
+        [each.entry.model for each in judged],
+        encode(task.test[:SPEED_SENTENCES], task).source,
+        max_steps=task.max_target_length,
+        batch_size=batch_size,
+    )
+    base = None if baseline is None else judged[baseline].entry.name
     return [
         Row(
-            model=entry.name,
-            agent=entry.agent,
-            seed=entry.seed,
-            train_pairs=entry.outcome.train_pairs if entry.outcome else None,
-            parameters=num_parameters(entry.model),
-            bleu=quality.bleu,
-            chrf=quality.chrf,
-            signature=quality.signature,
+            model=each.entry.name,
+            agent=each.entry.agent,
+            seed=each.entry.seed,
+            train_pairs=each.entry.outcome.train_pairs if each.entry.outcome else None,
+            parameters=num_parameters(each.entry.model),
+            quality=each.quality,
+            bleu_confidence=sure.confidence,
+            baseline=base,
+            p_value=sure.p_value,
+            beam_size=beam_size if each.beam else None,
+            beam=each.beam,
             tokens_per_second=speed.tokens_per_second,
             sentences_per_second=speed.sentences_per_second,
             speedup_vs_teacher=speed.speedup,
-            train_seconds=entry.outcome.train_seconds if entry.outcome else None,
+            train_seconds=each.entry.outcome.train_seconds if each.entry.outcome else None,
             teacher_tokens_queried=(
-                entry.outcome.teacher_tokens_queried if entry.outcome else None
+                each.entry.outcome.teacher_tokens_queried if each.entry.outcome else None
             ),
         )
-        for entry, quality, speed in zip(entries, qualities, speeds, strict=True)
+        for each, sure, speed in zip(judged, resampled, speeds, strict=True)
     ]
 
 
-def show(rows: Sequence[Row], title: str) -> None:
-    """Print the table."""
-    table = Table(title=title, caption=f"BLEU: {rows[0].signature}; speed: greedy")
-    for name in ("model", "BLEU", "chrF", "parameters", "tokens/s", "sentences/s", "speed-up"):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    table.add_column("training s", justify="right")
-    table.add_column("teacher tokens", justify="right")
-    for row in rows:
-        table.add_row(
-            row.model,
-            f"{row.bleu:.1f}",
-            f"{row.chrf:.1f}",
-            f"{row.parameters / 1e6:.2f} M",
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.sentences_per_second:,.0f}",
-            f"{row.speedup_vs_teacher:.1f}x",
-            "-" if row.train_seconds is None else f"{row.train_seconds:.0f}",
-            "-" if row.teacher_tokens_queried is None else f"{row.teacher_tokens_queried:,}",
-        )
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
-    console.print(table)
-
-
-def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:
-    """Write `results.json`: machine, task, rows."""
-    content = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
-        "task": {
-            "name": task.name,
-            "test_pairs": len(task.test),
-            "dropped": dict(task.dropped),
-        },
-        "rows": [asdict(row) for row in rows],
-    }
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def _leave(folder: Path, judged: Judged, task: TextTask, teacher: Teacher | None) -> None:
+    """Write the samples and the exposure-bias instruments of one run to its folder."""
+    tokenizer = task.tokenizer
+    teachers: Sequence[str | None] = [None] * len(task.test)
+    if teacher is not None:
+        teachers = tokenizer.decode(teacher.written.actions.tolist())
+    samples = [
+        Sample(pair.source, pair.reference, by_teacher, hypothesis)
+        for pair, by_teacher, hypothesis in zip(task.test, teachers, judged.hypotheses, strict=True)
+    ]
+    write_samples(folder / SAMPLES, samples)
+    instruments = exposure(judged.entry.model, judged.written, task.test, tokenizer, teacher)
+    write_exposure(folder / EXPOSURE, instruments)

@@ -1,11 +1,10 @@
 """What is measured of a finished run on the test split, once, and kept in its folder."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agents.evaluation import score
+from agents.evaluation import bleu_by_length, score
 from agents.exposure import compare, written_by
 from experiments.build import build_task
 from experiments.configs import Experiment
@@ -18,7 +17,6 @@ from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
 
 JUDGED = "judged.json"
-LENGTHS = (10, 15, 20, 25)  # words of the reference up to which a test pair belongs to a group
 
 
 @dataclass(frozen=True)
@@ -70,25 +68,13 @@ def judge(folder: Path) -> Judged:
         return Judged(
             bleu=quality.bleu,
             chrf=quality.chrf,
-            bleu_by_length=bleu_by_length(hypotheses, references),
+            bleu_by_length=[
+                group.bleu for group in bleu_by_length(hypotheses, references, references)
+            ],
             own_agreement=compare(own, student, expert).mean_agreement,
             gold_agreement=compare(gold, student, expert).mean_agreement,
             hypotheses=hypotheses,
         )
-
-
-def bleu_by_length(hypotheses: Sequence[str], references: Sequence[str]) -> list[float | None]:
-    """SacreBLEU of each group of references of like length in words, None for an empty one."""
-    groups: list[list[int]] = [[] for _ in (*LENGTHS, None)]
-    for index, reference in enumerate(references):
-        words = len(reference.split())
-        groups[sum(words > limit for limit in LENGTHS)].append(index)
-    return [
-        score([hypotheses[i] for i in group], [references[i] for i in group]).bleu
-        if group
-        else None
-        for group in groups
-    ]
 
 
 def read_judged(folder: Path) -> Judged:

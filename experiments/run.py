@@ -26,6 +26,7 @@ from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
@@ -37,6 +38,7 @@ RECORDS = {
         Experiment,
         LearnerConfig,
         VersesConfig,
+        DescriptionsConfig,
         TextFilesConfig,
         CopyConfig,
         Limits,

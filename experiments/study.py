@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import AGENTS
-from agents.evaluation import paired_bootstrap
+from agents.evaluation import LENGTHS, paired_bootstrap
 from experiments import configs
 from experiments.build import build_task
 from experiments.configs import Experiment
-from experiments.judging import LENGTHS, Judged, read_judged, train_and_judge
+from experiments.judging import Judged, read_judged, train_and_judge
 from experiments.logging import console
 from experiments.run import write_text
 from experiments.side_by_side import train_side_by_side

@@ -15,8 +15,8 @@ MAY_IMPORT = {
 }
 SHARED_BY_AGENTS = {
     "agent", "bases", "batches", "behaviors", "buffer", "checkpoint", "divergences",
-    "divergences_topk", "evaluation", "exposure", "labels", "learner", "losses", "processes",
-    "rollout", "schedules", "__init__",
+    "divergences_topk", "evaluation", "exposure", "exposure_panel", "labels", "learner", "losses",
+    "processes", "rollout", "schedules", "__init__",
 }  # fmt: skip
 CONFINED = {
     "stable_baselines3": {
@@ -26,6 +26,7 @@ CONFINED = {
     },
     "sacrebleu": {"agents/evaluation.py"},
     "urllib3": {"textgen_env/completions.py"},
+    "rouge_score": {"agents/evaluation.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py", "agents/processes.py"},
     "transformers": {

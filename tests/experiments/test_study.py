@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from agents.evaluation import score
 from agents.learner import LearnerConfig
 from experiments import configs, judging, study
 from experiments.build import build_model, build_task
 from experiments.configs import Experiment
-from experiments.judging import bleu_by_length, read_judged
+from experiments.judging import read_judged
 from experiments.run import RunError
 from experiments.study import StudyOptions, study_runs
 from textgen_env.models.recurrent import RecurrentConfig
@@ -86,18 +85,6 @@ def test_a_run_that_was_not_judged_is_named(tmp_path):
 def test_one_seed_has_no_error():
     with pytest.raises(ValueError, match="seeds must be at least 2"):
         StudyOptions(seeds=1)
-
-
-def test_texts_are_grouped_by_the_length_of_their_references():
-    references = [" ".join(["a"] * words) for words in (1, 10, 11, 20, 26, 30)]
-    hypotheses = ["a"] + ["b"] * 5
-    by_length = bleu_by_length(hypotheses, references)
-    assert by_length == [
-        pytest.approx(score(hypotheses[:2], references[:2]).bleu),
-        *[pytest.approx(score(["b"], [references[i]]).bleu) for i in (2, 3)],
-        None,
-        pytest.approx(score(["b", "b"], references[4:]).bleu),
-    ]
 
 
 def test_runs_are_named_after_agent_pairs_and_seed(small):
