@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 import time
 from contextlib import contextmanager
 
@@ -525,6 +526,14 @@ def test_what_it_does_not_know_is_said(make, trajectories):
     with pytest.raises(ValueError, match="k must be at most 12"):
         make(k=13)
     assert (expert.vocab_size, expert.largest_k) == (12, K)
+
+
+def test_without_the_extra_one_line_names_it(tmp_path, tokenizer, monkeypatch):
+    for module in ("textgen_env.completions", "textgen_env.remote_expert"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "urllib3", None)
+    with raises_one_line("needs the extra remote", "pip install 'textgen-env[remote]'"):
+        connect(RemoteTeacher("http://host/v1", "m", tmp_path), tokenizer)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
