@@ -9,8 +9,10 @@ from agents.agent import Agent
 from agents.imitkd_full import ImitKDFull
 from agents.learner import LearnerConfig
 from agents.mle import MLE
+from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.text_files import TextFilesConfig
@@ -20,7 +22,7 @@ VERSES_TEACHER = Path(__file__).parent / "teachers" / "verses"
 DESCRIPTIONS_PAIRS = 2000  # that the students of `textgen summarize` see
 
 TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | CopyConfig
-ModelConfig = RecurrentConfig | TransformerConfig
+ModelConfig = RecurrentConfig | TransformerConfig | HuggingFaceConfig
 
 TASKS: dict[str, TaskConfig] = {
     "verses": VersesConfig(max_tokens=64),
@@ -40,10 +42,16 @@ class Experiment:
 
     Attributes:
         task: where the text comes from.
-        teacher: folder of the teacher; its tokenizer is the student's too. None for no teacher.
+        teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
+            student's too, unless the student brings one. None for no teacher.
+        server: where the teacher is if it is on a server; None if it is not.
         student: size of the student; its vocabulary is the tokenizer's.
-        student_init: folder of the model whose weights, and thus size, the student starts from;
-            None for random weights.
+        student_init: folder of the model whose weights, and thus size, the student starts from, or
+            the name of one on the hub; None for random weights.
+        student_tokenizer: folder or name of a model whose tokenizer the student has; None for that
+            of `student_init` or else the teacher's.
+        lora_rank: of adapters that are trained in place of a pretrained student's weights; None to
+            train all weights.
         agent: the algorithm.
         learner: how it trains.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
@@ -53,13 +61,23 @@ class Experiment:
 
     task: TaskConfig = field(default_factory=VersesConfig)
     teacher: Path | None = VERSES_TEACHER
+    server: RemoteTeacher | None = None
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
+    student_tokenizer: Path | None = None
+    lora_rank: int | None = None
     agent: Agent = field(default_factory=ImitKDFull)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None
     validation_pairs: int = 300
     precision: Literal["float32", "bfloat16"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and self.server is not None:
+            raise ValueError(
+                f"teacher and server must not both be given, got {self.teacher} and "
+                f"{self.server.url}: set teacher to None"
+            )
 
 
 def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:

@@ -12,7 +12,7 @@ from agents.evaluation import translate_texts
 from experiments.run import DTYPES, RunError
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def generate(options: GenerateOptions) -> None:
 
 
 def _translated(
-    model: SequenceModel, tokenizer: Tokenizer, lines: list[str], options: GenerateOptions
+    model: SequenceModel, tokenizer: TextTokenizer, lines: list[str], options: GenerateOptions
 ) -> list[str]:
     return translate_texts(
         model,

