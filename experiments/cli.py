@@ -15,11 +15,13 @@ import tyro
 from agents import AGENTS
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
+from experiments.benchmark_decode import BenchmarkDecodeOptions, benchmark_decode
 from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
 from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
+from experiments.export import ExportOptions, export
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
@@ -140,7 +142,9 @@ def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
             ("report", ReportOptions, ReportOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
+            ("export", ExportOptions, ExportOptions(tyro.MISSING, tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
+            ("benchmark-decode", BenchmarkDecodeOptions, BenchmarkDecodeOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
@@ -173,7 +177,9 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     EvaluateOptions: evaluate,
     ReportOptions: report,
     GenerateOptions: generate,
+    ExportOptions: export,
     BenchmarkOptions: benchmark,
+    BenchmarkDecodeOptions: benchmark_decode,
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,

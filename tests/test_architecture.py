@@ -29,8 +29,10 @@ CONFINED = {
     "rouge_score": {"agents/evaluation.py"},
     "tensorboard": {"experiments/logging.py"},
     "accelerate": {"agents/learner.py", "agents/processes.py"},
+    "ctranslate2": {"textgen_env/models/export_ctranslate2.py"},
     "transformers": {
         "textgen_env/hf_tokenizer.py",
+        "textgen_env/models/export_hf.py",
         "textgen_env/models/huggingface.py",
         "textgen_env/models/huggingface_cache.py",
         "textgen_env/models/huggingface_causal.py",
@@ -43,10 +45,12 @@ CONFINED = {
         f"experiments/{name}.py"
         for name in (
             "benchmark",
+            "benchmark_decode",
             "benchmark_env",
             "benchmark_losses",
             "cli",
             "evaluate",
+            "export",
             "generate",
             "report",
         )

@@ -146,7 +146,8 @@ def _fit(model: "PreTrainedModel", tokenizer: PretrainedTokenizer) -> None:
     Raises:
         ValueError: the tokenizer has pieces that the model has not.
     """
-    known, pieces = model.get_input_embeddings().num_embeddings, len(tokenizer.backend)
+    known = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
+    pieces = len(tokenizer.backend)
     if pieces > known:
         raise ValueError(f"its tokenizer must have at most the model's {known} pieces: {pieces}")
     if tokenizer.vocab_size > known:
