@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import pickle
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from pretrained import FAMILIES, TEXTS, save_family
+from safetensors.torch import load
 
 from textgen_env.models.huggingface import PretrainedError, local_folder
 from textgen_env.models.storage import load_model, load_tokenizer
@@ -115,9 +119,17 @@ def test_a_model_that_is_here_in_part_is_not_taken_for_whole(hub):
 
 
 def test_weights_in_the_old_format_are_taken_where_there_are_no_others(hub):
+    weights = load(hub.files.pop("model.safetensors"))
+    pickled = BytesIO()
+    torch.save(weights, pickled)
+    hub.files["pytorch_model.bin"] = pickled.getvalue()
+    loaded = load_model(NAME).state_dict()
+    assert torch.equal(loaded["model.model.norm.weight"], weights["model.norm.weight"])
+
+
+def test_nothing_but_weights_is_unpickled(hub):
     del hub.files["model.safetensors"]
-    folder = local_folder(NAME)
-    assert (folder / "pytorch_model.bin").read_bytes() == b"never"
+    hub.files["pytorch_model.bin"] = pickle.dumps(print, protocol=2)
     with pytest.raises(PretrainedError, match="must hold a model that transformers can load"):
         load_model(NAME)
 

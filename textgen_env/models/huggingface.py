@@ -13,6 +13,7 @@ import copy
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EXTRA = "pip install textgen-env[hf]"
+FAILURES = (ImportError, OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
 BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja")
 
 
@@ -105,7 +107,7 @@ def load_pretrained(
         )
         _fit(model, tokenizer)
         return _wrapped(model, config, tokenizer.conventions).eval()
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FAILURES as error:
         raise _complaint(folder, "a model", error) from error
 
 
@@ -117,7 +119,7 @@ def load_pretrained_tokenizer(folder: Path) -> PretrainedTokenizer:
     """
     try:
         return PretrainedTokenizer.load(folder)
-    except (ImportError, OSError, ValueError) as error:
+    except FAILURES as error:
         raise _complaint(folder, "a tokenizer", error) from error
 
 
