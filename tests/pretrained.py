@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -16,6 +16,8 @@ from transformers import (
     M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -37,22 +39,38 @@ class Family:
         special: the tokenizer's special pieces by role.
         template: what it puts around a text.
         model: the number of pieces -> a model.
+        characters: whether pieces are characters and not words.
     """
 
     pieces: list[str]
     special: dict[str, str]
     template: str
     model: object
+    characters: bool = False
 
     def tokenizer(self):
         vocabulary = {piece: index for index, piece in enumerate(self.pieces)}
-        backend = Backend(models.WordLevel(vocabulary, unk_token=self.special["unk_token"]))
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if self.characters:
+            backend = Backend(models.BPE(vocabulary, []))
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+        else:
+            backend = Backend(models.WordLevel(vocabulary, unk_token=self.special["unk_token"]))
+            backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         named = [(piece, vocabulary[piece]) for piece in set(self.special.values())]
         backend.post_processor = processors.TemplateProcessing(
             single=self.template, special_tokens=named
         )
         return PreTrainedTokenizerFast(tokenizer_object=backend, **self.special)
+
+
+def balanced(model):
+    """`model` without the preference of random ones for a few pieces, whatever they have read."""
+    tokens = torch.randint(5, 25, (2, 16, 6))
+    with torch.no_grad():
+        logits = model.eval()(input_ids=tokens[0], decoder_input_ids=tokens[1]).logits
+        model.final_logits_bias -= logits.mean((0, 1))
+    return model
 
 
 def marian(size):
@@ -61,9 +79,9 @@ def marian(size):
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64,
         decoder_ffn_dim=64, max_position_embeddings=MAX_POSITIONS, pad_token_id=size - 1,
         eos_token_id=0, decoder_start_token_id=size - 1, forced_eos_token_id=None,
-        init_std=0.4, dropout=0.0,
+        init_std=0.2, dropout=0.0,
     )  # fmt: skip
-    return MarianMTModel(config)
+    return balanced(MarianMTModel(config))
 
 
 def t5(size):
@@ -84,7 +102,7 @@ def bart(size):
         pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_bos_token_id=0,
         forced_eos_token_id=None, init_std=0.4, dropout=0.0,
     )  # fmt: skip
-    model = BartForConditionalGeneration(config)
+    model = balanced(BartForConditionalGeneration(config))
     model.generation_config.forced_bos_token_id = 0
     return model
 
@@ -109,6 +127,15 @@ def llama(size, width=32, layers=2):
     return LlamaForCausalLM(config)
 
 
+def mistral(size):
+    config = MistralConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=MAX_POSITIONS,
+        bos_token_id=1, eos_token_id=2, initializer_range=0.4, sliding_window=4,
+    )  # fmt: skip
+    return MistralForCausalLM(config)
+
+
 def gpt2(size):
     config = GPT2Config(
         vocab_size=size, n_embd=32, n_layer=2, n_head=2, n_positions=MAX_POSITIONS,
@@ -130,25 +157,27 @@ def qwen2(size):
 
 END = {"eos_token": "</s>", "unk_token": "<unk>"}
 OWN_PAD = {**END, "pad_token": "<pad>"}
+QWEN = {"eos_token": "</s>", "pad_token": "<pad>"}
 FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
+LLAMA = (
+    ["<unk>", "<s>", "</s>", *WORDS],
+    {**END, "bos_token": "<s>", "pad_token": "<unk>"},
+    "<s> $A",
+)
 FAMILIES = {
     "marian": Family(["</s>", "<unk>", *WORDS, "<pad>"], OWN_PAD, "$A </s>", marian),
     "t5": Family(["<pad>", "</s>", "<unk>", *WORDS], OWN_PAD, "$A </s>", t5),
     "bart": Family(FAIRSEQ, {**OWN_PAD, "bos_token": "<s>"}, "<s> $A </s>", bart),
-    "llama": Family(
-        ["<unk>", "<s>", "</s>", *WORDS],
-        {**END, "bos_token": "<s>", "pad_token": "<unk>"},
-        "<s> $A",
-        llama,
-    ),
+    "llama": Family(*LLAMA, llama),
     "gpt2": Family(
         [*WORDS, "<|end|>"],
         dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|end|>"),
         "$A",
         gpt2,
     ),
-    "qwen2": Family(["<pad>", "</s>", "<unk>", *WORDS], OWN_PAD, "$A", qwen2),
+    "qwen2": Family(["<pad>", "</s>", *"Ġaw0123456789bcdefghijklm"], QWEN, "$A", qwen2, True),
 }
+SLIDING = Family(*LLAMA, mistral)
 TOGETHER = Family(FAIRSEQ, {**OWN_PAD, "bos_token": "<s>"}, "<s> $A </s>", m2m)
 
 
@@ -156,8 +185,6 @@ def save_family(family, folder, seed=0, **size):
     """Write a random model of `family` and its tokenizer to `folder`; returns the folder."""
     torch.manual_seed(seed)
     model = family.model(len(family.pieces), **size).eval()
-    with torch.no_grad():  # so that what was written last is not what is most like the output
-        model.get_input_embeddings().weight.mul_(0.2)
     model.save_pretrained(folder)
     family.tokenizer().save_pretrained(folder)
     return folder

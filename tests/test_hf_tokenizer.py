@@ -113,6 +113,7 @@ def test_a_tokenizer_without_end_is_refused():
         PretrainedTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_sentencepiece_models_cut_source_and_target_apart(tmp_path):
     """A real Marian tokenizer: a model for each side, one vocabulary."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="comes with the extra hf")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from pretrained import FAMILIES, TEXTS, TOGETHER, save_family
+from pretrained import FAMILIES, SLIDING, TEXTS, TOGETHER, save_family
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from textgen_env.beam_search import beam_search
@@ -30,8 +30,9 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request, folders):
     """Family, model and tokenizer as loaded."""
-    folder = folders[request.param]
-    return request.param, load_model(folder), load_tokenizer(folder)
+    model, tokenizer = load_model(folders[request.param]), load_tokenizer(folders[request.param])
+    assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
+    return request.param, model, tokenizer
 
 
 @pytest.fixture
@@ -360,6 +361,21 @@ def test_a_family_that_counts_for_all_rows_says_so(tmp_path):
     same = torch.arange(5)
     with pytest.raises(ValueError, match=r"rows must all begin together.* after 3 steps"):
         cache.reset_rows(same == 1, model.start(source, STEPS), same)
+
+
+@torch.no_grad()
+def test_windows_slide_with_the_text_and_not_with_the_slots(tmp_path):
+    folder = save_family(SLIDING, tmp_path)
+    model, source = load_model(folder), encode_sources(TEXTS, load_tokenizer(folder))
+    actions, same = texts_of(model, (STEPS,) * 5, seed=1), torch.arange(5)
+    expected = model.sequence_logits(source, actions)
+    _, cache = steps(model, model.start(source, STEPS), actions[:, :4])
+    cache = cache.reset_rows(same != 2, model.start(source, STEPS), same)
+    first = torch.full_like(same, model.special.start).where(same != 2, actions[:, 3])
+    logits, cache = model.step(first, cache)
+    assert_near(logits, expected[:, 0].where((same != 2)[:, None], expected[:, 4]))
+    got, _ = steps(model, cache, actions[:, 1:], actions[:, 0])
+    assert_near(got[same != 2], expected[same != 2, 1:])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import copy
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EXTRA = "pip install textgen-env[hf]"
-FILES = {".json", ".txt", ".model", ".spm", ".jinja", ".safetensors", ".bin"}
-SECONDS = 10.0  # until the hub counts as out of reach
+FAILURES = (ImportError, OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
+BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja")
 
 
 class PretrainedError(ValueError):
@@ -45,27 +46,41 @@ def local_folder(name: Path) -> Path:
     """
     if name.exists() or name.is_absolute() or len(name.parts) > 2 or ".." in name.parts:
         return name
+    with suppress(Exception):  # whatever it is, the files are not here, or not all of them
+        return _snapshot(name.as_posix(), local=True)
     try:
-        from huggingface_hub import HfApi, snapshot_download
+        return _snapshot(name.as_posix(), local=False)
     except ImportError as error:
         raise PretrainedError(
             f"model must be a folder, or with {EXTRA} a name on the hub, got {name}"
         ) from error
-    hub_name = name.as_posix()
-    with suppress(Exception):  # whatever it is, the files are not here
-        here = Path(snapshot_download(hub_name, local_files_only=True))
-        if any(here.glob("*.safetensors")) or any(here.glob("*.bin")):
-            return here
-    try:
-        siblings = HfApi().model_info(hub_name, timeout=SECONDS).siblings or ()
-        wanted = _wanted([file.rfilename for file in siblings])
-        return Path(snapshot_download(hub_name, allow_patterns=wanted))
     except Exception as error:
         raise PretrainedError(
             f"model must be a folder or a name on the hub, got {name}: there is no such folder, it "
             f"was not fetched before, and the hub says: {_first_line(error)}; where there is a "
-            f"network, `hf download {hub_name} --local-dir FOLDER` fetches it"
+            f"network, `hf download {name.as_posix()} --local-dir FOLDER` fetches it"
         ) from error
+
+
+def _snapshot(hub_name: str, *, local: bool) -> Path:
+    """The folder of all files that are needed, with weights in one format.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        Exception: what `huggingface_hub` raises.
+    """
+    from huggingface_hub import snapshot_download
+
+    for weights in ("*.safetensors", "*.bin"):
+        folder = snapshot_download(
+            hub_name,
+            allow_patterns=[*BESIDE_WEIGHTS, weights],
+            ignore_patterns=["*/*"],
+            local_files_only=local,
+        )
+        if any(Path(folder).glob(weights)):
+            return Path(folder)
+    raise FileNotFoundError(f"{hub_name} has no weights")
 
 
 def load_pretrained(
@@ -92,7 +107,7 @@ def load_pretrained(
         )
         _fit(model, tokenizer)
         return _wrapped(model, config, tokenizer.conventions).eval()
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FAILURES as error:
         raise _complaint(folder, "a model", error) from error
 
 
@@ -104,7 +119,7 @@ def load_pretrained_tokenizer(folder: Path) -> PretrainedTokenizer:
     """
     try:
         return PretrainedTokenizer.load(folder)
-    except (ImportError, OSError, ValueError) as error:
+    except FAILURES as error:
         raise _complaint(folder, "a tokenizer", error) from error
 
 
@@ -199,14 +214,6 @@ def _with_adapters(model: "PreTrainedModel", rank: int) -> "PreTrainedModel":
     with warnings.catch_warnings():  # it asks `transformers` by names that are to be given up
         warnings.simplefilter("ignore", FutureWarning)
         return cast("PreTrainedModel", get_peft_model(model, config))
-
-
-def _wanted(files: list[str]) -> list[str]:
-    """Of the files of a model on the hub those that are needed: weights in one format."""
-    kept = [name for name in files if "/" not in name and Path(name).suffix in FILES]
-    if any(name.endswith(".safetensors") for name in kept):
-        kept = [name for name in kept if not name.endswith(".bin")]
-    return kept
 
 
 def _complaint(folder: Path, what: str, error: Exception) -> PretrainedError:
