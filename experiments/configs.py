@@ -125,11 +125,11 @@ def descriptions_teacher(seed: int = 0) -> Experiment:
         task=TASKS["descriptions"],
         teacher=None,
         student=TransformerConfig(
-            feed_forward=640, num_encoder_layers=3, num_decoder_layers=2, dropout=0.2
+            width=192, feed_forward=512, num_encoder_layers=2, num_decoder_layers=2, dropout=0.2
         ),
         agent=MLE(label_smoothing=0.1),
         learner=LearnerConfig(
-            updates=4000, learning_rate=1e-3, warmup=300, decay=0.5, evaluate_every=500, seed=seed
+            updates=2000, learning_rate=2e-3, warmup=300, decay=0.6, evaluate_every=250, seed=seed
         ),
         validation_pairs=500,
     )

@@ -43,8 +43,8 @@ class DescriptionsConfig:
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
 
-    max_source_words: int = 32
-    max_source_tokens: int = 96
+    max_source_words: int = 24
+    max_source_tokens: int = 64
     max_target_tokens: int = 40
     vocab_size: int = 4000
 
