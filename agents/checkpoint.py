@@ -89,14 +89,13 @@ def load_checkpoint(
     Raises:
         CheckpointError: the file is damaged, of another model, or without the buffer.
     """
+    tensors, metadata = load_tensors(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            counters = Counters(**json.loads(file.metadata()["counters"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        counters = Counters(**json.loads(metadata["counters"]))
         student.load_state_dict(under("student.", tensors))
         if buffer is not None:
             buffer.load_state_dict(under(_buffer_of(process), tensors))
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold the state of this run, got: {error}; "
             "delete the run's folder to start anew"
@@ -118,6 +117,22 @@ def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[st
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata that `save_atomically` wrote to `path`.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"checkpoint {path} must hold all that was saved, got: {error}; "
+            "delete the run's folder to start anew"
+        ) from error
 
 
 def _buffer_of(process: int) -> str:

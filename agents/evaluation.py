@@ -19,7 +19,7 @@ from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, Task, encode_sources
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 LENGTHS = (10, 15, 20, 25)  # words up to which a pair belongs to a group of like length
 TOKENIZED_LOWERCASE = {"lowercase": True, "tokenize": "13a", "smooth_method": "none"}
@@ -184,7 +184,8 @@ def bootstrap(
     """How sure the BLEU of each system is, and its difference from the baseline's.
 
     SacreBLEU's own, with its 1,000 samples and its seed. The p-value is the probability of a
-    difference at least as large if the systems were the same.
+    difference at least as large if the systems were the same. It is 1 for the baseline's very
+    texts, of which sacreBLEU says 0.001: it counts larger differences alone.
 
     Args:
         systems: the texts of each.
@@ -202,7 +203,11 @@ def bootstrap(
     for place, result in zip(order, scores["BLEU"], strict=True):
         assert isinstance(result, Result), "sacreBLEU gives text for the column of names alone"
         assert result.ci is not None, "it is estimated for each system"
-        p_value = None if baseline is None else result.p_value
+        p_value = result.p_value
+        if baseline is None:
+            p_value = None
+        elif place != baseline and list(systems[place]) == list(systems[baseline]):
+            p_value = 1.0
         found[place] = Bootstrap(float(result.ci), p_value)
     return [found[place] for place in range(len(systems))]
 
@@ -231,7 +236,7 @@ def _corpus_score(
 
 def translate_texts(
     model: SequenceModel,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     sources: Sequence[str],
     *,
     max_steps: int,

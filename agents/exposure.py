@@ -185,7 +185,8 @@ def teacher_finishes(
     Args:
         own: the student's texts, T the length limit.
         expert: the teacher.
-        share: of each text's tokens, the first ones, that stay, in [0, 1]; rounded to whole tokens.
+        share: of each text's tokens, the first ones, that stay, in [0, 1]; to the nearest whole
+            token, of two to the even number.
         batch_size: texts written at a time, those with sources of like length together.
 
     Returns:

@@ -34,6 +34,7 @@ from textgen_env.expert import NeuralExpert
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode
+from textgen_env.tokenizer import same_pieces
 from textgen_env.types import Examples, Trajectories, Writer
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
@@ -175,9 +176,23 @@ def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
     runs = read_runs(folders)
     first = runs[0]
     entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
+    models = [folder / "model" for folder in folders]
     if first.experiment.teacher:
         entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
+        models.append(first.experiment.teacher)
+    _check_tokenizers(models)
     return first, entries
+
+
+def _check_tokenizers(models: Sequence[Path]) -> None:
+    """Raise unless all models in these folders have the tokenizer of the first one."""
+    first, *others = (load_tokenizer(folder) for folder in models)
+    for folder, other in zip(models[1:], others, strict=True):
+        if not same_pieces(first, other):
+            raise RunError(
+                f"models in one table must have the tokenizer of {models[0]}, got {folder} with "
+                "another"
+            )
 
 
 def run_entry(folder: Path, run: Run) -> Entry:

@@ -13,7 +13,7 @@ from experiments.run import DTYPES, RunError
 from textgen_env.beam_search import decoder_of
 from textgen_env.models.export import ExportError, Write
 from textgen_env.models.storage import Model, load_model, save_model
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 Format = Literal["hf", "ctranslate2", "safetensors"]
 MARKS: dict[Format, str] = {  # a file that tells a format, as long as none above is there
@@ -29,7 +29,7 @@ def format_of(folder: Path) -> Format | None:
 
 
 def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32") -> Write:
-    """What the model in `folder` writes, whatever its format.
+    """What the model in `folder` writes, by the program whose format it has.
 
     Args:
         folder: of the model.
@@ -58,7 +58,7 @@ def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32")
 def save_as(
     name: Format,
     model: Model,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     folder: Path,
     *,
     precision: Literal["float32", "int8"] = "float32",

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,10 +12,11 @@ import tyro
 from experiments.build import build_task
 from experiments.configs import TASKS
 from experiments.formats import format_of, load_writer
-from experiments.run import RunError, read_config
-from textgen_env.models.storage import load_tokenizer
+from experiments.run import DTYPES, RunError, read_config
+from textgen_env.beam_search import decoder_of
+from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode_sources
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ def generate(options: GenerateOptions) -> None:
     """Write one line for each line read; an empty line for an empty one."""
     folder = model_folder(options.model)
     tokenizer = load_tokenizer(folder)
-    write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
+    if format_of(folder) == "ctranslate2":
+        write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
+    else:  # of `transformers` too: ours is the faster decoder
+        model = load_model(folder, DTYPES[options.precision])
+        write = partial(decoder_of(options.beam_size), model)
     while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
         written = iter([])
@@ -64,7 +70,7 @@ def model_folder(folder: Path) -> Path:
     raise RunError(f"model must be the folder of a finished run or of a model, got {folder}")
 
 
-def task_of(folder: Path, tokenizer: Tokenizer) -> TextTask:
+def task_of(folder: Path, tokenizer: TextTokenizer) -> TextTask:
     """The task of the run that the model in `folder` is of; that of the demo if it is of none."""
     run = folder.parent
     known = (run / "config.json").is_file()

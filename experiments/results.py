@@ -23,7 +23,7 @@ from experiments.run import write_text
 from textgen_env.tasks.task import TextTask
 
 RESULTS, SAMPLES, EXPOSURE = "results.json", "samples.jsonl", "exposure.json"
-TABLE_WIDTH = 150
+TABLE_WIDTH = 165
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def show(rows: Sequence[Row], title: str) -> None:
     """Print the table."""
     quality, beam_size = rows[0].quality, rows[0].beam_size
     caption = f"BLEU ± half its 95 % interval: {quality.signature}; speed: greedy"
+    if rows[0].baseline:
+        caption += f"; p against {rows[0].baseline}"
     table = Table(title=title, caption=caption)
     for name, *_ in _cells(rows[0], beam_size):
         table.add_column(name, justify="left" if name == "model" else "right")
@@ -100,8 +102,8 @@ def show(rows: Sequence[Row], title: str) -> None:
 def _cells(row: Row, beam_size: int | None) -> list[tuple[str, str]]:
     """The heading and the text of each column."""
     quality, overlap = row.quality, (row.quality.rouge1, row.quality.rouge2, row.quality.rougeL)
-    compared = [(f"p against {row.baseline}", "-" if row.p_value is None else f"{row.p_value:.3f}")]
-    searched = [(f"BLEU beam {beam_size}", f"{row.beam.bleu:.1f}" if row.beam else "-")]
+    compared = [("p", "-" if row.p_value is None else f"{row.p_value:.3f}")]
+    searched = [(f"beam {beam_size}", f"{row.beam.bleu:.1f}" if row.beam else "-")]
     return [
         ("model", row.model),
         ("BLEU", f"{quality.bleu:.1f} ± {row.bleu_confidence:.1f}"),

@@ -21,9 +21,12 @@ from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
+from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
@@ -35,11 +38,14 @@ RECORDS = {
         Experiment,
         LearnerConfig,
         VersesConfig,
+        DescriptionsConfig,
         TextFilesConfig,
         CopyConfig,
         Limits,
         RecurrentConfig,
         TransformerConfig,
+        RemoteTeacher,
+        HuggingFaceConfig,
         Sampling,
         Constant,
         Linear,

@@ -166,6 +166,12 @@ def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, age
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     assert int(outputs[1].split()[-1]) >= 8
+    killed, unbroken = (
+        [without_times(record) for record in records(tmp_path / run)]
+        for run in ("killed", "unbroken")
+    )
+    assert killed == unbroken
+    assert all(0 <= record["own_agreement"] <= 1 for record in killed if "bleu" in record)
     for file in ("model/model.safetensors", "checkpoints/last.safetensors", "prepared.safetensors"):
         killed, unbroken = (load_file(tmp_path / run / file) for run in ("killed", "unbroken"))
         assert killed.keys() == unbroken.keys()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer
-from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
+from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
 Write = Callable[[Tensor, int], Tensor]
 """((B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
@@ -22,8 +22,8 @@ class ExportError(ValueError):
     """A model that cannot be exported as asked."""
 
 
-def exportable(model: Model, tokenizer: Tokenizer) -> Transformer:
-    """`model`, if other programs know its layout.
+def exportable(model: Model, tokenizer: TextTokenizer) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer, if other programs know the model's layout.
 
     Raises:
         ExportError: it is no Transformer, or does not belong to `tokenizer`.
@@ -33,13 +33,14 @@ def exportable(model: Model, tokenizer: Tokenizer) -> Transformer:
             f"model must be a Transformer for this format, got a {type(model).__name__}, which no "
             "other program knows; train with --student transformer, or export to safetensors"
         )
+    assert isinstance(tokenizer, Tokenizer), "a Transformer of ours reads no other"
     if model.special != tokenizer.special or tokenizer.vocab_size > model.vocab_size:
         raise ExportError(
             f"model must have its tokenizer's special tokens, {tuple(tokenizer.special)}, and at "
             f"least its {tokenizer.vocab_size} pieces, got {tuple(model.special)} and "
             f"{model.vocab_size}"
         )
-    return model
+    return model, tokenizer
 
 
 def served_tokenizer(tokenizer: Tokenizer) -> Backend:

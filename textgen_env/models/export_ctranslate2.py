@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from textgen_env.models.export import ExportError, Write, exportable, served_tokenizer
 from textgen_env.models.storage import TOKENIZER, Model
 from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
-from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
+from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer
 
 Spec = Any  # a part of a specification: a bag of names that CTranslate2 checks itself
 NEVER = -1e4  # added to the logits of tokens that are never written; finite in every precision
@@ -26,7 +26,7 @@ VOCABULARY = "shared_vocabulary.json"
 
 
 def save_ctranslate2(
-    model: Model, tokenizer: Tokenizer, folder: Path, precision: Literal["float32", "int8"]
+    model: Model, tokenizer: TextTokenizer, folder: Path, precision: Literal["float32", "int8"]
 ) -> None:
     """Write `model` so that `ctranslate2.Translator` loads it, and a tokenizer beside it.
 
@@ -39,10 +39,10 @@ def save_ctranslate2(
     Raises:
         ExportError: the model is none that CTranslate2 knows.
     """
-    spec = to_spec(exportable(model, tokenizer))
+    transformer, known = exportable(model, tokenizer)
+    spec = to_spec(transformer)
     pieces = [
-        tokenizer.backend.id_to_token(index) or f"<unused {index}>"
-        for index in range(model.vocab_size)
+        known.backend.id_to_token(index) or f"<unused {index}>" for index in range(model.vocab_size)
     ]
     spec.register_source_vocabulary(pieces)
     spec.register_target_vocabulary(pieces)
@@ -52,7 +52,7 @@ def save_ctranslate2(
     spec.validate()
     spec.optimize(quantization=precision)
     spec.save(str(folder))
-    served_tokenizer(tokenizer).save(str(folder / TOKENIZER))
+    served_tokenizer(known).save(str(folder / TOKENIZER))
 
 
 def to_spec(model: Transformer) -> TransformerSpec:

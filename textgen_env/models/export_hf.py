@@ -21,7 +21,7 @@ from transformers.utils import logging
 from textgen_env.models.export import Write, exportable, served_tokenizer
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer
-from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
+from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer
 
 PARTS = {  # of a weight's name, ours and M2M-100's
     "embedding": "model.shared",
@@ -41,7 +41,7 @@ SHARED = "model.shared.weight"
 SHARERS = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 
 
-def save_hf(model: Model, tokenizer: Tokenizer, folder: Path, max_steps: int) -> None:
+def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int) -> None:
     """Write `model` so that `AutoModelForSeq2SeqLM` and `AutoTokenizer` load it.
 
     Args:
@@ -53,12 +53,13 @@ def save_hf(model: Model, tokenizer: Tokenizer, folder: Path, max_steps: int) ->
     Raises:
         ExportError: the model is none that `transformers` knows.
     """
-    exported = to_m2m100(exportable(model, tokenizer), max_steps)
+    transformer, known = exportable(model, tokenizer)
+    exported = to_m2m100(transformer, max_steps)
     with _without_bars():
         exported.save_pretrained(folder)
     pad, start, end = SPECIAL_PIECES
     PreTrainedTokenizerFast(
-        tokenizer_object=served_tokenizer(tokenizer),
+        tokenizer_object=served_tokenizer(known),
         pad_token=pad,
         bos_token=start,
         eos_token=end,
@@ -104,7 +105,10 @@ def to_m2m100(model: Transformer, max_steps: int) -> M2M100ForConditionalGenerat
 
 
 def load_hf(folder: Path, beam_size: int = 1, dtype: torch.dtype = torch.float32) -> Write:
-    """What the model that `save_hf` wrote writes, by `generate` of `transformers`."""
+    """What the model that `save_hf` wrote writes, by `generate` of `transformers`.
+
+    It reads the token ids of the model that was exported.
+    """
     with _without_bars():
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
     model.eval()

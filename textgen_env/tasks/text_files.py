@@ -23,7 +23,7 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 KEEP_ANY_RATIO = Limits(length_ratio=None)
@@ -80,7 +80,7 @@ def _paths(files: PairFiles) -> PairFiles:
     return Path(files[0]), Path(files[1])
 
 
-def text_files(config: TextFilesConfig, tokenizer: Tokenizer | None = None) -> TextTask:
+def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     """The task of the user's files; trains a tokenizer on the training pairs if none is given.
 
     Raises:

@@ -1,0 +1,138 @@
+"""Rows of CSV and Parquet files and of the hub's data sets, as records with named fields.
+
+CSV is read by the standard library, so that no cell is taken for a number or for nothing; it has a
+header, commas, and quotes where need be. The others are read by the library `datasets` (the extra
+`hf`), which is imported only then.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from textgen_env.tasks.columns import shown
+from textgen_env.tasks.task import DataError
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it stands, for errors, and the record."""
+
+PATIENCE = 5.0  # seconds in which the hub has to say that it is there
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """A split of a data set.
+
+    Attributes:
+        path: the data set's name on the hub, or a folder of files laid out as there.
+        name: the split's.
+        configuration: of the data set; None for its only one.
+        revision: branch, tag or commit; None for the newest.
+        streaming: whether rows are fetched as they are read, and nothing is kept on disk.
+    """
+
+    path: str
+    name: str
+    configuration: str | None
+    revision: str | None
+    streaming: bool
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV file, every cell a string.
+
+    Raises:
+        DataError: it cannot be read, or a row has another number of cells than the header.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise DataError(f"{path} must have a name for each column, got {shown(header)}")
+            for cells in reader:
+                place = f"{path}, line {reader.line_num}"
+                if cells and len(cells) != len(header):
+                    raise DataError(
+                        f"{place} must have {len(header)} cells, as the header has, got "
+                        f"{len(cells)}: put cells with commas in quotes"
+                    )
+                if cells:
+                    yield place, dict(zip(header, cells, strict=True))
+    except OSError as error:
+        raise DataError(f"{path} must be a readable file, got: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be UTF-8, got: {error}: convert the file") from error
+    except csv.Error as error:
+        raise DataError(f"{path} must be a CSV file, got: {error}") from error
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file.
+
+    Raises:
+        DataError: it cannot be read, or the extra `hf` is not installed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} must be a readable file, got: No such file")
+    library = _library(str(path))
+
+    def read() -> Any:  # noqa: ANN401 - an iterable of the library's
+        files = {"train": str(path)}
+        return library.load_dataset("parquet", data_files=files, split="train", streaming=True)
+
+    return _rows(str(path), read, "it must be a Parquet file")
+
+
+def hub_rows(split: HubSplit) -> Iterator[Row]:
+    """The rows of a split, from the hub or from what was downloaded before.
+
+    Raises:
+        DataError: there is no such split, the hub cannot be reached and the data set is not on
+            disk, or the extra `hf` is not installed.
+    """
+    library = _library(split.path)
+
+    def read() -> Any:  # noqa: ANN401 - an iterable of the library's
+        if not Path(split.path).exists():
+            _look_for_the_hub(library)
+        return library.load_dataset(
+            split.path,
+            split.configuration,
+            split=split.name,
+            revision=split.revision,
+            streaming=split.streaming,
+        )
+
+    remedy = (
+        "name a data set of the hub or a folder, its configuration and its split; without a "
+        "network, one that was downloaded before"
+    )
+    return _rows(f"{split.path} ({split.name})", read, remedy)
+
+
+def _rows(name: str, read: Callable[[], Any], remedy: str) -> Iterator[Row]:
+    """What is read, and every error of the library as one of ours."""
+    try:
+        for number, record in enumerate(read(), 1):
+            yield f"{name}, row {number}", record
+    except Exception as error:  # the library raises almost everything
+        raise DataError(f"{name} must be readable, got {error!r}: {remedy}") from error
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{name} needs the extra hf to be read, got none ({error}): run "
+            "`pip install 'textgen-env[hf]'`"
+        ) from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _look_for_the_hub(library: ModuleType) -> None:
+    """Make do with what is on disk if the hub cannot be reached, instead of minutes of tries."""
