@@ -42,6 +42,11 @@ class Columns:
         return Pair(source, reference, _text(record, view, place))
 
 
+def stripped(pair: Pair) -> Pair:
+    """The pair without white space at the ends of its texts."""
+    return Pair(*(text if text is None else text.strip() for text in pair))
+
+
 def shown(value: object) -> str:
     """`value` as JSON or, if it is none, as Python has it, cut to what a message can hold."""
     text = json.dumps(value, default=repr)
