@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.buffer import Buffer, Experience
+from agents.labels import Dense
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories
@@ -23,25 +24,42 @@ class Agent(ABC):
 
     Attributes:
         needs_expert: whether it asks the expert at all.
+        needs_distribution: whether it asks for more than texts and the most probable token.
         pool: M, the batches that are collected together: a rollout is up to M - 1 updates old.
     """
 
     needs_expert: ClassVar[bool] = True
+    needs_distribution: ClassVar[bool] = True
     pool: int = 1
+
+    def check_expert(self, expert: Expert) -> None:
+        """Raise, before any training, if the expert cannot give what will be asked of it.
+
+        Raises:
+            ExpertError: it does not know the whole distribution, and that is needed.
+            ValueError: more tokens are wanted of it than there are.
+        """
+        if self.needs_expert and self.needs_distribution:
+            Dense().check(expert)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """The data to learn from, made once before training; by default the gold pairs."""
         del expert, max_steps
         return examples
 
-    def make_buffer(self, env: TextGenVectorEnv) -> Buffer | None:
-        """Where what is collected in `env` is kept; by default it is used once."""
-        del env
+    def make_buffer(self, env: TextGenVectorEnv, processes: int = 1) -> Buffer | None:
+        """Where one of `processes` keeps what it collects in `env`; by default it is used once."""
+        del env, processes
         return None
 
-    def adapted(self, validation: Sequence[float]) -> Self:
-        """The algorithm after evaluations that gave these BLEUs; by default it takes no notice."""
-        del validation
+    def adapted(self, validation_losses: Sequence[float]) -> Self:
+        """The algorithm after evaluations so far; by default it takes no notice.
+
+        Args:
+            validation_losses: mean cross-entropy on the references of validation pairs, nats, at
+                each evaluation.
+        """
+        del validation_losses
         return self
 
     def coefficients(self, progress: float) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ aggregation of data, and regression on costs instead of a gradient.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class AggreVaTe(Agent):
     Source: Ross and Bagnell 2014, algorithm 1, arXiv:1406.5979; the gradient: Sun et al. 2017,
     section 4, arXiv:1703.01030; on text: Hubert et al. 2023, arXiv:2307.08426.
     """
+
+    needs_distribution: ClassVar[bool] = False
 
     def collect(
         self,

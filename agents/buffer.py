@@ -55,28 +55,33 @@ class Experience:
 
 
 class Buffer:
-    """The last `capacity` rows that were added.
+    """The last `capacity` rows that were added, or one process's share of them.
 
     Args:
         env: the environment that they are collected in; gives their widths and the device.
         capacity: rows.
         label: what is kept of the expert's answers.
+        processes: among which `capacity` is shared out; this is the share of one.
 
     Raises:
         ValueError: `capacity` below the rows that are collected together.
     """
 
-    def __init__(self, env: TextGenVectorEnv, *, capacity: int, label: Label) -> None:
-        if capacity < env.num_envs:
+    def __init__(
+        self, env: TextGenVectorEnv, *, capacity: int, label: Label, processes: int = 1
+    ) -> None:
+        if capacity < env.num_envs * processes:
             raise ValueError(
-                f"capacity must be at least {env.num_envs}, the rows that are collected together, "
-                f"got {capacity}: use a larger one, or a smaller pool or batch"
+                f"capacity must be at least {env.num_envs * processes}, the rows that are "
+                f"collected together, got {capacity}: use a larger one, or a smaller pool or batch"
             )
-        self.capacity, self.label = capacity, label
+        self.capacity, self.label = capacity // processes, label
         self.special, self.device, self.max_steps = env.special, env.device, env.max_steps
         self.widths = {
             field.name: getattr(env.examples, field.name).shape[1] for field in fields(env.examples)
         }
+        one_view = env.examples.expert_source is env.examples.source
+        self.states = tuple(n for n in STATES if not (one_view and n == "expert_source"))
         self.added = 0  # rows in all, those that had to go included
         self.stored: dict[str, Tensor] = {}  # (capacity, width, ...) each
 
@@ -97,7 +102,7 @@ class Buffer:
         for rows in by_length.split(ASKED):
             part = experience.select(rows).trimmed(self.special)
             slots = (self.added + rows) % self.capacity
-            for name in STATES:
+            for name in self.states:
                 self._store(name, getattr(part.trajectories, name), slots)
             for name, answer in self.label.ask(part.trajectories, part.expert(expert)).items():
                 self._store(name, answer, slots)
@@ -118,17 +123,26 @@ class Buffer:
         return self._take(order[torch.arange(count) % len(self)])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that `load_state_dict` needs."""
-        return {"added": torch.tensor(self.added), **self.stored}
+        """All that `load_state_dict` needs, on the CPU."""
+        rows = {name: stored.cpu() for name, stored in self.stored.items()}
+        return {"added": torch.tensor(self.added), **rows}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Be as the buffer was that gave `state`, one with the same settings.
 
         Raises:
             KeyError: `state` is not a buffer's.
+            ValueError: it is of one with room for another number of rows.
         """
         self.added = int(state["added"])
-        stored = {name: rows for name, rows in state.items() if name != "added"}
+        unused = {"added", *STATES} - {*self.states}
+        stored = {name: rows for name, rows in state.items() if name not in unused}
+        for rows in stored.values():
+            if len(rows) != self.capacity:
+                raise ValueError(
+                    f"a buffer of {len(rows)} rows, this one has room for {self.capacity}: go on "
+                    "with as many processes as before"
+                )
         self.stored = {name: rows.to(self.device) for name, rows in stored.items()}
 
     def _store(self, name: str, rows: Tensor, slots: Tensor) -> None:
@@ -144,5 +158,5 @@ class Buffer:
     def _take(self, slots: Tensor) -> Experience:
         """The rows in these slots."""
         rows = {name: stored[slots.to(self.device)] for name, stored in self.stored.items()}
-        trajectories = Trajectories(**{name: rows.pop(name) for name in STATES})
+        trajectories = Trajectories(**{name: rows.pop(name) for name in self.states})
         return Experience(trajectories, rows).trimmed(self.special)

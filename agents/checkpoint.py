@@ -7,7 +7,7 @@ random state to keep, since every random choice is a function of the seed and th
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Counters:
         seconds: time spent on training, evaluation left out.
         teacher_tokens: states at which the expert was asked.
         validation: the score of each evaluation so far.
+        validation_losses: cross-entropy on the validation pairs' references at each, nats.
     """
 
     update: int = 0
@@ -42,6 +43,7 @@ class Counters:
     seconds: float = 0.0
     teacher_tokens: int = 0
     validation: list[float] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -49,14 +51,22 @@ def save_checkpoint(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     counters: Counters,
-    buffer: Buffer | None = None,
+    held: Sequence[Mapping[str, Tensor]] = (),
 ) -> None:
-    """Write everything a resumed run needs to `path`, at once or not at all."""
+    """Write everything a resumed run needs to `path`, at once or not at all.
+
+    Args:
+        path: of the file.
+        student: its weights are kept.
+        optimizer: its state is kept.
+        counters: are kept.
+        held: the state of each process's buffer, if the agent keeps any.
+    """
     tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    if buffer is not None:
-        tensors |= {f"buffer.{name}": value for name, value in buffer.state_dict().items()}
+    for process, state in enumerate(held):
+        tensors |= {_buffer_of(process) + name: value for name, value in state.items()}
     save_atomically(path, tensors, {"counters": json.dumps(asdict(counters))})
 
 
@@ -65,8 +75,16 @@ def load_checkpoint(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     buffer: Buffer | None = None,
+    process: int = 0,
 ) -> Counters:
     """Put what `save_checkpoint` wrote to `path` in place; returns the counters.
+
+    Args:
+        path: of the file.
+        student: gets the weights.
+        optimizer: gets the state.
+        buffer: gets what that of this process held.
+        process: the number of this process.
 
     Raises:
         CheckpointError: the file is damaged, of another model, or without the buffer.
@@ -74,16 +92,16 @@ def load_checkpoint(
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
-        student.load_state_dict(_under("student.", tensors))
+        student.load_state_dict(under("student.", tensors))
         if buffer is not None:
-            buffer.load_state_dict(_under("buffer.", tensors))
+            buffer.load_state_dict(under(_buffer_of(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold the state of this run, got: {error}; "
             "delete the run's folder to start anew"
         ) from error
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", tensors).items():
+    for name, value in under("optimizer.", tensors).items():
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
@@ -117,7 +135,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _buffer_of(process: int) -> str:
+    """What the names of a process's rows begin with."""
+    return f"buffer{process or ''}."
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

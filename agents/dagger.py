@@ -13,9 +13,9 @@ from torch import Tensor
 from agents.bases import WithBuffer, noted_rollout
 from agents.behaviors import Gated, chooser, coins_for
 from agents.buffer import Buffer, Experience
-from agents.labels import label_loss
+from agents.labels import Dense, label_loss
 from agents.rollout import student_or_data
-from agents.schedules import Indicator, Schedule
+from agents.schedules import Constant, Indicator, Schedule
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
@@ -46,6 +46,12 @@ class DAgger(WithBuffer):
     beta: Schedule = field(default_factory=Indicator)
     sampling: Sampling | None = None
     pool: int = 4
+
+    def check_expert(self, expert: Expert) -> None:
+        """Raise, before any training, unless it gives the label, and all where it goes along."""
+        super().check_expert(expert)
+        if self.beta != Constant(0.0):
+            Dense().check(expert)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """The present beta."""

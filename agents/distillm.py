@@ -4,10 +4,10 @@ The student's share rises when validation says that the data's texts no longer s
 texts are used again and again. No gradient flows through its writing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import Self
 
 import torch
@@ -35,11 +35,14 @@ class DistiLLM(WithBuffer):
     teacher's k most probable tokens and the rest; with `Dense` its distribution, as in the paper.
     Loss: skewed KL.
     Differs from the paper in: the label; a stored text's is not asked for again; the share rises
-    where validation BLEU does not, there where validation loss does; no loss on other text.
+    where validation loss is above its lowest since the last rise, in the authors' program above
+    that at the last rise or before training, which a student from scratch never sees again; no
+    loss on other text.
 
     Attributes:
         student_fraction: probability of a batch of the student's at first, in [0, 1].
-        rise: of that probability after an evaluation no better than the one before, at least 0.
+        rise: of that probability where the data no longer suffice, at least 0.
+        tolerance: nats that validation loss must be above its lowest for that, at least 0.
         fresh: progress -> share of the student's batches that are written anew, in [0, 1]; all
             are until the buffer is full.
         skew: alpha in the paper, in [0, 1); at 0 plain KL.
@@ -53,6 +56,7 @@ class DistiLLM(WithBuffer):
     label: Label = field(default_factory=TopKWithTail)
     student_fraction: float = 0.0
     rise: float = 0.1
+    tolerance: float = 0.1
     fresh: Schedule = field(default_factory=Linear)
     skew: float = 0.1
     reverse: bool = False
@@ -62,8 +66,9 @@ class DistiLLM(WithBuffer):
         super().__post_init__()
         if not 0 <= self.student_fraction <= 1:
             raise ValueError(f"student_fraction must be in [0, 1], got {self.student_fraction}")
-        if self.rise < 0:
-            raise ValueError(f"rise must be at least 0, got {self.rise}")
+        for name in ("rise", "tolerance"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.skew < 1:
             raise ValueError(f"skew must be in [0, 1), got {self.skew}; 0.1 is the authors'")
 
@@ -74,10 +79,14 @@ class DistiLLM(WithBuffer):
             return reverse_kl if self.reverse else forward_kl
         return partial(skewed_reverse_kl if self.reverse else skewed_kl, skew=self.skew)
 
-    def adapted(self, validation: Sequence[float]) -> Self:
-        """With the share that these BLEUs call for."""
-        stalls = sum(later <= before for before, later in pairwise(validation))
-        return replace(self, student_fraction=min(1.0, self.student_fraction + self.rise * stalls))
+    def adapted(self, validation_losses: Sequence[float]) -> Self:
+        """With the share that these losses call for."""
+        share, lowest = self.student_fraction, math.inf
+        for loss in validation_losses:
+            if loss >= lowest + self.tolerance:
+                share, lowest = min(1.0, share + self.rise), loss
+            lowest = min(lowest, loss)
+        return replace(self, student_fraction=share)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """The present shares."""

@@ -19,7 +19,7 @@ from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, Task, encode_sources
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 LENGTHS = (10, 15, 20, 25)  # words up to which a pair belongs to a group of like length
 TOKENIZED_LOWERCASE = {"lowercase": True, "tokenize": "13a", "smooth_method": "none"}
@@ -236,7 +236,7 @@ def _corpus_score(
 
 def translate_texts(
     model: SequenceModel,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     sources: Sequence[str],
     *,
     max_steps: int,

@@ -29,7 +29,7 @@ from textgen_env.decoding import Sampling, sample
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Examples, Trajectories, Writer
 
 SHARES = (0.25, 0.5, 0.75)  # of a text that the student writes before the teacher goes on
@@ -125,7 +125,7 @@ def exposure(
     student: SequenceModel,
     own: Trajectories,
     pairs: Sequence[Pair],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     teacher: Teacher | None,
 ) -> Exposure:
     """Read all instruments.
@@ -189,7 +189,7 @@ def _excess(student: SequenceModel, drawn: Trajectories, teacher: Teacher) -> li
 
 
 def _finished(
-    own: Trajectories, references: Sequence[str], tokenizer: Tokenizer, teacher: Teacher
+    own: Trajectories, references: Sequence[str], tokenizer: TextTokenizer, teacher: Teacher
 ) -> list[Finished]:
     texts = {
         0.0: teacher.written.actions,

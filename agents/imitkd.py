@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.bases import MixedByExample
-from agents.losses import labels_by_writer, token_loss
+from agents.bases import MixedByExample, OnTokens
+from agents.losses import labels_by_writer
 from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class ImitKD(MixedByExample):
+class ImitKD(MixedByExample, OnTokens):
     """Learn the teacher's best token on the student's prefixes, the data's on the data's.
 
     Roll-in: a coin for each example, data with probability beta, student otherwise; `pool` batches
@@ -28,6 +27,6 @@ class ImitKD(MixedByExample):
     Source: Lin et al. 2020, algorithm 1 and eq. 5, arXiv:2009.07253.
     """
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on the label of each prefix's writer."""
-        return token_loss(trajectories, student, labels_by_writer(trajectories, expert))
+    def labels(self, trajectories: Trajectories, expert: Expert) -> Tensor:
+        """As each prefix's writer says."""
+        return labels_by_writer(trajectories, expert)

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.bases import MixedByExample, OnTeacherText
-from agents.losses import labels_by_writer, token_loss
+from agents.bases import MixedByExample, OnTeacherText, OnTokens
+from agents.losses import labels_by_writer
 from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class ImitKDStar(OnTeacherText, MixedByExample):
+class ImitKDStar(OnTeacherText, MixedByExample, OnTokens):
     """Learn the teacher's best token on the student's prefixes, its text on its own.
 
     Roll-in: a coin for each example, the teacher's text with probability beta, student otherwise.
@@ -23,6 +22,6 @@ class ImitKDStar(OnTeacherText, MixedByExample):
     Source: Lin et al. 2020, section 4, arXiv:2009.07253.
     """
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on the label of each prefix's writer."""
-        return token_loss(trajectories, student, labels_by_writer(trajectories, expert))
+    def labels(self, trajectories: Trajectories, expert: Expert) -> Tensor:
+        """As each prefix's writer says."""
+        return labels_by_writer(trajectories, expert)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.agent import Agent
+from agents.bases import SmoothedTokens
 from agents.divergences import cross_entropy, masked_mean
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
@@ -19,7 +19,7 @@ from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class IQLearn(Agent):
+class IQLearn(SmoothedTokens):
     """Train on gold pairs, with soft values that obey the Bellman equation.
 
     Roll-in: data. Label: the data's next token. Loss: cross-entropy plus `td_weight` times the
@@ -39,6 +39,7 @@ class IQLearn(Agent):
     discount: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.td_weight < 0:
             raise ValueError(f"td_weight must be at least 0, got {self.td_weight}; 0 is mle")
         if not 0 <= self.discount <= 1:
@@ -55,4 +56,5 @@ class IQLearn(Agent):
         # A text cut off at the limit has a next state that was not recorded: no error there.
         known = F.pad(mask[:, 1:], (0, 1)) | ended
         penalty = error.square().where(known, 0.0)
-        return masked_mean(cross_entropy(logits, actions) + self.td_weight * penalty, mask)
+        losses = cross_entropy(logits, actions, label_smoothing=self.label_smoothing)
+        return masked_mean(losses + self.td_weight * penalty, mask)

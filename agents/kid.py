@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
+from agents.bases import SmoothedTokens
 from agents.behaviors import toss_blocks
 from agents.divergences import reverse_kl
 from agents.losses import data_actions, distribution_loss, token_loss
@@ -21,7 +21,7 @@ from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)
-class KID(Agent):
+class KID(SmoothedTokens):
     """Learn gold text, and the teacher's distribution along gold text that the student has spoiled.
 
     Roll-in: gold, with `student_fraction` of the tokens replaced by the student's most probable one
@@ -41,6 +41,7 @@ class KID(Agent):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.student_fraction <= 1:
             raise ValueError(f"student_fraction must be in [0, 1], got {self.student_fraction}")
         if not self.weight >= 0:
@@ -73,4 +74,6 @@ class KID(Agent):
         """Cross-entropy on gold text + weight * reverse KL on the spoiled text."""
         gold = replace(trajectories, actions=data_actions(trajectories, student.special))
         divergence = distribution_loss(trajectories, student, expert, reverse_kl)
-        return token_loss(gold, student, gold.actions) + self.weight * divergence
+        smoothing = self.label_smoothing
+        likelihood = token_loss(gold, student, gold.actions, label_smoothing=smoothing)
+        return likelihood + self.weight * divergence

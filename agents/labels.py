@@ -25,6 +25,9 @@ Answers = Mapping[str, Tensor]
 class Top1:
     """The expert's most probable token, as if it were certain: 8 bytes a state."""
 
+    def check(self, expert: Expert) -> None:
+        """Every expert gives it."""
+
     def ask(self, trajectories: Trajectories, expert: Expert) -> Answers:
         """What is kept."""
         return {"best_actions": expert.best_actions(trajectories)}
@@ -59,6 +62,17 @@ class TopKWithTail:
         if self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
 
+    def check(self, expert: Expert) -> None:
+        """Raise unless the expert gives as many.
+
+        Raises:
+            ExpertError: it gives fewer.
+            ValueError: `k` above V.
+        """
+        check_k(self.k, expert)
+        if expert.largest_k is not None and self.k > expert.largest_k:
+            raise _too_little(f"the {self.k} most probable tokens", expert)
+
     def ask(self, trajectories: Trajectories, expert: Expert) -> Answers:
         """What is kept."""
         answer = expert.top_k(trajectories, self.k)
@@ -79,6 +93,15 @@ class TopKWithTail:
 class Dense:
     """The whole distribution, in the teacher's precision: 2 V or 4 V bytes a state."""
 
+    def check(self, expert: Expert) -> None:
+        """Raise unless the expert gives it.
+
+        Raises:
+            ExpertError: it gives less.
+        """
+        if expert.largest_k is not None:
+            raise _too_little("the whole distribution", expert)
+
     def ask(self, trajectories: Trajectories, expert: Expert) -> Answers:
         """What is kept."""
         return {"logits": expert.logits(trajectories)}
@@ -95,6 +118,27 @@ class Dense:
 
 
 Label = Top1 | TopKWithTail | Dense
+
+
+def check_k(k: int, expert: Expert) -> None:
+    """Raise unless the expert has so many tokens.
+
+    Raises:
+        ValueError: `k` above V.
+    """
+    if expert.vocab_size is not None and k > expert.vocab_size:
+        raise ValueError(
+            f"k must be at most {expert.vocab_size}, the size of the teacher's vocabulary, got {k}"
+        )
+
+
+def _too_little(wanted: str, expert: Expert) -> ExpertError:
+    known = f"the {expert.largest_k} most probable tokens" if expert.largest_k else "one token"
+    return ExpertError(
+        f"the expert must give {wanted} at every state, got one that gives {known}: choose an "
+        "agent or a label that needs no more (imitkd learns from one token, seqkd from texts), or "
+        "another teacher"
+    )
 
 
 def label_loss(

@@ -9,20 +9,24 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from agents.agent import Agent
 from agents.batches import batch_indices, generator_for, seed_of
 from agents.buffer import Experience
 from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_checkpoint
+from agents.learner_config import LearnerConfig
+from agents.losses import gold_loss, token_loss
+from agents.regularizers import EWC, ewc_tensors, gold_states
 from textgen_env.models.storage import Model
-from textgen_env.types import Writer
+from textgen_env.types import Examples, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 Record = Mapping[str, float]
@@ -32,52 +36,6 @@ class TrainingError(RuntimeError):
     """Training cannot go on."""
 
 
-@dataclass(frozen=True)
-class LearnerConfig:
-    """How a student is trained, whatever the agent.
-
-    Attributes:
-        updates: optimizer updates in all.
-        batch_size: examples an update.
-        accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
-        learning_rate: at its highest.
-        warmup: updates in which the rate rises from 0.
-        decay: share of the updates, at the end, in which the rate falls to 0 along a line.
-        weight_decay: AdamW's.
-        clip: largest norm of the gradient.
-        evaluate_every: updates between two evaluations on validation, each with a checkpoint.
-        seed: of every random choice.
-    """
-
-    updates: int = 1200
-    batch_size: int = 64
-    accumulate: int = 1
-    learning_rate: float = 4e-3
-    warmup: int = 200
-    decay: float = 0.9
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    evaluate_every: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "accumulate", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
-            )
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
-
-    def learning_rate_at(self, update: int) -> float:
-        """The rate of update number `update`, counted from 0."""
-        rising = (update + 1) / max(1, self.warmup)
-        falling = (self.updates - update) / max(1.0, self.decay * self.updates)
-        return self.learning_rate * min(1.0, rising, falling)
-
-
 class Learner:
     """Trains one student with one agent, resumably.
 
@@ -85,13 +43,17 @@ class Learner:
         agent: the algorithm.
         student: the model to be trained; its weights are changed.
         env: the environment that rollouts step, with `num_slots` slots.
-        folder: `last.safetensors` and, by validation, `best.safetensors` are written here.
+        folder: `last.safetensors`, by validation `best.safetensors`, and with EWC what it holds on
+            to, `ewc.safetensors`, are written here.
         config: how to train.
         precision: dtype of autocast and of the copy of the student that acts.
+        validation: whose references' cross-entropy is logged, and told to the agent, at each
+            evaluation; None for no such loss.
 
     Raises:
-        ValueError: the agent keeps fewer rows than are collected together, or keeps any in one of
-            several processes.
+        ExpertError: the agent needs more than the environment's expert gives.
+        ValueError: the agent keeps fewer rows than are collected together, or wants to know of more
+            tokens than there are.
         CheckpointError: the folder's checkpoint cannot be gone on from.
     """
 
@@ -103,9 +65,11 @@ class Learner:
         folder: Path,
         config: LearnerConfig,
         precision: torch.dtype,
+        validation: Examples | None = None,
     ) -> None:
+        agent.check_expert(env.expert)
         self.env, self.folder, self.config = env, folder, config
-        self.precision = precision
+        self.precision, self.validation = precision, validation
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
@@ -116,22 +80,21 @@ class Learner:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.buffer = agent.make_buffer(env)
-        if self.buffer is not None and self.accelerator.num_processes > 1:
-            raise ValueError(
-                "an agent with a buffer must run in one process, for one buffer is all that a "
-                f"checkpoint holds, got {self.accelerator.num_processes}: run without torchrun"
-            )
+        self.buffer = agent.make_buffer(env, self.accelerator.num_processes)
         self.counters = Counters()
+        self.ewc = self._ewc() if config.ewc_weight else None
         if self.last.exists():
-            self.counters = load_checkpoint(self.last, self.student, self.optimizer, self.buffer)
+            process = self.accelerator.process_index
+            self.counters = load_checkpoint(
+                self.last, self.student, self.optimizer, self.buffer, process
+            )
         self._agent = agent
         self._asked = env.expert.queries.tokens  # before training
 
     @property
     def agent(self) -> Agent:
         """The algorithm, adapted to the evaluations so far."""
-        return self._agent.adapted(self.counters.validation)
+        return self._agent.adapted(self.counters.validation_losses)
 
     @property
     def last(self) -> Path:
@@ -142,6 +105,16 @@ class Learner:
     def best(self) -> Path:
         """The student's weights that were best on validation."""
         return self.folder / "best.safetensors"
+
+    def _ewc(self) -> EWC:
+        """Of the student as it was given, kept in the run's folder from then on."""
+        path, config = self.folder / "ewc.safetensors", self.config
+        start, rows = time.perf_counter(), config.batch_size // config.accumulate
+        with self.accelerator.main_process_first():
+            if not path.exists():
+                save_atomically(path, ewc_tensors(self.student, self.env, rows, config.seed), {})
+        self.counters.seconds += time.perf_counter() - start
+        return EWC.of(load_file(path, str(self.env.device)))
 
     def train(
         self,
@@ -214,7 +187,7 @@ class Learner:
         """One optimizer update; returns its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
-        loss, tokens = self._backward(batch)
+        loss, tokens, terms = self._backward(batch)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
         loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
@@ -239,6 +212,7 @@ class Learner:
         self.counters.teacher_tokens += asked
         return {
             "loss": loss_value,
+            **terms,
             "gradient_norm": norm_value,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
@@ -247,28 +221,53 @@ class Learner:
             **self.agent.coefficients(update / config.updates),
         }
 
-    def _backward(self, batch: Experience) -> tuple[Tensor, int]:
-        """Gradients of the mean loss over the batch's counted actions; the loss and their number.
-
-        One denominator, however the batch is cut into parts and spread over processes.
-        """
+    def _backward(self, batch: Experience) -> tuple[Tensor, int, Record]:
+        """Gradients of the whole loss; its value, the actions counted, and what was added to it."""
         self.student.train()
+        config, added = self.config, {}
+        loss, tokens = self._add_mean(self._agent_loss, batch)
+        if config.gold_weight:
+            gold = Experience(gold_states(batch.trajectories, self.env.special))
+            added["gold_term"], _ = self._add_mean(self._gold_loss, gold, config.gold_weight)
+        if self.ewc is not None:
+            share = config.ewc_weight / self.accelerator.num_processes
+            added["ewc_term"] = self._add(share * self.ewc.penalty(self.student))
+        if self.accelerator.num_processes > 1:
+            for parameter in self.student.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self._sum(parameter.grad)
+        terms = {name: self._sum(term) for name, term in added.items()}
+        return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
+
+    def _add_mean(
+        self, loss_of: Callable[[Experience], Tensor], batch: Experience, weight: float = 1.0
+    ) -> tuple[Tensor, int]:
+        """Add the gradients of `weight` times a mean over the batch's counted actions.
+
+        One denominator, however the batch is cut into parts and spread over processes. Returns this
+        process's share of the value, and the number of actions.
+        """
         tokens = self._sum(batch.trajectories.mask.sum())
         total = torch.zeros((), device=self.env.device)
         for rows in torch.arange(len(batch)).tensor_split(self.config.accumulate):
             part = batch.select(rows).trimmed(self.env.special)
             with self._autocast():
-                expert = part.expert(self.env.expert)
-                loss = self.agent.loss(part.trajectories, self.student, expert)
-            share = loss * (part.trajectories.mask.sum() / tokens)
-            self.accelerator.backward(share)
-            total += share.detach()
-        if self.accelerator.num_processes > 1:
-            for parameter in self.student.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self._sum(parameter.grad)
-            total = self._sum(total)
+                loss = loss_of(part)
+            total += self._add(weight * loss * (part.trajectories.mask.sum() / tokens))
         return total, int(tokens)
+
+    def _add(self, loss: Tensor) -> Tensor:
+        """Add the gradients of `loss`; returns its value."""
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _agent_loss(self, part: Experience) -> Tensor:
+        expert = part.expert(self.env.expert)
+        return self.agent.loss(part.trajectories, self.student, expert)
+
+    def _gold_loss(self, part: Experience) -> Tensor:
+        states = part.trajectories
+        return token_loss(states, self.student, states.actions)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""
@@ -289,16 +288,26 @@ class Learner:
         self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None]
     ) -> None:
         """Score the student, keep it if it is the best so far, and write a checkpoint."""
-        if not self.accelerator.is_main_process:
+        counters, main = self.counters, self.accelerator.is_main_process
+        (figures,) = broadcast_object_list([self._figures(evaluate) if main else {}])
+        counters.validation.append(figures["bleu"])
+        counters.validation_losses += [figures["gold_loss"]] if "gold_loss" in figures else []
+        held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
+        if not main:
             return
-        copy_weights(self.student, self.actor)
-        score = evaluate(self.actor)
-        self.counters.validation.append(score)
-        log(self.counters.update, {"bleu": score})
-        if score > self.counters.best:
-            self.counters.best, self.counters.best_update = score, self.counters.update
+        log(counters.update, figures)
+        if figures["bleu"] > counters.best:
+            counters.best, counters.best_update = figures["bleu"], counters.update
             save_atomically(self.best, self.student.state_dict(), {})
-        save_checkpoint(self.last, self.student, self.optimizer, self.counters, self.buffer)
+        save_checkpoint(self.last, self.student, self.optimizer, counters, held)
+
+    def _figures(self, evaluate: Callable[[Model], float]) -> Record:
+        """What an evaluation gives."""
+        copy_weights(self.student, self.actor)
+        figures = {"bleu": evaluate(self.actor)}
+        if self.validation is not None:
+            figures["gold_loss"] = gold_loss(self.actor, self.validation)
+        return figures
 
 
 def copy_weights(origin: nn.Module, target: nn.Module) -> None:

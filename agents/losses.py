@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.divergences import Divergence, cross_entropy, forward_kl, masked_mean
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import SpecialTokens, Trajectories, Writer
+from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 
 def data_actions(trajectories: Trajectories, special: SpecialTokens) -> Tensor:
@@ -52,6 +52,28 @@ def token_loss(
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return masked_mean(losses, trajectories.mask)
+
+
+@torch.no_grad()
+def gold_loss(model: SequenceModel, examples: Examples, *, batch_size: int = 64) -> float:
+    """Mean cross-entropy of a model on all tokens of the references, each after those before it.
+
+    Args:
+        model: in evaluation mode.
+        examples: at least one.
+        batch_size: examples looked at together.
+
+    Returns:
+        Nats an action.
+    """
+    total, count = 0.0, 0
+    for rows in torch.arange(len(examples)).split(batch_size):
+        batch = examples.select(rows).trimmed(model.special)
+        states = Trajectories.from_examples(batch, model.special)
+        actions = int(states.mask.sum())
+        total += actions * float(token_loss(states, model, states.actions))
+        count += actions
+    return total / count
 
 
 def distribution_loss(

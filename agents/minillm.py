@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.behaviors import Gated, chooser, coins_for
+from agents.bases import WithExpert
+from agents.behaviors import Behavior, Gated, chooser, coins_for
 from agents.divergences import cross_entropy, masked_mean, reverse_kl
-from agents.rollout import rollout
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
@@ -26,7 +25,7 @@ LARGEST_REWARD = 100.0  # nats, either way; the authors'
 
 
 @dataclass(frozen=True)
-class MiniLLM(Agent):
+class MiniLLM(WithExpert):
     """Lower the reverse KL from the teacher, now and in the rest of the text.
 
     Roll-in: a coin for each token, a draw of the teacher with probability `beta`, of the student
@@ -60,22 +59,13 @@ class MiniLLM(Agent):
         if self.clip_range < 0:
             raise ValueError(f"clip_range must be at least 0, got {self.clip_range}")
 
-    def collect(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-    ) -> Trajectories:
-        """Prefixes by student and expert, as a coin for each token says."""
-        del progress
-        behavior = Gated(
+    def behavior(self, env: TextGenVectorEnv, generator: torch.Generator) -> Behavior:
+        """Student and expert write, as a coin for each token says."""
+        return Gated(
             gate=coins_for(env, self.beta, generator),
             student=chooser(Sampling(), env, generator),
             expert=chooser(Sampling(), env, generator),
         )
-        return rollout(env, behavior, indices, student, env.expert)
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Exact reverse KL of this token, policy gradient for those after it."""

@@ -10,9 +10,10 @@ from agents.behaviors import Behavior, StepView, by_example, chooser, toss
 from textgen_env import dynamics
 from textgen_env.decoding import Sampling, look_every, rows_to_keep
 from textgen_env.expert import Expert
+from textgen_env.models.rows import looking_is_free
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.refill import SourceBank, places
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Examples, Trajectories, trimmed
 from textgen_env.vector_env import TextGenVectorEnv
 
 
@@ -126,7 +127,14 @@ def stream(
     shown, _ = env.reset(options={"order": indices[order]})
     examples = env.examples.select(indices[order]).trimmed(env.special)
     references = F.pad(examples.reference, (0, 1), value=env.special.pad)
-    bank = SourceBank(student.start, lambda place: examples.source[place % count], env.max_steps)
+
+    def sources_at(place: Tensor) -> Tensor:
+        if not looking_is_free(env.device):
+            return examples.source[place % count]
+        left = place.clamp(max=count - 1).unique_consecutive()  # what comes after is not recorded
+        return trimmed(examples.source[left], env.special)
+
+    bank = SourceBank(student.start, sources_at, env.max_steps)
     slot = torch.arange(slots, device=env.device)
     place, coming = slot, slot[-1] + 1  # in that order: of each slot's example, of the next one
     cache = student.start(examples.source[place % count], env.max_steps)

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
+from agents.bases import OnTokens
 from agents.behaviors import Gated, StepView, chooser, coins_for
-from agents.losses import data_actions, token_loss
+from agents.losses import data_actions
 from agents.rollout import rollout
 from agents.schedules import Linear, Schedule
 from textgen_env.decoding import Sampling
@@ -24,7 +24,7 @@ from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)
-class ScheduledSampling(Agent):
+class ScheduledSampling(OnTokens):
     """Learn the data's tokens while reading, now and then, one's own instead.
 
     Roll-in: a coin for each token, data with probability beta, student otherwise; texts end where
@@ -47,6 +47,7 @@ class ScheduledSampling(Agent):
     sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block < 1:
             raise ValueError(f"block must be at least 1, got {self.block}; 1 is a coin a token")
 
@@ -74,11 +75,8 @@ class ScheduledSampling(Agent):
         behavior = Gated(gate, chooser(self.sampling, env, generator))
         return rollout(env, behavior, indices, student)
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on the data's tokens; the end token after the data's text."""
-        del expert
-        special = student.special
+    def labels(self, trajectories: Trajectories, expert: Expert) -> Tensor:
+        """The data's tokens; the end token after the data's text."""
+        special = expert.special
         labels = data_actions(trajectories, special)
-        return token_loss(
-            trajectories, student, labels.masked_fill(labels == special.pad, special.end)
-        )
+        return labels.masked_fill(labels == special.pad, special.end)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.losses import token_loss
+from agents.bases import OnTokens
 from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.token_metrics import Texts, sentence_bleu
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
@@ -19,7 +17,7 @@ CHUNK = 256  # examples scored side by side, which takes memory by the square of
 
 
 @dataclass(frozen=True)
-class SeqInter(Agent):
+class SeqInter(OnTokens):
     """Replace each reference by the best of the teacher's hypotheses and train on it.
 
     Roll-in: of what the teacher's beam search finds, the text with the best sentence BLEU to the
@@ -42,10 +40,10 @@ class SeqInter(Agent):
         chosen = [_best(texts, reference, expert.special) for texts, reference in parts]
         return replace(examples, reference=torch.cat(chosen))
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on the chosen texts."""
+    def labels(self, trajectories: Trajectories, expert: Expert) -> Tensor:
+        """The chosen texts."""
         del expert
-        return token_loss(trajectories, student, trajectories.actions)
+        return trajectories.actions
 
 
 def _best(hypotheses: Tensor, reference: Tensor, special: SpecialTokens) -> Tensor:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.bases import OnTeacherText
-from agents.losses import token_loss
+from agents.bases import OnTeacherText, OnTokens
 from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class SeqKD(OnTeacherText):
+class SeqKD(OnTeacherText, OnTokens):
     """Replace each reference by the teacher's beam-search output and train on it.
 
     Roll-in: the teacher's written text as data. Label: its next token. Loss: cross-entropy.
@@ -25,7 +23,7 @@ class SeqKD(OnTeacherText):
     Source: Kim and Rush 2016, section 3.2, arXiv:1606.07947.
     """
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on the teacher's tokens."""
+    def labels(self, trajectories: Trajectories, expert: Expert) -> Tensor:
+        """The teacher's tokens."""
         del expert
-        return token_loss(trajectories, student, trajectories.actions)
+        return trajectories.actions

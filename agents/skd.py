@@ -12,11 +12,12 @@ from torch import Tensor
 
 from agents.bases import GatedByExpert
 from agents.behaviors import Gate, InTopK
+from agents.labels import check_k
 from agents.losses import distribution_loss
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 
@@ -47,18 +48,10 @@ class SKD(GatedByExpert):
                 f"k must be at least 1, got {self.k}; 1 keeps the teacher's best alone"
             )
 
-    def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
-        """The gold pairs.
-
-        Raises:
-            ValueError: `k` above V.
-        """
-        if expert.vocab_size is not None and self.k > expert.vocab_size:
-            raise ValueError(
-                f"k must be at most {expert.vocab_size}, the size of the teacher's vocabulary, "
-                f"got {self.k}; at that size the student writes alone"
-            )
-        return super().prepare(examples, expert, max_steps)
+    def check_expert(self, expert: Expert) -> None:
+        """Raise, before any training, unless the expert gives its distribution over k or more."""
+        super().check_expert(expert)
+        check_k(self.k, expert)
 
     def gate(self, env: TextGenVectorEnv, generator: torch.Generator) -> Gate:
         """The teacher's k most probable tokens stay."""

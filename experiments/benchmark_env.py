@@ -21,10 +21,8 @@ from torch import Tensor
 
 from agents.behaviors import by_example, chooser
 from agents.rollout import rollout, stream
-from experiments.build import build_task
-from experiments.configs import TASKS, VERSES_TEACHER
-from experiments.generate import model_folder
-from experiments.run import read_config
+from experiments.configs import VERSES_TEACHER
+from experiments.generate import model_folder, task_of
 from experiments.speed import Work, compare
 from textgen_env.decoding import greedy, next_action
 from textgen_env.models.sequence_model import SequenceModel
@@ -67,9 +65,7 @@ class BenchmarkEnvOptions:
 def benchmark_env(options: BenchmarkEnvOptions) -> None:
     """Print a table: what each side does a second, and its ratio to the first of its group."""
     folder = model_folder(options.model)
-    run = folder.parent / "config.json"
-    config = read_config(folder.parent).experiment.task if run.is_file() else TASKS["verses"]
-    task = build_task(config, load_tokenizer(folder))
+    task = task_of(folder, load_tokenizer(folder))
     examples = encode(task.train[: options.sentences], task)
     table = Table(title=f"{options.sentences} texts in {options.slots} slots, float32")
     for name in ("what", "a second", "ratio to the first"):
@@ -137,6 +133,8 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
 
     tokens = by_engine()
     mean = -(-tokens // len(examples))
+    by_length = (examples.source != pad).sum(1).argsort(descending=True).split(slots)
+    narrow = [examples.select(rows).trimmed(model.special).source for rows in by_length]
     return {
         "tokens: batches run to their longest": lambda: sum(
             _full_batch(model, source, length) for source in sources
@@ -144,8 +142,8 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
         "tokens: decoding.greedy, which drops rows": by_engine,
         "tokens: rollout": by_rollout,
         "tokens: streaming with refill": by_stream,
-        "tokens: floor, all slots busy at every step": lambda: (
-            sum(_floor(model, source, mean, length) for source in sources) and tokens
+        "tokens: floor, by length, all slots busy": lambda: (
+            sum(_floor(model, source, mean, length) for source in narrow) and tokens
         ),
     }
 

@@ -6,27 +6,46 @@ from experiments.configs import ModelConfig, TaskConfig
 from experiments.logging import console
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import Model
-from textgen_env.models.transformer import Transformer
+from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
 from textgen_env.tasks.task import TextTask
 from textgen_env.tasks.text_files import text_files
 from textgen_env.tasks.verses import VersesConfig, verses
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
+from textgen_env.types import SpecialTokens
 
 
-def build_task(config: TaskConfig, tokenizer: Tokenizer | None) -> TextTask:
+def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
     """The task that `config` describes; its tokenizer is trained if none is given."""
     if isinstance(config, VersesConfig):
         return verses(config, tokenizer)
+    if isinstance(config, DescriptionsConfig):
+        return descriptions(config, tokenizer)
     if isinstance(config, CopyConfig):
         return copy_task(config)
     return text_files(config, tokenizer)
 
 
-def build_model(config: ModelConfig, seed: int) -> Model:
-    """A freshly initialized model; the same for the same seed."""
+def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = None) -> Model:
+    """A freshly initialized model; the same for the same seed.
+
+    Args:
+        config: its size.
+        seed: of its weights.
+        special: its tokenizer's special tokens; None for those of tokenizers trained here.
+
+    Raises:
+        ValueError: a pretrained model is asked for, which is loaded and not built.
+    """
     torch.manual_seed(seed)
-    return Recurrent(config) if isinstance(config, RecurrentConfig) else Transformer(config)
+    match config:
+        case RecurrentConfig():
+            return Recurrent(config, special)
+        case TransformerConfig():
+            return Transformer(config, special)
+        case _:
+            raise ValueError(f"student_init must be given for a pretrained model, got {config}")
 
 
 def num_parameters(model: Model) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,22 +15,27 @@ import tyro
 from agents import AGENTS
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
+from experiments.benchmark_decode import BenchmarkDecodeOptions, benchmark_decode
 from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
 from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
+from experiments.export import ExportOptions, export
 from experiments.generate import GenerateOptions, generate
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
 from experiments.report import ReportOptions, report
 from experiments.study import StudyOptions, study
+from experiments.summarize import SummarizeOptions, summarize
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
 from textgen_env.expert import ExpertError
-from textgen_env.tasks.verses import MissingPackageError
+from textgen_env.remote_teacher import RemoteTeacher
+from textgen_env.tasks.packages import MissingPackageError
 
 USAGE_ERROR = 2
+SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
 
 
@@ -71,13 +77,14 @@ def run_training(options: TrainOptions) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with code 2 and one line if the user is to mend something."""
     keep_freed_memory()
-    options = parse(list(sys.argv[1:] if argv is None else argv))
+    options = parse(_with_server(list(sys.argv[1:] if argv is None else argv)))
     try:
         ACTIONS[type(options)](options)
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint")
+        goes_on = "; the same command goes on from the last checkpoint"
+        _fail("stopped" + (goes_on if type(options) in RESUMED else ""))
 
 
 def parse(arguments: list[str]) -> object:
@@ -86,7 +93,7 @@ def parse(arguments: list[str]) -> object:
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                _commands(_choice(arguments)),
+                _commands(_choice(arguments), served=SERVER in arguments),
                 prog="textgen",
                 description="Imitation learning for text generation.",
                 args=arguments,
@@ -100,6 +107,15 @@ def parse(arguments: list[str]) -> object:
         _fail(str(error))
 
 
+def _with_server(arguments: list[str]) -> list[str]:
+    """`--teacher URL` as the option of a server, which has further options."""
+    words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
+    return [
+        SERVER if word == "--teacher" and re.match("https?://", after) else word
+        for word, after in zip(words, [*words, ""][1:], strict=True)
+    ]
+
+
 def _choice(arguments: list[str]) -> Choice:
     """The parts that `train` is asked for: they decide which further options there are."""
     if arguments[:1] != ["train"]:
@@ -108,11 +124,12 @@ def _choice(arguments: list[str]) -> Choice:
     return choice
 
 
-def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run time
-    """All commands, with the defaults of `train` as `choice` says."""
+def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at run time
+    """All commands, with the defaults of `train` as `choice` says, and with a server if need be."""
     experiment = Experiment(
         task=TASKS[choice.task],
-        teacher=VERSES_TEACHER if choice.task == "verses" else None,
+        teacher=VERSES_TEACHER if choice.task == "verses" and not served else None,
+        server=RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None,
         student=STUDENTS[choice.student],
         agent=AGENTS[choice.agent](),
     )
@@ -125,10 +142,13 @@ def _commands(choice: Choice) -> Any:  # noqa: ANN401 - a union type made at run
             ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
             ("report", ReportOptions, ReportOptions(tyro.MISSING)),
             ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
+            ("export", ExportOptions, ExportOptions(tyro.MISSING, tyro.MISSING)),
             ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
+            ("benchmark-decode", BenchmarkDecodeOptions, BenchmarkDecodeOptions(tyro.MISSING)),
             ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
             ("recovery", RecoveryOptions, RecoveryOptions()),
             ("study", StudyOptions, StudyOptions()),
+            ("summarize", SummarizeOptions, SummarizeOptions()),
             ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
@@ -150,16 +170,20 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(USAGE_ERROR)
 
 
+RESUMED = (DemoOptions, TrainOptions, StudyOptions, TeacherOptions)
 ACTIONS: dict[type, Callable[[Any], object]] = {
     DemoOptions: demo,
     TrainOptions: run_training,
     EvaluateOptions: evaluate,
     ReportOptions: report,
     GenerateOptions: generate,
+    ExportOptions: export,
     BenchmarkOptions: benchmark,
+    BenchmarkDecodeOptions: benchmark_decode,
     BenchmarkEnvOptions: benchmark_env,
     RecoveryOptions: recovery,
     StudyOptions: study,
+    SummarizeOptions: summarize,
     BenchmarkLossesOptions: benchmark_losses,
     TeacherOptions: teacher,
 }

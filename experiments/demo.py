@@ -1,5 +1,6 @@
 """The main job: the same small student, trained four ways, beside its teacher."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,16 +37,7 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> None:
     """Train, evaluate, print the table, write `results.json` and `report.html`."""
-    runs = {
-        options.output / name: experiment
-        for name, experiment in demo_experiments(options.seed).items()
-    }
-    train_side_by_side(dict(reversed(runs.items())))  # the last ones take longest
-    task, rows = judge_runs(list(runs))
-    show(rows, f"{SETTING}; {len(task.test)} test verses")
-    write_results(options.output / RESULTS, task, rows)
-    console.print(f"written to {options.output / RESULTS}")
-    report(ReportOptions(tuple(runs), options.output / "report.html"))
+    train_and_compare(demo_experiments(options.seed), options.output, SETTING)
 
 
 def demo_experiments(seed: int) -> dict[str, Experiment]:
@@ -54,3 +46,20 @@ def demo_experiments(seed: int) -> dict[str, Experiment]:
     return {configs.agent_name(agent): configs.demo(agent, seed) for agent in agents} | {
         "mle_all_pairs": configs.demo(MLE(), seed, train_pairs=None)
     }
+
+
+def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setting: str) -> None:
+    """Train all by name, judge them on their task's test split, print and write what was found.
+
+    Args:
+        experiments: of one task and teacher; those that take longest had best come last.
+        output: folder of the runs, of `results.json` and of `report.html`.
+        setting: what the table's title says of them.
+    """
+    runs = {output / name: experiment for name, experiment in experiments.items()}
+    train_side_by_side(dict(reversed(runs.items())))
+    task, rows = judge_runs(list(runs))
+    show(rows, f"{setting}; {len(task.test)} test pairs")
+    write_results(output / RESULTS, task, rows)
+    console.print(f"written to {output / RESULTS}")
+    report(ReportOptions(tuple(runs), output / "report.html"))

@@ -25,7 +25,7 @@ from experiments.results import (
     write_results,
     write_samples,
 )
-from experiments.run import Run, RunError, read_config
+from experiments.run import Run, RunError, read_runs
 from experiments.speed import compare_speed
 from experiments.train import NUM_SAMPLES, Outcome, read_outcome
 from textgen_env.beam_search import decoder_of
@@ -34,6 +34,7 @@ from textgen_env.expert import NeuralExpert
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode
+from textgen_env.tokenizer import same_pieces
 from textgen_env.types import Examples, Trajectories, Writer
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
@@ -172,17 +173,8 @@ def judge_runs(
 
 def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
     """The first run, and what is to be judged: the runs' teacher, if they have one, and they."""
-    if not folders:
-        raise RunError("runs must be at least one folder, got none")
-    runs = [read_config(folder) for folder in folders]
+    runs = read_runs(folders)
     first = runs[0]
-    for folder, run in zip(folders, runs, strict=True):
-        same = run.experiment.task == first.experiment.task
-        if not same or run.experiment.teacher != first.experiment.teacher:
-            raise RunError(
-                f"runs in one table must have the same task and teacher as {folders[0]}, "
-                f"got {folder} with others"
-            )
     entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
     models = [folder / "model" for folder in folders]
     if first.experiment.teacher:
@@ -194,9 +186,9 @@ def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
 
 def _check_tokenizers(models: Sequence[Path]) -> None:
     """Raise unless all models in these folders have the tokenizer of the first one."""
-    first, *others = (load_tokenizer(folder).backend.to_str() for folder in models)
+    first, *others = (load_tokenizer(folder) for folder in models)
     for folder, other in zip(models[1:], others, strict=True):
-        if other != first:
+        if not same_pieces(first, other):
             raise RunError(
                 f"models in one table must have the tokenizer of {models[0]}, got {folder} with "
                 "another"

@@ -2,17 +2,21 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from agents.evaluation import translate_texts
-from experiments.run import DTYPES, RunError
-from textgen_env.models.sequence_model import SequenceModel
+from experiments.build import build_task
+from experiments.configs import TASKS
+from experiments.formats import format_of, load_writer
+from experiments.run import DTYPES, RunError, read_config
+from textgen_env.beam_search import decoder_of
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tasks.task import TextTask, encode_sources
+from textgen_env.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class GenerateOptions:
     """Translate lines of standard input to lines of standard output.
 
     Attributes:
-        model: folder of a finished run or of a model.
+        model: folder of a finished run, of a model, or of what `export` wrote.
         beam_size: 1 for greedy.
         batch_size: lines decoded together; 1 to answer each line at once.
         max_tokens: longest output, in tokens.
@@ -37,26 +41,21 @@ class GenerateOptions:
 def generate(options: GenerateOptions) -> None:
     """Write one line for each line read; an empty line for an empty one."""
     folder = model_folder(options.model)
-    model, tokenizer = load_model(folder, DTYPES[options.precision]), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if format_of(folder) == "ctranslate2":
+        write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
+    else:  # of `transformers` too: ours is the faster decoder
+        model = load_model(folder, DTYPES[options.precision])
+        write = partial(decoder_of(options.beam_size), model)
     while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
-        written = iter(_translated(model, tokenizer, filled, options) if filled else [])
+        written = iter([])
+        if filled:
+            tokens = write(encode_sources(filled, tokenizer), options.max_tokens)
+            written = iter(tokenizer.decode(tokens.tolist()))
         for line in lines:
             sys.stdout.write((next(written) if line else "") + "\n")
         sys.stdout.flush()
-
-
-def _translated(
-    model: SequenceModel, tokenizer: Tokenizer, lines: list[str], options: GenerateOptions
-) -> list[str]:
-    return translate_texts(
-        model,
-        tokenizer,
-        lines,
-        max_steps=options.max_tokens,
-        beam_size=options.beam_size,
-        batch_size=options.batch_size,
-    )
 
 
 def model_folder(folder: Path) -> Path:
@@ -66,6 +65,13 @@ def model_folder(folder: Path) -> Path:
         RunError: there is neither.
     """
     for candidate in (folder / "model", folder):
-        if (candidate / "model.safetensors").is_file():
+        if format_of(candidate):
             return candidate
     raise RunError(f"model must be the folder of a finished run or of a model, got {folder}")
+
+
+def task_of(folder: Path, tokenizer: TextTokenizer) -> TextTask:
+    """The task of the run that the model in `folder` is of; that of the demo if it is of none."""
+    run = folder.parent
+    known = (run / "config.json").is_file()
+    return build_task(read_config(run).experiment.task if known else TASKS["verses"], tokenizer)

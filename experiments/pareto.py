@@ -23,12 +23,14 @@ def pareto_figure(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     front = [(row.tokens_per_second, row.quality.bleu) for row in pareto_front(rows)]
-    axes.plot(*zip(*front, strict=True), color=FRONT_COLOR, linestyle="--", label="Pareto front")
+    speeds, qualities = zip(*front, strict=True)
+    axes.step(speeds, qualities, color=FRONT_COLOR, linestyle="--", label="Pareto front")
     for row in rows:
         point = row.tokens_per_second, row.quality.bleu
         axes.errorbar(*point, row.bleu_confidence, color=COLOR, marker="o", capsize=3)
         axes.annotate(row.model, point, xytext=(5, 5), textcoords="offset points")
     axes.set_xscale("log")
+    axes.margins(x=0.2)  # room for the names
     axes.set_xlabel("tokens per second, greedy")
     axes.set_ylabel("BLEU on the test split")
     axes.legend()

@@ -126,7 +126,12 @@ def _cells(row: Row, beam_size: int | None) -> list[tuple[str, str]]:
 
 def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:
     """Write `results.json`: machine, task, rows."""
-    content = {
+    write_json(path, {**setting(task), "rows": [row.to_json() for row in rows]})
+
+
+def setting(task: TextTask) -> dict[str, object]:
+    """The machine and the task that figures are of."""
+    return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -138,9 +143,7 @@ def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:
             "test_pairs": len(task.test),
             "dropped": dict(task.dropped),
         },
-        "rows": [row.to_json() for row in rows],
     }
-    _write_json(path, content)
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
@@ -151,9 +154,10 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
 
 def write_exposure(path: Path, exposure: Exposure) -> None:
     """Write `exposure.json`."""
-    _write_json(path, asdict(exposure))
+    write_json(path, asdict(exposure))
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write JSON, in which no figure is NaN."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")

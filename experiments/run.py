@@ -6,7 +6,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,12 @@ from agents.learner import LearnerConfig
 from agents.schedules import Constant, Exponential, Indicator, Linear, ReverseSigmoid
 from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
+from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
@@ -35,11 +38,14 @@ RECORDS = {
         Experiment,
         LearnerConfig,
         VersesConfig,
+        DescriptionsConfig,
         TextFilesConfig,
         CopyConfig,
         Limits,
         RecurrentConfig,
         TransformerConfig,
+        RemoteTeacher,
+        HuggingFaceConfig,
         Sampling,
         Constant,
         Linear,
@@ -118,6 +124,25 @@ def read_config(folder: Path) -> Run:
         return Run(from_json(content["experiment"]), content["precision"], content["onednn"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """What runs that shall stand in one table were started with.
+
+    Raises:
+        RunError: there is none, or they differ in task or teacher.
+    """
+    if not folders:
+        raise RunError("runs must be at least one folder, got none")
+    runs = [read_config(folder) for folder in folders]
+    first = runs[0].experiment
+    for folder, run in zip(folders, runs, strict=True):
+        if (run.experiment.task, run.experiment.teacher) != (first.task, first.teacher):
+            raise RunError(
+                f"runs in one table must have the same task and teacher as {folders[0]}, "
+                f"got {folder} with others"
+            )
+    return runs
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from torch import Tensor
 
 from textgen_env.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 
+Name = TypeVar("Name")
 Work = Callable[[], int]
 """Does something and says how many steps or tokens it was."""
 
@@ -36,21 +38,29 @@ class Speed:
 
 def compare(group: Mapping[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
     """Median rate a second of each, and the median of its ratios to the first one."""
-    rates: dict[str, list[float]] = {name: [] for name in group}
+    rates = in_turn(group, rounds)
+    first = next(iter(rates.values()))
+    return {name: (statistics.median(own), ratio(own, first)) for name, own in rates.items()}
+
+
+def in_turn(group: Mapping[Name, Work], rounds: int) -> dict[Name, list[float]]:
+    """Rates a second of each, by round, after a round that is not counted.
+
+    Every other round goes backwards, so that none always follows the same one.
+    """
+    rates: dict[Name, list[float]] = {name: [] for name in group}
     for turn in range(rounds + 1):
-        for name, work in group.items():
+        for name in group if turn % 2 else reversed(list(group)):
             start = time.perf_counter()
-            done = work()
+            done = group[name]()
             if turn:
                 rates[name].append(done / (time.perf_counter() - start))
-    first = next(iter(rates.values()))
-    return {
-        name: (
-            statistics.median(own),
-            statistics.median(mine / base for mine, base in zip(own, first, strict=True)),
-        )
-        for name, own in rates.items()
-    }
+    return rates
+
+
+def ratio(rates: Sequence[float], base: Sequence[float]) -> float:
+    """Median of the ratios, taken round by round."""
+    return statistics.median(own / other for own, other in zip(rates, base, strict=True))
 
 
 def compare_speed(

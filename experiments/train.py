@@ -16,16 +16,25 @@ from agents.exposure import written_by
 from agents.exposure_panel import figures_while_training
 from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
-from experiments.build import build_model, build_task, report_dropped
-from experiments.configs import Experiment, agent_name
+from experiments.build import build_task, report_dropped
+from experiments.configs import Experiment
 from experiments.logging import Bars, RunLog, console
 from experiments.run import Run, RunError, flat, read_config, to_json, write_config, write_text
-from textgen_env.expert import Expert, NeuralExpert, NoExpert, Queries
-from textgen_env.models.storage import Model, load_model, load_tokenizer, save_model
+from experiments.start import (
+    Tokenizers,
+    build_expert,
+    check_parts,
+    choose_tokenizers,
+    fresh_student,
+    initial_student,
+)
+from textgen_env.expert import Expert, NeuralExpert, Queries
+from textgen_env.models.storage import Model, save_model
 from textgen_env.precision import measure_precision, onednn_float32
+from textgen_env.retokenizing_expert import RetokenizingExpert
 from textgen_env.rewards import no_reward
-from textgen_env.tasks.task import TextTask, encode, take_train_pairs
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tasks.prompts import with_expert_prompts
+from textgen_env.tasks.task import TextTask, encode, encode_sources, take_train_pairs
 from textgen_env.types import Examples, Writer, tensors
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -78,38 +87,39 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         show: is called with every update and its figures, in the main process.
 
     Raises:
-        RunError: the folder holds a run with other settings, the agent's teacher is missing, or
-            the student starts from a model whose tokenizer is not the teacher's.
+        RunError: the folder holds a run with other settings, the agent's teacher or the model that
+            adapters or EWC need is missing, or the agent cannot learn from a teacher with another
+            tokenizer.
+        ExpertError: the teacher gives less than the agent needs.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
     """
-    if experiment.agent.needs_expert and experiment.teacher is None:
-        raise RunError(
-            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
-            "--teacher FOLDER, or choose an agent that learns from data alone (mle)"
-        )
-    if experiment.student_init:
-        experiment = replace(experiment, student=load_model(experiment.student_init).config)
-    tokenizer = _tokenizer(experiment)
+    check_parts(experiment)
+    tokenizers = choose_tokenizers(experiment)
+    start = initial_student(experiment) if experiment.student_init else None
+    if start is not None:
+        experiment = replace(experiment, student=start.config)
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
     with this_process().main_process_first():
         run = start_or_resume(experiment, folder)
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
-            _train(run, tokenizer, folder, show)
+            _train(run, start, tokenizers, folder, show)
     return read_outcome(folder)
 
 
-def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> None:
-    """Train to the end, and leave model and outcome in `folder`."""
-    experiment, expert, process = run.experiment, NoExpert(), this_process()
-    if experiment.teacher:
-        expert = NeuralExpert(load_model(experiment.teacher, run.dtype).to(this_device()))
-    task = build_task(experiment.task, tokenizer)
+def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, show: Show) -> None:
+    """Train to the end, from `start` if it is given, and leave model and outcome in `folder`."""
+    experiment, process = run.experiment, this_process()
+    task = build_task(experiment.task, tokenizers.student)
     if process.is_main_process:
         report_dropped(task)
     if experiment.train_pairs is not None:
         task = take_train_pairs(task, experiment.train_pairs)
+    if experiment.server:
+        task = with_expert_prompts(task, experiment.server.prompt)
+    expert = build_expert(run, task, tokenizers)
+    experiment.agent.check_expert(expert)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
     env = TextGenVectorEnv(
@@ -121,16 +131,18 @@ def _train(run: Run, tokenizer: Tokenizer | None, folder: Path, show: Show) -> N
         autoreset_mode=AutoresetMode.DISABLED,
         device=this_device(),
     )
-    config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    if experiment.student_init:
-        student = load_model(experiment.student_init)
-    else:
-        student = build_model(config, experiment.learner.seed)
-    learner = Learner(
-        experiment.agent, student, env, folder / "checkpoints", experiment.learner, run.dtype
-    )
+    student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
+    learner = Learner(
+        experiment.agent,
+        student,
+        env,
+        folder / "checkpoints",
+        experiment.learner,
+        run.dtype,
+        validation,
+    )
     judge = NeuralExpert(expert.model) if isinstance(expert, NeuralExpert) else None
     log = RunLog(folder, learner.counters.update, show)
 
@@ -164,18 +176,6 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
     )
 
 
-def _tokenizer(experiment: Experiment) -> Tokenizer | None:
-    """The tokenizer of the models that the run starts with; None if it starts with none."""
-    folders = [folder for folder in (experiment.teacher, experiment.student_init) if folder]
-    tokenizers = [load_tokenizer(folder) for folder in folders]
-    if len({tokenizer.backend.to_str() for tokenizer in tokenizers}) > 1:
-        raise RunError(
-            "student_init must have the teacher's tokenizer, got "
-            f"{experiment.student_init}, which has another than {experiment.teacher}"
-        )
-    return tokenizers[0] if tokenizers else None
-
-
 def read_outcome(folder: Path) -> Outcome:
     """What the finished run in `folder` reported.
 
@@ -204,7 +204,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
                 f"{folder} must hold a run with these settings to be resumed, got a run with "
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
-        return run
+        return replace(run, experiment=experiment)  # a server may have moved
     precision = measure_precision(experiment.student.width, device=this_device())
     run = Run(experiment, experiment.precision or precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
@@ -231,9 +231,15 @@ def _prepare(
     if path.exists():
         prepared, metadata = load_tensors(path)
         return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
-    gold = encode(task.train, task).to(this_device())
+    gold = encode(task.train, task)
+    other = isinstance(expert, RetokenizingExpert)
+    if other:
+        views = [pair.expert_view for pair in task.train]
+        gold = replace(gold, expert_source=encode_sources(views, expert.tokenizer))
     with console.status("the expert writes the training data"):
-        examples = experiment.agent.prepare(gold, expert, task.max_target_length)
+        examples = experiment.agent.prepare(gold.to(this_device()), expert, task.max_target_length)
+    if other:  # from now on it is not asked, and its view is in tokens that no one else reads
+        examples = Examples(examples.source, examples.reference)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

@@ -11,7 +11,7 @@ from textgen_env.expert import NeuralExpert, NoExpert
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.models.wrappers import Ensemble
 from textgen_env.reference_expert import ReferenceExpert
-from textgen_env.refill import LOOKING_AHEAD, READ_AHEAD, SourceBank, places
+from textgen_env.refill import READ_AHEAD, SourceBank, places
 from textgen_env.rewards import no_reward
 from textgen_env.scripted_expert import ScriptedExpert
 from textgen_env.tasks.task import encode
@@ -70,9 +70,22 @@ def test_a_slot_takes_the_row_of_its_example(looking, often):
         coming = coming + begun.sum()
     if looking:
         read, used = sum(map(len, order.read)), int(coming) - slots
-        assert read <= 1.5 * used + LOOKING_AHEAD * slots, "rows are used up before more are read"
+        assert read <= 1.5 * used + slots, "rows are used up before more are read"
     else:
         assert len(order.read) == 60 / READ_AHEAD + 0.5, "what is held lasts for READ_AHEAD steps"
+
+
+def test_slots_that_begin_after_the_end_of_the_order_take_the_last_row(monkeypatch):
+    look(monkeypatch, True)
+    order = Order()
+    bank = SourceBank(
+        order.start, lambda place: place.clamp(max=6).unique_consecutive()[:, None], max_steps=9
+    )
+    numbers, everywhere = Numbers(torch.arange(4)), torch.ones(4, dtype=torch.bool)
+    for coming, expected in ((4, [4, 5, 6, 6]), (8, [6, 6, 6, 6])):
+        numbers = bank.refill(numbers, everywhere, torch.tensor(coming))
+        assert numbers.number.tolist() == expected
+    assert order.read == [[4, 5, 6], [6]]
 
 
 def test_slots_take_the_next_examples_in_turn():

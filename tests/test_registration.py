@@ -186,7 +186,12 @@ def test_a_recovery_task_does_not_say_how_slippery_its_pen_is(make):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("Copy", "CopyConfig"), ("Verses", "VersesConfig"), ("Recovery", "RecoveryConfig")],
+    [
+        ("Copy", "CopyConfig"),
+        ("Verses", "VersesConfig"),
+        ("Descriptions", "DescriptionsConfig"),
+        ("Recovery", "RecoveryConfig"),
+    ],
 )
 def test_the_configuration_of_another_task_is_refused(name, kind, text_config):
     with pytest.raises(ValueError, match=f"config must be a {kind} for the task"):
@@ -200,7 +205,8 @@ def test_an_argument_that_there_is_not_is_refused():
 
 def test_every_task_has_an_id():
     ids = {name for name in gymnasium.registry if name.startswith("TextGen/")}
-    assert ids == {f"TextGen/{name}-v0" for name in ("Copy", "Verses", "Text", "Recovery")}
+    names = "Copy", "Verses", "Descriptions", "Text", "Recovery"
+    assert ids == {f"TextGen/{name}-v0" for name in names}
 
 
 def test_public_names_are_there():

@@ -128,6 +128,16 @@ def test_rows_of_several_records_are_stacked_to_the_widest():
     )
 
 
+def test_stacked_rows_have_one_view_if_all_of_them_have():
+    one, two = (Trajectories.from_examples(e, SPECIAL) for e in (EXAMPLES, TWO_VIEWS))
+    both = Trajectories.cat([one, one], SPECIAL)
+    assert both.expert_source is both.source
+    mixed = Trajectories.cat([one, two], SPECIAL)
+    views = [*one.expert_source.tolist(), *two.expert_source.tolist()]
+    unpadded = [[token for token in row if token] for row in mixed.expert_source.tolist()]
+    assert unpadded == [[token for token in row if token] for row in views]
+
+
 def test_padding_is_the_records_own_not_0():
     special = SpecialTokens(pad=8, start=1, end=2)
     narrow = Examples(torch.tensor([[5, 2]]), torch.tensor([[7, 2]]))

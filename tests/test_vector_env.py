@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from textgen_env import checks, refill, rewards
 from textgen_env.expert import NoExpert
-from textgen_env.models import rows
+from textgen_env.models import kv_cache, recurrent, rows
 from textgen_env.refill import shuffled_epochs
 from textgen_env.rewards import exact_match, no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -75,7 +75,7 @@ def random_tokens(actions, generator):
 
 def look(monkeypatch, free):
     """Have the host look at values freely, as on a CPU, or never, as on an accelerator."""
-    for module in (checks, refill, rewards, rows):
+    for module in (checks, kv_cache, recurrent, refill, rewards, rows):
         monkeypatch.setattr(module, "looking_is_free", lambda device: free)
 
 

@@ -1,10 +1,10 @@
 """Text generation as a Gymnasium environment with a frozen teacher as the expert oracle.
 
-Importing this package registers `TextGen/Copy-v0`, `TextGen/Verses-v0`, `TextGen/Text-v0` and
-`TextGen/Recovery-v0`: `gymnasium.make(id)` gives one episode at a time,
-`gymnasium.make_vec(id, num_envs=N)` many at once on the device. Each takes the arguments of the
-environment's class and either `config`, the task's configuration, or `task`, a task that was made
-before. Recovery's noise and reward are the task's own unless others are given.
+Importing this package registers `TextGen/Copy-v0`, `TextGen/Verses-v0`,
+`TextGen/Descriptions-v0`, `TextGen/Text-v0` and `TextGen/Recovery-v0`: `gymnasium.make(id)` gives
+one episode at a time, `gymnasium.make_vec(id, num_envs=N)` many at once on the device. Each takes
+the arguments of the environment's class and either `config`, the task's configuration, or `task`, a
+task that was made before. Recovery's noise and reward are the task's own unless others are given.
 """
 
 import gymnasium
@@ -23,7 +23,7 @@ __all__ = [
     "Writer",
 ]
 
-for _name in ("Copy", "Verses", "Text", "Recovery"):
+for _name in ("Copy", "Verses", "Descriptions", "Text", "Recovery"):
     gymnasium.register(
         id=f"TextGen/{_name}-v0",
         entry_point="textgen_env.registration:make_env",

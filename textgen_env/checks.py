@@ -10,7 +10,7 @@ from torch import Tensor
 from textgen_env.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.models.rows import looking_is_free
 from textgen_env.tasks.task import Task
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Examples, ShapeError, check_shape
 
 Numbers = Sequence[int] | np.ndarray | Tensor
@@ -56,7 +56,7 @@ def check_examples(examples: Examples, task: Task) -> None:
         )
 
 
-def fitted(expert: Expert, tokenizer: Tokenizer) -> Expert:
+def fitted(expert: Expert, tokenizer: TextTokenizer) -> Expert:
     """`expert`, or where its vocabulary is the tokenizer's and padding, a view without the padding.
 
     Models pad their vocabulary to a round number, members of one family to different ones. Only of

@@ -92,6 +92,11 @@ class Expert(ABC):
         return None
 
     @property
+    def largest_k(self) -> int | None:
+        """The k up to which `top_k` answers, 0 if only the best token is known; None for all V."""
+        return None
+
+    @property
     def queries(self) -> Queries:
         """What it has been asked so far."""
         return Queries(self._forwards, int(self._tokens), self._seconds)

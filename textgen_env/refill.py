@@ -19,10 +19,9 @@ from textgen_env.models.sequence_model import AnyCache
 Start = Callable[[Tensor, int], AnyCache]
 """`start` of a `SequenceModel` or of an `Expert`."""
 SourceAt = Callable[[Tensor], Tensor]
-"""(K,) int64 places in the order of examples -> (K, S) their sources, of one width S."""
+"""(K,) int64 places in the order of examples -> (K, S) their sources, as wide as the model asks."""
 
 READ_AHEAD = 8  # examples held ready for every slot, and thus steps that they last for
-LOOKING_AHEAD = 2  # the same where the host may look how many are left
 MIN_DRAWS = 1 << 16  # examples drawn before the order repeats, at least
 
 
@@ -53,11 +52,12 @@ class SourceBank:
     At most B examples come at a step, so K = `READ_AHEAD` * B last for `READ_AHEAD` steps whatever
     happens. Then they are read anew from wherever the device is: B sources are read a step, more
     than are used, which is the price of never waiting. Where the host may look without waiting, it
-    looks how far the order has come, and K = `LOOKING_AHEAD` * B are held until they are used up.
+    looks how far the order has come, and K = B are held until they are used up.
 
     Args:
         start: reads sources.
-        source_at: the sources of the examples in their order.
+        source_at: the sources of the examples in their order; fewer than asked for where the order
+            ends, if it does and the host may look: slots that begin after it take the last one.
         max_steps: T, the most tokens of an episode.
     """
 
@@ -66,6 +66,7 @@ class SourceBank:
         self._held: AnyCache | None = None
         self._first = torch.zeros((), dtype=torch.int64)  # place of the first row held
         self._used = 0  # rows used up, at most
+        self._last = -1  # of the rows held
 
     def refill(self, cache: AnyCache, begun: Tensor, coming: Tensor) -> AnyCache:
         """The cache of the slots, with fresh rows for those that begin an episode.
@@ -76,15 +77,15 @@ class SourceBank:
             coming: () int64, the place of the first example that they take.
         """
         slots, looks = len(begun), looking_is_free(begun.device)
-        held = slots * (LOOKING_AHEAD if looks else READ_AHEAD)
+        held = slots if looks else slots * READ_AHEAD
         self._used += slots
         if looks and self._held is not None and self._used > held:
             self._used = int(coming - self._first + begun.sum())
         if self._held is None or self._used > held:
-            ahead = coming + torch.arange(held, device=begun.device)
-            self._held = self._start(self._source_at(ahead), self._max_steps)
-            self._first, self._used = coming, slots
-        index = (places(coming, begun) - self._first).clamp(min=0)
+            sources = self._source_at(coming + torch.arange(held, device=begun.device))
+            self._held = self._start(sources, self._max_steps)
+            self._first, self._used, self._last = coming, slots, len(sources) - 1
+        index = (places(coming, begun) - self._first).clamp(0, self._last)
         return cache.reset_rows(begun, self._held, index)
 
 

@@ -9,6 +9,7 @@ from textgen_env.expert import Expert
 from textgen_env.rewards import Reward
 from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
 from textgen_env.tasks.recovery import RecoveryConfig, recovered, recovery_task
 from textgen_env.tasks.task import Task
 from textgen_env.tasks.text_files import TextFilesConfig, text_files
@@ -16,10 +17,11 @@ from textgen_env.tasks.verses import VersesConfig, verses
 from textgen_env.types import Examples
 from textgen_env.vector_env import Noise, TextGenVectorEnv
 
-TaskConfig = CopyConfig | VersesConfig | TextFilesConfig | RecoveryConfig
+TaskConfig = CopyConfig | VersesConfig | DescriptionsConfig | TextFilesConfig | RecoveryConfig
 KINDS: dict[str, type[TaskConfig]] = {
     "copy": CopyConfig,
     "verses": VersesConfig,
+    "descriptions": DescriptionsConfig,
     "text": TextFilesConfig,
     "recovery": RecoveryConfig,
 }
@@ -71,7 +73,7 @@ def make_vector_env(
 
 
 def make_task(name: str, task: Task | None, config: TaskConfig | None) -> Task:
-    """`task` if it is given, else the one by `name`: "copy", "verses", "text" or "recovery".
+    """`task` if it is given, else the one by `name`, of `KINDS`.
 
     Raises:
         ValueError: `task` and `config` are both given, or the configuration is missing, where there
@@ -85,6 +87,8 @@ def make_task(name: str, task: Task | None, config: TaskConfig | None) -> Task:
         return copy_task(config)
     if name == "verses" and (config is None or isinstance(config, VersesConfig)):
         return verses(config)
+    if name == "descriptions" and (config is None or isinstance(config, DescriptionsConfig)):
+        return descriptions(config)
     if name == "text" and isinstance(config, TextFilesConfig):
         return text_files(config)
     if name == "recovery" and (config is None or isinstance(config, RecoveryConfig)):

@@ -4,12 +4,12 @@ import torch
 
 from textgen_env.dynamics import Observation
 from textgen_env.expert import Expert, NoExpert
-from textgen_env.tokenizer import SPECIAL_PIECES, Tokenizer
+from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer
 from textgen_env.types import Examples
 
 
 def as_text(
-    shown: Observation, examples: Examples, tokenizer: Tokenizer, expert: Expert
+    shown: Observation, examples: Examples, tokenizer: TextTokenizer, expert: Expert
 ) -> tuple[str, ...]:
     """Each slot's source and text so far and, if it can be asked, what the expert would have done.
 
@@ -43,7 +43,8 @@ def as_text(
     return tuple("\n".join(row) for row in lines)
 
 
-def _piece(token: int, tokenizer: Tokenizer) -> str:
+def _piece(token: int, tokenizer: TextTokenizer) -> str:
     """`token` as text; special tokens by their names."""
-    names = dict(zip(tokenizer.special, SPECIAL_PIECES, strict=True))
+    named = zip(tokenizer.special, SPECIAL_PIECES, strict=True)
+    names = dict(reversed([*named]))  # a start that is padding too goes by the latter's name
     return names[token] if token in names else tokenizer.decode([[token]])[0]

@@ -5,9 +5,9 @@ spells them (the task adds what it needs); decoding stops at the first end token
 so that every string can be written and none is unknown.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -16,6 +16,46 @@ from textgen_env.types import SpecialTokens
 
 SPECIAL_PIECES = ("<pad>", "<s>", "</s>")
 NUM_BYTES = 256
+
+
+class TextTokenizer(Protocol):
+    """What tasks, environments and reports need of a tokenizer."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The ids of padding, start and end."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of pieces, special ones included."""
+        ...
+
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        """The id of each piece."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each source text, without start and end."""
+        ...
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each target text, without start and end."""
+        ...
+
+    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Text of each row of ids, up to its first end token; special pieces are left out."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer to `path`, and what does not fit there beside it."""
+        ...
+
+
+def same_pieces(one: TextTokenizer, other: TextTokenizer) -> bool:
+    """Whether an id means the same to both, so that what one wrote the other can read."""
+    return one.special == other.special and one.pieces == other.pieces
 
 
 class Tokenizer:
@@ -29,7 +69,7 @@ class Tokenizer:
         ValueError: the first three pieces are others.
     """
 
-    special = SpecialTokens()
+    special: SpecialTokens = SpecialTokens()
 
     def __init__(self, backend: Backend) -> None:
         pieces = tuple(backend.id_to_token(index) for index in range(len(SPECIAL_PIECES)))
@@ -104,6 +144,11 @@ class Tokenizer:
         """V, the number of pieces, special ones included."""
         return self.backend.get_vocab_size()
 
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        """The id of each piece."""
+        return self.backend.get_vocab()
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without start and end.
 
@@ -120,6 +165,10 @@ class Tokenizer:
                     f"texts must consist of the tokenizer's words, got {text[start:stop]!r}"
                 )
         return rows
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for both sides."""
+        return self.encode(texts)
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Text of each row of ids, up to its first end token; special pieces are left out."""

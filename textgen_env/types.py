@@ -139,7 +139,8 @@ class Trajectories:
     def cat(cls, parts: Sequence[Self], special: SpecialTokens) -> Self:
         """The rows of all `parts`, at least one, in that order, padded to the widest."""
         fill = {"writer": Writer.DATA, "mask": False}
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        names = {name for part in parts for name in tensors(part)}
+        columns = {name: [getattr(part, name) for part in parts] for name in names}
         return cls(
             **{name: _stacked(c, fill.get(name, special.pad)) for name, c in columns.items()}
         )

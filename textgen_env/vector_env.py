@@ -126,7 +126,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.max_steps = task.max_target_length
         self.examples = examples.to(device)
         self.device = self.examples.source.device  # with its number, as tensors have it
-        self.expert = NoExpert() if expert is None else fitted(expert, task.tokenizer)
+        nobody = NoExpert(self.special)
+        self.expert = nobody if expert is None else fitted(expert, task.tokenizer)
         self.reward = reward
         self.noise = noise
         self.autoreset_mode = autoreset_mode

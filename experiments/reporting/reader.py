@@ -21,7 +21,7 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import Pair, Task, encode, text_hash
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Writer
 
 NUM_ALTERNATIVES = 5
@@ -159,7 +159,7 @@ def read_tokens(
     return texts
 
 
-def _tokens(actions: Tensor, log_probs: Tensor, tokenizer: Tokenizer) -> list[Token]:
+def _tokens(actions: Tensor, log_probs: Tensor, tokenizer: TextTokenizer) -> list[Token]:
     """The tokens of one text, (T,), beside the teacher's log-probabilities of all, (T, V)."""
     chosen = log_probs.gather(1, actions[:, None])
     ranks = (log_probs > chosen).sum(1) + 1
@@ -174,7 +174,7 @@ def _tokens(actions: Tensor, log_probs: Tensor, tokenizer: Tokenizer) -> list[To
     return tokens
 
 
-def _continuations(prefix: list[int], tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+def _continuations(prefix: list[int], tokens: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
     """What each of `tokens` adds to the text of `prefix`."""
     before, *after = (
         _ended(text) for text in tokenizer.decode([prefix, *([*prefix, token] for token in tokens)])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from updates import ROWS
+from updates import CONFIG, ROWS
 
+from agents.learner import Learner
 from textgen_env.expert import NeuralExpert
 from textgen_env.rewards import no_reward
 from textgen_env.vector_env import TextGenVectorEnv
@@ -38,3 +39,15 @@ def noisy_env(tiny_task, expert):
     )
     env.reset(seed=0)
     return env
+
+
+@pytest.fixture
+def make_learner(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
+    """agent, config, folder -> a learner of a fresh student."""
+
+    def make(agent, config=CONFIG, folder="run", *, precision=torch.float32, dropout=0.0, seed=2):
+        env = make_env(tiny_task, agent.pool * config.batch_size, NeuralExpert(tiny_teacher))
+        student = make_student(seed, dropout)
+        return Learner(agent, student, env, tmp_path / folder, config, precision)
+
+    return make

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import SPECIAL
 
@@ -77,6 +77,7 @@ def everything(buffer):
     return buffer.draw(len(buffer), torch.Generator().manual_seed(0))
 
 
+@settings(deadline=None)
 @given(
     batches=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=SLOTS), max_size=8),
     label=st.sampled_from(LABELS),
@@ -216,3 +217,29 @@ def test_it_holds_at_least_what_is_collected_together(env, make_buffer):
     make_buffer(capacity=SLOTS)
     with pytest.raises(ValueError, match=r"capacity must be at least 4, .* got 3: use a larger"):
         make_buffer(capacity=SLOTS - 1)
+
+
+def test_of_several_processes_each_holds_a_share(env, expert):
+    share = Buffer(env, capacity=11, label=LABELS[0], processes=2)
+    assert share.capacity == 5
+    with pytest.raises(ValueError, match=r"capacity must be at least 8, .* got 7: use a larger"):
+        Buffer(env, capacity=7, label=LABELS[0], processes=2)
+
+
+def test_rows_of_a_buffer_of_another_size_are_refused(env, expert, make_buffer):
+    """As after a run in one process that goes on in two."""
+    whole = make_buffer()
+    whole.add(written(env, [3, 5, 1, 2]), expert)
+    with pytest.raises(ValueError, match="10 rows, this one has room for 5: go on with as many"):
+        Buffer(env, capacity=10, label=LABELS[0], processes=2).load_state_dict(whole.state_dict())
+
+
+def test_of_one_view_one_is_kept(env, expert, make_buffer):
+    buffer = make_buffer()
+    buffer.add(written(env, [3, 5, 1, 2]), expert)
+    drawn = everything(buffer).trajectories
+    assert drawn.expert_source is drawn.source
+    twice = {**buffer.state_dict(), "expert_source": buffer.stored["source"].clone()}
+    older = make_buffer()
+    older.load_state_dict(twice)
+    assert "expert_source" not in older.stored | buffer.stored

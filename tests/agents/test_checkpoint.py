@@ -19,6 +19,7 @@ COUNTERS = Counters(
     seconds=0.1 + 0.2,
     teacher_tokens=10**9,
     validation=[12.5, 0.1 + 0.2],
+    validation_losses=[2.0, 0.1 + 0.2],
 )
 
 
@@ -109,10 +110,13 @@ def test_a_buffer_is_kept_bit_for_bit(path, make_buffer, tiny_task, tiny_teacher
     for _ in range(2):
         states = Trajectories.from_examples(examples, tiny_task.tokenizer.special)
         kept.add(Experience(states), NeuralExpert(tiny_teacher))
-    save_checkpoint(path, model, optimizer, COUNTERS, kept)
-    load_checkpoint(path, model, optimizer, resumed)
+    other = make_buffer()
+    save_checkpoint(path, model, optimizer, COUNTERS, [other.state_dict(), kept.state_dict()])
+    load_checkpoint(path, model, optimizer, resumed, process=1)
     assert resumed.added == 6
     assert_same_bits(resumed.state_dict(), kept.state_dict())
+    load_checkpoint(path, model, optimizer, resumed, process=0)
+    assert not resumed.added
 
 
 def test_a_file_without_the_buffer_is_refused_by_name(saved, make_buffer):

@@ -143,20 +143,23 @@ def test_the_coin_is_as_the_shares_say(env, student, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("validation", "expected"),
+    ("losses", "expected"),
     [
         ([], 0.2),
         ([3.0], 0.2),
-        ([3.0, 4.0], 0.2),
-        ([3.0, 3.0], 0.5),
-        ([3.0, 4.0, 2.0, 3.0], 0.5),
-        ([3.0, 2.0, 1.0], 0.8),
-        ([3.0, 2.0, 1.0, 0.0, 0.0], 1.0),
+        ([4.0, 3.0, 2.0], 0.2),
+        ([3.0, 3.4], 0.2),
+        ([3.0, 3.5], 0.5),
+        ([3.0, 2.0, 2.75, 2.25], 0.5),  # no more than at the last rise
+        ([3.0, 3.25, 3.5], 0.5),  # in two steps
+        ([3.0, 2.0, 2.5, 3.0], 0.8),
+        ([3.0, 2.0, 2.5, 2.25, 2.75], 0.8),  # above the lowest since the last rise
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 1.0),
     ],
 )
-def test_the_share_rises_where_validation_does_not(validation, expected):
-    agent = DistiLLM(student_fraction=0.2, rise=0.3)
-    adapted = agent.adapted(validation)
+def test_the_share_rises_where_validation_loss_does(losses, expected):
+    agent = DistiLLM(student_fraction=0.2, rise=0.3, tolerance=0.5)
+    adapted = agent.adapted(losses)
     assert adapted.student_fraction == pytest.approx(expected)
     assert replace(adapted, student_fraction=0.2) == agent
     assert adapted.coefficients(0.25) == {
@@ -166,24 +169,25 @@ def test_the_share_rises_where_validation_does_not(validation, expected):
 
 
 @pytest.fixture
-def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
+def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path, monkeypatch):
     """agent, folder -> its figures by update, and the student's weights."""
 
-    def run(agent, folder, scores=(0.0,) * 3):
+    def run(agent, folder, losses=(0.0,) * 3):
         config = LearnerConfig(updates=12, batch_size=6, warmup=1, evaluate_every=4)
         env = make_env(tiny_task, 6, NeuralExpert(tiny_teacher))
-        student, records, left = make_student(dropout=0.2), {}, iter(scores)
-        learner = Learner(agent, student, env, tmp_path / folder, config, torch.float32)
-        learner.train(
-            lambda _: next(left), lambda update, record: records.setdefault(update, record)
+        student, records, left = make_student(dropout=0.2), {}, iter(losses)
+        learner = Learner(
+            agent, student, env, tmp_path / folder, config, torch.float32, env.examples
         )
+        monkeypatch.setattr("agents.learner.gold_loss", lambda model, examples: next(left))
+        learner.train(lambda _: 0.0, lambda update, record: records.setdefault(update, record))
         return records, student.state_dict()
 
     return run
 
 
 def test_the_learner_tells_it_what_validation_gave(train):
-    records, _ = train(DistiLLM(rise=0.25, student_fraction=0.25), "run", scores=(5.0, 4.0, 6.0))
+    records, _ = train(DistiLLM(rise=0.25, student_fraction=0.25), "run", losses=(5.0, 5.2, 4.0))
     shares = [records[update]["student_fraction"] for update in range(1, 13)]
     assert shares == [0.25] * 8 + [0.5] * 4
 
@@ -202,6 +206,7 @@ def test_a_buffer_that_nothing_comes_into_changes_nothing(train):
         ({"capacity": 0}, "capacity must be at least 1, got 0"),
         ({"student_fraction": 1.5}, r"student_fraction must be in \[0, 1\], got 1.5"),
         ({"rise": -0.1}, "rise must be at least 0, got -0.1"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0, got -0.1"),
         ({"skew": 1.0}, r"skew must be in \[0, 1\), got 1.0; 0.1 is the authors'"),
     ],
 )

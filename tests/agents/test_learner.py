@@ -8,6 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from updates import (
+    CONFIG,
+    Log,
+    Sorted,
+    StoppedError,
+    assert_same_bits,
+    gradients_of_an_update,
+    no_score,
+    weights_of,
+)
 
 from agents.agent import Agent
 from agents.dagger import DAgger
@@ -15,13 +25,10 @@ from agents.distillm import DistiLLM
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.labels import Dense, TopKWithTail
-from agents.learner import Learner, LearnerConfig, TrainingError, copy_weights
+from agents.learner import LearnerConfig, TrainingError, copy_weights
 from agents.mle import MLE
 from agents.schedules import Constant, Linear
-from textgen_env.expert import NeuralExpert
-from textgen_env.types import Trajectories
 
-CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
 FIGURES = {
     "loss",
     "gradient_norm",
@@ -30,53 +37,6 @@ FIGURES = {
     "student_share",
     "teacher_tokens",
 }
-
-
-class StoppedError(Exception):
-    """Stands for whatever stops a run."""
-
-
-class Log(dict):
-    """Keeps the figures of updates and of evaluations, and may stop the run after an update."""
-
-    def __init__(self, stop_after=None):
-        super().__init__()
-        self.stop_after = stop_after
-        self.validation = {}
-
-    def __call__(self, update, record):
-        kept = self.validation if "bleu" in record else self
-        assert update not in kept, "an update is logged once"
-        kept[update] = dict(record)
-        if update == self.stop_after:
-            raise StoppedError
-
-
-@pytest.fixture
-def make_learner(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
-    """agent, config, folder -> a learner of a fresh student."""
-
-    def make(agent, config=CONFIG, folder="run", *, precision=torch.float32, dropout=0.0, seed=2):
-        env = make_env(tiny_task, agent.pool * config.batch_size, NeuralExpert(tiny_teacher))
-        student = make_student(seed, dropout)
-        return Learner(agent, student, env, tmp_path / folder, config, precision)
-
-    return make
-
-
-def no_score(model):
-    del model
-    return 0.0
-
-
-def weights_of(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_bits(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(actual[name], value), name
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -114,32 +74,6 @@ def test_the_rate_is_positive_and_never_above_its_highest(warmup, decay):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         LearnerConfig(**settings)
-
-
-def gradients_of_an_update(learner):
-    """What the first update hands to the optimizer, and its figures."""
-    seen, log = [], Log(stop_after=1)
-    learner.optimizer.register_step_pre_hook(
-        lambda *_: seen.extend(p.grad.clone() for p in learner.student.parameters())
-    )
-    with pytest.raises(StoppedError):
-        learner.train(no_score, log)
-    return seen, log[1]
-
-
-@dataclass(frozen=True)
-class Sorted(Agent):
-    """Learns as `inner` does, from rows sorted by length: parts of a batch differ in length."""
-
-    inner: Agent
-
-    def collect(self, indices, env, student, progress, generator) -> Trajectories:
-        lengths = (env.examples.reference != env.special.pad).sum(1)
-        spread = lengths.argsort()[:: len(lengths) // len(indices)][: len(indices)]
-        return self.inner.collect(spread, env, student, progress, generator)
-
-    def loss(self, trajectories, student, expert) -> Tensor:
-        return self.inner.loss(trajectories, student, expert)
 
 
 @pytest.mark.parametrize("inner", [MLE(), ImitKD(beta=Constant(0.5)), ImitKDFull()])
@@ -287,22 +221,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(make_l
 
 
 RESUMED = [
-    MLE(),
-    ImitKD(beta=Constant(0.5)),
-    ImitKDFull(),
-    DAgger(beta=Linear(), capacity=40),
-    DAgger(beta=Constant(0.5), label=Dense(), pool=2, capacity=12),
-    DistiLLM(student_fraction=0.5, rise=0.3, fresh=Constant(0.2), capacity=9),
+    (MLE(), CONFIG),
+    (ImitKD(beta=Constant(0.5)), CONFIG),
+    (ImitKDFull(), replace(CONFIG, gold_weight=0.5, ewc_weight=2.0, accumulate=2)),
+    (DAgger(beta=Linear(), capacity=40), CONFIG),
+    (DAgger(beta=Constant(0.5), label=Dense(), pool=2, capacity=12), CONFIG),
+    (DistiLLM(student_fraction=0.5, rise=0.3, fresh=Constant(0.2), capacity=9), CONFIG),
 ]
 
 
-@pytest.mark.parametrize("agent", RESUMED)
+@pytest.mark.parametrize(("agent", "config"), RESUMED)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop_after", [2, 6, 8])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    make_learner, agent, precision, stop_after
+    make_learner, monkeypatch, agent, config, precision, stop_after
 ):
-    options = {"precision": precision, "dropout": 0.3}
+    monkeypatch.setattr("agents.regularizers.FISHER_BATCHES", 3)
+    options = {"config": config, "precision": precision, "dropout": 0.3}
     scores = {4: 5.0, 8: 3.0, 12: 4.0}
     unbroken, stopped = (make_learner(agent, folder=name, **options) for name in "ab")
     expected = unbroken.train(lambda _: scores[unbroken.counters.update], Log())
@@ -312,7 +247,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     begun = resumed.counters.update
     assert begun == {2: 0, 6: 4, 8: 4}[stop_after]
     if not begun:
-        resumed.student.load_state_dict(make_learner(agent, folder="c").student.state_dict())
+        resumed.student.load_state_dict(make_learner(MLE(), folder="c").student.state_dict())
     log = Log()
     counters = resumed.train(lambda _: scores[resumed.counters.update], log)
     assert list(log) == list(range(begun + 1, 13))
@@ -352,18 +287,9 @@ def test_a_buffer_smaller_than_a_rollout_is_refused_before_training(make_learner
         make_learner(agent)
 
 
-def test_labels_of_more_tokens_than_there_are_are_refused_before_the_first_update(make_learner):
-    learner, log = make_learner(DAgger(label=TopKWithTail(k=1000))), Log()
-    with pytest.raises(ValueError, match=r"k must be from 1 to .*, got 1000"):
-        learner.train(no_score, log)
-    assert not log
-    assert not learner.last.exists()
-
-
-def test_a_buffer_in_several_processes_is_refused(make_learner, monkeypatch):
-    monkeypatch.setattr("agents.learner.Accelerator.num_processes", 2)
-    with pytest.raises(ValueError, match=r"must run in one process, .* got 2: run without"):
-        make_learner(DAgger())
+def test_labels_of_more_tokens_than_there_are_are_refused_before_training(make_learner):
+    with pytest.raises(ValueError, match=r"k must be at most 11, .*, got 1000"):
+        make_learner(DAgger(label=TopKWithTail(k=1000)))
 
 
 def test_a_finished_run_has_nothing_left_to_do(make_learner):

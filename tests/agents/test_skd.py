@@ -80,10 +80,3 @@ def test_the_papers_settings_are_the_defaults():
 def test_k_below_1_is_refused():
     with pytest.raises(ValueError, match=r"^k must be at least 1, got 0"):
         SKD(k=0)
-
-
-def test_k_above_the_vocabulary_is_refused_before_training(env):
-    size = env.vocab_size
-    assert SKD(k=size).prepare(env.examples, env.expert, 5) is env.examples
-    with pytest.raises(ValueError, match=rf"^k must be at most {size}, .* got {size + 1}"):
-        SKD(k=size + 1).prepare(env.examples, env.expert, 5)

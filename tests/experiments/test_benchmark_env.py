@@ -1,18 +1,8 @@
 import pytest
 import torch
 
-from experiments import speed
 from experiments.benchmark_env import BenchmarkEnvOptions, steppers, writers
-from experiments.speed import compare
 from textgen_env.tasks.task import encode
-
-
-def test_a_ratio_is_taken_round_by_round(monkeypatch):
-    seconds = (1, 2, 4, 8, 2, 1)  # of the two in turn
-    clock = iter([0, 0, *(time for taken in seconds for time in (0, taken))])  # no first round
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
-    result = compare({"first": lambda: 8, "second": lambda: 8}, rounds=3)
-    assert result == {"first": (4.0, 1.0), "second": (4.0, 0.5)}
 
 
 def test_all_ways_write_the_same_number_of_tokens(tiny_task, make_table_model):

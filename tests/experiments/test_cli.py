@@ -5,8 +5,13 @@ import sys
 import pytest
 import torch
 
+import experiments.train
 from agents import AGENTS
-from experiments.cli import main
+from experiments import cli
+from experiments.cli import TrainOptions, main
+from experiments.evaluate import EvaluateOptions
+from experiments.recovery import RecoveryOptions
+from experiments.study import StudyOptions
 from textgen_env.models.storage import load_model
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
@@ -68,6 +73,62 @@ def test_a_student_starts_from_no_model_with_another_tokenizer(teacher_run, tmp_
     line = complaint(capsys, "train", *COPY, *SIZES, *models, "--output", str(tmp_path / "run"))
     assert "student_init must have the teacher's tokenizer" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_is_held_to_the_data_and_to_where_it_started(teacher_run, tmp_path, monkeypatch):
+    loaded, load = [], experiments.train.load_model
+    monkeypatch.setattr(
+        experiments.train, "load_model", lambda *args: loaded.append(args[0]) or load(*args)
+    )
+    start = teacher_run / "model"
+    train(
+        tmp_path,
+        *("--agent", "mle", "--student-init", str(start), "--agent.label-smoothing", "0.1"),
+        *("--learner.gold-weight", "0.5", "--learner.ewc-weight", "2"),
+    )
+    assert loaded == [start]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    updates = [record for record in records if "loss" in record]
+    assert all(record["gold_term"] > 0 for record in updates)
+    assert [record["ewc_term"] > 0 for record in updates] == [False, True, True]
+    assert all(record["gold_loss"] > 0 for record in records if "bleu" in record)
+
+
+def test_where_it_started_must_be_given(teacher_run, tmp_path, capsys):
+    options = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.ewc-weight", "2"]
+    line = complaint(capsys, "train", *options, "--output", str(tmp_path / "run"))
+    assert "student_init must be given where ewc_weight is not 0" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_not_asked_for_more_tokens_than_it_has(teacher_run, tmp_path, capsys):
+    options = [*COPY, *SIZES, *SMALL, "--agent", "skd", "--teacher", str(teacher_run / "model")]
+    with pytest.raises(SystemExit):
+        main(["train", *options, "--output", str(tmp_path)])
+    line = "textgen: k must be at most 11, the size of the teacher's vocabulary, got 25\n"
+    assert capsys.readouterr().err.endswith(line)
+    assert not (tmp_path / "prepared.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "goes_on"),
+    [
+        (TrainOptions, True),
+        (StudyOptions, True),
+        (RecoveryOptions, False),
+        (EvaluateOptions, False),
+    ],
+)
+def test_who_stops_it_learns_whether_it_goes_on(capsys, monkeypatch, kind, goes_on):
+    def stop(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", lambda arguments: object.__new__(kind))
+    monkeypatch.setitem(cli.ACTIONS, kind, stop)
+    line = complaint(capsys, "whatever")
+    assert line.startswith("textgen: stopped")
+    assert ("the same command goes on from the last checkpoint" in line) == goes_on
 
 
 def test_evaluate_prints_a_table_and_writes_results(teacher_run, capsys):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from agents import processes
 from agents.imitkd_full import ImitKDFull
 from experiments.build import build_model, build_task
+from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.copy import CopyConfig
@@ -20,24 +21,52 @@ TASK = CopyConfig(num_words=8, max_length=5, num_train=64, num_validation=8, num
 PROGRAM = """
 import sys
 from pathlib import Path
+from agents.dagger import DAgger
+from agents.distillm import DistiLLM
 from agents.imitkd_full import ImitKDFull
-from agents.learner import LearnerConfig
+from agents.learner import Learner, LearnerConfig
+from agents.processes import this_process
 from agents.schedules import Constant
 from experiments.configs import Experiment
 from experiments.train import train
-from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.copy import CopyConfig
 
-teacher, folder = map(Path, sys.argv[1:])
-experiment = Experiment(
-    task=CopyConfig(num_words=8, max_length=5, num_train=64, num_validation=8, num_test=8),
-    teacher=teacher,
-    student=RecurrentConfig(width=16, dropout=0.0),
-    agent=ImitKDFull(beta=Constant(0.0), pool=1),
-    learner=LearnerConfig(updates=8, batch_size=6, warmup=1, evaluate_every=8),
-    precision="float32",
-)
-train(experiment, folder, lambda update, record: None)
+class Stopped(Exception):
+    pass
+
+def run(name, agent, **regularizers):
+    experiment = Experiment(
+        task=CopyConfig(num_words=8, max_length=5, num_train=64, num_validation=8, num_test=8),
+        teacher=root / "teacher",
+        student_init=root / "student",
+        agent=agent,
+        learner=LearnerConfig(updates=8, batch_size=6, warmup=1, evaluate_every=4, **regularizers),
+        precision="float32",
+    )
+    train(experiment, folder / name, lambda update, record: None)
+
+def stop(learner, batch):
+    if learner.counters.update == 6:
+        raise Stopped
+    return update(learner, batch)
+
+root, folder = map(Path, sys.argv[1:])
+student = Constant(0.0)
+run("imitkd_full", ImitKDFull(beta=student, pool=1), gold_weight=0.5, ewc_weight=1.0)
+run("dagger", DAgger(beta=student, pool=1, capacity=6))
+if this_process().num_processes > 1:
+    update = Learner._update
+    for name, agent in {
+        "mixed": DAgger(beta=Constant(0.5), pool=1, capacity=12),
+        "adaptive": DistiLLM(student_fraction=0.6, rise=0.2, tolerance=0.0, capacity=6),
+    }.items():
+        run(name, agent)
+        Learner._update = stop
+        try:
+            run(name + "_resumed", agent)
+        except Stopped:
+            Learner._update = update
+        run(name + "_resumed", agent)
 """
 
 
@@ -45,7 +74,7 @@ def start(tmp_path, name, num_processes):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    folders = [str(tmp_path / "teacher"), str(tmp_path / name)]
+    folders = [str(tmp_path), str(tmp_path / name)]
     return subprocess.Popen(
         [sys.executable, *(launch if num_processes > 1 else []), str(program), *folders],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
@@ -55,17 +84,40 @@ def start(tmp_path, name, num_processes):
     )
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What one process and what two leave behind."""
+    root = tmp_path_factory.mktemp("processes")
     tokenizer = build_task(TASK, None).tokenizer
     size = TransformerConfig(tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
-    save_model(build_model(size, 0), tmp_path / "teacher", tokenizer)
-    for run in (start(tmp_path, "one", 1), start(tmp_path, "two", 2)):
+    save_model(build_model(size, 0), root / "teacher", tokenizer)
+    student = RecurrentConfig(tokenizer.vocab_size, width=16, dropout=0.0)
+    save_model(build_model(student, 1), root / "student", tokenizer)
+    for run in (start(root, "one", 1), start(root, "two", 2)):
         with run:
             output, _ = run.communicate(timeout=180)
             assert run.returncode == 0, output
-    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
-    for name, weights in one.items():
-        torch.testing.assert_close(two[name], weights, rtol=0, atol=1e-4)
+    return root / "one", root / "two"
+
+
+@pytest.mark.parametrize("name", ["imitkd_full", "dagger"])
+def test_two_processes_learn_what_one_learns(folders, name):
+    """By DAgger too, where the buffer holds one rollout and so all of it is drawn."""
+    one, two = (load_file(folder / name / "model/model.safetensors") for folder in folders)
+    for weight, values in one.items():
+        torch.testing.assert_close(two[weight], values, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixed", "adaptive"])
+def test_two_processes_go_on_with_what_each_has_kept(folders, name):
+    _, two = folders
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
+        unbroken, resumed = (load_file(two / run / file) for run in (name, f"{name}_resumed"))
+        assert unbroken.keys() == resumed.keys()
+        assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken), file
+    kept = [unbroken[f"{buffer}.source"] for buffer in ("buffer", "buffer1")]
+    assert not torch.equal(*kept), "each has rows of its own"
+    assert len(kept[0]) == len(kept[1]) == {"mixed": 6, "adaptive": 3}[name]
 
 
 class OneOfFour:

@@ -30,6 +30,8 @@ SCHEDULES = (Constant(0.0), ReverseSigmoid(9.0), Indicator(0.1))
         Experiment(task=TextFilesConfig(train=(Path("a.de"), Path("a.en")))),
         configs.verses_teacher(),
         configs.demo(AGENTS["mle"]()),
+        configs.descriptions_teacher(),
+        configs.descriptions_student(AGENTS["seqkd"](), Path("teacher")),
     ],
     ids=lambda experiment: type(experiment.agent).__name__,
 )

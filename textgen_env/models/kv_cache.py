@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_env.models.rows import put_rows
+from textgen_env.models.rows import at_least, looking_is_free, no_more_than, put_rows
 
 ROOM = 16  # positions added at a time
 
@@ -136,14 +136,43 @@ class KeyValueCache:
 
         What the old rows wrote stays in memory unseen.
         """
-        room = fresh.bias.shape[-1]
-        self.bias.masked_fill_(mask[:, None, None, None], float("-inf"))
-        put_rows(self.bias[..., :room], fresh.bias, mask, index)
-        put_rows(self.written[..., :room, :], fresh.written, mask, index, dim=2)
-        put_rows(self.source, fresh.source, mask, index, dim=2)
-        put_rows(self.source_bias, fresh.source_bias, mask, index)
-        put_rows(self.length, fresh.length, mask, index)
-        return replace(self, window=max(self.window, fresh.window))
+        if looking_is_free(mask.device) and not mask.any():
+            return self
+        room, width = fresh.bias.shape[-1], fresh.source.shape[4]
+        cache = replace(
+            self,
+            written=at_least(self.written, room, dim=4),
+            bias=at_least(self.bias, room, dim=3),
+            source=at_least(self.source, width, dim=4),
+            source_bias=at_least(self.source_bias, width, dim=3),
+            window=max(self.window, fresh.window),
+        )
+        begun = mask[:, None, None, None]
+        for bias in (cache.bias, cache.source_bias):
+            bias.masked_fill_(begun, float("-inf"))
+        put_rows(cache.bias[..., :room], fresh.bias, mask, index)
+        put_rows(cache.written[..., :room, :], fresh.written, mask, index, dim=2)
+        put_rows(cache.source[..., :width, :], fresh.source, mask, index, dim=2)
+        put_rows(cache.source_bias[..., :width], fresh.source_bias, mask, index)
+        put_rows(cache.length, fresh.length, mask, index)
+        return cache._narrowed() if looking_is_free(mask.device) else cache
+
+    def _narrowed(self) -> Self:
+        """The cache without the room that no row needs any more; the host looks how much that is.
+
+        Rows that begin one after the other are of all ages, and the oldest sets the window: it is
+        looked for anew, lest the longest text of all does so until the end.
+        """
+        window = int(self.length.max())
+        tokens = int((self.source_bias[:, 0, 0] == 0).sum(-1).max())
+        return replace(
+            self,
+            written=no_more_than(self.written, window + 1, dim=4),
+            bias=no_more_than(self.bias, window + 1, dim=3),
+            source=no_more_than(self.source, tokens, dim=4),
+            source_bias=no_more_than(self.source_bias, tokens, dim=3),
+            window=window,
+        )
 
 
 def _attend(query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:

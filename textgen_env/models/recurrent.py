@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from textgen_env.models.layers import Dropout
-from textgen_env.models.rows import put_rows
+from textgen_env.models.rows import at_least, looking_is_free, no_more_than, put_rows
 from textgen_env.types import SpecialTokens
 
 
@@ -89,11 +89,23 @@ class RecurrentCache:
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True."""
+        looks = looking_is_free(mask.device)
+        if looks and not mask.any():
+            return self
+        width = fresh.source_bias.shape[2]
+        keys = at_least(self.source_keys, width, dim=1)
+        values = at_least(self.source_values, width, dim=1)
+        bias = at_least(self.source_bias, width, dim=2)
+        bias.masked_fill_(mask[:, None, None], float("-inf"))
         put_rows(self.states, fresh.states, mask, index, dim=1)
-        put_rows(self.source_keys, fresh.source_keys, mask, index)
-        put_rows(self.source_values, fresh.source_values, mask, index)
-        put_rows(self.source_bias, fresh.source_bias, mask, index)
-        return self
+        put_rows(keys[:, :width], fresh.source_keys, mask, index)
+        put_rows(values[:, :width], fresh.source_values, mask, index)
+        put_rows(bias[..., :width], fresh.source_bias, mask, index)
+        if looks:
+            tokens = int((bias == 0).sum(-1).max())
+            keys, values = (no_more_than(memory, tokens, dim=1) for memory in (keys, values))
+            bias = no_more_than(bias, tokens, dim=2)
+        return replace(self, source_keys=keys, source_values=values, source_bias=bias)
 
 
 class Recurrent(nn.Module):

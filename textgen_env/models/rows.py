@@ -1,7 +1,10 @@
 """Rows of one memory put into another one, where the host need not know which."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+SPARE = 16  # positions that a memory may be wider than what its rows need
 
 
 def looking_is_free(device: torch.device) -> bool:
@@ -30,3 +33,25 @@ def put_rows(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int =
         shape = [1] * own.dim()
         shape[dim] = -1
         torch.where(mask.view(shape), fresh.index_select(dim, index), own, out=own)
+
+
+def at_least(memory: Tensor, width: int, dim: int) -> Tensor:
+    """`memory`, made `width` positions wide along `dim` if it was narrower.
+
+    The new ones hold minus infinity in a bias, whose positions are its last dimension, and zeros,
+    which such a bias hides, in other memories.
+    """
+    missing = width - memory.shape[dim]
+    if missing <= 0:
+        return memory
+    last = dim == memory.dim() - 1
+    around = (0, missing) if last else (0, 0) * (memory.dim() - 1 - dim) + (0, missing)
+    return F.pad(memory, around, value=float("-inf") if last else 0.0)
+
+
+def no_more_than(memory: Tensor, width: int, dim: int) -> Tensor:
+    """`memory`, cut to `width` positions along `dim` (rounded up) if that spares enough to pay."""
+    rounded = -(-width // SPARE) * SPARE
+    if memory.shape[dim] - rounded < SPARE:
+        return memory
+    return memory.narrow(dim, 0, rounded).contiguous()

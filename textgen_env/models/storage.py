@@ -1,5 +1,7 @@
 """A model as a folder: weights, configuration and, if it has one, tokenizer.
 
+A pretrained model is a folder too, as `transformers` writes it, or a name on the hub.
+
 Weights are a safetensors file, so that nothing is unpickled. A folder is written beside its place
 and renamed, so that a kill at any moment leaves the old model, none, or the new one, and never a
 half-written one. Optimizer state is not kept here: see `agents/checkpoint.py`.
@@ -16,13 +18,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from textgen_env.models.huggingface import (
+    load_pretrained,
+    load_pretrained_tokenizer,
+    local_folder,
+    save_pretrained,
+)
+from textgen_env.models.huggingface_model import HuggingFaceConfig, HuggingFaceModel
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer, Tokenizer
 from textgen_env.types import SpecialTokens
 
-Model = Transformer | Recurrent
-Config = TransformerConfig | RecurrentConfig
+OwnModel = Transformer | Recurrent
+Model = OwnModel | HuggingFaceModel
+Config = TransformerConfig | RecurrentConfig | HuggingFaceConfig
 
 ARCHITECTURES = {
     "transformer": (TransformerConfig, Transformer),
@@ -30,17 +40,18 @@ ARCHITECTURES = {
 }
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+PRETRAINED_TOKENIZER = "tokenizer_config.json"  # stands beside one of `transformers`
 
 
 class ModelFileError(ValueError):
     """A folder that holds no model that can be loaded, or must not be written over."""
 
 
-def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = None) -> None:
     """Write `model` to `folder`, in place of the model that may be there.
 
     Args:
-        model: its weights are kept in their own dtype.
+        model: its weights are kept in their own dtype, adapters merged into them.
         folder: must not exist, be empty, or hold a saved model; other files beside that are kept.
         tokenizer: kept with it; without one, the folder will have none.
 
@@ -59,9 +70,10 @@ def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
     try:
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, written / WEIGHTS)
-        (written / CONFIG).write_text(json.dumps(_description(model), indent=2) + "\n")
+        if isinstance(model, HuggingFaceModel):
+            save_pretrained(model, written)
+        else:
+            _write(model, written)
         if tokenizer is not None:
             tokenizer.save(written / TOKENIZER)
         for path in written.iterdir():
@@ -72,16 +84,27 @@ def save_model(model: Model, folder: Path, tokenizer: Tokenizer | None = None) -
         shutil.rmtree(written, ignore_errors=True)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, lora_rank: int | None = None
+) -> Model:
     """The model in `folder`, a `SequenceModel`, on the CPU and in evaluation mode.
 
     Args:
-        folder: written by `save_model`.
+        folder: written by `save_model` or by `transformers`, or a name on the hub.
         dtype: of the weights once loaded, whatever it is in the file.
+        lora_rank: of adapters that are to be trained instead of the weights of a pretrained model;
+            None for none.
 
     Raises:
         ModelFileError: a file is missing, damaged or does not fit the others.
+        PretrainedError: a pretrained model cannot be had or loaded.
+        ValueError: adapters are asked for where there can be none.
     """
+    folder = local_folder(folder)
+    if _is_pretrained(folder):
+        return load_pretrained(folder, dtype, lora_rank)
+    if lora_rank is not None:
+        raise ValueError(f"lora_rank must be None for a model that is no pretrained one: {folder}")
     path = folder / WEIGHTS
     with torch.device("meta"):  # neither time nor random numbers for weights that are replaced
         model = _empty_model(folder / CONFIG)
@@ -97,12 +120,16 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     return model.eval()
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`.
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """The tokenizer in `folder`, or of a model on the hub.
 
     Raises:
         ModelFileError: there is none, or its file is damaged.
+        PretrainedError: that of a pretrained model cannot be had or loaded.
     """
+    folder = local_folder(folder)
+    if (folder / PRETRAINED_TOKENIZER).is_file() or _is_pretrained(folder):
+        return load_pretrained_tokenizer(folder)
     path = _existing(folder / TOKENIZER)
     try:
         return Tokenizer.load(path)
@@ -110,14 +137,29 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ModelFileError(f"{path} must be a tokenizer, got: {error}") from error
 
 
-def _description(model: Model) -> dict[str, object]:
+def _is_pretrained(folder: Path) -> bool:
+    """Whether `folder` holds a model of `transformers`: its configuration names its kind."""
+    try:
+        return "model_type" in json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, TypeError):
+        return False  # which is for others to complain about
+
+
+def _write(model: OwnModel, folder: Path) -> None:
+    """Write weights and configuration to `folder`."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(_description(model), indent=2) + "\n")
+
+
+def _description(model: OwnModel) -> dict[str, object]:
     """What `config.json` says of `model`."""
     architecture = next(name for name, (_, kind) in ARCHITECTURES.items() if type(model) is kind)
     special = model.special._asdict()
     return {"architecture": architecture, **asdict(model.config), "special": special}
 
 
-def _empty_model(path: Path) -> Model:
+def _empty_model(path: Path) -> OwnModel:
     """The model that the configuration in `path` describes, with weights still to be filled in."""
     try:
         description = json.loads(_existing(path).read_text())
@@ -173,10 +215,12 @@ def _check_replaceable(folder: Path) -> None:
 
 def _keep_others(folder: Path, written: Path) -> None:
     """Copy what is in `folder` besides the model, such as a model card, to `written`."""
+    replaced = {WEIGHTS, CONFIG, TOKENIZER, PRETRAINED_TOKENIZER}
+    replaced |= {path.name for path in written.iterdir()}
     for path in folder.iterdir() if folder.exists() else ():
         if path.is_dir():
             shutil.copytree(path, written / path.name)
-        elif path.name not in {WEIGHTS, CONFIG, TOKENIZER}:
+        elif path.name not in replaced:
             shutil.copy2(path, written / path.name)
 
 

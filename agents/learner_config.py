@@ -1,0 +1,58 @@
+"""How a student is trained, whatever the agent: the options of `learner.py`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How a student is trained, whatever the agent.
+
+    Attributes:
+        updates: optimizer updates in all.
+        batch_size: examples an update.
+        accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
+        learning_rate: at its highest.
+        warmup: updates in which the rate rises from 0.
+        decay: share of the updates, at the end, in which the rate falls to 0 along a line.
+        weight_decay: AdamW's.
+        clip: largest norm of the gradient.
+        gold_weight: of the mean cross-entropy on the data's tokens after the data's prefixes, which
+            is added to the agent's loss, at least 0.
+        ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
+            they matter on the data's prefixes (`regularizers.EWC`), at least 0.
+        evaluate_every: updates between two evaluations on validation, each with a checkpoint.
+        seed: of every random choice.
+    """
+
+    updates: int = 1200
+    batch_size: int = 64
+    accumulate: int = 1
+    learning_rate: float = 4e-3
+    warmup: int = 200
+    decay: float = 0.9
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    gold_weight: float = 0.0
+    ewc_weight: float = 0.0
+    evaluate_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "accumulate", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
+            )
+        for name in ("gold_weight", "ewc_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+
+    def learning_rate_at(self, update: int) -> float:
+        """The rate of update number `update`, counted from 0."""
+        rising = (update + 1) / max(1, self.warmup)
+        falling = (self.updates - update) / max(1.0, self.decay * self.updates)
+        return self.learning_rate * min(1.0, rising, falling)

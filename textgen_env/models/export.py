@@ -1,0 +1,59 @@
+"""What exports to other programs share: which models can be exported, and with what tokenizer.
+
+The formats have a file each, `export_hf.py` and `export_ctranslate2.py`, because each imports a
+package that only the extra `export` installs.
+"""
+
+from collections.abc import Callable
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, processors
+from torch import Tensor
+
+from textgen_env.models.storage import Model
+from textgen_env.models.transformer import Transformer
+from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer, Tokenizer
+
+Write = Callable[[Tensor, int], Tensor]
+"""((B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported as asked."""
+
+
+def exportable(model: Model, tokenizer: TextTokenizer) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer, if other programs know the model's layout.
+
+    Raises:
+        ExportError: it is no Transformer, or does not belong to `tokenizer`.
+    """
+    if not isinstance(model, Transformer):
+        raise ExportError(
+            f"model must be a Transformer for this format, got a {type(model).__name__}, which no "
+            "other program knows; train with --student transformer, or export to safetensors"
+        )
+    assert isinstance(tokenizer, Tokenizer), "a Transformer of ours reads no other"
+    if model.special != tokenizer.special or tokenizer.vocab_size > model.vocab_size:
+        raise ExportError(
+            f"model must have its tokenizer's special tokens, {tuple(tokenizer.special)}, and at "
+            f"least its {tokenizer.vocab_size} pieces, got {tuple(model.special)} and "
+            f"{model.vocab_size}"
+        )
+    return model, tokenizer
+
+
+def served_tokenizer(tokenizer: Tokenizer) -> Backend:
+    """A tokenizer that by itself does what the project does around its own.
+
+    It ends every text with the end token, as the model's sources end, and takes away the space that
+    byte-level pairs begin a decoded text with.
+    """
+    backend, end = Backend.from_str(tokenizer.backend.to_str()), tokenizer.special.end
+    piece = SPECIAL_PIECES[end]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {piece}", special_tokens=[(piece, end)]
+    )
+    if backend.decoder is not None:
+        backend.decoder = decoders.Sequence([backend.decoder, decoders.Strip(" ", 1, 0)])
+    return backend

@@ -1,0 +1,261 @@
+"""What a pretrained decoder remembers, row by row, in the form in which `transformers` asks for it.
+
+Rows advance in lock step: a step fills one slot of every row, the newest one last. What a row has
+not written is hidden by a mask: the padding left of a short prompt, and what stood there before the
+row began anew. So rows of different ages stand side by side and distances between slots are
+distances in the text, which is all that relative positions need.
+
+`transformers`' own dynamic cache copies everything at every step, and its static one has one length
+for all rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import CacheLayerMixin
+
+from textgen_env.models.rows import put_rows
+
+ROOM = 16  # slots added at a time
+
+
+class Counting(Enum):
+    """Where a model's positions come from.
+
+    Attributes:
+        SLOTS: they are given with every step, or are distances only.
+        ROWS: the model counts on from what it is told of the cache's length, row by row.
+        TOGETHER: it counts on from one length, so that all rows must have the same.
+    """
+
+    SLOTS = "slots"
+    ROWS = "rows"
+    TOGETHER = "together"
+
+
+@dataclass(frozen=True)
+class RowCache:
+    """The memory of R rows. H, D and their number may differ from layer to layer.
+
+    Attributes:
+        written: keys, then values, of each layer, (R, H, L, D); slots from `used` on are room.
+        source: keys, then values, of the source for each layer, (R, H, S, D); none without encoder.
+        source_mask: (R, S) bool, True at the source's tokens; (R, 0) without encoder.
+        seen: (R, L) bool, slots that a row may look at.
+        length: (R,) int64, position of each row's next token.
+        opening: (R,) int64, what stands for the start token.
+        used: slots in use, known to the host.
+        window: slots that a row needs at most.
+        counting: where the model's positions come from.
+    """
+
+    written: tuple[Tensor, ...]
+    source: tuple[Tensor, ...]
+    source_mask: Tensor
+    seen: Tensor
+    length: Tensor
+    opening: Tensor
+    used: int
+    window: int
+    counting: Counting
+
+    @classmethod
+    def begun(
+        cls,
+        cache: DynamicCache | EncoderDecoderCache,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        *,
+        source_mask: Tensor,
+        max_steps: int,
+        counting: Counting,
+    ) -> Self:
+        """The memory of a prompt, (R, P) with its mask, that `cache` has read.
+
+        Its last token is read again at the first step, so that this is a step as all others.
+        """
+        own, source = cache, ()
+        if isinstance(cache, EncoderDecoderCache):
+            own, source = cache.self_attention_cache, _tensors(cache.cross_attention_cache)
+        used = prompt.shape[1] - 1
+        return cls(
+            written=tuple(tensor[:, :, :used] for tensor in _tensors(own)),
+            source=source,
+            source_mask=source_mask,
+            seen=prompt_mask[:, :used],
+            length=prompt_mask.sum(1) - 1,
+            opening=prompt[:, -1].clone(),
+            used=used,
+            window=prompt.shape[1] + max_steps,
+            counting=counting,
+        )
+
+    def opened(self) -> Self:
+        """The cache with a slot for the next token of each row, which the row may look at."""
+        cache = self
+        if self.used == self.seen.shape[1]:
+            kept = min(self.used, self.window)  # what is older no row looks at any more
+            first = self.used - kept
+            cache = replace(
+                self,
+                written=tuple(F.pad(t[:, :, first:], (0, 0, 0, ROOM)) for t in self.written),
+                seen=F.pad(self.seen[:, first:], (0, ROOM)),
+                used=kept,
+            )
+        cache.seen[:, cache.used] = True
+        return cache
+
+    @property
+    def visible(self) -> Tensor:
+        """(R, U + 1) bool, the slots in use and the one that `opened` gave."""
+        return self.seen[:, : self.used + 1]
+
+    def for_transformers(self) -> Cache:
+        """A view of this memory that a model of `transformers` reads and writes one step of."""
+        by_row = self.counting is Counting.ROWS
+        position = self.length[:, None] if by_row else self.used
+        own = _Rows(_layers(self.written, self.used), position)
+        if not self.source:
+            return own
+        read = Cache(layers=_layers(self.source, self.source_mask.shape[1]))
+        return EncoderDecoderCache(own, read)
+
+    def advanced(self) -> Self:
+        """The cache after a step.
+
+        A row that is full may be stepped on, as one that is over and waits for the others is: its
+        position stays in what the model knows.
+        """
+        length = (self.length + 1).clamp(max=self.window - 1)
+        return replace(self, length=length, used=self.used + 1)
+
+    def select_rows(self, index: Tensor) -> Self:
+        """A cache whose row i is a copy of row index[i]."""
+        return self._each(lambda tensor: tensor.index_select(0, index))
+
+    def repeat_rows(self, count: int) -> Self:
+        """A cache with `count` copies of each row, side by side."""
+        return self._each(lambda tensor: tensor.repeat_interleave(count, 0))
+
+    def reorder_rows(self, index: Tensor) -> Self:
+        """A cache whose row i is a copy of row index[i], a row of the same source."""
+        return replace(
+            self,
+            written=tuple(tensor.index_select(0, index) for tensor in self.written),
+            seen=self.seen.index_select(0, index),
+            length=self.length.index_select(0, index),
+        )
+
+    def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
+        """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True.
+
+        Raises:
+            ValueError: the rows would differ in length, and the model has one for all.
+        """
+        if self.counting is Counting.TOGETHER and fresh.used != self.used:
+            raise ValueError(
+                "rows must all begin together, for this kind of model counts one position for all "
+                "of them: use autoreset mode DISABLED, got a row that begins after "
+                f"{self.used - fresh.used} steps of the others"
+            )
+        assert fresh.used <= self.used, "fresh rows are stepped no further"
+        own = slice(self.used - fresh.used, self.used)  # so that the newest slots meet
+        for old, new in zip(self.written, fresh.written, strict=True):
+            put_rows(old[:, :, own], new[:, :, : fresh.used], mask, index)
+        for old, new in zip(self.source, fresh.source, strict=True):
+            put_rows(old, new, mask, index)
+        self.seen.masked_fill_(mask[:, None], False)
+        put_rows(self.seen[:, own], fresh.seen[:, : fresh.used], mask, index)
+        for name in ("source_mask", "length", "opening"):
+            put_rows(getattr(self, name), getattr(fresh, name), mask, index)
+        return self
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The cache with every tensor changed."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = change(value)
+            elif isinstance(value, tuple):
+                changed[field.name] = tuple(map(change, value))
+        return replace(self, **changed)
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values of one layer, written in place."""
+
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
+        super().__init__()
+        self.keys, self.values, self.used = keys, values, used
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is left to be done."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Everything up to the slots that are written now."""
+        assert self.keys is not None, "given at the start"
+        assert self.values is not None, "given at the start"
+        stop = self.used + key_states.shape[2]
+        self.keys[:, :, self.used : stop] = key_states
+        self.values[:, :, self.used : stop] = value_states
+        self.used = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many slots there will be, and the first one."""
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Slots in use."""
+        return self.used
+
+    def get_max_length(self) -> int:
+        """Slots there are."""
+        assert self.keys is not None, "given at the start"
+        return self.keys.shape[2]
+
+
+class _Rows(Cache):
+    """Layers, and as their length the position from which models count on."""
+
+    def __init__(self, layers: list[Any], position: Tensor | int) -> None:
+        super().__init__(layers=layers)
+        self.position, self.used = position, layers[0].get_seq_length()
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - a number for each row
+        """The position of the next token: one for all rows, or (R, 1)."""
+        del layer_idx
+        return self.position
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """The slot of the next token."""
+        del layer_idx
+        return self.used
+
+
+def _layers(tensors: tuple[Tensor, ...], used: int) -> list[Any]:
+    """A layer for each pair of keys and values."""
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
+    return [_Layer(keys, values, used) for keys, values in pairs]
+
+
+def _tensors(cache: Cache) -> tuple[Tensor, ...]:
+    """Keys, then values, of each layer."""
+    layers: list[Any] = cache.layers  # declared as all kinds of memory
+    return tuple(tensor for layer in layers for tensor in (layer.keys, layer.values))
+
+
+def positions(mask: Tensor) -> Tensor:
+    """(R, L) int64, the position of each token of a text that begins where `mask` does."""
+    return (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,0 +1,84 @@
+"""From a record with named fields to a pair of texts, whatever file it was read from."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from textgen_env.tasks.task import DataError, Pair
+
+EXPERT_SOURCE = "expert_source"  # a field of this name is the expert's, if no other was named
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which fields hold the texts. A dot leads into a field: "translation.de".
+
+    Attributes:
+        source: what the student reads.
+        reference: what is to be written.
+        expert_source: what the expert reads, null for the source; None for the field expert_source
+            of records that have one.
+    """
+
+    source: str
+    reference: str
+    expert_source: str | None = None
+
+    def pair(self, record: Mapping[str, object], place: str) -> Pair:
+        """The texts of `record`, which stands at `place`.
+
+        Raises:
+            DataError: a field is missing, or holds no text.
+        """
+        source, reference = _text(record, self.source, place), _text(record, self.reference, place)
+        if self.expert_source is None and EXPERT_SOURCE not in record:
+            return Pair(source, reference)
+        view = self.expert_source or EXPERT_SOURCE
+        if _value(record, view, place) is None:
+            return Pair(source, reference)
+        return Pair(source, reference, _text(record, view, place))
+
+
+def stripped(pair: Pair) -> Pair:
+    """The pair without white space at the ends of its texts."""
+    return each_text(pair, str.strip)
+
+
+def each_text(pair: Pair, change: Callable[[str], str]) -> Pair:
+    """The pair with each of its texts changed."""
+    view = pair.expert_source
+    return Pair(change(pair.source), change(pair.reference), None if view is None else change(view))
+
+
+def shown(value: object) -> str:
+    """`value` as JSON or, if it is none, as Python has it, cut to what a message can hold."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _value(record: Mapping[str, object], field: str, place: str) -> object:
+    """What stands in a field, by its whole name or by way of the part before the first dot."""
+    if field in record:
+        return record[field]
+    outer, dot, inner = field.partition(".")
+    within = record.get(outer)
+    if dot and isinstance(within, Mapping):
+        return _value(within, inner, f"{place}, {outer}")
+    raise DataError(
+        f'{place} must have the field "{field}", got {shown(list(record))}: set the names of the '
+        "fields"
+    )
+
+
+def _text(record: Mapping[str, object], field: str, place: str) -> str:
+    value = _value(record, field, place)
+    if not isinstance(value, str):
+        raise DataError(f'{place}: the field "{field}" must be a string, got {shown(value)}')
+    if _SURROGATE.search(value):
+        raise DataError(
+            f'{place}: the field "{field}" must be Unicode text, got half a surrogate pair'
+        )
+    return value

