@@ -13,7 +13,8 @@ from agents.exposure_panel import Exposure
 from experiments.cli import main
 from experiments.evaluate import Entry, judge
 from experiments.logging import COMPARED
-from experiments.pareto import pareto_figure, pareto_front
+from experiments.pareto import pareto_figure
+from experiments.reporting.charts import Point, pareto_front
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Row
 from experiments.train import Outcome
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -233,7 +234,9 @@ ROWS = [
 
 
 def test_the_front_is_what_nothing_else_beats():
-    assert [each.model for each in pareto_front(ROWS)] == ["teacher", "good", "fast"]
+    points = [Point(each.tokens_per_second, each.quality.bleu) for each in ROWS]
+    front = pareto_front(points)
+    assert [ROWS[place].model for place in front] == ["teacher", "good", "fast"]
 
 
 def test_the_picture_has_a_point_with_its_interval_for_each_model():
