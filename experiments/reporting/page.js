@@ -111,7 +111,7 @@ function showSentence() {
   const entries = [...entry("source", sentence.source), ...entry("reference", sentence.reference)];
   if (sentence.teacher !== null) entries.push(...entry("teacher", sentence.teacher));
   for (const [run, text] of Object.entries(sentence.texts)) {
-    if (!(run in sentence.tokens)) {
+    if (!Object.hasOwn(sentence.tokens, run)) {
       entries.push(...entry(run, text));
       continue;
     }
