@@ -13,7 +13,7 @@ from agents.exposure_panel import Exposure
 from experiments.cli import main
 from experiments.evaluate import Entry, judge
 from experiments.logging import COMPARED
-from experiments.pareto import pareto_figure, pareto_front
+from experiments.pareto import pareto_figure
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Row
 from experiments.train import Outcome
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -230,10 +230,6 @@ ROWS = [
     row("fast", 90.0, 10.0),
     row("same quality, slower", 80.0, 10.0),
 ]
-
-
-def test_the_front_is_what_nothing_else_beats():
-    assert [each.model for each in pareto_front(ROWS)] == ["teacher", "good", "fast"]
 
 
 def test_the_picture_has_a_point_with_its_interval_for_each_model():
