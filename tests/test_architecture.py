@@ -40,7 +40,8 @@ CONFINED = {
         "textgen_env/models/huggingface_seq2seq.py",
     },
     "peft": {"textgen_env/models/huggingface.py"},
-    "huggingface_hub": {"textgen_env/models/huggingface.py"},
+    "huggingface_hub": {"textgen_env/models/huggingface.py", "textgen_env/tasks/tables.py"},
+    "datasets": {"textgen_env/tasks/tables.py"},
     "tyro": {
         f"experiments/{name}.py"
         for name in (

@@ -223,15 +223,15 @@ def test_broken_aligned_file(tmp_path):
 
 def test_unknown_format(tmp_path):
     with pytest.raises(
-        DataError, match=r"train must be a file that ends in \.tsv or \.jsonl, or a"
+        DataError, match=r"train must be a file that ends in \.tsv, \.jsonl, \.csv or \.p"
     ):
-        read_bytes(tmp_path, "x.csv", b"a,b\n")
+        read_bytes(tmp_path, "x.xml", b"a,b\n")
 
 
 def test_held_out_files_are_checked_as_well(tmp_path):
     train = write(tmp_path, "tsv", PAIRS)
-    with pytest.raises(DataError, match=r"test must be a file that ends in .*, got .*x\.csv"):
-        text_files(TextFilesConfig(train, validation=train, test=tmp_path / "x.csv"), BYTES)
+    with pytest.raises(DataError, match=r"test must be a file that ends in .*, got .*x\.xml"):
+        text_files(TextFilesConfig(train, validation=train, test=tmp_path / "x.xml"), BYTES)
 
 
 def test_validation_comes_with_test(tmp_path):

@@ -34,6 +34,11 @@ def prompted(text: str, template: str) -> str:
     return template.format(source=text)
 
 
+def with_prompts(pairs: Sequence[Pair], template: str) -> list[Pair]:
+    """The pairs with their sources in `template`; a view of the expert's own is not put in it."""
+    return [pair._replace(source=prompted(pair.source, template)) for pair in pairs]
+
+
 def with_expert_prompts(task: TextTask, template: str) -> TextTask:
     """`task` with the expert's view of every pair in `template`; students read what they did."""
     if template == BARE:

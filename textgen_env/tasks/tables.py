@@ -6,10 +6,10 @@ header, commas, and quotes where need be. The others are read by the library `da
 """
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from textgen_env.tasks.columns import shown
@@ -75,54 +75,43 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: it cannot be read, or the extra `hf` is not installed.
     """
-    if not path.is_file():
-        raise DataError(f"{path} must be a readable file, got: No such file")
-    library = _library(str(path))
+    files = {"train": str(path)}
 
-    def read() -> Any:  # noqa: ANN401 - an iterable of the library's
-        files = {"train": str(path)}
+    def read(library: Any) -> Any:  # noqa: ANN401 - the library's own
         return library.load_dataset("parquet", data_files=files, split="train", streaming=True)
 
-    return _rows(str(path), read, "it must be a Parquet file")
+    return _rows(str(path), read, "give a Parquet file")
 
 
 def hub_rows(split: HubSplit) -> Iterator[Row]:
-    """The rows of a split, from the hub or from what was downloaded before.
+    """The rows of a split, from the hub or, where that cannot be reached, as fetched before.
 
     Raises:
-        DataError: there is no such split, the hub cannot be reached and the data set is not on
-            disk, or the extra `hf` is not installed.
+        DataError: there is no such split, it is neither on the hub nor here, or the extra `hf` is
+            not installed.
     """
-    library = _library(split.path)
 
-    def read() -> Any:  # noqa: ANN401 - an iterable of the library's
-        if not Path(split.path).exists():
-            _look_for_the_hub(library)
-        return library.load_dataset(
-            split.path,
-            split.configuration,
-            split=split.name,
-            revision=split.revision,
-            streaming=split.streaming,
-        )
+    def read(library: Any) -> Any:  # noqa: ANN401 - the library's own
+        with _offline_unless_reached(library, split):
+            return library.load_dataset(
+                split.path,
+                split.configuration,
+                split=split.name,
+                revision=split.revision,
+                streaming=split.streaming,
+            )
 
     remedy = (
-        "name a data set of the hub or a folder, its configuration and its split; without a "
-        "network, one that was downloaded before"
+        "name a data set of the hub or a folder, one of its configurations and one of its splits; "
+        "without a network, one that was fetched before"
     )
-    return _rows(f"{split.path} ({split.name})", read, remedy)
+    return _rows(f"{split.path}, {split.name}", read, remedy)
 
 
-def _rows(name: str, read: Callable[[], Any], remedy: str) -> Iterator[Row]:
-    """What is read, and every error of the library as one of ours."""
-    try:
-        for number, record in enumerate(read(), 1):
-            yield f"{name}, row {number}", record
-    except Exception as error:  # the library raises almost everything
-        raise DataError(f"{name} must be readable, got {error!r}: {remedy}") from error
-
-
-def _library(name: str) -> ModuleType:
+def _rows(
+    name: str, read: Callable[[Any], Iterable[Mapping[str, Any]]], remedy: str
+) -> Iterator[Row]:
+    """What `read` makes of the library, and the library's errors as one of ours."""
     try:
         import datasets
     except ImportError as error:
@@ -131,8 +120,33 @@ def _library(name: str) -> ModuleType:
             "`pip install 'textgen-env[hf]'`"
         ) from error
     datasets.disable_progress_bars()
-    return datasets
+    try:
+        for number, record in enumerate(read(datasets), 1):
+            yield f"{name}, row {number}", record
+    except Exception as error:  # the library raises almost everything
+        raise DataError(
+            f"{name} must be readable, got {type(error).__name__}: {error}: {remedy}"
+        ) from error
 
 
-def _look_for_the_hub(library: ModuleType) -> None:
-    """Make do with what is on disk if the hub cannot be reached, instead of minutes of tries."""
+@contextmanager
+def _offline_unless_reached(library: Any, split: HubSplit) -> Iterator[None]:  # noqa: ANN401
+    """Look for the hub once; without it, let the library look on the disk at once.
+
+    By itself it tries again for half a minute, for every split.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = library.config.HF_HUB_OFFLINE
+    if not (before or Path(split.path).exists()):
+        try:
+            HfApi().dataset_info(split.path, revision=split.revision, timeout=PATIENCE)
+        except HfHubHTTPError:
+            pass  # it answers: what is wrong the library will find out, too
+        except Exception:  # of a network, of whichever client
+            library.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        library.config.HF_HUB_OFFLINE = before

@@ -143,7 +143,7 @@ class Limits:
     def objection(self, pair: Pair) -> str | None:
         """Why `pair` is left out by its words, or None if it is kept."""
         source, reference = len(pair.source.split()), len(pair.reference.split())
-        if not source or not reference:
+        if not (source and reference and pair.expert_view.split()):
             return "empty"
         if self.max_words is not None and max(source, reference) > self.max_words:
             return f"over {self.max_words} words"
@@ -153,6 +153,9 @@ class Limits:
         ):
             return f"length ratio outside {self.length_ratio[0]} to {self.length_ratio[1]}"
         return None
+
+
+KEEP_ANY_RATIO = Limits(length_ratio=None)
 
 
 def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> list[Pair]:
@@ -195,8 +198,7 @@ def make_task(
         DataError: a split is empty.
     """
     if tokenizer is None:
-        texts = (text for pair in splits["train"] for text in pair if text is not None)
-        tokenizer = Tokenizer.train(texts, vocab_size)
+        tokenizer = train_tokenizer(splits["train"], vocab_size)
     limits = max_tokens, max_target_tokens or max_tokens
     kept = {
         split: _within_tokens(pairs, tokenizer, limits, dropped) for split, pairs in splits.items()
@@ -210,6 +212,13 @@ def make_task(
         max_source_length=limits[0],
         max_target_length=limits[1],
         dropped=dict(dropped),
+    )
+
+
+def train_tokenizer(pairs: Sequence[Pair], vocab_size: int) -> Tokenizer:
+    """A joint tokenizer of all texts of `pairs`, of at most `vocab_size` pieces."""
+    return Tokenizer.train(
+        (text for pair in pairs for text in pair if text is not None), vocab_size
     )
 
 

@@ -1,19 +1,22 @@
-r"""The user's own text as a task: TSV, JSON Lines, or two aligned plain files.
+r"""The user's own text as a task: TSV, JSON Lines, CSV, Parquet, or two aligned plain files.
 
 UTF-8, with or without a byte order mark; a line ends at "\n" or "\r\n" and nowhere else. TSV is one
 literal tab between source and reference: no quoting, no header, no escapes. What cannot be read is
 one `DataError` that names the file and the line; what is read and left out is counted in the task's
-`dropped`. Compressed files, Parquet and data set hubs are not read here.
+`dropped`. Compressed files are not read here, and data sets of the hub in `hub.py`.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from textgen_env.tasks.columns import Columns, shown, stripped
+from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
+from textgen_env.tasks.tables import csv_rows, parquet_rows
 from textgen_env.tasks.task import (
+    KEEP_ANY_RATIO,
     SPLITS,
     DataError,
     Limits,
@@ -26,11 +29,7 @@ from textgen_env.tasks.task import (
 from textgen_env.tokenizer import TextTokenizer
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-KEEP_ANY_RATIO = Limits(length_ratio=None)
-
-PairFiles = Path | tuple[Path, Path]  # a .tsv or .jsonl file, or a source and a reference file
-
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell
+PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a reference file
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,19 @@ class TextFilesConfig:
     """Which files hold the pairs, and which pairs are kept. Strings for paths become paths.
 
     Attributes:
-        train: a file of pairs that ends in .tsv or .jsonl, or the source file and the reference
-            file, whose lines correspond. Without `validation` and `test` it is split by a hash of
-            the source text: 5 % validation, 5 % test, and equal sources in the same split.
+        train: a file of pairs that ends in .tsv, .jsonl, .csv or .parquet, or the source file and
+            the reference file, whose lines correspond. Without `validation` and `test` it is split
+            by a hash of the source text: 5 % validation, 5 % test, and equal sources in the same
+            split.
         validation: the same for the validation split.
         test: the same for the test split.
         name: short name of the task, for tables and folders.
-        source_field: name of the source in JSON Lines.
-        reference_field: name of the reference in JSON Lines.
+        source_field: name of the source in files with named fields, all but TSV and aligned ones; a
+            dot leads into a field, as in "translation.de".
+        reference_field: name of the reference there.
+        expert_source_field: name of what the expert reads there; None for the field expert_source
+            where there is one, and the source elsewhere.
+        prompt: template of what is read, with {source}; a view of the expert's own stays bare.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
@@ -56,10 +60,13 @@ class TextFilesConfig:
     name: str = "text_files"
     source_field: str = "source"
     reference_field: str = "reference"
+    expert_source_field: str | None = None
+    prompt: str = BARE
     limits: Limits = KEEP_ANY_RATIO
     vocab_size: int = 4000
 
     def __post_init__(self) -> None:
+        check_prompt("prompt", self.prompt)
         if (self.validation is None) != (self.test is None):
             raise ValueError(
                 "validation and test must be given both or neither, "
@@ -90,7 +97,7 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
     return make_task(
         config.name,
         {
-            split: keep_pairs(pairs, config.limits, dropped)
+            split: with_prompts(keep_pairs(pairs, config.limits, dropped), config.prompt)
             for split, pairs in _read_splits(config).items()
         },
         tokenizer,
@@ -126,22 +133,29 @@ def _read(split: str, files: PairFiles, config: TextFilesConfig) -> list[Pair]:
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)
     else:
-        pairs = _read_pairs(split, files, (config.source_field, config.reference_field))
+        columns = Columns(config.source_field, config.reference_field, config.expert_source_field)
+        pairs = _read_pairs(split, files, columns)
     if not pairs:
         names = " and ".join(map(str, files)) if isinstance(files, tuple) else files
         raise DataError(f"{split} must hold at least one pair, got none in {names}")
-    return [Pair(pair.source.strip(), pair.reference.strip()) for pair in pairs]
+    return [stripped(pair) for pair in pairs]
 
 
-def _read_pairs(split: str, path: Path, fields: tuple[str, str]) -> list[Pair]:
-    if path.suffix.lower() == ".tsv":
-        return [_from_tsv(path, number, line) for number, line in _lines(path)]
-    if path.suffix.lower() == ".jsonl":
-        return [_from_json(path, number, line, fields) for number, line in _lines(path)]
-    raise DataError(
-        f"{split} must be a file that ends in .tsv or .jsonl, or a source and a reference "
-        f"file, got {path}"
-    )
+def _read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
+    match path.suffix.lower():
+        case ".tsv":
+            return [_from_tsv(path, number, line) for number, line in _lines(path)]
+        case ".jsonl":
+            return [_from_json(path, number, line, columns) for number, line in _lines(path)]
+        case ".csv":
+            return [columns.pair(record, place) for place, record in csv_rows(path)]
+        case ".parquet":
+            return [columns.pair(record, place) for place, record in parquet_rows(path)]
+        case _:
+            raise DataError(
+                f"{split} must be a file that ends in .tsv, .jsonl, .csv or .parquet, or a source "
+                f"and a reference file, got {path}"
+            )
 
 
 def _read_aligned(split: str, files: tuple[Path, Path]) -> list[Pair]:
@@ -168,7 +182,7 @@ def _from_tsv(path: Path, number: int, line: str) -> Pair:
     return Pair(*fields)
 
 
-def _from_json(path: Path, number: int, line: str, fields: tuple[str, str]) -> Pair:
+def _from_json(path: Path, number: int, line: str, columns: Columns) -> Pair:
     if not line.strip():
         return Pair("", "")
     place = f"{path}, line {number}"
@@ -179,28 +193,8 @@ def _from_json(path: Path, number: int, line: str, fields: tuple[str, str]) -> P
             f"{place}: a line must be a JSON object, got invalid JSON: {error}"
         ) from error
     if not isinstance(record, dict):
-        raise DataError(f"{place}: a line must be a JSON object, got {_shown(record)}")
-    for field in fields:
-        if field not in record:
-            raise DataError(
-                f'{place}: a line must have the field "{field}", got {_shown(list(record))}: '
-                "set source_field and reference_field"
-            )
-        if not isinstance(record[field], str):
-            raise DataError(
-                f'{place}: the field "{field}" must be a string, got {_shown(record[field])}'
-            )
-        if _SURROGATE.search(record[field]):
-            raise DataError(
-                f'{place}: the field "{field}" must be Unicode text, got half a surrogate pair'
-            )
-    return Pair(record[fields[0]], record[fields[1]])
-
-
-def _shown(value: object) -> str:
-    """`value` as JSON, cut to what a message can hold."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise DataError(f"{place}: a line must be a JSON object, got {shown(record)}")
+    return columns.pair(record, place)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

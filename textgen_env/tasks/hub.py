@@ -1,0 +1,155 @@
+"""A data set of the hub as a task, by the library `datasets` (the extra `hf`).
+
+Its columns are mapped to source, reference and, where there is one, what the expert reads. Files of
+your own are read by `text_files.py`; a folder of files laid out as on the hub is read here, too.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from textgen_env.tasks.columns import Columns, each_text, stripped
+from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
+from textgen_env.tasks.tables import HubSplit, hub_rows
+from textgen_env.tasks.task import (
+    KEEP_ANY_RATIO,
+    DataError,
+    Limits,
+    Pair,
+    TextTask,
+    keep_pairs,
+    make_task,
+    train_tokenizer,
+)
+from textgen_env.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Which data set, which of its columns, and which pairs are kept.
+
+    Attributes:
+        path: the data set's name on the hub, such as "wmt/wmt16", or a folder laid out as there.
+        configuration: one of its configurations, such as "de-en"; None for the only one.
+        revision: branch, tag or commit; None for the newest.
+        train: name of the training split.
+        validation: name of the validation split.
+        test: name of the test split.
+        source: column of the source; a dot leads into a column, as in "translation.de".
+        reference: column of the reference.
+        expert_source: column of what the expert reads; None for the column expert_source where
+            there is one, and the source elsewhere.
+        prompt: template of what is read, with {source}; a view of the expert's own stays bare.
+        lower_case: whether all texts are lower-cased.
+        cut_source: tokens to which longer sources are cut, at a word, prompt and end token counted;
+            None to leave out pairs whose source is longer than the limits'.
+        streaming: whether rows are fetched as they are read, and nothing is kept on disk.
+        max_train_pairs: training pairs that are read, the first ones; None for all.
+        name: short name of the task, for tables and folders.
+        limits: which pairs are kept; those that are not are counted.
+        vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+    """
+
+    path: str
+    configuration: str | None = None
+    revision: str | None = None
+    train: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+    source: str = "source"
+    reference: str = "reference"
+    expert_source: str | None = None
+    prompt: str = BARE
+    lower_case: bool = False
+    cut_source: int | None = None
+    streaming: bool = False
+    max_train_pairs: int | None = None
+    name: str = "hub"
+    limits: Limits = KEEP_ANY_RATIO
+    vocab_size: int = 8000
+
+    def __post_init__(self) -> None:
+        check_prompt("prompt", self.prompt)
+        if self.cut_source is not None and self.cut_source < 2:
+            raise ValueError(f"cut_source must be at least 2, got {self.cut_source}")
+        if self.max_train_pairs is not None and self.max_train_pairs < 1:
+            raise ValueError(f"max_train_pairs must be at least 1, got {self.max_train_pairs}")
+
+
+def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
+    """The task of a data set; trains a tokenizer on the training pairs if none is given.
+
+    Raises:
+        DataError: the data set or a split of it cannot be had, a column is missing or holds no
+            text, or a split is empty.
+    """
+    dropped: Counter[str] = Counter()
+    splits = {
+        "train": _read(config, config.train, dropped, config.max_train_pairs),
+        "validation": _read(config, config.validation, dropped),
+        "test": _read(config, config.test, dropped),
+    }
+    longest = config.limits.max_tokens
+    if config.cut_source is not None:
+        tokenizer = tokenizer or train_tokenizer(splits["train"], config.vocab_size)
+        around = len(tokenizer.encode([prompted("", config.prompt)])[0])
+        limit, longest = config.cut_source - around - 1, config.cut_source
+        splits = {name: _with_cut_sources(p, tokenizer, limit) for name, p in splits.items()}
+    return make_task(
+        config.name,
+        {name: with_prompts(pairs, config.prompt) for name, pairs in splits.items()},
+        tokenizer,
+        vocab_size=config.vocab_size,
+        max_tokens=longest,
+        max_target_tokens=config.limits.max_tokens,
+        dropped=dropped,
+    )
+
+
+def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]:
+    """The texts, each with as many of its first words as surely make no more tokens than `limit`.
+
+    A word that alone makes more stays.
+
+    Args:
+        texts: words separated by white space, of which one space is left in texts that are cut.
+        tokenizer: counts.
+        limit: without an end token, at least 1.
+    """
+    cut_texts = list(texts)
+    rows = range(len(texts))
+    while rows:
+        lengths = map(len, tokenizer.encode([cut_texts[row] for row in rows]))
+        too_long = []
+        for row, length in zip(rows, lengths, strict=True):
+            words = cut_texts[row].split()
+            if length > limit and len(words) > 1:
+                kept = max(1, min(len(words) - 1, len(words) * limit // length))
+                cut_texts[row] = " ".join(words[:kept])
+                too_long.append(row)
+        rows = too_long
+    return cut_texts
+
+
+def _read(
+    config: HubConfig, split: str, dropped: Counter[str], count: int | None = None
+) -> list[Pair]:
+    """The pairs of a split, the first `count` ones, that are kept."""
+    pairs = list(islice(_pairs(config, split), count))
+    if not pairs:
+        raise DataError(f"{config.path} must have at least one row in split {split}, got none")
+    return keep_pairs(pairs, config.limits, dropped)
+
+
+def _pairs(config: HubConfig, split: str) -> Iterator[Pair]:
+    columns = Columns(config.source, config.reference, config.expert_source)
+    where = HubSplit(config.path, split, config.configuration, config.revision, config.streaming)
+    for place, record in hub_rows(where):
+        pair = stripped(columns.pair(record, place))
+        yield each_text(pair, str.lower) if config.lower_case else pair
+
+
+def _with_cut_sources(pairs: Sequence[Pair], tokenizer: TextTokenizer, limit: int) -> list[Pair]:
+    sources = cut([pair.source for pair in pairs], tokenizer, limit)
+    return [pair._replace(source=source) for pair, source in zip(pairs, sources, strict=True)]
