@@ -73,11 +73,13 @@ def hours(experiment: Experiment, measured: Measured, there: Accelerator) -> flo
     """Hours of training: updates * (computing + launching) / 3600.
 
     Computing is seconds * (batch size / measured rows) * (rate here / rate there), launching is
-    operators * launch. Reading, evaluating and what a teacher writes before training are left out.
+    accumulated parts * operators * launch. Reading, evaluating and what a teacher writes before
+    training are left out.
     """
     learner = experiment.learner
     computing = measured.seconds * learner.batch_size / measured.rows * measured.rate / there.rate
-    return learner.updates * (computing + measured.operators * there.launch) / 3600
+    launching = learner.accumulate * measured.operators * there.launch
+    return learner.updates * (computing + launching) / 3600
 
 
 def measure(

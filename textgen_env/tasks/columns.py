@@ -44,7 +44,8 @@ class Columns:
 
 def stripped(pair: Pair) -> Pair:
     """The pair without white space at the ends of its texts."""
-    return Pair(*(text if text is None else text.strip() for text in pair))
+    view = pair.expert_source
+    return Pair(pair.source.strip(), pair.reference.strip(), view and view.strip())
 
 
 def shown(value: object) -> str:

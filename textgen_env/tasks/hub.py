@@ -151,7 +151,8 @@ def _pairs(config: HubConfig, split: str) -> Iterator[Pair]:
 
 
 def _lower(pair: Pair) -> Pair:
-    return Pair(*(text if text is None else text.lower() for text in pair))
+    view = pair.expert_source
+    return Pair(pair.source.lower(), pair.reference.lower(), view and view.lower())
 
 
 def _with_cut_sources(pairs: Sequence[Pair], tokenizer: TextTokenizer, limit: int) -> list[Pair]:
