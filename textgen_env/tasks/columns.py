@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from textgen_env.tasks.task import DataError, Pair
@@ -44,8 +44,13 @@ class Columns:
 
 def stripped(pair: Pair) -> Pair:
     """The pair without white space at the ends of its texts."""
+    return each_text(pair, str.strip)
+
+
+def each_text(pair: Pair, change: Callable[[str], str]) -> Pair:
+    """The pair with each of its texts changed."""
     view = pair.expert_source
-    return Pair(pair.source.strip(), pair.reference.strip(), view and view.strip())
+    return Pair(change(pair.source), change(pair.reference), None if view is None else change(view))
 
 
 def shown(value: object) -> str:

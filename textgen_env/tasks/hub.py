@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from textgen_env.tasks.columns import Columns, stripped
+from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
 from textgen_env.tasks.tables import HubSplit, hub_rows
 from textgen_env.tasks.task import (
@@ -147,12 +147,7 @@ def _pairs(config: HubConfig, split: str) -> Iterator[Pair]:
     where = HubSplit(config.path, split, config.configuration, config.revision, config.streaming)
     for place, record in hub_rows(where):
         pair = stripped(columns.pair(record, place))
-        yield _lower(pair) if config.lower_case else pair
-
-
-def _lower(pair: Pair) -> Pair:
-    view = pair.expert_source
-    return Pair(pair.source.lower(), pair.reference.lower(), view and view.lower())
+        yield each_text(pair, str.lower) if config.lower_case else pair
 
 
 def _with_cut_sources(pairs: Sequence[Pair], tokenizer: TextTokenizer, limit: int) -> list[Pair]:
