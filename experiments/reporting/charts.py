@@ -4,7 +4,7 @@ Colors of text, grid and background follow the page's theme and are left to `pag
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ Line = tuple[Sequence[object], Sequence[float | None]]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#B5A700")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "x", "star", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+TEACHER = "teacher"  # its name among the models
 GRAY = "#808080"  # as far from black as from white
 MARKERS_ON_LINE = 8  # at most
 LEFT, RIGHT = 0.1, 0.3  # powers of ten beside the slowest model and, for its name, the fastest
@@ -59,16 +60,20 @@ class Look:
 TEACHER_LOOK = Look(GRAY, "hexagram", "solid")
 
 
-def look(index: int) -> Look:
-    """How the run of that index is drawn.
+def looks_of(runs: Iterable[str], *, teacher: bool) -> dict[str, Look]:
+    """How each model is drawn: the teacher, if there is one, and the runs in their order.
 
     Okabe and Ito's colors, for all kinds of color vision, without black and with a yellow dark
     enough for white paper. The numbers of colors and of markers have no common divisor: 56 runs
     differ in one of them.
     """
-    return Look(
-        COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
-    )
+    numbered = {
+        run: Look(
+            COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+        )
+        for index, run in enumerate(runs)
+    }
+    return {TEACHER: TEACHER_LOOK, **numbered} if teacher else numbered
 
 
 def line_chart(
@@ -83,11 +88,8 @@ def line_chart(
         x: plotly's settings of the axis.
         y: the same.
     """
-    traces = [
-        _trace(run, look(index), line)
-        for index, (run, line) in enumerate(lines.items())
-        if line is not None
-    ]
+    looks = looks_of(lines, teacher=False)
+    traces = [_trace(run, looks[run], line) for run, line in lines.items() if line is not None]
     missing = [run for run, line in lines.items() if line is None]
     return Chart(name, title, traces, {"xaxis": x, "yaxis": y}, missing)
 
@@ -111,9 +113,9 @@ def trade_off_chart(
         x: plotly's settings of the axis of speed.
         y: the same of quality.
     """
-    looks = {run: look(index) for index, run in enumerate(runs)} | {"teacher": TEACHER_LOOK}
+    looks = looks_of(runs, teacher=True)
     points = {run: point for run, point in runs.items() if point}
-    points |= {"teacher": teacher} if teacher else {}
+    points |= {TEACHER: teacher} if teacher else {}
     front = pareto_front(points)
     traces = [_front_line([points[model] for model in front])] if points else []
     for model, point in points.items():
@@ -121,8 +123,9 @@ def trade_off_chart(
         trace["marker"]["size"] = 13
         if point.error is not None:
             trace["error_y"] = {"array": [point.error], "thickness": 1, "width": 3}
-        if model in front:  # above and to the right of it there is nothing
-            trace |= {"mode": "markers+text", "text": [model], "textposition": "top right"}
+        if model in front:
+            place = ("top right", "bottom left")[front.index(model) % 2]  # away from neighbors
+            trace |= {"mode": "markers+text", "text": [model], "textposition": place}
         traces.append(trace)
     speeds = [math.log10(point.speed) for point in points.values()]
     room = {"range": [min(speeds) - LEFT, max(speeds) + RIGHT]} if speeds else {}

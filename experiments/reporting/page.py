@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments.reporting import figures, tables
-from experiments.reporting.charts import TEACHER_LOOK, Chart, look
+from experiments.reporting.charts import TEACHER, Chart, looks_of
 from experiments.reporting.reader import Sentence
 from experiments.reporting.runs import METRICS, Evaluation, Json, ReportedRun
 
@@ -33,10 +33,9 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
 
     evaluations = [run.evaluation for run in runs if run.evaluation]
     teacher = evaluations[0].teacher if evaluations else None
-    rows = {"teacher": teacher} if teacher else {}
+    rows = {TEACHER: teacher} if teacher else {}
     rows |= {run.name: run.row for run in runs if run.row}
     charts = _charts(runs)
-    looks = {run.name: look(index) for index, run in enumerate(runs)}
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
     )
@@ -46,10 +45,11 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
         lead=lead(runs),
         notes=notes(runs),
         sections=SECTIONS,
-        looks={"teacher": TEACHER_LOOK, **looks} if teacher else looks,
+        looks=looks_of([run.name for run in runs], teacher=TEACHER in rows),
         models=tables.table(tables.MODELS, runs, rows),
         exposure=tables.table(tables.EXPOSURE, runs, {run.name: run.exposure for run in runs}),
         signature=next((each.row["signature"] for each in evaluations), None),
+        baseline=next((each.row.get("baseline") for each in evaluations), None),
         machine=_machine(evaluations),
         test_pairs=len(evaluations[0].samples) if evaluations else 0,
         fewest_states=figures.FEWEST_STATES,
@@ -141,16 +141,19 @@ def notes(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def _cautions(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Which speeds were not measured side by side."""
-    if any(each.machine != evaluations[0].machine for each in evaluations):
-        return ["Speeds were measured on several machines: compare speed-ups, not tokens/s."]
+    """Which figures were not taken side by side."""
+    found = []
     teachers = {each.teacher["tokens_per_second"] for each in evaluations if each.teacher}
-    if len(teachers) > 1:
-        return [
+    if any(each.machine != evaluations[0].machine for each in evaluations):
+        found.append("Speeds were measured on several machines: compare speed-ups, not tokens/s.")
+    elif len(teachers) > 1:
+        found.append(
             "Speeds were measured in several processes: compare speed-ups, not tokens/s. One "
             "`textgen evaluate` with all runs measures them side by side."
-        ]
-    return []
+        )
+    if len({each.row.get("baseline") for each in evaluations}) > 1:
+        found.append("p-values are of differences from several baselines.")
+    return found
 
 
 def _machine(evaluations: Sequence[Evaluation]) -> str:

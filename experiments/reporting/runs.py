@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs import agent_name
+from experiments.reporting.charts import TEACHER
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Sample
 from experiments.run import Run, RunError, read_config
 from experiments.train import OUTCOME
@@ -111,11 +112,11 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that tell them apart."""
+    """The shortest ends of the folders' paths that tell them, and the teacher, apart."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[-depth:]) for path in parts]
-        if len(set(names)) == len(names):
+        if len({TEACHER, *names}) == 1 + len(names):
             return names
     raise RunError(f"runs must be different folders, got {', '.join(map(str, folders))}")
 

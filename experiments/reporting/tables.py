@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.reporting.charts import TEACHER_LOOK, Look, look
+from experiments.reporting.charts import TEACHER, Look, looks_of
 from experiments.reporting.runs import Json, ReportedRun
 
 NOTHING = "\N{EN DASH}"
@@ -130,20 +130,19 @@ def table(
     Args:
         columns: to choose from.
         runs: of the report; each has a row, the ones still being trained among them.
-        objects: what each model's figures are in, by name; "teacher" has the first row, if it is
+        objects: what each model's figures are in, by name; the teacher has the first row, if it is
             there.
     """
     known = [c for c in columns if any(c.value(each) is not None for each in objects.values())]
-    looks = {run.name: look(index) for index, run in enumerate(runs)}
-    looks = {"teacher": TEACHER_LOOK, **looks} if "teacher" in objects else looks
+    looks = looks_of([run.name for run in runs], teacher=TEACHER in objects)
     training = {run.name for run in runs if not run.evaluation}
-    students = [each for name, each in objects.items() if name != "teacher"]
+    students = [each for name, each in objects.items() if name != TEACHER]
     tops = [_best(column, students) for column in known]
     rows = []
     for name, style in looks.items():
         figures = [column.value(objects.get(name, {})) for column in known]
         cells = [
-            _cell(column, figure, name != "teacher" and figure == top)
+            _cell(column, figure, name != TEACHER and figure == top)
             for column, figure, top in zip(known, figures, tops, strict=True)
         ]
         rows.append(Row(name, style, name in training, [Cell(name, name), *cells]))

@@ -1,12 +1,21 @@
 """All instruments of one student: they fit together, and those without a teacher are absent."""
 
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 
+from agents.batches import generator_for
 from agents.evaluation import bleu, bleu_by_length
-from agents.exposure import compare, written_by
-from agents.exposure_panel import SHARES, Teacher, exposure, figures_while_training
+from agents.exposure import (
+    compare,
+    coverage_risk,
+    excess_accumulated_error,
+    likelihood_risk,
+    written_by,
+)
+from agents.exposure_panel import SEED, SHARES, Teacher, exposure, figures_while_training
+from textgen_env.decoding import Sampling, sample
 from textgen_env.expert import NeuralExpert
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
@@ -73,6 +82,22 @@ def test_every_instrument_is_read_on_the_texts_it_is_about(
     assert finished[1.0] == bleu(hypotheses, references)
     assert found.bleu_by_source_length == bleu_by_length(hypotheses, references, references)
     assert found.teacher_pairs == len(pairs)
+    drawing = partial(
+        sample, sampling=Sampling(), generator=generator_for(SEED, "student draws", 0)
+    )
+    drawn = written_by(
+        student,
+        encode(pairs, tiny_task),
+        own.actions.shape[1],
+        writer=Writer.STUDENT,
+        decoder=drawing,
+    )
+    assert found.likelihood_risk == likelihood_risk(drawn, teacher.expert)
+    assert found.coverage_risk == coverage_risk(teacher.drawn, student)
+    excess = excess_accumulated_error(
+        *(compare(each, student, teacher.expert) for each in (drawn, teacher.drawn))
+    )
+    assert found.excess_accumulated_error == excess.tolist()
 
 
 def test_a_student_that_is_its_teacher_shows_no_exposure_bias(

@@ -12,10 +12,11 @@ from report_runs import HOSTILE, NUM_TEST, trained_runs
 from experiments.cli import main
 from experiments.report import ReportOptions, report
 from experiments.reporting import reader
-from experiments.reporting.charts import Point, look, pareto_front
+from experiments.reporting.charts import Point, looks_of, pareto_front
 from experiments.reporting.reader import read_sentences
 from experiments.reporting.runs import read_runs
 from experiments.run import RunError
+from textgen_env.tasks.task import DataError
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,25 @@ def test_tokens_make_the_texts_that_were_evaluated(evaluated):
             assert sentence.texts[run.name] == run.samples[sentence.number - 1].hypothesis
             whole = sentence.texts[run.name].rstrip("\N{REPLACEMENT CHARACTER}").strip()
             assert reader.text_of(sentence.tokens[run.name]) == whole
+
+
+def test_a_run_is_not_taken_for_the_teacher(runs, tmp_path):
+    run = runs[0].rename(tmp_path / "teacher")
+    page = written([run], tmp_path / "page.html")
+    own, teachers = (row_of(page, name) for name in (f"{tmp_path.name}/teacher", "teacher"))
+    teacher, row = json.loads((run / "results.json").read_text())["rows"]
+    for cells, figures in ((own, row), (teachers, teacher)):
+        assert f"{figures['tokens_per_second']:,.0f}" in cells
+
+
+def test_a_task_whose_data_is_gone_is_named(runs):
+    def move(config):
+        config["experiment"]["task"]["test"]["path"] = "nowhere.tsv"
+
+    for folder in runs:
+        rewrite(folder / "config.json", move)
+    with pytest.raises(DataError, match=r"nowhere\.tsv"):
+        read_sentences(read_runs(runs), 3)
 
 
 def test_names_are_as_long_as_they_must_be(evaluated, tmp_path):
@@ -246,7 +266,9 @@ def test_speeds_of_several_processes_are_not_compared_in_silence(runs, tmp_path)
         runs[1] / "results.json",
         lambda content: content["rows"][0].update(tokens_per_second=1.0),
     )
-    assert "compare speed-ups" in written(runs, tmp_path / "page.html")
+    assert "measured in several processes" in written(runs, tmp_path / "page.html")
+    rewrite(runs[1] / "results.json", lambda content: content["machine"].update(cores=99))
+    assert "measured on several machines" in written(runs, tmp_path / "page.html")
 
 
 def test_another_model_than_the_evaluated_one_is_refused(runs):
@@ -295,5 +317,7 @@ def test_the_front_is_who_none_beats():
 
 
 def test_no_two_models_look_alike():
-    looks = [(each.color, each.marker) for each in map(look, range(56))]
+    models = looks_of(map(str, range(56)), teacher=True)
+    looks = [(look.color, look.marker) for look in models.values()]
+    assert len(looks) == 57
     assert all(one != other for one, other in combinations(looks, 2))
