@@ -231,7 +231,18 @@ def test_an_unfinished_run_is_not_evaluated(teacher_run, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "evaluate", "generate", "benchmark", "benchmark-env", "teacher"]
+    "command",
+    [
+        "demo",
+        "train",
+        "evaluate",
+        "generate",
+        "export",
+        "benchmark",
+        "benchmark-decode",
+        "benchmark-env",
+        "teacher",
+    ],
 )
 def test_help_of_each_command_is_shown(command, capsys):
     with pytest.raises(SystemExit) as stop:
