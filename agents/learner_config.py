@@ -13,7 +13,9 @@ class LearnerConfig:
         accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
         learning_rate: at its highest.
         warmup: updates in which the rate rises from 0.
-        decay: share of the updates, at the end, in which the rate falls to 0 along a line.
+        decay: share of the updates, at the end, in which the rate falls to 0 along a line; None to
+            let it fall from the warm-up on as one over the square root of the update (Vaswani et
+            al. 2017, section 5.3, arXiv:1706.03762).
         weight_decay: AdamW's.
         clip: largest norm of the gradient.
         gold_weight: of the mean cross-entropy on the data's tokens after the data's prefixes, which
@@ -29,7 +31,7 @@ class LearnerConfig:
     accumulate: int = 1
     learning_rate: float = 4e-3
     warmup: int = 200
-    decay: float = 0.9
+    decay: float | None = 0.9
     weight_decay: float = 0.01
     clip: float = 1.0
     gold_weight: float = 0.0
@@ -48,11 +50,14 @@ class LearnerConfig:
         for name in ("gold_weight", "ewc_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+        if self.decay is not None and not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1] or None, got {self.decay}")
 
     def learning_rate_at(self, update: int) -> float:
         """The rate of update number `update`, counted from 0."""
         rising = (update + 1) / max(1, self.warmup)
-        falling = (self.updates - update) / max(1.0, self.decay * self.updates)
+        if self.decay is None:
+            falling = max(rising, 1.0) ** -0.5
+        else:
+            falling = (self.updates - update) / max(1.0, self.decay * self.updates)
         return self.learning_rate * min(1.0, rising, falling)

@@ -9,6 +9,7 @@ from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
+from textgen_env.tasks.hub import HubConfig, hub
 from textgen_env.tasks.task import TextTask
 from textgen_env.tasks.text_files import text_files
 from textgen_env.tasks.verses import VersesConfig, verses
@@ -24,6 +25,8 @@ def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
         return descriptions(config, tokenizer)
     if isinstance(config, CopyConfig):
         return copy_task(config)
+    if isinstance(config, HubConfig):
+        return hub(config, tokenizer)
     return text_files(config, tokenizer)
 
 

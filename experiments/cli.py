@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union
@@ -23,6 +23,7 @@ from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
 from experiments.export import ExportOptions, export
 from experiments.generate import GenerateOptions, generate
+from experiments.paper import PAPER
 from experiments.process import keep_freed_memory
 from experiments.recovery import RecoveryOptions, recovery
 from experiments.report import ReportOptions, report
@@ -47,11 +48,14 @@ class Choice:
         agent: the algorithm.
         task: where the text comes from.
         student: the kind of model that is trained.
+        paper: settings of the paper on one of its data sets, which decide on task and student; None
+            for none.
     """
 
     agent: Literal[tuple(AGENTS)] = "imitkd_full"  # pyright: ignore[reportInvalidTypeForm]
     task: Literal[tuple(TASKS)] = "verses"  # pyright: ignore[reportInvalidTypeForm]
     student: Literal[tuple(STUDENTS)] = "recurrent"  # pyright: ignore[reportInvalidTypeForm]
+    paper: Literal[tuple(PAPER)] | None = None  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,25 @@ def _choice(arguments: list[str]) -> Choice:
     return choice
 
 
+def _experiment(choice: Choice, *, served: bool) -> Experiment:
+    """The defaults of `train`."""
+    agent = AGENTS[choice.agent]()
+    if choice.paper is not None:
+        experiment = PAPER[choice.paper](agent)
+    else:
+        experiment = Experiment(
+            task=TASKS[choice.task],
+            teacher=VERSES_TEACHER if choice.task == "verses" and not served else None,
+            student=STUDENTS[choice.student],
+            agent=agent,
+        )
+    server = RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None
+    return replace(experiment, server=server)
+
+
 def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at run time
     """All commands, with the defaults of `train` as `choice` says, and with a server if need be."""
-    experiment = Experiment(
-        task=TASKS[choice.task],
-        teacher=VERSES_TEACHER if choice.task == "verses" and not served else None,
-        server=RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None,
-        student=STUDENTS[choice.student],
-        agent=AGENTS[choice.agent](),
-    )
-    training = TrainOptions(tyro.MISSING, choice, experiment)
+    training = TrainOptions(tyro.MISSING, choice, _experiment(choice, served=served))
     named = [
         Annotated[kind, tyro.conf.subcommand(name, default=default, prefix_name=False)]
         for name, kind, default in (

@@ -15,13 +15,14 @@ from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.descriptions import DescriptionsConfig
+from textgen_env.tasks.hub import HubConfig
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 
 VERSES_TEACHER = Path(__file__).parent / "teachers" / "verses"
 DESCRIPTIONS_PAIRS = 2000  # that the students of `textgen summarize` see
 
-TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | CopyConfig
+TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | HubConfig | CopyConfig
 ModelConfig = RecurrentConfig | TransformerConfig | HuggingFaceConfig
 
 TASKS: dict[str, TaskConfig] = {
@@ -29,6 +30,7 @@ TASKS: dict[str, TaskConfig] = {
     "descriptions": DescriptionsConfig(),
     "copy": CopyConfig(),
     "text": TextFilesConfig(train=Path("train.tsv")),
+    "hub": HubConfig(path="data"),
 }
 STUDENTS: dict[str, ModelConfig] = {
     "recurrent": RecurrentConfig(),

@@ -12,11 +12,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from experiments.formats import Format, load_writer, save_as
+from experiments.formats import Format, extra, load_writer, save_as
 from experiments.generate import model_folder, task_of
 from experiments.logging import console
 from textgen_env.decoding import decode_all
-from textgen_env.models.export import ExportError
+from textgen_env.models.export import ExportError, Write
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 
@@ -79,7 +79,7 @@ def export(options: ExportOptions) -> None:
             precision=options.precision,
             max_steps=max_steps,
         )
-        write = load_writer(written)
+        write = read_back(options.format, written)
         rows = [write(part, max_steps) for part in source.split(ROWS)]
         share = same_share(decode_all(model, source, max_steps), torch.cat(rows))
         if share < options.least_same:
@@ -92,6 +92,15 @@ def export(options: ExportOptions) -> None:
         f"{options.place}: {share:.1%} of {len(source)} sentences are written token for token as "
         f"by {options.model}, greedily"
     )
+
+
+def read_back(name: Format, folder: Path) -> Write:
+    """What the program that the format is for writes, greedily."""
+    if name != "hf":
+        return load_writer(folder)
+    with extra("export"):
+        from textgen_env.models.export_hf import load_hf
+    return load_hf(folder)
 
 
 def same_share(tokens: Tensor, others: Tensor) -> float:

@@ -29,7 +29,7 @@ def format_of(folder: Path) -> Format | None:
 
 
 def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32") -> Write:
-    """What the model in `folder` writes, by the program whose format it has.
+    """What the model in `folder` writes; any model of `transformers` by this project's decoding.
 
     Args:
         folder: of the model.
@@ -39,12 +39,7 @@ def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32")
     Raises:
         RunError: its package is not installed, or it has a precision of its own.
     """
-    name = format_of(folder)
-    if name == "hf":
-        with extra("export"):
-            from textgen_env.models.export_hf import load_hf
-        return load_hf(folder, beam_size, DTYPES[precision])
-    if name == "ctranslate2":
+    if format_of(folder) == "ctranslate2":
         if precision != "float32":
             raise RunError(
                 f"precision must be chosen when exporting to ctranslate2, got {precision}"

@@ -14,10 +14,19 @@ def pareto_figure(rows: Sequence[Row]) -> Figure:
     """BLEU, with its 95 % interval, against tokens per second, and the front of the best."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    points = [Point(row.tokens_per_second, row.quality.bleu, row.bleu_confidence) for row in rows]
-    speeds, qualities = zip(*(points[place][:2] for place in pareto_front(points)), strict=True)
-    axes.step(speeds, qualities, color=FRONT_COLOR, linestyle="--", label="Pareto front")
-    for row, point in zip(rows, points, strict=True):
+    points = {
+        str(place): Point(row.tokens_per_second, row.quality.bleu, row.bleu_confidence)
+        for place, row in enumerate(rows)
+    }
+    front = [points[place] for place in pareto_front(points)]
+    axes.step(
+        [point.speed for point in front],
+        [point.quality for point in front],
+        color=FRONT_COLOR,
+        linestyle="--",
+        label="Pareto front",
+    )
+    for row, point in zip(rows, points.values(), strict=True):
         axes.errorbar(*point, color=COLOR, marker="o", capsize=3)
         axes.annotate(row.model, point[:2], xytext=(5, 5), textcoords="offset points")
     axes.set_xscale("log")

@@ -27,6 +27,7 @@ from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.descriptions import DescriptionsConfig
+from textgen_env.tasks.hub import HubConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
@@ -40,6 +41,7 @@ RECORDS = {
         VersesConfig,
         DescriptionsConfig,
         TextFilesConfig,
+        HubConfig,
         CopyConfig,
         Limits,
         RecurrentConfig,

@@ -10,14 +10,27 @@ WORDS = tuple(f"w{index}" for index in range(57))
 
 
 def lively():
-    """A Transformer over 64 tokens, 60 of which are its tokenizer's, and that tokenizer.
+    """A Transformer over 64 tokens, 60 of which are its tokenizer's, and that tokenizer."""
+    model = Transformer(TransformerConfig(64, 32, num_heads=2, feed_forward=64))
+    enliven(model)
+    with torch.no_grad():
+        model.embedding.weight[60:] *= 0.1  # what the tokenizer has no piece for
+    return model.eval(), Tokenizer.from_words(WORDS)
 
-    Its weights are so large that what was read and the position, and not the previous token alone,
-    decide what is written.
-    """
+
+def student_of(tokenizer):
+    """A Transformer with a tokenizer's vocabulary and special tokens, and 20 sources for it."""
+    config = TransformerConfig(tokenizer.vocab_size, 32, num_heads=2, feed_forward=64)
+    model, (pad, _, end) = Transformer(config, tokenizer.special), tokenizer.special
+    enliven(model)
+    texts = torch.randint(3, 20, (20, 6), generator=torch.Generator().manual_seed(0))
+    rows = [[*row[: 1 + place % 6], end] for place, row in enumerate(texts.tolist())]
+    return model.eval(), torch.tensor([[*row, *[pad] * (7 - len(row))] for row in rows])
+
+
+def enliven(model):
+    """Make weights so large that not the previous token alone decides what is written."""
     generator = torch.Generator().manual_seed(0)
-    config = TransformerConfig(64, 32, num_heads=2, feed_forward=64, num_encoder_layers=1)
-    model = Transformer(config)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             noise = torch.randn(weight.shape, generator=generator)
@@ -25,9 +38,7 @@ def lively():
                 weight.add_(0.3 * noise)
             else:
                 weight.copy_(0.1 * noise if name == "embedding.weight" else noise)
-        model.embedding.weight[60:] *= 0.1  # what the tokenizer has no piece for
         model.decoder_norm.bias += 3 * model.embedding.weight[model.special.end]
-    return model.eval(), Tokenizer.from_words(WORDS)
 
 
 def constant(best):

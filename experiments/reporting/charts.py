@@ -116,8 +116,7 @@ def trade_off_chart(
     looks = looks_of(runs, teacher=True)
     points = {run: point for run, point in runs.items() if point}
     points |= {TEACHER: teacher} if teacher else {}
-    names = list(points)
-    front = [names[place] for place in pareto_front(list(points.values()))]
+    front = pareto_front(points)
     traces = [_front_line([points[model] for model in front])] if points else []
     for model, point in points.items():
         trace = _trace(model, looks[model], ([point.speed], [point.quality]))
@@ -135,15 +134,15 @@ def trade_off_chart(
     return Chart(name, title, traces, layout, [run for run, point in runs.items() if not point])
 
 
-def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Places of the points that no other beats in one and equals in the other, slow first.
+def pareto_front(points: Mapping[str, Point]) -> list[str]:
+    """Names of the points that no other equals or exceeds in both, the slowest first.
 
     Of points that are the same in both the first stays.
     """
-    front: list[int] = []
-    for place in sorted(range(len(points)), key=lambda place: points[place][:2], reverse=True):
-        if not front or points[place].quality > points[front[-1]].quality:
-            front.append(place)
+    front = []
+    for name in sorted(points, key=lambda name: points[name][:2], reverse=True):
+        if not front or points[name].quality > points[front[-1]].quality:
+            front.append(name)
     return front[::-1]
 
 

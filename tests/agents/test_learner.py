@@ -68,7 +68,7 @@ def test_the_rate_is_positive_and_never_above_its_highest(warmup, decay):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
         ({"batch_size": 6, "accumulate": 4}, r"accumulate must divide batch_size \(6\), got 4"),
-        ({"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
+        ({"decay": 1.5}, r"decay must be in \[0, 1\] or None, got 1.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-import experiments.train
+import experiments.start
 from agents import AGENTS
 from experiments import cli
 from experiments.cli import TrainOptions, main
@@ -76,9 +76,11 @@ def test_a_student_starts_from_no_model_with_another_tokenizer(teacher_run, tmp_
 
 
 def test_a_student_is_held_to_the_data_and_to_where_it_started(teacher_run, tmp_path, monkeypatch):
-    loaded, load = [], experiments.train.load_model
+    loaded, load = [], experiments.start.load_model
     monkeypatch.setattr(
-        experiments.train, "load_model", lambda *args: loaded.append(args[0]) or load(*args)
+        experiments.start,
+        "load_model",
+        lambda folder, **options: loaded.append(folder) or load(folder, **options),
     )
     start = teacher_run / "model"
     train(
@@ -229,7 +231,18 @@ def test_an_unfinished_run_is_not_evaluated(teacher_run, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "evaluate", "generate", "benchmark", "benchmark-env", "teacher"]
+    "command",
+    [
+        "demo",
+        "train",
+        "evaluate",
+        "generate",
+        "export",
+        "benchmark",
+        "benchmark-decode",
+        "benchmark-env",
+        "teacher",
+    ],
 )
 def test_help_of_each_command_is_shown(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -14,7 +14,6 @@ from experiments.cli import main
 from experiments.evaluate import Entry, judge
 from experiments.logging import COMPARED
 from experiments.pareto import pareto_figure
-from experiments.reporting.charts import Point, pareto_front
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Row
 from experiments.train import Outcome
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -231,12 +230,6 @@ ROWS = [
     row("fast", 90.0, 10.0),
     row("same quality, slower", 80.0, 10.0),
 ]
-
-
-def test_the_front_is_what_nothing_else_beats():
-    points = [Point(each.tokens_per_second, each.quality.bleu) for each in ROWS]
-    front = pareto_front(points)
-    assert [ROWS[place].model for place in front] == ["teacher", "good", "fast"]
 
 
 def test_the_picture_has_a_point_with_its_interval_for_each_model():

@@ -96,8 +96,8 @@ def test_a_recurrent_student_is_one_line(name, recurrent_run, tmp_path, capsys):
 
 
 def test_an_export_that_writes_something_else_is_not_left(run, tmp_path, capsys, monkeypatch):
-    half = lambda folder: lambda source, steps: torch.zeros(len(source), steps, dtype=int)  # noqa: E731
-    monkeypatch.setattr(command, "load_writer", half)
+    nothing = lambda source, steps: torch.zeros(len(source), steps, dtype=int)  # noqa: E731
+    monkeypatch.setattr(command, "read_back", lambda *_: nothing)
     options = ["--format", "ctranslate2", "--precision", "int8", "--output", tmp_path / "place"]
     line = complaint(capsys, "export", run, *options)
     assert "99.0% of 8 sentences" in line

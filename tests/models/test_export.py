@@ -4,6 +4,7 @@ import pytest
 
 from textgen_env.models.export import ExportError, exportable, served_tokenizer
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.storage import load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tokenizer import Tokenizer
 from textgen_env.types import SpecialTokens
@@ -55,3 +56,12 @@ def test_a_model_of_another_tokenizer_is_refused(vocab_size, special):
     config = TransformerConfig(vocab_size, 8, num_heads=2, feed_forward=8)
     with pytest.raises(ExportError, match="must have its tokenizer's special tokens"):
         exportable(Transformer(config, special), pairs())
+
+
+def test_a_tokenizer_that_puts_more_around_a_text_is_refused(tmp_path):
+    pretrained = pytest.importorskip("pretrained")  # needs transformers
+    pretrained.FAMILIES["bart"].tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    config = TransformerConfig(tokenizer.vocab_size, 8, num_heads=2, feed_forward=8)
+    with pytest.raises(ExportError, match=r"nothing but the end token \(2\) .* got \(0,\) before"):
+        exportable(Transformer(config, tokenizer.special), tokenizer)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from export_models import constant, lively, sources
+from export_models import constant, lively, sources, student_of
 
 from textgen_env.decoding import decode_all
 from textgen_env.models.export import ExportError
@@ -52,6 +52,17 @@ def test_the_end_may_come_at_once(tmp_path):
     model, tokenizer = constant([2])
     save_ctranslate2(model, tokenizer, tmp_path, "float32")
     assert load_ctranslate2(tmp_path)(sources(2, 4), 3).tolist() == [[2, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("name", ["marian", "t5"])
+def test_a_student_with_a_pretrained_tokenizer_writes_the_same(name, tmp_path):
+    pretrained = pytest.importorskip("pretrained")  # needs transformers
+    pretrained.FAMILIES[name].tokenizer().save_pretrained(tmp_path / "teacher")
+    tokenizer = load_tokenizer(tmp_path / "teacher")
+    model, source = student_of(tokenizer)
+    save_ctranslate2(model, tokenizer, tmp_path, "float32")
+    assert torch.equal(load_ctranslate2(tmp_path)(source, 20), decode_all(model, source, 20))
+    assert load_tokenizer(tmp_path).encode(["a w2"]) == tokenizer.encode(["a w2"])
 
 
 def test_tokens_without_a_piece_are_written_too(tmp_path):

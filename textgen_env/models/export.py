@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, processors
 from torch import Tensor
 
+from textgen_env.hf_tokenizer import PretrainedTokenizer
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer, Tokenizer
@@ -17,30 +18,39 @@ from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer, Tokenizer
 Write = Callable[[Tensor, int], Tensor]
 """((B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
 
+NEVER = -1e4  # added to the logits of tokens that are never written; finite in every precision
+
 
 class ExportError(ValueError):
     """A model that cannot be exported as asked."""
 
 
-def exportable(model: Model, tokenizer: TextTokenizer) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer, if other programs know the model's layout.
+def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
+    """`model`, if other programs know its layout and its tokenizer makes of a text what it reads.
 
     Raises:
-        ExportError: it is no Transformer, or does not belong to `tokenizer`.
+        ExportError: it is no Transformer, or does not belong to `tokenizer`, or that puts more
+            around a text than the end token.
     """
     if not isinstance(model, Transformer):
         raise ExportError(
             f"model must be a Transformer for this format, got a {type(model).__name__}, which no "
             "other program knows; train with --student transformer, or export to safetensors"
         )
-    assert isinstance(tokenizer, Tokenizer), "a Transformer of ours reads no other"
     if model.special != tokenizer.special or tokenizer.vocab_size > model.vocab_size:
         raise ExportError(
             f"model must have its tokenizer's special tokens, {tuple(tokenizer.special)}, and at "
             f"least its {tokenizer.vocab_size} pieces, got {tuple(model.special)} and "
             f"{model.vocab_size}"
         )
-    return model, tokenizer
+    if isinstance(tokenizer, PretrainedTokenizer):
+        known, end = tokenizer.conventions, tokenizer.special.end
+        if known.prefix or known.suffix != (end,):
+            raise ExportError(
+                f"tokenizer must put nothing but the end token ({end}) to a text, as in training, "
+                f"got {known.prefix} before and {known.suffix} after it: export to safetensors"
+            )
+    return model
 
 
 def served_tokenizer(tokenizer: Tokenizer) -> Backend:

@@ -1,8 +1,7 @@
 """A Transformer as a folder of CTranslate2, and back as a writer.
 
-Its weights are laid out here and not by CTranslate2's converter for M2M-100, which counts positions
-from 2 whatever the padding token is, and would shift every position by one. Needs the extra
-`export`.
+Its weights are laid out here, because CTranslate2 has no converter for the layout that
+`export_hf.py` chooses. Needs the extra `export`.
 """
 
 import json
@@ -15,13 +14,12 @@ from ctranslate2 import Translator
 from ctranslate2.specs import TransformerSpec
 from torch import Tensor, nn
 
-from textgen_env.models.export import ExportError, Write, exportable, served_tokenizer
-from textgen_env.models.storage import TOKENIZER, Model
+from textgen_env.models.export import NEVER, ExportError, Write, exportable, served_tokenizer
+from textgen_env.models.storage import CONFIG, TOKENIZER, Model
 from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
-from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer
+from textgen_env.tokenizer import TextTokenizer, Tokenizer
 
 Spec = Any  # a part of a specification: a bag of names that CTranslate2 checks itself
-NEVER = -1e4  # added to the logits of tokens that are never written; finite in every precision
 VOCABULARY = "shared_vocabulary.json"
 
 
@@ -39,20 +37,22 @@ def save_ctranslate2(
     Raises:
         ExportError: the model is none that CTranslate2 knows.
     """
-    transformer, known = exportable(model, tokenizer)
-    spec = to_spec(transformer)
-    pieces = [
-        known.backend.id_to_token(index) or f"<unused {index}>" for index in range(model.vocab_size)
-    ]
+    spec = to_spec(exportable(model, tokenizer))
+    named = {index: piece for piece, index in tokenizer.pieces.items()}
+    pieces = [named.get(index, f"<unused {index}>") for index in range(model.vocab_size)]
     spec.register_source_vocabulary(pieces)
     spec.register_target_vocabulary(pieces)
-    pad, start, end = SPECIAL_PIECES
+    pad, start, end = (pieces[index] for index in model.special)
     config: Spec = spec.config
-    config.unk_token, config.decoder_start_token, config.eos_token = pad, start, end
+    config.bos_token, config.eos_token, config.unk_token = start, end, pad
+    config.decoder_start_token = start
     spec.validate()
     spec.optimize(quantization=precision)
     spec.save(str(folder))
-    served_tokenizer(known).save(str(folder / TOKENIZER))
+    if isinstance(tokenizer, Tokenizer):
+        served_tokenizer(tokenizer).save(str(folder / TOKENIZER))
+    else:
+        tokenizer.save(folder / TOKENIZER)
 
 
 def to_spec(model: Transformer) -> TransformerSpec:
@@ -96,11 +96,13 @@ def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
     """
     try:
         translator = Translator(str(folder), intra_threads=torch.get_num_threads())
-        pieces: list[str] = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+        pieces, config = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in (VOCABULARY, CONFIG)
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise ExportError(f"{folder} must hold a model for CTranslate2, got: {error}") from error
     ids = {piece: index for index, piece in enumerate(pieces)}
-    pad = ids[SPECIAL_PIECES[0]]
+    pad = ids[config["unk_token"]]  # as `save_ctranslate2` has it
 
     def write(source: Tensor, max_steps: int) -> Tensor:
         texts = [[pieces[token] for token in row if token != pad] for row in source.tolist()]

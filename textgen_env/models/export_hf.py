@@ -1,6 +1,7 @@
-"""A Transformer as a folder of `transformers`, in M2M-100's layout, and back as a writer.
+"""A Transformer as a folder of `transformers`, in Blenderbot's layout, and back as a writer.
 
-M2M-100 and not Marian, whose norms stand behind the sublayers. Needs the extra `export`.
+Blenderbot and not Marian, whose norms stand behind the sublayers, nor M2M-100, whose positions
+depend on which token is padding. Needs the extra `export`.
 """
 
 from collections.abc import Iterator
@@ -11,19 +12,21 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
     GenerationConfig,
-    M2M100Config,
-    M2M100ForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
-from textgen_env.models.export import Write, exportable, served_tokenizer
-from textgen_env.models.storage import Model
-from textgen_env.models.transformer import Transformer
-from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer
+from textgen_env.models.export import NEVER, Write, exportable, served_tokenizer
+from textgen_env.models.storage import TOKENIZER, Model
+from textgen_env.models.transformer import Transformer, sinusoids
+from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
-PARTS = {  # of a weight's name, ours and M2M-100's
+MAX_POSITIONS = 1024  # of the table that stands for the sinusoids, which have no end
+
+PARTS = {  # of a weight's name, ours and Blenderbot's
     "embedding": "model.shared",
     "encoder": "model.encoder.layers",
     "encoder_norm": "model.encoder.layer_norm",
@@ -37,8 +40,6 @@ PARTS = {  # of a weight's name, ours and M2M-100's
     "out": "out_proj",
     "feed_forward_norm": "final_layer_norm",
 }
-SHARED = "model.shared.weight"
-SHARERS = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 
 
 def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int) -> None:
@@ -53,13 +54,15 @@ def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int
     Raises:
         ExportError: the model is none that `transformers` knows.
     """
-    transformer, known = exportable(model, tokenizer)
-    exported = to_m2m100(transformer, max_steps)
+    exported = to_blenderbot(exportable(model, tokenizer), max_steps)
     with _without_bars():
         exported.save_pretrained(folder)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer.save(folder / TOKENIZER)
+        return
     pad, start, end = SPECIAL_PIECES
     PreTrainedTokenizerFast(
-        tokenizer_object=served_tokenizer(known),
+        tokenizer_object=served_tokenizer(tokenizer),
         pad_token=pad,
         bos_token=start,
         eos_token=end,
@@ -68,34 +71,38 @@ def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int
     ).save_pretrained(folder)
 
 
-def to_m2m100(model: Transformer, max_steps: int) -> M2M100ForConditionalGeneration:
-    """The same function of the same weights; dropout acts in the same places."""
+def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditionalGeneration:
+    """The same function of the same weights, but that padding and start are never written.
+
+    Dropout acts in the same places.
+    """
     size, special = model.config, model.special
-    config = M2M100Config(
+    config = BlenderbotConfig(
         vocab_size=size.vocab_size,
         d_model=size.width,
+        max_position_embeddings=MAX_POSITIONS,
         encoder_layers=size.num_encoder_layers,
         decoder_layers=size.num_decoder_layers,
         encoder_attention_heads=size.num_heads,
         decoder_attention_heads=size.num_heads,
         encoder_ffn_dim=size.feed_forward,
         decoder_ffn_dim=size.feed_forward,
+        activation_function="relu",
         dropout=size.dropout,
-        attention_dropout=0.0,
-        encoder_layerdrop=0.0,
-        decoder_layerdrop=0.0,
+        scale_embedding=True,
+        encoder_no_repeat_ngram_size=0,
+        forced_eos_token_id=None,
         pad_token_id=special.pad,
         bos_token_id=special.start,
         eos_token_id=special.end,
         decoder_start_token_id=special.start,
     )
-    exported = M2M100ForConditionalGeneration(config)
-    exported.load_state_dict(dict(_renamed(model)))
+    exported = BlenderbotForConditionalGeneration(config)
+    exported.load_state_dict(dict(_weights(model)))
     exported.generation_config = GenerationConfig(
         max_new_tokens=max_steps,
         num_beams=1,
         do_sample=False,
-        suppress_tokens=[special.pad, special.start],  # as `decoding.next_action` does
         pad_token_id=special.pad,
         bos_token_id=special.start,
         eos_token_id=special.end,
@@ -110,16 +117,14 @@ def load_hf(folder: Path, beam_size: int = 1, dtype: torch.dtype = torch.float32
     It reads the token ids of the model that was exported.
     """
     with _without_bars():
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True)
     model.eval()
     pad = model.config.pad_token_id
 
     def write(source: Tensor, max_steps: int) -> Tensor:
         mask = (source != pad).long()
         with torch.inference_mode():
-            written = model.generate(
-                source, attention_mask=mask, max_new_tokens=max_steps, num_beams=beam_size
-            )
+            written = model.generate(source, attention_mask=mask, max_new_tokens=max_steps)
         tokens = source.new_full((len(source), max_steps), pad)
         tokens[:, : written.shape[1] - 1] = written[:, 1:]  # without the start token
         return tokens
@@ -139,8 +144,8 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _renamed(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """The weights with M2M-100's names."""
+def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """All weights with Blenderbot's names."""
     for name, weight in model.state_dict().items():
         layered = name.replace("feed_forward.0", "fc1").replace("feed_forward.2", "fc2")
         renamed = ".".join(PARTS.get(part, part) for part in layered.split("."))
@@ -150,5 +155,11 @@ def _renamed(model: Transformer) -> Iterator[tuple[str, Tensor]]:
             yield renamed.replace("key_value", "v_proj"), values
         else:
             yield renamed, weight
-    for name in (*SHARERS, "lm_head.weight"):
-        yield name, model.embedding.weight
+    yield "lm_head.weight", model.embedding.weight
+    positions = sinusoids(torch.arange(MAX_POSITIONS), model.config.width)
+    for side in ("encoder", "decoder"):
+        yield f"model.{side}.embed_tokens.weight", model.embedding.weight
+        yield f"model.{side}.embed_positions.weight", positions
+    bias = torch.zeros(1, model.vocab_size)
+    bias[:, [model.special.pad, model.special.start]] = NEVER
+    yield "final_logits_bias", bias

@@ -5,8 +5,8 @@ width^-1/2 and is scaled by width^1/2 on the way in, so that logits have unit sc
 Dropout acts where a sublayer joins the residual stream and on the embeddings, not inside attention
 or between the two layers of the feed-forward net: on CPUs its random numbers are what costs.
 
-The parts are those of `transformers`' M2M-100 layout (sinusoids counted from 1, biased projections,
-ReLU, a final norm on both sides), so that an export is a copy of weights.
+The parts are those of `transformers`' Blenderbot layout (biased projections, ReLU, a final norm on
+both sides) with M2M-100's sinusoids, counted from 1, so that an export is a copy of weights.
 """
 
 import math
