@@ -204,6 +204,24 @@ def test_reset_rows_start_anew_and_the_others_go_on(model, source, ahead):
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("looking")
+def test_rows_begin_with_narrower_sources(model, source):
+    read = (source != model.special.pad).sum(1)
+    short = source[read.argsort()[:2]]
+    short = short[:, : int((short != model.special.pad).sum(1).max())]
+    assert short.shape[1] < source.shape[1], "the texts differ in length"
+    actions, texts = texts_of(model, (STEPS,) * 5, seed=1), texts_of(model, (3, 3), seed=3)
+    mask, index = torch.arange(5) % 2 == 0, torch.tensor([1, 0, 0, 0, 1])
+    _, cache = steps(model, model.start(source, STEPS), actions[:, :3])
+    cache = cache.reset_rows(mask, model.start(short, STEPS), index)
+    start = torch.full_like(mask, model.special.start, dtype=torch.int64)
+    first, _ = model.step(start.where(mask, actions[:, 2]), cache)
+    begun = model.sequence_logits(short[index], texts[index])[:, 0]
+    expected = begun.where(mask[:, None], model.sequence_logits(source, actions)[:, 3])
+    assert_near(first, expected)
+
+
+@torch.no_grad()
 def test_rows_begin_anew_for_ever_in_bounded_memory(model, source):
     """One row begins anew at every step, for longer than any text; each is as if alone."""
     actions = texts_of(model, (STEPS,) * 5, seed=1)

@@ -167,11 +167,14 @@ class RowCache:
         own = slice(self.used - fresh.used, self.used)  # so that the newest slots meet
         for old, new in zip(self.written, fresh.written, strict=True):
             put_rows(old[:, :, own], new[:, :, : fresh.used], mask, index)
+        width = fresh.source_mask.shape[1]  # may be less than what the others were read with
         for old, new in zip(self.source, fresh.source, strict=True):
-            put_rows(old, new, mask, index)
+            put_rows(old[:, :, :width], new, mask, index)
+        self.source_mask.masked_fill_(mask[:, None], False)
+        put_rows(self.source_mask[:, :width], fresh.source_mask, mask, index)
         self.seen.masked_fill_(mask[:, None], False)
         put_rows(self.seen[:, own], fresh.seen[:, : fresh.used], mask, index)
-        for name in ("source_mask", "length", "opening"):
+        for name in ("length", "opening"):
             put_rows(getattr(self, name), getattr(fresh, name), mask, index)
         return self
 

@@ -46,8 +46,8 @@ class Cache(Protocol):
 
         Args:
             mask: (B,) bool, the rows that begin anew.
-            fresh: K rows, from `start` on sources of any width S with the same `max_steps`, and
-                stepped no further than this cache.
+            fresh: K rows, from `start` on sources no wider than those that this cache began with,
+                with the same `max_steps`, and stepped no further than this cache.
             index: (B,) int64 in [0, K), where `mask` is False too.
         """
         ...
