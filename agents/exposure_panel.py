@@ -30,7 +30,7 @@ from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair
 from textgen_env.tokenizer import TextTokenizer
-from textgen_env.types import Examples, Trajectories, Writer
+from textgen_env.types import Trajectories, Writer
 
 SHARES = (0.25, 0.5, 0.75)  # of a text that the student writes before the teacher goes on
 SEED = 0  # of the draws: the same for all students
@@ -109,7 +109,7 @@ class Teacher:
     @classmethod
     def of(cls, expert: Expert, written: Trajectories) -> Self:
         """The teacher whose greedy texts are `written`, T the length limit; it draws others."""
-        examples = _examples(written)
+        examples = written.examples
         drawn = expert.sample(
             examples,
             max_steps=written.actions.shape[1],
@@ -157,7 +157,7 @@ def exposure(
     )
     drawn = written_by(
         student,
-        _examples(own),
+        own.examples,
         own.actions.shape[1],
         writer=Writer.STUDENT,
         decoder=drawing,
@@ -174,7 +174,7 @@ def exposure(
 
 
 def _positions(student: SequenceModel, own: Trajectories, teacher: Teacher) -> dict[str, Positions]:
-    gold = Trajectories.from_examples(_examples(own), student.special)
+    gold = Trajectories.from_examples(own.examples, student.special)
     prefixes = {"gold": gold, "own": own, "teacher": teacher.written}
     return {
         who: Positions.of(compare(texts, student, teacher.expert))
@@ -202,11 +202,6 @@ def _finished(
     ]
 
 
-def _examples(texts: Trajectories) -> Examples:
-    """What `texts` were written for."""
-    return Examples(texts.source, texts.reference, texts.expert_source)
-
-
 def figures_while_training(
     own: Trajectories, student: SequenceModel, expert: Expert | None
 ) -> dict[str, float]:
@@ -221,7 +216,7 @@ def figures_while_training(
     figures = {"length_ratio": length_ratio(own, special), "repetition_rate": repetition_rate(own)}
     if expert is None:
         return figures
-    gold = Trajectories.from_examples(_examples(own), special)
+    gold = Trajectories.from_examples(own.examples, special)
     for who, texts in {"gold": gold, "own": own}.items():
         comparison = compare(texts, student, expert)
         figures[f"{who}_agreement"] = comparison.mean_agreement

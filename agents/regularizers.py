@@ -19,7 +19,7 @@ from agents.batches import batch_indices, seed_of
 from agents.checkpoint import under
 from agents.divergences import cross_entropy
 from textgen_env.models.storage import Model
-from textgen_env.types import Examples, SpecialTokens, Trajectories
+from textgen_env.types import SpecialTokens, Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 FISHER_BATCHES = 100  # a chi-square variable each: a weight's Fisher information to about 14 %
@@ -27,8 +27,7 @@ FISHER_BATCHES = 100  # a chi-square variable each: a weight's Fisher informatio
 
 def gold_states(trajectories: Trajectories, special: SpecialTokens) -> Trajectories:
     """The data's own texts for the sources of `trajectories`, a row for each."""
-    examples = Examples(trajectories.source, trajectories.reference, trajectories.expert_source)
-    return Trajectories.from_examples(examples, special)
+    return Trajectories.from_examples(trajectories.examples, special)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +11,8 @@ import tyro
 from experiments.build import build_task
 from experiments.configs import TASKS
 from experiments.formats import format_of, load_writer
-from experiments.run import DTYPES, RunError, read_config
-from textgen_env.beam_search import decoder_of
-from textgen_env.models.storage import load_model, load_tokenizer
+from experiments.run import RunError, read_config
+from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask, encode_sources
 from textgen_env.tokenizer import TextTokenizer
 
@@ -42,11 +40,7 @@ def generate(options: GenerateOptions) -> None:
     """Write one line for each line read; an empty line for an empty one."""
     folder = model_folder(options.model)
     tokenizer = load_tokenizer(folder)
-    if format_of(folder) == "ctranslate2":
-        write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
-    else:  # of `transformers` too: ours is the faster decoder
-        model = load_model(folder, DTYPES[options.precision])
-        write = partial(decoder_of(options.beam_size), model)
+    write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
     while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
         written = iter([])

@@ -29,6 +29,7 @@ from textgen_env.tasks.task import Pair
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second that no other command shall wait for
 
+METRICS = "metrics.jsonl"  # of a run: a line for each update and each evaluation
 SMOOTHING = 0.98  # of the loss in the progress bar
 EVALUATION = ".evaluation"  # ends the name of the events file that `evaluate` writes
 COMPARED = (
@@ -125,7 +126,7 @@ class RunLog:
         self._instruments: Record = {}
 
     def __enter__(self) -> Self:
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         _cut_after(path, self.done)
         self.file = path.open("a", encoding="utf-8")
         self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)

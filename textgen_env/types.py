@@ -145,6 +145,11 @@ class Trajectories:
             **{name: _stacked(c, fill.get(name, special.pad)) for name, c in columns.items()}
         )
 
+    @property
+    def examples(self) -> Examples:
+        """What was to be written: a row for each trajectory."""
+        return Examples(self.source, self.reference, self.expert_source)
+
     def select(self, index: Tensor) -> Self:
         """The trajectories at `index`, (K,) int64, in that order."""
         return type(self)(**{name: rows[index] for name, rows in tensors(self).items()})

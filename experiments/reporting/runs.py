@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs import agent_name
+from experiments.logging import METRICS
 from experiments.reporting.charts import TEACHER
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Sample
 from experiments.run import Run, RunError, read_config
 from experiments.train import OUTCOME
-
-METRICS = "metrics.jsonl"
 
 Json = dict[str, Any]
 """An object of a file."""

@@ -111,8 +111,8 @@ def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditiona
     return exported.eval()
 
 
-def load_hf(folder: Path, beam_size: int = 1, dtype: torch.dtype = torch.float32) -> Write:
-    """What the model that `save_hf` wrote writes, by `generate` of `transformers`.
+def load_hf(folder: Path) -> Write:
+    """What the model that `save_hf` wrote writes greedily, by `generate` of `transformers`.
 
     It reads the token ids of the model that was exported.
     """
