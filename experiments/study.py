@@ -54,7 +54,7 @@ class StudyOptions:
     Attributes:
         output: folder of the runs, `results.json`, `tables.md` and `pairs.png`.
         agents: which ones; all of them if none is named.
-        seeds: runs of each.
+        seeds: runs of each; one tells nothing of the error.
         pairs: training pairs of the table.
         more_pairs: amounts at which mle, seqkd and imitkd_full are trained besides; 0 for all
             pairs.
@@ -67,10 +67,8 @@ class StudyOptions:
     more_pairs: tuple[int, ...] = (1000, 16000, 0)
 
     def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise ValueError(
-                f"seeds must be at least 2, for an error of the mean, got {self.seeds}"
-            )
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Row:
         agent: its name.
         pairs: training pairs.
         bleu: mean over seeds.
-        bleu_error: standard error of the mean.
+        bleu_error: standard error of the mean; None of one seed.
         chrf: mean over seeds.
         bleu_by_length: means over seeds, as in `Judged`.
         better: seeds in which it is significantly better than seqkd (paired bootstrap).
@@ -95,7 +93,7 @@ class Row:
     agent: str
     pairs: int
     bleu: float
-    bleu_error: float
+    bleu_error: float | None
     chrf: float
     bleu_by_length: list[float | None]
     better: int
@@ -169,7 +167,7 @@ def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
         agent=agent,
         pairs=outcomes[0].train_pairs,
         bleu=statistics.mean(bleu),
-        bleu_error=statistics.stdev(bleu) / len(bleu) ** 0.5,
+        bleu_error=statistics.stdev(bleu) / len(bleu) ** 0.5 if len(bleu) > 1 else None,
         chrf=mean(lambda each: each.chrf),
         bleu_by_length=[
             None if None in column else statistics.mean(column)
@@ -187,9 +185,10 @@ def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
 def cells(options: StudyOptions, row: Row) -> list[str]:
     """A row as text, as `HEADINGS` says."""
     baseline = row.agent == BASELINE
+    error = "" if row.bleu_error is None else f" ± {row.bleu_error:.1f}"
     return [
         row.agent,
-        f"{row.bleu:.1f} ± {row.bleu_error:.1f}",
+        f"{row.bleu:.1f}{error}",
         f"{row.chrf:.1f}",
         "" if baseline else f"{row.better} / {row.worse} of {options.seeds}",
         f"{row.own_agreement:.1%}",
@@ -200,11 +199,15 @@ def cells(options: StudyOptions, row: Row) -> list[str]:
     ]
 
 
+def _title(options: StudyOptions, pairs: int) -> str:
+    return f"{pairs:,} pairs, {options.seeds} seed{'s' if options.seeds > 1 else ''}"
+
+
 def markdown(options: StudyOptions, rows: Sequence[Row]) -> str:
     """A table for each amount of training pairs."""
     lines = []
     for pairs in dict.fromkeys(row.pairs for row in rows):
-        lines += [f"## {pairs:,} pairs, {options.seeds} seeds", ""]
+        lines += [f"## {_title(options, pairs)}", ""]
         lines += [f"| {' | '.join(HEADINGS)} |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
         lines += [
             f"| {' | '.join(cells(options, row))} |" for row in rows if row.pairs == pairs
@@ -217,7 +220,7 @@ def show(options: StudyOptions, rows: Sequence[Row]) -> None:
     output = Console()
     output.width = max(output.width, TABLE_WIDTH)  # a pipe would cut the columns
     for pairs in dict.fromkeys(row.pairs for row in rows):
-        table = Table(title=f"{pairs:,} pairs, {options.seeds} seeds")
+        table = Table(title=_title(options, pairs))
         for heading in HEADINGS:
             table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
         for row in rows:
@@ -227,13 +230,14 @@ def show(options: StudyOptions, rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Plot BLEU against training pairs, with standard errors."""
+    """Plot BLEU against training pairs, with standard errors where there are several seeds."""
     from matplotlib.figure import Figure  # half a second that no other command shall wait for
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for agent, (color, marker) in MARKERS.items():
-        line = sorted((row.pairs, row.bleu, row.bleu_error) for row in rows if row.agent == agent)
+        own = [row for row in rows if row.agent == agent]
+        line = sorted((row.pairs, row.bleu, row.bleu_error or 0) for row in own)
         if line:
             pairs, bleu, error = zip(*line, strict=True)
             axes.errorbar(pairs, bleu, error, color=color, marker=marker, capsize=3, label=agent)

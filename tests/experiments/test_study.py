@@ -82,9 +82,19 @@ def test_a_run_that_was_not_judged_is_named(tmp_path):
         read_judged(tmp_path)
 
 
-def test_one_seed_has_no_error():
-    with pytest.raises(ValueError, match="seeds must be at least 2"):
-        StudyOptions(seeds=1)
+def test_one_seed_has_no_error(small):
+    small = replace(small, seeds=1, agents=("mle",), more_pairs=())
+    study.study(small)
+    (row,) = json.loads((small.output / "results.json").read_text())["rows"]
+    assert row["bleu_error"] is None
+    table = (small.output / "tables.md").read_text()
+    assert "20 pairs, 1 seed\n" in table
+    assert f"| mle | {row['bleu']:.1f} |" in table
+
+
+def test_no_seed_is_refused():
+    with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
+        StudyOptions(seeds=0)
 
 
 def test_runs_are_named_after_agent_pairs_and_seed(small):
