@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from agents.imitkd import ImitKD
 from agents.processes import this_device
 from agents.seqinter import SeqInter
 from agents.seqkd import SeqKD
@@ -18,7 +19,7 @@ from textgen_env.retokenizing_expert import RetokenizingExpert
 from textgen_env.tasks.task import TextTask
 from textgen_env.tokenizer import TextTokenizer, same_pieces
 
-FROM_TEXT = (SeqKD, SeqInter)  # agents that want texts of the expert and nothing else
+FROM_TEXT = (SeqKD, SeqInter, ImitKD)  # agents that learn from what the expert would write
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     if agent.needs_expert and not isinstance(agent, FROM_TEXT):
         raise RunError(
             f"{option} must have the teacher's tokenizer, got {folder}, which has another than "
-            f"{teacher_folder}: {agent_name(agent)} asks the teacher at states that consist of "
-            "the student's tokens; with other ones seqkd and seqinter learn from its texts"
+            f"{teacher_folder}: {agent_name(agent)} asks for distributions over the student's "
+            "tokens; with other ones imitkd, seqkd and seqinter learn from what it writes"
         )
     return Tokenizers(student, teacher)
 

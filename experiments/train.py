@@ -34,7 +34,7 @@ from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.retokenizing_expert import RetokenizingExpert
 from textgen_env.rewards import no_reward
 from textgen_env.tasks.prompts import with_expert_prompts
-from textgen_env.tasks.task import TextTask, encode, encode_sources, take_train_pairs
+from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.types import Examples, Writer, tensors
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -232,14 +232,10 @@ def _prepare(
         prepared, metadata = load_tensors(path)
         return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
     gold = encode(task.train, task)
-    other = isinstance(expert, RetokenizingExpert)
-    if other:
-        views = [pair.expert_view for pair in task.train]
-        gold = replace(gold, expert_source=encode_sources(views, expert.tokenizer))
+    if isinstance(expert, RetokenizingExpert):
+        gold = replace(gold, expert_source=expert.view([pair.expert_view for pair in task.train]))
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold.to(this_device()), expert, task.max_target_length)
-    if other:  # from now on it is not asked, and its view is in tokens that no one else reads
-        examples = Examples(examples.source, examples.reference)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

@@ -137,14 +137,14 @@ def _second_time(stop):
     return lambda *args: next(actions, stop)(*args)
 
 
-@pytest.mark.parametrize("agent", ["seqkd", "seqinter"])
+@pytest.mark.parametrize("agent", ["seqkd", "seqinter", "imitkd"])
 def test_a_student_with_another_tokenizer_learns_from_texts(run, root, agent):
     other = ["--student-tokenizer", str(root / "marian")]
     folder = run(f"other-{agent}", "--agent", agent, *SMALL, *other)
     assert load_tokenizer(folder / "model").pieces == load_tokenizer(root / "marian").pieces
     assert len(losses(folder)) == 4
     prepared = load_file(folder / "prepared.safetensors")
-    assert set(prepared) == {"source", "reference"}
+    assert set(prepared) == {"source", "reference", "expert_source"}
     assert read_outcome(folder).teacher_tokens_queried > 0
 
 
@@ -160,13 +160,13 @@ def complaint(capsys, run, *options):
     return line
 
 
-@pytest.mark.parametrize("agent", ["imitkd", "gkd", "word_kd", "dagger"])
+@pytest.mark.parametrize("agent", ["imitkd_full", "gkd", "word_kd", "dagger"])
 @pytest.mark.parametrize("option", ["--student-tokenizer", "--student-init"])
 def test_others_say_why_they_do_not_before_training(run, root, agent, option, capsys):
     line = complaint(capsys, run, "--agent", agent, option, str(root / "marian"))
     assert f"{option[2:].replace('-', '_')} must have the teacher's tokenizer" in line
-    assert f"{agent} asks the teacher at states" in line
-    assert "seqkd and seqinter learn from its texts" in line
+    assert f"{agent} asks for distributions" in line
+    assert "imitkd, seqkd and seqinter learn from what it writes" in line
     assert not (root / "refused").exists()
 
 
