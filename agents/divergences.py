@@ -108,10 +108,15 @@ def generalized_jsd(
     Source: Agarwal et al. 2024, eq. 1, arXiv:2306.13649.
     """
     _check_inside("teacher_weight", teacher_weight)
-    student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
     other = 1 - teacher_weight
-    from_teacher = _kl_to_mixture(teacher, student, other)
-    return teacher_weight * from_teacher + other * _kl_to_mixture(student, teacher, teacher_weight)
+    with torch.no_grad():
+        student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
+        from_teacher = _kl_to_mixture(teacher, student, other)
+        over_mixture = _log_over_mixture(student, teacher, teacher_weight)
+    # The gradient's parts through m cancel out. What is left is that of KL(q || m), log (q / m)
+    # held fixed: half of the time that going back through both terms takes.
+    from_student = (student_logits.float().softmax(-1) * over_mixture).sum(-1)
+    return teacher_weight * from_teacher + other * from_student
 
 
 def skewed_kl(
@@ -277,13 +282,18 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _kl_to_mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
-    """KL(first || (1 - share) first + share second) of log-probabilities (..., V).
+    """KL(first || (1 - share) first + share second) of log-probabilities (..., V)."""
+    return (first.exp() * _log_over_mixture(first, second, share)).sum(-1)
+
+
+def _log_over_mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
+    """The logarithm of first / ((1 - share) first + share second), of log-probabilities.
 
     In this form it is exactly 0 where both are equal. Where the ratio is too large for float32,
     `first` is so small that its term is 0 whatever the ratio.
     """
     ratio = (second - first).clamp(max=LARGEST_LOG_RATIO)
-    return -(first.exp() * torch.log1p(share * torch.expm1(ratio))).sum(-1)
+    return -torch.log1p(share * torch.expm1(ratio))
 
 
 def _check_inside(name: str, value: float | Tensor) -> None:
