@@ -397,9 +397,18 @@ def test_windows_slide_with_the_text_and_not_with_the_slots(tmp_path):
 
 
 @torch.no_grad()
+def test_it_is_loaded_in_float64_too(loaded, folders, model, source, actions):
+    exact = load_model(folders[loaded[0]], torch.float64)
+    logits = exact.sequence_logits(source, actions)
+    assert logits.dtype == torch.float64
+    assert_near(logits.float(), model.sequence_logits(source, actions))
+
+
+@torch.no_grad()
 def test_it_goes_where_it_is_put(model, source, actions):
     expected = model.sequence_logits(source, actions)
-    moved = copy.deepcopy(model).to("cpu", torch.float64)
+    moved = copy.deepcopy(model).to("cpu", torch.bfloat16)
     logits = moved.sequence_logits(source, actions)
-    assert logits.dtype == torch.float64
-    assert_near(logits.float(), expected)
+    assert logits.dtype == torch.bfloat16
+    counted = alive(model, actions)
+    assert (logits.float() - expected)[counted].norm() < 0.1 * expected[counted].norm()

@@ -112,8 +112,8 @@ class RowCache:
 
     @property
     def visible(self) -> Tensor:
-        """(R, U + 1) bool, the slots in use and the one that `opened` gave."""
-        return self.seen[:, : self.used + 1]
+        """(R, L) bool, the slots that hold something, the one that `opened` gave among them."""
+        return self.seen
 
     def for_transformers(self) -> Cache:
         """A view of this memory that a model of `transformers` reads and writes one step of."""
@@ -206,18 +206,18 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Everything up to the slots that are written now."""
+        """All slots, room too, which a mask hides: products over a part of them are slow."""
         assert self.keys is not None, "given at the start"
         assert self.values is not None, "given at the start"
         stop = self.used + key_states.shape[2]
         self.keys[:, :, self.used : stop] = key_states
         self.values[:, :, self.used : stop] = value_states
         self.used = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many slots there will be, and the first one."""
-        return self.used + query_length, 0
+        return self.get_max_length(), 0
 
     def get_seq_length(self) -> int:
         """Slots in use."""

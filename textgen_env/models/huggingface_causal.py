@@ -27,7 +27,7 @@ class HuggingFaceCausal(HuggingFaceModel):
             position_ids=positions(mask),
             cache=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=prompt.new_tensor([-1]),  # 1 has a head's weight copied for each row
         )
         return RowCache.begun(
             cache,
