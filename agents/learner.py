@@ -132,16 +132,15 @@ class Learner:
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
                 last good checkpoint.
         """
-        for experience in self._rollouts():
-            for batch in self._batches(experience):
-                record = self._update(batch)
+        for experience in self.rollouts():
+            for record in self.learn(experience):
                 if self.accelerator.is_main_process:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log)
         return self.counters
 
-    def _rollouts(self) -> Iterator[Experience]:
+    def rollouts(self) -> Iterator[Experience]:
         """What `pool` updates learn from, from the present update on."""
         config, pool = self.config, self.agent.pool
         lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
@@ -161,6 +160,10 @@ class Learner:
             )
             self.counters.seconds += time.perf_counter() - start
             yield experience
+
+    def learn(self, experience: Experience) -> Iterator[Record]:
+        """The updates that `experience` is for, each made when its figures are asked for."""
+        return map(self._update, self._batches(experience))
 
     def _share(self, indices: Tensor) -> Tensor:
         """This process's part of a batch."""

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.generate import model_folder
@@ -23,6 +24,11 @@ from textgen_env.models.storage import load_model
 SOURCE_TOKENS, TARGET_TOKENS = 30, 32
 ROUNDS = 7
 SECONDS_A_PRODUCT = 0.05
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.addmm_.default,
+)
 
 Shape = tuple[int, int, int]  # (rows, inner, outer) of a matrix product
 
@@ -98,15 +104,20 @@ class ProductRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., object],
+        func: OpOverload,
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         """Run the operator and note its shape."""
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        if func in PRODUCTS:
             left, right = args[-2:]
             self.shapes[(*left.shape, right.shape[1])] += 1
+        elif torch.is_inference_mode_enabled():  # where operators come in one piece
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
         return func(*args, **(kwargs or {}))
 
 

@@ -102,7 +102,7 @@ def test_accumulation_does_not_change_the_gradient(make_learner, inner):
 
 def test_rollouts_of_a_pool_are_cut_into_batches_of_similar_length(make_learner):
     learner, seen = make_learner(ImitKD(beta=Constant(1.0), pool=4), CONFIG), []
-    for batch in learner._batches(next(learner._rollouts())):
+    for batch in learner._batches(next(learner.rollouts())):
         seen.append(batch.trajectories.mask.sum(1))
     assert len(torch.cat(seen)) == 4 * CONFIG.batch_size
     seen.sort(key=lambda lengths: float(lengths.float().mean()))

@@ -57,7 +57,7 @@ def gradients(loss, student):
 def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypatch, name):
     monkeypatch.setattr(regularizers, "FISHER_BATCHES", 2)
     learner = make_learner(make(name), BOTH)
-    batch, student = next(learner._batches(next(learner._rollouts()))), learner.student
+    batch, student = next(learner._batches(next(learner.rollouts()))), learner.student
     states = batch.trajectories
     own = learner.agent.loss(states, student, batch.expert(learner.env.expert)).double()
     gold, _ = likelihood(student, states.source, states.reference)
