@@ -1,12 +1,13 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
 # make doors: run the environment inside other libraries, in a venv of its own.
+# make bench: time it beside other libraries, which are installed for that.
 # make browser: look at the report in Chromium (Debian: chromium and chromium-driver).
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check slow browser doors clean
+.PHONY: demo test check slow browser bench doors clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -25,6 +26,10 @@ check: .venv/.installed-dev
 
 browser: .venv/.installed-dev
 	$(BIN)/pytest tests/browser
+
+bench: .venv/.installed-bench
+	$(BIN)/pytest tests/experiments/test_peers_gkd.py
+	$(BIN)/textgen benchmark-peers
 
 # The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.
 doors: .venv-doors/.installed
@@ -47,6 +52,10 @@ doors: .venv-doors/.installed
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.venv/.installed-bench: .venv/.installed-dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 clean:

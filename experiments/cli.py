@@ -18,6 +18,7 @@ from experiments.benchmark import BenchmarkOptions, benchmark
 from experiments.benchmark_decode import BenchmarkDecodeOptions, benchmark_decode
 from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
 from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
+from experiments.benchmark_peers import BenchmarkPeersOptions, benchmark_peers
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
 from experiments.demo import DemoOptions, demo
 from experiments.evaluate import EvaluateOptions, evaluate
@@ -163,6 +164,7 @@ def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at
             ("study", StudyOptions, StudyOptions()),
             ("summarize", SummarizeOptions, SummarizeOptions()),
             ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
+            ("benchmark-peers", BenchmarkPeersOptions, BenchmarkPeersOptions()),
             ("teacher", TeacherOptions, TeacherOptions()),
         )
     ]
@@ -198,5 +200,6 @@ ACTIONS: dict[type, Callable[[Any], object]] = {
     StudyOptions: study,
     SummarizeOptions: summarize,
     BenchmarkLossesOptions: benchmark_losses,
+    BenchmarkPeersOptions: benchmark_peers,
     TeacherOptions: teacher,
 }

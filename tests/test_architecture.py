@@ -31,6 +31,7 @@ CONFINED = {
     "accelerate": {"agents/learner.py", "agents/processes.py"},
     "ctranslate2": {"textgen_env/models/export_ctranslate2.py"},
     "transformers": {
+        "experiments/peers_models.py",
         "textgen_env/hf_tokenizer.py",
         "textgen_env/models/export_hf.py",
         "textgen_env/models/huggingface.py",
@@ -49,6 +50,7 @@ CONFINED = {
             "benchmark_decode",
             "benchmark_env",
             "benchmark_losses",
+            "benchmark_peers",
             "cli",
             "evaluate",
             "export",

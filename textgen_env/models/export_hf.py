@@ -111,13 +111,13 @@ def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditiona
     return exported.eval()
 
 
-def load_hf(folder: Path) -> Write:
+def load_hf(folder: Path, dtype: torch.dtype = torch.float32) -> Write:
     """What the model that `save_hf` wrote writes greedily, by `generate` of `transformers`.
 
     It reads the token ids of the model that was exported.
     """
     with _without_bars():
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
     model.eval()
     pad = model.config.pad_token_id
 

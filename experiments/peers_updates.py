@@ -1,0 +1,194 @@
+"""Updates of this project's learner, timed by part beside the matrix products they consist of."""
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, Self
+from unittest.mock import patch
+
+import torch
+from gymnasium.vector import AutoresetMode
+
+from agents.agent import Agent
+from agents.imitkd_full import ImitKDFull
+from agents.learner import Learner
+from agents.learner_config import LearnerConfig
+from agents.schedules import Constant
+from agents.seqkd_full import SeqKDFull
+from experiments.benchmark import ProductRecorder, products_seconds
+from experiments.build import build_model, build_task
+from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER
+from textgen_env.expert import Expert, NeuralExpert
+from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.precision import onednn_float32
+from textgen_env.rewards import no_reward
+from textgen_env.tasks.task import Task, encode, take_train_pairs
+from textgen_env.types import Examples, Trajectories
+from textgen_env.vector_env import TextGenVectorEnv
+
+ENDLESS = 10**6  # updates
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one update.
+
+    Attributes:
+        rollout: writing the prefixes.
+        label: the teacher's answers.
+        update: the student's pass, loss, gradient and optimizer.
+    """
+
+    rollout: float
+    label: float
+    update: float
+
+    @classmethod
+    def of(cls, whole: float, *, rollout: float, label: float) -> Self:
+        """Parts of `whole`."""
+        return cls(rollout, label, whole - rollout - label)
+
+    @property
+    def whole(self) -> float:
+        """The sum."""
+        return self.rollout + self.label + self.update
+
+
+class Updates(Protocol):
+    """Makes updates whenever it is called, and returns how many."""
+
+    @property
+    def seconds(self) -> Sequence[Seconds]:
+        """Of each update (a mean of those made together), by part."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[float]:
+        """Counted actions of each, likewise."""
+        ...
+
+    def __call__(self) -> int:
+        """Make them."""
+        ...
+
+
+class LearnerUpdates:
+    """Updates of `learner`, as many at a time as its agent writes together.
+
+    Args:
+        learner: with a neural expert.
+        onednn: whether float32 products are made by oneDNN.
+    """
+
+    def __init__(self, learner: Learner, onednn: bool) -> None:
+        self.learner, self.onednn = learner, onednn
+        self.seconds: list[Seconds] = []
+        self.tokens: list[float] = []
+        self._rollouts = learner.rollouts()
+
+    def __call__(self) -> int:
+        """Make them; returns how many they were."""
+        expert, start = self.learner.env.expert, time.perf_counter()
+        asked = expert.queries.seconds
+        with onednn_float32(self.onednn):
+            experience = next(self._rollouts)
+            written = time.perf_counter() - start
+            count = len(list(self.learner.learn(experience)))
+        whole, label = time.perf_counter() - start, expert.queries.seconds - asked
+        self.seconds.append(Seconds.of(whole / count, rollout=written / count, label=label / count))
+        self.tokens.append(float(experience.trajectories.mask.sum()) / count)
+        return count
+
+    def floor(self) -> Seconds:
+        """What the matrix products of an update take by themselves, each shape timed alone."""
+        rollout, label, both = ProductRecorder(), ProductRecorder(), ProductRecorder()
+        expert, precision = self.learner.env.expert, self.learner.precision
+        answer = expert.logits
+
+        def recorded(trajectories: Trajectories) -> torch.Tensor:
+            with label:
+                return answer(trajectories)
+
+        with rollout:
+            experience = next(self._rollouts)
+        with patch.object(expert, "logits", recorded), both:
+            count = len(list(self.learner.learn(experience)))
+
+        def seconds(shapes: Counter[tuple[int, int, int]]) -> float:
+            return products_seconds(shapes, precision) / count
+
+        with onednn_float32(self.onednn):
+            return Seconds(
+                seconds(rollout.shapes), seconds(label.shapes), seconds(both.shapes - label.shapes)
+            )
+
+
+def learner_of(
+    agent: Agent, student: Model, env: TextGenVectorEnv, *, folder: Path, precision: torch.dtype
+) -> Learner:
+    """A learner that goes on for ever, without evaluation.
+
+    Args:
+        agent: the algorithm; a batch is the environment's slots divided by its pool.
+        student: its weights are changed.
+        env: from `env_of`.
+        folder: nothing is written there.
+        precision: of autocast and of the student that writes.
+    """
+    config = LearnerConfig(
+        updates=ENDLESS, batch_size=env.num_envs // agent.pool, evaluate_every=ENDLESS
+    )
+    return Learner(agent, student, env, folder, config, precision)
+
+
+def env_of(task: Task, num_envs: int, examples: Examples, expert: Expert) -> TextGenVectorEnv:
+    """An environment as learners want it."""
+    return TextGenVectorEnv(
+        task,
+        num_envs,
+        examples=examples,
+        expert=expert,
+        reward=no_reward,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+
+
+def distillers(
+    folder: Path, batch_size: int, warm_up: int, precision: torch.dtype, onednn: bool
+) -> dict[str, LearnerUpdates]:
+    """The demo's student, taught the same sources by `seqkd_full` and by `imitkd_full`.
+
+    The second one's student writes every prefix itself, which in a run it does at the end alone.
+    Both begin with a student that has learned some of the teacher's texts: a fresh one would not
+    end its own.
+
+    Args:
+        folder: of the runs; nothing is written there.
+        batch_size: texts of an update.
+        warm_up: updates before, all with the teacher's texts.
+        precision: of the models that only act, and of autocast.
+        onednn: whether float32 products are made by oneDNN.
+    """
+    by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
+    task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
+    task = take_train_pairs(task, by_student.pool * batch_size)
+    expert = NeuralExpert(load_model(VERSES_TEACHER, precision))
+    examples = by_teacher.prepare(encode(task.train, task), expert, task.max_target_length)
+    config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
+    student = build_model(config, seed=0)
+
+    def updates(agent: Agent, student: Model) -> LearnerUpdates:
+        env = env_of(task, agent.pool * batch_size, examples, expert)
+        learner = learner_of(agent, student, env, folder=folder, precision=precision)
+        return LearnerUpdates(learner, onednn)
+
+    first = updates(by_teacher, student)
+    for _ in range(warm_up):
+        first()
+    return {
+        "seqkd_full": updates(by_teacher, student),
+        "imitkd_full": updates(by_student, copy.deepcopy(student)),
+    }

@@ -1,0 +1,119 @@
+"""The command `benchmark-peers`: parts of an update and their floors by hand, rows, a complaint."""
+
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agents.imitkd_full import ImitKDFull
+from agents.schedules import Constant
+from experiments import benchmark_peers as command
+from experiments import peers_updates
+from experiments.benchmark import ProductRecorder
+from experiments.benchmark_peers import BenchmarkPeersOptions, update_cells
+from experiments.cli import main
+from experiments.peers_updates import LearnerUpdates, Seconds, env_of, learner_of
+from textgen_env.expert import NeuralExpert
+from textgen_env.tasks.task import encode
+
+
+@pytest.fixture
+def updates(tiny_task, tiny_teacher, tiny_student, tmp_path):
+    """Of `imitkd_full`, two batches of four texts written together."""
+    agent, expert = ImitKDFull(beta=Constant(0.0), pool=2), NeuralExpert(tiny_teacher)
+    env = env_of(tiny_task, 8, encode(tiny_task.train, tiny_task), expert)
+    learner = learner_of(agent, tiny_student, env, folder=tmp_path, precision=torch.float32)
+    return LearnerUpdates(learner, onednn=False)
+
+
+def test_an_update_is_a_mean_of_those_made_together(updates):
+    expert, learner = updates.learner.env.expert, updates.learner
+    assert updates() == 2
+    (seconds,), (tokens,) = updates.seconds, updates.tokens
+    assert learner.counters.update == 2
+    assert 2 * tokens == expert.queries.tokens == learner.counters.teacher_tokens
+    assert 2 * seconds.label == pytest.approx(expert.queries.seconds)
+    assert min(seconds.rollout, seconds.label, seconds.update) > 0
+    assert seconds.whole == pytest.approx(seconds.rollout + seconds.label + seconds.update)
+    assert not list(learner.folder.iterdir())
+
+
+def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(
+        peers_updates, "products_seconds", lambda shapes, dtype: recorded.append(shapes) or 1.0
+    )
+    assert updates.floor() == Seconds(0.5, 0.5, 0.5)
+    rollout, label, update = recorded
+    vocab_size = updates.learner.env.vocab_size
+
+    def heads(part):
+        """Products of hidden states with the matrix that makes logits."""
+        return sum(count for shape, count in part.items() if shape[2] == vocab_size)
+
+    steps = updates.learner.env.max_steps
+    assert steps / 2 <= heads(rollout) <= steps
+    assert heads(label) == 2, "a pass of the teacher for each batch"
+    assert heads(update) == 2, "a pass of the student for each batch, and none of the teacher"
+    of_weights = [count for (rows, _, _), count in update.items() if rows == vocab_size]
+    assert sum(of_weights) == 2, "the gradient of that matrix"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_products_are_noted_whatever_way_they_are_made(mode):
+    left, weight, out = torch.ones(2, 3), torch.ones(5, 3), torch.ones(2, 5)
+    with mode(), ProductRecorder() as recorder:
+        assert torch.equal(F.linear(left, weight), torch.full((2, 5), 3.0))
+        F.linear(left, weight, out[0])
+        out.addmm_(left, weight.T)
+        F.linear(left[None], weight)
+    assert recorder.shapes == {(2, 3, 5): 4}
+
+
+@dataclass
+class Side:
+    """Updates that were measured before."""
+
+    seconds: list[Seconds]
+    tokens: list[float] = field(default_factory=lambda: [9.0, 7.0, 7.0, 7.0])
+
+    def __call__(self):
+        return 1
+
+
+def test_cells_are_medians_without_the_first_round():
+    rounds = [Seconds(9, 9, 9), Seconds(1, 2, 3), Seconds(1.5, 2, 4), Seconds(1, 8, 3)]
+    assert update_cells(Side(rounds)) == {
+        "whole s": "7.500",
+        "rollout s": "1.000",
+        "label s": "2.000",
+        "update s": "3.000",
+        "tokens": "7",
+    }
+
+
+def test_rows_compare_with_the_first_and_with_the_one_above(monkeypatch, capsys):
+    rates = {"one": [1.0, 1.0, 1.0], "two": [2.0, 2.0, 4.0], "three": [3.0, 6.0, 4.0]}
+    sides = {name: Side([Seconds(1, 1, 1)] * 4) for name in rates}
+    monkeypatch.setattr(command, "in_turn", lambda group, rounds: rates)
+    monkeypatch.setattr(command, "distillers", lambda *_: sides)
+    command.benchmark_peers(BenchmarkPeersOptions(("updates",), precisions=("float32",)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "float32" in line]
+    assert ["2.00x" in line for line in lines] == [False, True, False]
+    assert "4.00x" in lines[2]
+    assert "1.50x" in lines[2]
+
+
+def test_without_the_extra_one_line_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "experiments.peers_models", None)
+    with pytest.raises(SystemExit):
+        main(["benchmark-peers", "gkd"])
+    assert "textgen-env[bench]" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_rounds_must_be_positive(capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark-peers", "--rounds", "0"])
+    assert "rounds must be at least 1, got 0" in capsys.readouterr().err
