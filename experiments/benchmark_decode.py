@@ -32,7 +32,7 @@ from experiments.contestants import (
 from experiments.export import same_share
 from experiments.logging import progress
 from experiments.results import setting, write_json
-from experiments.run import RunError, read_runs
+from experiments.run import RunError, check_tokenizers, read_runs
 from experiments.speed import in_turn, ratio
 from experiments.train import read_outcome
 from textgen_env.decoding import decode_all
@@ -139,7 +139,8 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
     """Print a table of the runs beside their teacher and write each run's `decode.json`.
 
     Raises:
-        RunError: a run is unfinished, the runs differ in task or teacher, or a package is missing.
+        RunError: a run is unfinished, the runs differ in task or teacher, one of them or the
+            teacher has another tokenizer, or a package is missing.
     """
     first = read_runs(options.runs)[0]
     for folder in options.runs:
@@ -147,6 +148,7 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
     models = {folder / "model": folder.name for folder in options.runs}
     if first.experiment.teacher:
         models = {first.experiment.teacher: "teacher", **models}
+    check_tokenizers(list(models))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
     with TemporaryDirectory() as exports, onednn_float32(first.onednn):
         entrants = list(contestants(models, options.settings, Path(exports)))

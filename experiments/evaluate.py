@@ -25,17 +25,17 @@ from experiments.results import (
     write_results,
     write_samples,
 )
-from experiments.run import Run, RunError, read_runs
-from experiments.speed import compare_speed
+from experiments.run import Run, RunError, check_tokenizers, read_runs
+from experiments.speed import Reader, compare_speed
 from experiments.train import NUM_SAMPLES, Outcome, read_outcome
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Decoder, greedy
 from textgen_env.expert import NeuralExpert
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
-from textgen_env.tasks.task import TextTask, encode
+from textgen_env.tasks.task import TextTask, encode, in_tokens_of
 from textgen_env.tokenizer import same_pieces
-from textgen_env.types import Examples, Trajectories, Writer
+from textgen_env.types import Trajectories, Writer
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
 TEACHER_PAIRS = 1000  # test pairs at most that the exposure-bias instruments ask the teacher about
@@ -50,6 +50,7 @@ class Entry:
         agent: the algorithm it was trained with.
         seed: of its training.
         model: in the precision it shall run in.
+        task: in the model's own tokens.
         outcome: what its training reported; None for the teacher.
     """
 
@@ -57,6 +58,7 @@ class Entry:
     agent: str
     seed: int | None
     model: Model
+    task: TextTask
     outcome: Outcome | None
 
     @property
@@ -132,31 +134,29 @@ def judge_runs(
     Leaves in each run's folder what was measured of it.
 
     Raises:
-        RunError: there is no run, one is unfinished, they differ in task or teacher, or the
-            baseline is none of them.
+        RunError: there is no run, one is unfinished, they differ in task, teacher or tokenizer, or
+            the baseline is none of them.
     """
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
     from experiments.pareto import pareto_figure  # matplotlib: half a second no other command needs
 
     first, entries = _entries(folders)
-    offset = len(entries) - len(folders)
-    task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
-    test = encode(task.test, task)
+    offset, task = len(entries) - len(folders), entries[-1].task
     with (
         onednn_float32(first.onednn),
         progress("evaluating", total=len(entries) + 1 + len(folders)) as advance,
     ):
         judged = []
         for entry in entries:
-            judged.append(judge(entry, task, test, beam_size=beam_size, batch_size=batch_size))
+            judged.append(judge(entry, beam_size=beam_size, batch_size=batch_size))
             advance()
         base = None if baseline is None else offset + folders.index(baseline)
-        rows = table(judged, task, base, beam_size=beam_size, batch_size=batch_size)
+        rows = table(judged, base, beam_size=beam_size, batch_size=batch_size)
         advance()
         teacher = None
-        if offset:
-            first_texts = judged[0].written.select(torch.arange(min(TEACHER_PAIRS, len(test))))
+        if offset and same_pieces(entries[0].task.tokenizer, task.tokenizer):
+            first_texts = judged[0].written.select(torch.arange(min(TEACHER_PAIRS, len(task.test))))
             teacher = Teacher.of(NeuralExpert(entries[0].model), first_texts)
         picture = pareto_figure(rows)
         for folder, each, row in zip(folders, judged[offset:], rows[offset:], strict=True):
@@ -175,59 +175,42 @@ def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
     """The first run, and what is to be judged: the runs' teacher, if they have one, and they."""
     runs = read_runs(folders)
     first = runs[0]
-    entries = [run_entry(folder, run) for folder, run in zip(folders, runs, strict=True)]
-    models = [folder / "model" for folder in folders]
+    outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
+    check_tokenizers([folder / "model" for folder in folders])
+    task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
+    entries = [run_entry(*each, task) for each in zip(folders, runs, outcomes, strict=True)]
     if first.experiment.teacher:
-        entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype))
-        models.append(first.experiment.teacher)
-    _check_tokenizers(models)
+        entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype, task))
     return first, entries
 
 
-def _check_tokenizers(models: Sequence[Path]) -> None:
-    """Raise unless all models in these folders have the tokenizer of the first one."""
-    first, *others = (load_tokenizer(folder) for folder in models)
-    for folder, other in zip(models[1:], others, strict=True):
-        if not same_pieces(first, other):
-            raise RunError(
-                f"models in one table must have the tokenizer of {models[0]}, got {folder} with "
-                "another"
-            )
-
-
-def run_entry(folder: Path, run: Run) -> Entry:
-    """The best model of a finished run.
-
-    Raises:
-        RunError: the run is not finished.
-    """
-    outcome = read_outcome(folder)  # before the model, which an unfinished run has not
+def run_entry(folder: Path, run: Run, outcome: Outcome, task: TextTask) -> Entry:
+    """The best model of a finished run."""
     return Entry(
         name=folder.name,
         agent=agent_name(run.experiment.agent),
         seed=run.experiment.learner.seed,
         model=load_model(folder / "model", run.dtype),
+        task=task,
         outcome=outcome,
     )
 
 
-def teacher_entry(folder: Path, dtype: torch.dtype) -> Entry:
-    """The teacher, for the first line of a table."""
-    return Entry("teacher", "teacher", None, load_model(folder, dtype), None)
+def teacher_entry(folder: Path, dtype: torch.dtype, task: TextTask) -> Entry:
+    """The teacher, for the first line of a table; `task` may be in other tokens than its own."""
+    own = in_tokens_of(load_tokenizer(folder), task)
+    return Entry("teacher", "teacher", None, load_model(folder, dtype), own, None)
 
 
-def judge(
-    entry: Entry, task: TextTask, test: Examples, *, beam_size: int = 1, batch_size: int = 64
-) -> Judged:
+def judge(entry: Entry, *, beam_size: int = 1, batch_size: int = 64) -> Judged:
     """Write and score the test split, greedily and, with a beam above 1, by beam search.
 
     Args:
         entry: the model; a teacher reads its own view of the sources.
-        task: whose test split it is.
-        test: the split, encoded.
         beam_size: 1 for greedy alone.
         batch_size: sentences decoded together.
     """
+    task, test = entry.task, encode(entry.task.test, entry.task)
     references = [pair.reference for pair in task.test]
 
     def texts(decoder: Decoder) -> tuple[Trajectories, list[str], Quality]:
@@ -248,7 +231,6 @@ def judge(
 
 def table(
     judged: Sequence[Judged],
-    task: TextTask,
     baseline: int | None = None,
     *,
     beam_size: int = 1,
@@ -258,19 +240,23 @@ def table(
 
     Args:
         judged: the first one is what speed is compared to.
-        task: whose test split they wrote.
         baseline: place of the model that the others' BLEU is compared with; None for no test.
         beam_size: of the beams that were scored; speed is that of greedy decoding.
         batch_size: sentences decoded together.
     """
-    references = [pair.reference for pair in task.test]
+    tasks = [each.entry.task for each in judged]
+    references = [pair.reference for pair in tasks[0].test]
     resampled = bootstrap([each.hypotheses for each in judged], references, baseline)
-    speeds = compare_speed(
-        [each.entry.model for each in judged],
-        encode(task.test[:SPEED_SENTENCES], task).source,
-        max_steps=task.max_target_length,
-        batch_size=batch_size,
-    )
+    readers = [
+        Reader(
+            each.entry.model,
+            encode(each.entry.task.test[:SPEED_SENTENCES], each.entry.task).source,
+            each.entry.task.max_target_length,
+        )
+        for each in judged
+    ]
+    same = all(same_pieces(tasks[0].tokenizer, task.tokenizer) for task in tasks)
+    speeds = compare_speed(readers, same_tokens=same, batch_size=batch_size)
     base = None if baseline is None else judged[baseline].entry.name
     return [
         Row(

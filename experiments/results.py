@@ -44,7 +44,8 @@ class Row:
         beam: quality of its texts by beam search.
         tokens_per_second: of greedy decoding, as all speeds here.
         sentences_per_second: the same.
-        speedup_vs_teacher: tokens per second over those of the first row.
+        speedup_vs_teacher: tokens per second over those of the first row; sentences per second
+            where that one's tokens are others.
         train_seconds: of its training.
         teacher_tokens_queried: states at which its training asked the teacher.
     """

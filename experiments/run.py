@@ -23,6 +23,7 @@ from experiments.configs import Experiment
 from textgen_env.decoding import Sampling
 from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.storage import load_tokenizer
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.copy import CopyConfig
@@ -31,6 +32,7 @@ from textgen_env.tasks.hub import HubConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
+from textgen_env.tokenizer import same_pieces
 
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
 RECORDS = {
@@ -145,6 +147,21 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 f"got {folder} with others"
             )
     return runs
+
+
+def check_tokenizers(models: Sequence[Path]) -> None:
+    """Raise unless what one of these models writes the others can read.
+
+    Raises:
+        RunError: one has another tokenizer than the first.
+    """
+    first, *others = (load_tokenizer(folder) for folder in models)
+    for folder, other in zip(models[1:], others, strict=True):
+        if not same_pieces(first, other):
+            raise RunError(
+                f"models in one table must have the tokenizer of {models[0]}, got {folder} with "
+                "another"
+            )
 
 
 def write_text(path: Path, text: str) -> None:

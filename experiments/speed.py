@@ -28,7 +28,8 @@ class Speed:
     Attributes:
         tokens_per_second: target tokens written, end tokens included.
         sentences_per_second: the same in sentences.
-        speedup: tokens per second over the first model's, median of the rounds' ratios.
+        speedup: tokens per second over the first model's, median of the rounds' ratios; where the
+            models' tokens are not the same, sentences per second.
     """
 
     tokens_per_second: float
@@ -63,33 +64,46 @@ def ratio(rates: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(own / other for own, other in zip(rates, base, strict=True))
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A model and what it reads.
+
+    Attributes:
+        model: in evaluation mode.
+        source: (N, S) int64, in its own tokens.
+        max_steps: most tokens of a sentence.
+    """
+
+    model: SequenceModel
+    source: Tensor
+    max_steps: int
+
+
 def compare_speed(
-    models: Sequence[SequenceModel],
-    source: Tensor,
-    *,
-    max_steps: int,
-    batch_size: int = 64,
-    rounds: int = 5,
+    readers: Sequence[Reader], *, same_tokens: bool, batch_size: int = 64, rounds: int = 5
 ) -> list[Speed]:
-    """Greedy decoding speed of each model on the same sources.
+    """Greedy decoding speed of each model on the same sentences.
 
     Args:
-        models: the first one is what the others are compared to.
-        source: (B, S) int64.
-        max_steps: most tokens of a sentence.
+        readers: the first one is what the others are compared to.
+        same_tokens: whether a token of one is as much text as one of another.
         batch_size: sentences decoded together.
         rounds: measured rounds, after one that is not.
     """
     tokens: dict[str, int] = {}
 
-    def writing(name: str, model: SequenceModel) -> int:
-        written = decode_all(model, source, max_steps, batch_size=batch_size)
-        tokens[name] = int((written != model.special.pad).sum())
+    def writing(name: str, reader: Reader) -> int:
+        written = decode_all(reader.model, reader.source, reader.max_steps, batch_size=batch_size)
+        tokens[name] = int((written != reader.model.special.pad).sum())
         return tokens[name]
 
-    names = [str(index) for index in range(len(models))]
-    works = {name: partial(writing, name, model) for name, model in zip(names, models, strict=True)}
+    works = {str(place): partial(writing, str(place), each) for place, each in enumerate(readers)}
+    compared, count = compare(works, rounds), len(readers[0].source)
     return [
-        Speed(rate, rate * len(source) / tokens[name], ratio)
-        for name, (rate, ratio) in compare(works, rounds).items()
+        Speed(
+            tokens_per_second=rate,
+            sentences_per_second=rate * count / tokens[name],
+            speedup=ratio if same_tokens else ratio * tokens["0"] / tokens[name],
+        )
+        for name, (rate, ratio) in compared.items()
     ]

@@ -21,7 +21,7 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import Pair, Task, encode, text_hash
-from textgen_env.tokenizer import TextTokenizer
+from textgen_env.tokenizer import TextTokenizer, same_pieces
 from textgen_env.types import Writer
 
 NUM_ALTERNATIVES = 5
@@ -58,7 +58,7 @@ class Sentence:
         reference: the data set's text.
         teacher: the teacher's; None without one.
         texts: the runs' by name.
-        tokens: the same texts token by token; of no run without a teacher.
+        tokens: the same texts token by token; of no run without a teacher that reads its tokens.
     """
 
     number: int
@@ -93,7 +93,8 @@ def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
     ]
     with progress("reading tokens", total=len(evaluated)) as advance:
         for run in evaluated:
-            if run.run.experiment.teacher:
+            teacher = run.run.experiment.teacher
+            if teacher and same_pieces(*map(load_tokenizer, (teacher, run.folder / "model"))):
                 texts = _read_run(run, places)
                 for sentence, tokens in zip(sentences, texts, strict=True):
                     sentence.tokens[run.name] = tokens

@@ -17,7 +17,6 @@ from experiments.pareto import pareto_figure
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Row
 from experiments.train import Outcome
 from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.tasks.task import encode
 
 SIZES = ["--task.num-train", "40", "--task.num-validation", "8", "--task.num-test", "12"]
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4", *SIZES]
@@ -89,8 +88,7 @@ def test_a_teacher_is_scored_on_what_it_reads(tiny_task, make_table_model):
     task, model = replace(tiny_task, test=pairs), make_table_model(tiny_task, 3)
     outcome = Outcome(0.0, 0, 0.0, 0, 0, 0)
     teacher, student = (
-        judge(Entry("m", "a", None, model, result), task, encode(pairs, task)).hypotheses
-        for result in (None, outcome)
+        judge(Entry("m", "a", None, model, task, result)).hypotheses for result in (None, outcome)
     )
     assert teacher == translate(model, task, views)
     assert student == translate(model, task, [pair.source for pair in pairs]) != teacher

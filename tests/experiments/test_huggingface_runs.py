@@ -148,6 +148,28 @@ def test_a_student_with_another_tokenizer_learns_from_texts(run, root, agent):
     assert read_outcome(folder).teacher_tokens_queried > 0
 
 
+def test_it_is_judged_beside_its_teacher_each_in_its_own_tokens(run, root, capsys):
+    other = run("judged", "--agent", "imitkd", *SMALL, "--student-tokenizer", str(root / "marian"))
+    same = run("same", "--agent", "imitkd", *SMALL)
+    main(["evaluate", str(other)])
+    main(["evaluate", str(same)])
+    (teacher, row), (alone, _) = (
+        json.loads((folder / "results.json").read_text())["rows"] for folder in (other, same)
+    )
+    assert (teacher["model"], row["model"]) == ("teacher", "judged")
+    assert {name: teacher[name] for name in ("bleu", "chrf")} == {
+        name: alone[name] for name in ("bleu", "chrf")
+    }
+    by_sentence = row["sentences_per_second"] / teacher["sentences_per_second"]
+    assert row["speedup_vs_teacher"] == pytest.approx(by_sentence, rel=0.5)
+    main(["report", str(other), "-o", str(root / "report.html")])
+    assert (root / "report.html").stat().st_size > 10_000
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["benchmark-decode", str(other)])
+    assert "must have the tokenizer of" in capsys.readouterr().err
+
+
 def test_a_pretrained_student_of_another_family_learns_from_texts(run, root):
     folder = run("family", "--agent", "seqkd", "--student-init", str(root / "marian"))
     assert load_model(folder / "model").config.model_type == "marian"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from textgen_env.tokenizer import TextTokenizer, Tokenizer
+from textgen_env.tokenizer import TextTokenizer, Tokenizer, same_pieces
 from textgen_env.types import Examples, SpecialTokens
 
 SPLITS = ("train", "validation", "test")
@@ -255,6 +255,25 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
         return Examples(source, reference)
     views = encode_sources([pair.expert_view for pair in pairs], tokenizer)
     return Examples(source, reference, views)
+
+
+def in_tokens_of(tokenizer: TextTokenizer, task: TextTask) -> TextTask:
+    """`task` in the tokens of another tokenizer, with room for its test pairs; itself if in these.
+
+    Its pairs stay those that its own tokenizer's limits left.
+    """
+    if same_pieces(tokenizer, task.tokenizer):
+        return task
+    views = tokenizer.encode(
+        [text for pair in task.test for text in (pair.source, pair.expert_view)]
+    )
+    references = tokenizer.encode_targets([pair.reference for pair in task.test])
+    return replace(
+        task,
+        tokenizer=tokenizer,
+        max_source_length=max(map(len, views)) + 1,
+        max_target_length=max(*map(len, references), task.max_target_length - 1) + 1,
+    )
 
 
 def encode_sources(texts: Sequence[str], tokenizer: TextTokenizer) -> Tensor:
