@@ -11,7 +11,7 @@ import tyro
 from experiments.build import build_task
 from experiments.configs import TASKS
 from experiments.formats import format_of, load_writer
-from experiments.run import RunError, read_config
+from experiments.run import CONFIG, RunError, read_config
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask, encode_sources
 from textgen_env.tokenizer import TextTokenizer
@@ -67,5 +67,5 @@ def model_folder(folder: Path) -> Path:
 def task_of(folder: Path, tokenizer: TextTokenizer) -> TextTask:
     """The task of the run that the model in `folder` is of; that of the demo if it is of none."""
     run = folder.parent
-    known = (run / "config.json").is_file()
+    known = (run / CONFIG).is_file()
     return build_task(read_config(run).experiment.task if known else TASKS["verses"], tokenizer)

@@ -34,6 +34,7 @@ from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
 from textgen_env.tokenizer import same_pieces
 
+CONFIG = "config.json"
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
 RECORDS = {
     record.__name__: record
@@ -111,7 +112,7 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
         "commit": _commit(),
         **extra,
     }
-    write_text(folder / "config.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config(folder: Path) -> Run:
@@ -120,7 +121,7 @@ def read_config(folder: Path) -> Run:
     Raises:
         RunError: there is no run there, or its `config.json` cannot be understood.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         raise RunError(f"run must be a folder with a config.json, got {folder}")
     try:

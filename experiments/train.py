@@ -19,7 +19,16 @@ from agents.processes import num_slots, this_device, this_process
 from experiments.build import build_task, report_dropped
 from experiments.configs import Experiment
 from experiments.logging import Bars, RunLog, console
-from experiments.run import Run, RunError, flat, read_config, to_json, write_config, write_text
+from experiments.run import (
+    CONFIG,
+    Run,
+    RunError,
+    flat,
+    read_config,
+    to_json,
+    write_config,
+    write_text,
+)
 from experiments.start import (
     Tokenizers,
     build_expert,
@@ -194,17 +203,20 @@ def read_outcome(folder: Path) -> Outcome:
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     """The run's configuration: read from its folder, or decided now and written there.
 
+    A run that has made nothing yet, because its settings were refused, makes room for another.
+
     Raises:
         RunError: the folder holds a run with other settings.
     """
-    if (folder / "config.json").exists():
+    if (folder / CONFIG).exists():
         run = read_config(folder)
-        if run.experiment != experiment:
+        if run.experiment == experiment:
+            return replace(run, experiment=experiment)  # a server may have moved
+        if {path.name for path in folder.iterdir()} != {CONFIG}:
             raise RunError(
                 f"{folder} must hold a run with these settings to be resumed, got a run with "
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
-        return replace(run, experiment=experiment)  # a server may have moved
     precision = measure_precision(experiment.student.width, device=this_device())
     run = Run(experiment, experiment.precision or precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})

@@ -12,6 +12,7 @@ from experiments.cli import TrainOptions, main
 from experiments.evaluate import EvaluateOptions
 from experiments.recovery import RecoveryOptions
 from experiments.study import StudyOptions
+from experiments.train import read_outcome
 from textgen_env.models.storage import load_model
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
@@ -105,12 +106,14 @@ def test_where_it_started_must_be_given(teacher_run, tmp_path, capsys):
 
 
 def test_a_teacher_is_not_asked_for_more_tokens_than_it_has(teacher_run, tmp_path, capsys):
-    options = [*COPY, *SIZES, *SMALL, "--agent", "skd", "--teacher", str(teacher_run / "model")]
+    options = ["--agent", "skd", "--teacher", str(teacher_run / "model")]
     with pytest.raises(SystemExit):
-        main(["train", *options, "--output", str(tmp_path)])
+        train(tmp_path, *options)
     line = "textgen: k must be at most 11, the size of the teacher's vocabulary, got 25\n"
     assert capsys.readouterr().err.endswith(line)
     assert not (tmp_path / "prepared.safetensors").exists()
+    train(tmp_path, *options, "--agent.k", "3")  # its folder is free
+    assert read_outcome(tmp_path).best_update > 0
 
 
 @pytest.mark.parametrize(
