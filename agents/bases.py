@@ -14,8 +14,8 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.behaviors import Behavior, Gate, Gated, StepView, chooser
 from agents.buffer import Buffer, Experience
-from agents.divergences import Divergence
-from agents.labels import Label, Top1
+from agents.divergences import Divergence, forward_kl
+from agents.labels import Dense, Label, Top1, label_loss
 from agents.losses import token_loss
 from agents.rollout import rollout, student_or_data
 from agents.schedules import Exponential, Schedule
@@ -42,6 +42,31 @@ class SmoothedTokens(Agent):
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class OnDistributions(Agent):
+    """The label is the expert's distribution at every state, or as much of it as shall be asked.
+
+    Attributes:
+        label: what is asked of the expert; less than all of it is no longer the paper's, and all
+            that a server gives.
+    """
+
+    label: Label = field(default_factory=Dense, kw_only=True)
+
+    @property
+    def divergence(self) -> Divergence:
+        """Of the student from the label: the paper's L_full, up to a constant, by default."""
+        return forward_kl
+
+    def check_expert(self, expert: Expert) -> None:
+        """Raise, before any training, unless the expert gives the label."""
+        self.label.check(expert)
+
+    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
+        """The divergence on all prefixes."""
+        return label_loss(trajectories, student, expert, self.label, self.divergence)
 
 
 @dataclass(frozen=True)

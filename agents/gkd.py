@@ -11,20 +11,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
+from agents.bases import OnDistributions
 from agents.behaviors import toss
 from agents.divergences import Divergence, forward_kl, generalized_jsd, reverse_kl
-from agents.losses import distribution_loss
 from agents.rollout import student_or_data
 from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)
-class GKD(Agent):
+class GKD(OnDistributions):
     """Match the teacher's next-token distribution on batches of the student's and of the data's.
 
     Roll-in: a coin for each batch, student with probability `student_fraction`, data otherwise.
@@ -70,7 +68,3 @@ class GKD(Agent):
         return student_or_data(
             indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
         )
-
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """The divergence on all prefixes."""
-        return distribution_loss(trajectories, student, expert, self.divergence)

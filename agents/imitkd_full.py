@@ -6,17 +6,11 @@ distribution instead of one token.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from agents.bases import MixedByExample
-from agents.losses import distribution_loss
-from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
+from agents.bases import MixedByExample, OnDistributions
 
 
 @dataclass(frozen=True)
-class ImitKDFull(MixedByExample):
+class ImitKDFull(MixedByExample, OnDistributions):
     """Match the teacher's next-token distribution on the student's and the data's prefixes.
 
     Roll-in: a coin for each example, data with probability beta, student otherwise; `pool` batches
@@ -25,7 +19,3 @@ class ImitKDFull(MixedByExample):
 
     Source: Lin et al. 2020, algorithm 1 and eq. 6, arXiv:2009.07253.
     """
-
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Forward KL on all prefixes."""
-        return distribution_loss(trajectories, student, expert)

@@ -2,17 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from agents.bases import MixedByExample, OnTeacherText
-from agents.losses import distribution_loss
-from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
+from agents.bases import MixedByExample, OnDistributions, OnTeacherText
 
 
 @dataclass(frozen=True)
-class ImitKDStarFull(OnTeacherText, MixedByExample):
+class ImitKDStarFull(OnTeacherText, MixedByExample, OnDistributions):
     """Match the teacher's next-token distribution on the student's prefixes and its own.
 
     Roll-in: a coin for each example, the teacher's text with probability beta, student otherwise.
@@ -21,7 +15,3 @@ class ImitKDStarFull(OnTeacherText, MixedByExample):
 
     Source: Lin et al. 2020, section 4, arXiv:2009.07253.
     """
-
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Forward KL on all prefixes."""
-        return distribution_loss(trajectories, student, expert)

@@ -2,17 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from agents.agent import Agent
-from agents.losses import distribution_loss
-from textgen_env.expert import Expert
-from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
+from agents.bases import OnDistributions
 
 
 @dataclass(frozen=True)
-class WordKD(Agent):
+class WordKD(OnDistributions):
     """Match the teacher's next-token distribution along gold text.
 
     Roll-in: data. Label: the teacher's distribution. Loss: forward KL.
@@ -20,7 +14,3 @@ class WordKD(Agent):
 
     Source: Kim and Rush 2016, section 3.1, arXiv:1606.07947; Hinton et al. 2015, arXiv:1503.02531.
     """
-
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Forward KL on the data's prefixes."""
-        return distribution_loss(trajectories, student, expert)

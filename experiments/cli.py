@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn, Union
 import tyro
 
 from agents import AGENTS
+from agents.bases import OnDistributions
+from agents.labels import TopKWithTail
 from agents.learner import TrainingError
 from experiments.benchmark import BenchmarkOptions, benchmark
 from experiments.benchmark_decode import BenchmarkDecodeOptions, benchmark_decode
@@ -132,6 +134,8 @@ def _choice(arguments: list[str]) -> Choice:
 def _experiment(choice: Choice, *, served: bool) -> Experiment:
     """The defaults of `train`."""
     agent = AGENTS[choice.agent]()
+    if served and isinstance(agent, OnDistributions):
+        agent = replace(agent, label=TopKWithTail())  # which is all that a server tells
     if choice.paper is not None:
         experiment = PAPER[choice.paper](agent)
     else:

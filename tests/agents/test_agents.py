@@ -18,10 +18,12 @@ from updates import (
 
 from agents import AGENTS
 from agents.bases import GatedByExpert, MixedByExample, OnTeacherText, SmoothedTokens
+from agents.gkd import GKD
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.imitkd_star import ImitKDStar
 from agents.imitkd_star_full import ImitKDStarFull
+from agents.labels import TopKWithTail
 from agents.mle import MLE
 from agents.regularizers import gold_states
 from agents.schedules import Constant, Exponential, Linear
@@ -74,6 +76,12 @@ def test_imitkd_at_beta_1_is_mle(env, tiny_student):
 
 def test_imitkd_full_at_beta_1_is_word_kd(env, tiny_student):
     assert_learn_the_same(ImitKDFull(beta=BY_DATA), WordKD(), env, tiny_student)
+
+
+@pytest.mark.parametrize("kind", [WordKD, ImitKDFull, GKD, SeqKDFull, ImitKDStarFull])
+def test_a_label_of_all_tokens_is_the_distribution(env, tiny_student, kind):
+    label = TopKWithTail(k=env.vocab_size)
+    assert_learn_the_same(kind(label=label), kind(), env, tiny_student)
 
 
 @pytest.fixture
