@@ -107,7 +107,8 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
 
     With R(l) the mean divergences on the student's prefixes summed over the first l positions, and
     E(l) the same on the teacher's: 100 (R(l) - E(l)) / E(l). 0 means no exposure bias; it is not
-    finite where E(l) is 0.
+    finite where E(l) is 0. A teacher that is at a loss on strange prefixes hides it: its
+    distribution is flat there, and a flat student is near to it. Then it may be negative.
 
     Args:
         own: on prefixes drawn from the student.
