@@ -37,7 +37,6 @@ from experiments.speed import in_turn, ratio
 from experiments.train import read_outcome
 from textgen_env.decoding import decode_all
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode
 from textgen_env.types import SpecialTokens, trimmed
 
@@ -150,7 +149,7 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
         models = {first.experiment.teacher: "teacher", **models}
     check_tokenizers(list(models))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
-    with TemporaryDirectory() as exports, onednn_float32(first.onednn):
+    with TemporaryDirectory() as exports:
         entrants = list(contestants(models, options.settings, Path(exports)))
         if not entrants:
             raise RunError(

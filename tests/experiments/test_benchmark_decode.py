@@ -8,9 +8,11 @@ import torch
 
 from experiments import benchmark_decode as command
 from experiments import contestants as module
+from experiments import formats
 from experiments.benchmark_decode import by_length, decode_row
 from experiments.cli import main
 from experiments.contestants import Contestant, Passes, peak_memory
+from experiments.formats import writer_of
 from experiments.run import read_config, write_config
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import save_model
@@ -146,6 +148,25 @@ def test_batches_are_of_like_length_and_not_too_many():
     length = (source != 0).sum(1)[torch.cat(batches)].tolist()
     assert length == sorted(length, reverse=True)
     assert sorted(torch.cat(batches).tolist()) == list(range(64))
+
+
+def test_each_batch_is_multiplied_in_the_way_that_is_faster_for_it(monkeypatch):
+    settings, asked, used = torch.backends.mkldnn.matmul, [], []
+    before = settings.fp32_precision
+
+    def faster(width, rows):
+        asked.append((width, rows))
+        return rows > 2
+
+    monkeypatch.setattr(formats, "onednn_is_faster", faster)
+    monkeypatch.setattr(
+        formats, "decoder_of", lambda beam_size: lambda *_: used.append(settings.fp32_precision)
+    )
+    for rows, precision in ((1, "float32"), (3, "float32"), (3, "bfloat16")):
+        writer_of("model", 8, beam_size=2, precision=precision)(torch.zeros(rows, 4), 5)
+    assert asked == [(8, 2), (8, 6)]
+    assert used == [before, "bf16", before]
+    assert settings.fp32_precision == before
 
 
 def test_memory_is_at_least_that_of_the_weights_and_grows(tmp_path):
