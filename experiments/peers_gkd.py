@@ -21,9 +21,15 @@ from torch import Tensor
 from agents.gkd import GKD
 from experiments.formats import extra
 from experiments.peers_models import Size, random_words, save_llama
-from experiments.peers_updates import LearnerUpdates, Seconds, Updates, env_of, learner_of
+from experiments.peers_updates import (
+    LearnerUpdates,
+    Seconds,
+    Updates,
+    WatchedExpert,
+    env_of,
+    learner_of,
+)
 from experiments.process import keep_freed_memory
-from textgen_env.expert import NeuralExpert
 from textgen_env.hf_tokenizer import PretrainedTokenizer
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Pair, TextTask
@@ -163,7 +169,7 @@ def our_updates(folder: Path, size: Size, precision: torch.dtype, onednn: bool) 
         "random", tokenizer, texts, texts, texts, size.source_tokens, size.max_steps, {}
     )
     examples = Examples(source=torch.cat([words, ends], 1), reference=ends)
-    expert = NeuralExpert(load_model(folder / "teacher", precision))
+    expert = WatchedExpert(load_model(folder / "teacher", precision))
     learner = learner_of(
         GKD(student_fraction=1.0, teacher_weight=TEACHER_WEIGHT),
         load_model(folder / "student"),
@@ -171,7 +177,7 @@ def our_updates(folder: Path, size: Size, precision: torch.dtype, onednn: bool) 
         folder=folder,
         precision=precision,
     )
-    return LearnerUpdates(learner, onednn)
+    return LearnerUpdates(learner, expert, onednn)
 
 
 def _trainer(folder: Path, size: Size, bfloat16: bool) -> Any:  # noqa: ANN401 - TRL's class

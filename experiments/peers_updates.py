@@ -4,10 +4,10 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
-from unittest.mock import patch
 
 import torch
 from gymnasium.vector import AutoresetMode
@@ -22,6 +22,7 @@ from experiments.benchmark import ProductRecorder, products_seconds
 from experiments.build import build_model, build_task
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER
 from textgen_env.expert import Expert, NeuralExpert
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
 from textgen_env.rewards import no_reward
@@ -75,29 +76,46 @@ class Updates(Protocol):
         ...
 
 
+class WatchedExpert(NeuralExpert):
+    """A teacher whose matrix products can be told from the student's.
+
+    Attributes:
+        watch: stands around each of its passes.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__(model)
+        self.watch: AbstractContextManager[object] = nullcontext()
+
+    def logits(self, trajectories: Trajectories) -> torch.Tensor:
+        """As always, within `watch`."""
+        with self.watch:
+            return super().logits(trajectories)
+
+
 class LearnerUpdates:
     """Updates of `learner`, as many at a time as its agent writes together.
 
     Args:
-        learner: with a neural expert.
+        learner: taught by `expert`.
+        expert: of its environment.
         onednn: whether float32 products are made by oneDNN.
     """
 
-    def __init__(self, learner: Learner, onednn: bool) -> None:
-        self.learner, self.onednn = learner, onednn
+    def __init__(self, learner: Learner, expert: WatchedExpert, onednn: bool) -> None:
+        self.learner, self.expert, self.onednn = learner, expert, onednn
         self.seconds: list[Seconds] = []
         self.tokens: list[float] = []
         self._rollouts = learner.rollouts()
 
     def __call__(self) -> int:
         """Make them; returns how many they were."""
-        expert, start = self.learner.env.expert, time.perf_counter()
-        asked = expert.queries.seconds
+        start, asked = time.perf_counter(), self.expert.queries.seconds
         with onednn_float32(self.onednn):
             experience = next(self._rollouts)
             written = time.perf_counter() - start
             count = len(list(self.learner.learn(experience)))
-        whole, label = time.perf_counter() - start, expert.queries.seconds - asked
+        whole, label = time.perf_counter() - start, self.expert.queries.seconds - asked
         self.seconds.append(Seconds.of(whole / count, rollout=written / count, label=label / count))
         self.tokens.append(float(experience.trajectories.mask.sum()) / count)
         return count
@@ -105,20 +123,15 @@ class LearnerUpdates:
     def floor(self) -> Seconds:
         """What the matrix products of an update take by themselves, each shape timed alone."""
         rollout, label, both = ProductRecorder(), ProductRecorder(), ProductRecorder()
-        expert, precision = self.learner.env.expert, self.learner.precision
-        answer = expert.logits
-
-        def recorded(trajectories: Trajectories) -> torch.Tensor:
-            with label:
-                return answer(trajectories)
-
         with rollout:
             experience = next(self._rollouts)
-        with patch.object(expert, "logits", recorded), both:
+        self.expert.watch = label
+        with both:
             count = len(list(self.learner.learn(experience)))
+        self.expert.watch = nullcontext()
 
         def seconds(shapes: Counter[tuple[int, int, int]]) -> float:
-            return products_seconds(shapes, precision) / count
+            return products_seconds(shapes, self.learner.precision) / count
 
         with onednn_float32(self.onednn):
             return Seconds(
@@ -175,7 +188,7 @@ def distillers(
     by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
     task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
     task = take_train_pairs(task, by_student.pool * batch_size)
-    expert = NeuralExpert(load_model(VERSES_TEACHER, precision))
+    expert = WatchedExpert(load_model(VERSES_TEACHER, precision))
     examples = by_teacher.prepare(encode(task.train, task), expert, task.max_target_length)
     config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, seed=0)
@@ -183,7 +196,7 @@ def distillers(
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
         env = env_of(task, agent.pool * batch_size, examples, expert)
         learner = learner_of(agent, student, env, folder=folder, precision=precision)
-        return LearnerUpdates(learner, onednn)
+        return LearnerUpdates(learner, expert, onednn)
 
     first = updates(by_teacher, student)
     for _ in range(warm_up):

@@ -14,18 +14,23 @@ from experiments import peers_updates
 from experiments.benchmark import ProductRecorder
 from experiments.benchmark_peers import BenchmarkPeersOptions, update_cells
 from experiments.cli import main
-from experiments.peers_updates import LearnerUpdates, Seconds, env_of, learner_of
-from textgen_env.expert import NeuralExpert
+from experiments.peers_updates import (
+    LearnerUpdates,
+    Seconds,
+    WatchedExpert,
+    env_of,
+    learner_of,
+)
 from textgen_env.tasks.task import encode
 
 
 @pytest.fixture
 def updates(tiny_task, tiny_teacher, tiny_student, tmp_path):
     """Of `imitkd_full`, two batches of four texts written together."""
-    agent, expert = ImitKDFull(beta=Constant(0.0), pool=2), NeuralExpert(tiny_teacher)
+    agent, expert = ImitKDFull(beta=Constant(0.0), pool=2), WatchedExpert(tiny_teacher)
     env = env_of(tiny_task, 8, encode(tiny_task.train, tiny_task), expert)
     learner = learner_of(agent, tiny_student, env, folder=tmp_path, precision=torch.float32)
-    return LearnerUpdates(learner, onednn=False)
+    return LearnerUpdates(learner, expert, onednn=False)
 
 
 def test_an_update_is_a_mean_of_those_made_together(updates):
