@@ -68,15 +68,13 @@ class Pieces:
                 than that which `text` begins with, they are written anew.
             text: how it goes on after `before`.
         """
-        cut = self._cut(before, text)
-        if begun:
-            more = len(cut) > len(begun) and cut[: len(begun)] == list(begun)
-            return cut[len(begun) if more else 0]
-        if before:
+        if before and not begun:
             for length in range(min(self._longest, len(text)), 0, -1):
                 if text[:length] in self._tokens:
                     return self._tokens[text[:length]]
-        return cut[0]
+        cut = self._cut(before, text)
+        more = len(cut) > len(begun) and cut[: len(begun)] == list(begun)
+        return cut[len(begun) if more else 0]
 
     def _cut(self, before: str, text: str) -> list[int]:
         """The tokenizer's own pieces of `text`, at the beginning or behind letters."""
