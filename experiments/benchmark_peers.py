@@ -77,19 +77,19 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
         from experiments.peers_models import Size
     size = Size()
     onednn = measure_precision(size.width, size.batch_size).onednn
-    sides: dict[Comparison, Callable[[Path, torch.dtype], Group]] = {
-        "gkd": lambda folder, dtype: gkd_updates(folder, size, dtype, onednn),
-        "marian": lambda folder, dtype: marian_writers(folder, size, dtype, onednn),
-        "teacher": lambda folder, dtype: teacher_writers(folder, size.batch_size, dtype, onednn),
-        "updates": lambda folder, dtype: distillers(
-            folder, size.batch_size, options.warm_up, dtype, onednn
+    sides: dict[Comparison, Callable[[Path, str], Group]] = {
+        "gkd": lambda folder, name: gkd_updates(folder, size, DTYPES[name], onednn),
+        "marian": lambda folder, name: marian_writers(folder, size, name),
+        "teacher": lambda folder, name: teacher_writers(folder, size.batch_size, name),
+        "updates": lambda folder, name: distillers(
+            folder, size.batch_size, options.warm_up, DTYPES[name], onednn
         ),
     }
     for comparison in options.comparisons:
         rows = []
         for precision in options.precisions:
             with TemporaryDirectory() as folder:
-                group = sides[comparison](Path(folder), DTYPES[precision])
+                group = sides[comparison](Path(folder), precision)
                 rows.append(_rows(group, precision, options.rounds))
         _show(TITLES[comparison], rows)
 

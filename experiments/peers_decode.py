@@ -6,7 +6,6 @@ Needs the extra `bench`.
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from experiments.benchmark_decode import by_length
 from experiments.build import build_task
@@ -14,11 +13,9 @@ from experiments.configs import TASKS, VERSES_TEACHER
 from experiments.contestants import Passes
 from experiments.formats import Format, load_writer, save_as
 from experiments.peers_models import Size, random_words, save_marian
-from textgen_env.decoding import greedy
-from textgen_env.models.export import Write
+from experiments.run import DTYPES
 from textgen_env.models.export_hf import load_hf
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import encode
 from textgen_env.types import trimmed
 
@@ -27,40 +24,34 @@ FORMS: tuple[Format, ...] = ("hf", "ctranslate2")
 BATCHES = 4
 
 
-def marian_writers(
-    folder: Path, size: Size, precision: torch.dtype, onednn: bool
-) -> dict[str, Passes]:
+def marian_writers(folder: Path, size: Size, precision: str) -> dict[str, Passes]:
     """A random Marian, by `generate` of `transformers` and by this project.
 
     Args:
         folder: an empty one.
         size: of the model and the batch.
-        precision: of the weights.
-        onednn: whether this project makes float32 products by oneDNN.
+        precision: of the weights, a name in `DTYPES`.
     """
     save_marian(folder, size)
-    model, words = load_model(folder, precision), random_words(size)
-    source = torch.cat([words, torch.full_like(words[:, :1], model.special.end)], 1)
+    special, words = load_tokenizer(folder).special, random_words(size)
+    source = torch.cat([words, torch.full_like(words[:, :1], special.end)], 1)
     writers = {
-        GENERATE: load_hf(folder, dtype=precision),
-        GREEDY: _ours(folder, precision, onednn),
+        GENERATE: load_hf(folder, dtype=DTYPES[precision]),
+        GREEDY: load_writer(folder, precision=precision),
     }
     return {
-        name: Passes(write, [source], size.max_steps, model.special.pad)
+        name: Passes(write, [source], size.max_steps, special.pad)
         for name, write in writers.items()
     }
 
 
-def teacher_writers(
-    folder: Path, batch_size: int, precision: torch.dtype, onednn: bool
-) -> dict[str, Passes]:
+def teacher_writers(folder: Path, batch_size: int, precision: str) -> dict[str, Passes]:
     """The shipped teacher, by `transformers`, by CTranslate2 in float32, and by this project.
 
     Args:
         folder: an empty one.
         batch_size: of test sentences, of which there are `BATCHES`.
-        precision: of the weights.
-        onednn: whether this project makes float32 products by oneDNN.
+        precision: of the weights, a name in `DTYPES`.
     """
     tokenizer, model = load_tokenizer(VERSES_TEACHER), load_model(VERSES_TEACHER)
     task, special = build_task(TASKS["verses"], tokenizer), tokenizer.special
@@ -69,22 +60,11 @@ def teacher_writers(
     for form in FORMS:
         (folder / form).mkdir()
         save_as(form, model, tokenizer, folder / form)
-    writers = {GENERATE: load_hf(folder / "hf", dtype=precision)}
-    if precision == torch.float32:
+    writers = {GENERATE: load_hf(folder / "hf", dtype=DTYPES[precision])}
+    if precision == "float32":
         writers["CTranslate2"] = load_writer(folder / "ctranslate2")
-    writers[GREEDY] = _ours(VERSES_TEACHER, precision, onednn)
+    writers[GREEDY] = load_writer(VERSES_TEACHER, precision=precision)
     return {
         name: Passes(write, batches, task.max_target_length, special.pad)
         for name, write in writers.items()
     }
-
-
-def _ours(folder: Path, precision: torch.dtype, onednn: bool) -> Write:
-    """Greedy decoding by this project's engine."""
-    model = load_model(folder, precision)
-
-    def write(source: Tensor, max_steps: int) -> Tensor:
-        with onednn_float32(onednn):
-            return greedy(model, source, max_steps)
-
-    return write

@@ -12,7 +12,7 @@ SIZE = Size(vocab_size=60, width=64, teacher_layers=2, batch_size=9, source_toke
 
 
 def test_a_marian_writes_the_same_by_generate_and_here(tmp_path):
-    sides = marian_writers(tmp_path, SIZE, torch.float32, onednn=False)
+    sides = marian_writers(tmp_path, SIZE, "float32")
     counts = {name: side() for name, side in sides.items()}
     theirs, ours = (torch.cat(sides[name].written) for name in (GENERATE, GREEDY))
     assert torch.equal(theirs, ours)
@@ -21,7 +21,7 @@ def test_a_marian_writes_the_same_by_generate_and_here(tmp_path):
 
 
 def test_the_shipped_teacher_writes_the_same_in_every_engine(tmp_path):
-    sides = teacher_writers(tmp_path, 2, torch.float32, onednn=False)
+    sides = teacher_writers(tmp_path, 2, "float32")
     assert list(sides) == [GENERATE, "CTranslate2", GREEDY]
     counts = {side(): name for name, side in sides.items()}
     assert len(counts) == 1, counts
@@ -31,4 +31,4 @@ def test_the_shipped_teacher_writes_the_same_in_every_engine(tmp_path):
 
 
 def test_ctranslate2_is_left_out_in_bfloat16(tmp_path):
-    assert list(teacher_writers(tmp_path, 1, torch.bfloat16, onednn=False)) == [GENERATE, GREEDY]
+    assert list(teacher_writers(tmp_path, 1, "bfloat16")) == [GENERATE, GREEDY]
