@@ -1,20 +1,24 @@
 """From configurations to the things they describe."""
 
 import torch
+from gymnasium.vector import AutoresetMode
 
 from experiments.configs import ModelConfig, TaskConfig
 from experiments.logging import console
+from textgen_env.expert import Expert
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
 from textgen_env.tasks.hub import HubConfig, hub
-from textgen_env.tasks.task import TextTask
+from textgen_env.tasks.task import Task, TextTask
 from textgen_env.tasks.text_files import text_files
 from textgen_env.tasks.verses import VersesConfig, verses
 from textgen_env.tokenizer import TextTokenizer
-from textgen_env.types import SpecialTokens
+from textgen_env.types import Examples, SpecialTokens
+from textgen_env.vector_env import Noise, TextGenVectorEnv
 
 
 def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
@@ -28,6 +32,37 @@ def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
     if isinstance(config, HubConfig):
         return hub(config, tokenizer)
     return text_files(config, tokenizer)
+
+
+def learning_env(
+    task: Task,
+    num_envs: int,
+    expert: Expert,
+    *,
+    examples: Examples | None = None,
+    noise: Noise | None = None,
+    device: torch.device | str = "cpu",
+) -> TextGenVectorEnv:
+    """An environment as learners want it: no rewards, and slots that have ended wait.
+
+    Args:
+        task: what is to be written.
+        num_envs: slots, the batch times the agent's pool.
+        expert: who is imitated.
+        examples: to learn from; None for the task's own.
+        noise: what is written instead of an action.
+        device: where it computes.
+    """
+    return TextGenVectorEnv(
+        task,
+        num_envs,
+        examples=examples,
+        expert=expert,
+        reward=no_reward,
+        noise=noise,
+        autoreset_mode=AutoresetMode.DISABLED,
+        device=device,
+    )
 
 
 def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = None) -> Model:

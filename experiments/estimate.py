@@ -14,22 +14,19 @@ from random import Random
 from typing import Any
 
 import torch
-from gymnasium.vector import AutoresetMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.agent import Agent
 from agents.bases import MixedByExample
 from agents.learner import Learner
 from agents.schedules import Constant
-from experiments.build import build_model
+from experiments.build import build_model, learning_env
 from experiments.configs import Experiment, ModelConfig
 from textgen_env.expert import NeuralExpert, NoExpert
 from textgen_env.precision import measure_precision
-from textgen_env.rewards import no_reward
 from textgen_env.tasks.hub import HubConfig
 from textgen_env.tasks.task import Pair, TextTask
 from textgen_env.tokenizer import Tokenizer
-from textgen_env.vector_env import TextGenVectorEnv
 
 NUM_SPECIAL = 3  # tokens that no word stands for
 STEPS = 1000  # of the schedule, that its mean is taken over
@@ -107,13 +104,7 @@ def measure(
         expert = NeuralExpert(build_model(replace(teacher, vocab_size=vocab_size), 0).eval())
     agent = _at_its_mean(experiment.agent)
     task = _random_task(vocab_size, source_tokens, target_tokens, agent.pool * rows)
-    env = TextGenVectorEnv(
-        task,
-        agent.pool * rows,
-        expert=expert,
-        reward=no_reward,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
+    env = learning_env(task, agent.pool * rows, expert)
     updates = 2 * agent.pool
     config = replace(
         experiment.learner, updates=updates, batch_size=rows, accumulate=1, evaluate_every=updates

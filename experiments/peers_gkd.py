@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agents.gkd import GKD
+from experiments.build import learning_env
 from experiments.formats import extra
 from experiments.peers_models import Size, random_words, save_llama
 from experiments.peers_updates import (
@@ -26,7 +27,6 @@ from experiments.peers_updates import (
     Seconds,
     Updates,
     WatchedExpert,
-    env_of,
     learner_of,
 )
 from experiments.process import keep_freed_memory
@@ -173,7 +173,7 @@ def our_updates(folder: Path, size: Size, precision: torch.dtype, onednn: bool) 
     learner = learner_of(
         GKD(student_fraction=1.0, teacher_weight=TEACHER_WEIGHT),
         load_model(folder / "student"),
-        env_of(task, size.batch_size, examples, expert),
+        learning_env(task, size.batch_size, expert, examples=examples),
         folder=folder,
         precision=precision,
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import torch
-from gymnasium.vector import AutoresetMode
 
 from agents.agent import Agent
 from agents.imitkd_full import ImitKDFull
@@ -19,15 +18,14 @@ from agents.learner_config import LearnerConfig
 from agents.schedules import Constant
 from agents.seqkd_full import SeqKDFull
 from experiments.benchmark import ProductRecorder, products_seconds
-from experiments.build import build_model, build_task
+from experiments.build import build_model, build_task, learning_env
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER
-from textgen_env.expert import Expert, NeuralExpert
+from textgen_env.expert import NeuralExpert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
-from textgen_env.rewards import no_reward
-from textgen_env.tasks.task import Task, encode, take_train_pairs
-from textgen_env.types import Examples, Trajectories
+from textgen_env.tasks.task import encode, take_train_pairs
+from textgen_env.types import Trajectories
 from textgen_env.vector_env import TextGenVectorEnv
 
 ENDLESS = 10**6  # updates
@@ -147,7 +145,7 @@ def learner_of(
     Args:
         agent: the algorithm; a batch is the environment's slots divided by its pool.
         student: its weights are changed.
-        env: from `env_of`.
+        env: from `learning_env`.
         folder: nothing is written there.
         precision: of autocast and of the student that writes.
     """
@@ -155,18 +153,6 @@ def learner_of(
         updates=ENDLESS, batch_size=env.num_envs // agent.pool, evaluate_every=ENDLESS
     )
     return Learner(agent, student, env, folder, config, precision)
-
-
-def env_of(task: Task, num_envs: int, examples: Examples, expert: Expert) -> TextGenVectorEnv:
-    """An environment as learners want it."""
-    return TextGenVectorEnv(
-        task,
-        num_envs,
-        examples=examples,
-        expert=expert,
-        reward=no_reward,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
 
 
 def distillers(
@@ -194,7 +180,7 @@ def distillers(
     student = build_model(config, seed=0)
 
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
-        env = env_of(task, agent.pool * batch_size, examples, expert)
+        env = learning_env(task, agent.pool * batch_size, expert, examples=examples)
         learner = learner_of(agent, student, env, folder=folder, precision=precision)
         return LearnerUpdates(learner, expert, onednn)
 

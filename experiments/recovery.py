@@ -24,7 +24,7 @@ from agents.agent import Agent
 from agents.imitkd import ImitKD
 from agents.learner import Learner, LearnerConfig
 from agents.mle import MLE
-from experiments.build import build_model
+from experiments.build import build_model, learning_env
 from experiments.configs import agent_name
 from experiments.logging import console, progress
 from experiments.run import to_json, write_text
@@ -32,7 +32,6 @@ from textgen_env.decoding import next_action
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model
-from textgen_env.rewards import no_reward
 from textgen_env.scripted_expert import ScriptedExpert
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.recovery import (
@@ -156,14 +155,8 @@ def train(
 ) -> Model:
     """A student after its training; `advance` is called for every update and at the end."""
     vocab_size = task.tokenizer.vocab_size
-    env = TextGenVectorEnv(
-        task,
-        agent.pool * learner.batch_size,
-        expert=ScriptedExpert(recovery_policy, vocab_size),
-        reward=no_reward,
-        noise=slips,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
+    expert = ScriptedExpert(recovery_policy, vocab_size)
+    env = learning_env(task, agent.pool * learner.batch_size, expert, noise=slips)
     env.reset(seed=learner.seed)
     student = build_model(replace(STUDENT, vocab_size=vocab_size), learner.seed)
     at_the_end = replace(learner, evaluate_every=learner.updates)

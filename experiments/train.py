@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gymnasium.vector import AutoresetMode
 
 from agents.checkpoint import Counters, load_tensors, save_atomically
 from agents.evaluation import bleu
@@ -16,7 +15,7 @@ from agents.exposure import written_by
 from agents.exposure_panel import figures_while_training
 from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
-from experiments.build import build_task, report_dropped
+from experiments.build import build_task, learning_env, report_dropped
 from experiments.configs import Experiment
 from experiments.logging import Bars, RunLog, console
 from experiments.run import (
@@ -41,11 +40,9 @@ from textgen_env.expert import Expert, NeuralExpert, Queries
 from textgen_env.models.storage import Model, save_model
 from textgen_env.precision import measure_precision, onednn_float32
 from textgen_env.retokenizing_expert import RetokenizingExpert
-from textgen_env.rewards import no_reward
 from textgen_env.tasks.prompts import with_expert_prompts
 from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.types import Examples, Writer, tensors
-from textgen_env.vector_env import TextGenVectorEnv
 
 OUTCOME = "outcome.json"
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
@@ -131,15 +128,8 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     experiment.agent.check_expert(expert)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
-    env = TextGenVectorEnv(
-        task,
-        num_slots(experiment.agent, experiment.learner.batch_size),
-        examples=examples,
-        expert=expert,
-        reward=no_reward,
-        autoreset_mode=AutoresetMode.DISABLED,
-        device=this_device(),
-    )
+    slots = num_slots(experiment.agent, experiment.learner.batch_size)
+    env = learning_env(task, slots, expert, examples=examples, device=this_device())
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())

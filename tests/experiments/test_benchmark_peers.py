@@ -13,12 +13,12 @@ from experiments import benchmark_peers as command
 from experiments import peers_updates
 from experiments.benchmark import ProductRecorder
 from experiments.benchmark_peers import BenchmarkPeersOptions, update_cells
+from experiments.build import learning_env
 from experiments.cli import main
 from experiments.peers_updates import (
     LearnerUpdates,
     Seconds,
     WatchedExpert,
-    env_of,
     learner_of,
 )
 from textgen_env.tasks.task import encode
@@ -28,7 +28,7 @@ from textgen_env.tasks.task import encode
 def updates(tiny_task, tiny_teacher, tiny_student, tmp_path):
     """Of `imitkd_full`, two batches of four texts written together."""
     agent, expert = ImitKDFull(beta=Constant(0.0), pool=2), WatchedExpert(tiny_teacher)
-    env = env_of(tiny_task, 8, encode(tiny_task.train, tiny_task), expert)
+    env = learning_env(tiny_task, 8, expert, examples=encode(tiny_task.train, tiny_task))
     learner = learner_of(agent, tiny_student, env, folder=tmp_path, precision=torch.float32)
     return LearnerUpdates(learner, expert, onednn=False)
 
