@@ -66,9 +66,12 @@ class Window:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preference]})
+        browser.get("about:blank")  # or a page left behind could be taken for this one
         for kind in ("browser", "performance"):
             browser.get_log(kind)  # what was recorded before
         browser.get(page.as_uri())
+        # On a busy machine Chromium's driver can return before the page's script has run.
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def __call__(self, script, *arguments):
         """The value of a JavaScript expression."""
