@@ -57,27 +57,26 @@ def _written(
     cache = student.start(examples.source, env.max_steps)
     along = None if expert is None else _Along(expert, examples.expert_source, env)
     rows = torch.arange(len(examples), device=env.device)  # that are still being written
+    reference = F.pad(examples.reference, (0, env.max_steps), value=special.pad)
     previous = torch.full_like(rows, special.start)
-    done = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(env.max_steps):
-        written = previous[rows]
+        state, written = env.state, previous[rows]
         logits, cache = student.step(written, cache)
         view = StepView(
             rows=rows,
             position=torch.full_like(rows, step),
             student_logits=logits,
-            data_action=_column(examples.reference, step, special.pad)[rows],
+            data_action=reference[:, step],
             expert_logits=None if along is None else along.step(rows, written),
         )
         action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
         action[rows], writer[rows] = behavior(view)
-        counted = ~done
-        _, _, terminated, truncated, info = env.step(action)
-        previous, done = info["written"], terminated | truncated
-        yield previous, writer, counted
-        kept = rows_to_keep(done[rows]) if (step + 1) % every == 0 else None
+        *_, info = env.step(action.masked_fill_(state.done, special.pad))
+        previous = info["written"]
+        yield previous, writer, state.alive
+        kept = rows_to_keep(env.state.done[rows]) if (step + 1) % every == 0 else None
         if kept is not None:
-            rows, cache = rows[kept], cache.select_rows(kept)
+            rows, reference, cache = rows[kept], reference[kept], cache.select_rows(kept)
             if along is not None:
                 along.keep(kept)
         if not len(rows):
@@ -202,10 +201,3 @@ def student_or_data(
     student_chooses = chooser(sampling, env, generator)
     behavior = by_example(by_student, student_chooses, env.max_steps)
     return rollout(env, behavior, indices, student)
-
-
-def _column(tokens: Tensor, step: int, pad: int) -> Tensor:
-    """(B,) the tokens at `step`, PAD where there are no more."""
-    if step < tokens.shape[1]:
-        return tokens[:, step]
-    return tokens.new_full((len(tokens),), pad)

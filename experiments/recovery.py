@@ -199,7 +199,8 @@ def success(student: SequenceModel, env: TextGenVectorEnv, seed: int) -> float:
     previous, total = torch.full_like(rows, SPECIAL.start), 0.0
     for _ in range(env.max_steps):
         logits, cache = student.step(previous, cache)
-        _, rewards, _, _, info = env.step(next_action(logits, special=SPECIAL))
+        actions = next_action(logits, special=SPECIAL).masked_fill(env.state.done, SPECIAL.pad)
+        _, rewards, _, _, info = env.step(actions)
         previous, total = info["written"], total + float(rewards.sum())
     return total / env.num_envs
 

@@ -41,7 +41,7 @@ def test_render_shows_what_the_expert_would_have_written(make_table_model):
     _, info = env.reset(seed=0)
     assert all(len(text.splitlines()) == 2 for text in env.render())
     assert env.expert.queries.tokens == 0
-    written = torch.tensor([[3, 2, 4], [5, 6, 7]])
+    written = torch.tensor([[3, 2, 4], [5, 0, 7]])
     for actions in written:
         env.step(actions)
     rows = EXAMPLES.select(info["index"])
@@ -82,7 +82,9 @@ def test_for_people_it_prints_after_reset_and_every_step(capsys):
 
 
 def test_render_needs_a_reset_and_a_mode():
-    with pytest.raises(RuntimeError, match=r"render must come after reset.*call reset\(\) first"):
+    with pytest.raises(
+        RuntimeError, match=r"reset must come before all else.*call reset\(\) first"
+    ):
         make().render()
     assert make(render_mode=None).render() is None
     with pytest.raises(ValueError, match=r"render_mode must be among .* or None, got 'rgb_array'"):

@@ -32,7 +32,11 @@ class Faulty(VectorWrapper):
         return self.after_reset(*self.env.reset(seed=seed, options=options))
 
     def step(self, actions):
-        return self.after_step(*self.env.step(actions))
+        """Whatever a fault says of flags, the environment inside is given what it takes."""
+        over = self.env.unwrapped.state.done
+        return self.after_step(
+            *self.env.step(actions.masked_fill(over, TASK.tokenizer.special.pad))
+        )
 
     def after_reset(self, shown, info):
         return shown, info
@@ -240,7 +244,7 @@ class PretendsDisabled(PretendsSameStep):
 
 
 def wrong_attribute(env):
-    env.autoreset_mode = DISABLED
+    env.autoreset_mode = NEXT_STEP
     return env
 
 
@@ -255,7 +259,7 @@ def no_metadata(env):
 
 
 FAULTS = [  # what spoils an environment, of which mode, the clause it breaks, what is found
-    (wrong_attribute, SAME_STEP, "autoreset_mode:", "SAME_STEP in the metadata and .*DISABLED"),
+    (wrong_attribute, SAME_STEP, "autoreset_mode:", "SAME_STEP in the metadata and .*NEXT_STEP"),
     (wrong_metadata, SAME_STEP, "autoreset_mode:", "SameStep in the metadata"),
     (no_metadata, SAME_STEP, "autoreset_mode:", "None in the metadata"),
     (OutsideTheVocabulary, SAME_STEP, "spaces:", "outside observation_space at step 0"),

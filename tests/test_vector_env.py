@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import permitted
 
 from textgen_env import checks, refill, rewards
 from textgen_env.expert import NoExpert
@@ -59,7 +60,7 @@ def assert_same(left, right):
 
 def play(env, actions):
     """All that `env` returns for a list of actions."""
-    return [env.step(action) for action in actions]
+    return [env.step(permitted(env, action)) for action in actions]
 
 
 def some_actions(env, steps, seed=0):
@@ -192,7 +193,7 @@ def test_a_mask_begins_the_slots_it_names_and_no_others():
     assert shown["length"].tolist() == [0, 1, 1]
     assert torch.equal(info["index"][1:], start[1:])
     assert info["index"][0] == make(mode=DISABLED, num_envs=4).reset(seed=0)[1]["index"][3]
-    _, _, terminated, _, _ = env.step(torch.tensor([3, 3, 3]))
+    _, _, terminated, _, _ = env.step(torch.tensor([3, 3, 0]))
     assert terminated.tolist() == [False, False, True]
 
 
@@ -271,7 +272,9 @@ def test_a_refused_reset_changes_nothing():
 
 
 def test_step_needs_a_reset():
-    with pytest.raises(RuntimeError, match=r"step must come after reset.*call reset\(\) first"):
+    with pytest.raises(
+        RuntimeError, match=r"reset must come before all else.*call reset\(\) first"
+    ):
         make().step(torch.tensor([3, 3, 3]))
 
 
@@ -328,14 +331,35 @@ def test_actions_on_another_device_are_refused():
         env.step(actions)
 
 
-def test_when_all_have_ended_actions_are_ignored_and_nothing_is_raised():
+def test_when_all_have_ended_padding_changes_nothing():
     env = make(mode=DISABLED)
     env.reset(seed=0)
     before = env.step(torch.tensor([2, 2, 2]))
-    after = env.step(torch.tensor([3, 4, VOCAB_SIZE - 1]))
+    after = env.step(torch.tensor([0, 0, 0]))
     assert_same(before[0], after[0])
     assert_same(before[2:4], after[2:4])
     assert not after[1].any()
+
+
+@pytest.mark.parametrize("action", [2, 3, VOCAB_SIZE - 1])
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_a_slot_that_has_ended_takes_padding_alone(kind, action):
+    env = make(mode=DISABLED)
+    env.reset(seed=0)
+    ended = env.step(torch.tensor([3, 2, 3]))[0]
+    with pytest.raises(ValueError, match=rf"PAD \(0\) in slots .* over, got {action} in slot 1"):
+        env.step(kind([3, action, 3]))
+    assert torch.equal(env.step(torch.tensor([3, 0, 3]))[0]["prefix"][1], ended["prefix"][1])
+
+
+def test_an_accelerator_is_not_asked_whether_a_slot_has_ended(monkeypatch):
+    look(monkeypatch, False)
+    env = make(mode=DISABLED)
+    env.reset(seed=0)
+    ended = env.step(torch.tensor([3, 2, 3]))
+    later = env.step(torch.tensor([3, 3, 3]))
+    assert torch.equal(later[0]["prefix"][1], ended[0]["prefix"][1])
+    assert later[2].tolist() == [False, True, False]
 
 
 def test_a_refused_action_changes_nothing():
@@ -351,7 +375,8 @@ def test_a_refused_action_changes_nothing():
 def test_arrays_and_tensors_do_the_same(mode, dtype):
     by_tensor, by_array = make(mode=mode), make(mode=mode)
     assert_same(by_tensor.reset(seed=0), by_array.reset(seed=0))
-    for actions in some_actions(by_tensor, 12):
+    for drawn in some_actions(by_tensor, 12):
+        actions = permitted(by_tensor, drawn)
         array = actions.numpy().astype(dtype)
         array.flags.writeable = False
         assert_same(by_tensor.step(actions), by_array.step(array))
@@ -370,7 +395,8 @@ def test_an_array_may_be_reused_by_its_owner():
 def test_what_is_shown_lies_in_the_spaces(mode):
     env = make(mode=mode)
     shown, _ = env.reset(seed=0)
-    for actions in [*some_actions(env, 12), torch.tensor([0, 1, VOCAB_SIZE - 1])]:
+    for drawn in [*some_actions(env, 12), torch.tensor([0, 1, VOCAB_SIZE - 1])]:
+        actions = permitted(env, drawn)
         arrays = {name: tensor.numpy() for name, tensor in shown.items()}
         assert env.observation_space.contains(arrays)
         row = {name: array[1] for name, array in arrays.items()}
@@ -390,7 +416,9 @@ def test_after_its_end_a_slot_is_absorbing():
     assert terminated.tolist() == [True, False]
     assert rewards.tolist() == [1.0, 0.0]
     for step in range(MAX_STEPS):
-        later, rewards, terminated, truncated, info = env.step(torch.tensor([2 + step, 3]))
+        later, rewards, terminated, truncated, info = env.step(
+            permitted(env, torch.tensor([2 + step, 3]))
+        )
         assert rewards.tolist() == [0.0, 0.0]
         assert torch.equal(later["prefix"][0], shown["prefix"][0])
         assert later["length"][0] == len(reference)
@@ -515,7 +543,7 @@ def test_neighbors_do_not_matter():
         for step in range(MAX_STEPS):
             actions = torch.full((num_envs,), 2)
             actions[0] = 3 + step
-            shown, rewards, terminated, truncated, _ = env.step(actions)
+            shown, rewards, terminated, truncated, _ = env.step(permitted(env, actions))
             first = {name: tensor[0].tolist() for name, tensor in shown.items()}
             rows.append((first, rewards[0].item(), terminated[0].item(), truncated[0].item()))
         seen.append(rows)
@@ -601,6 +629,8 @@ def test_any_actions_do_what_plain_python_does(mode, seed, steps, follow):
                 (row + [0] * MAX_STEPS)[min(len(slot["prefix"]), MAX_STEPS)]
                 for row, slot in zip(references, plain.slots, strict=True)
             ]
+        if mode is DISABLED:
+            actions = permitted(env, torch.tensor(actions)).tolist()
         shown, rewards, terminated, truncated, info = env.step(torch.tensor(actions))
         for row, (after, reward, showing, refilled) in enumerate(plain.step(actions)):
             assert rewards[row].item() == reward
@@ -630,7 +660,7 @@ def test_after_close_only_a_reset_may_follow():
     env.close()
     env.close()
     assert env.closed
-    with pytest.raises(RuntimeError, match="step must come after reset"):
+    with pytest.raises(RuntimeError, match="reset must come before all else"):
         env.step(torch.tensor([3, 3, 3]))
     assert env.reset(seed=0)[0]["length"].tolist() == [0, 0, 0]
 
@@ -642,7 +672,8 @@ def test_a_copy_by_pickle_in_the_middle_of_episodes_goes_on_in_the_same_way(mode
     env.reset(seed=0)
     play(env, some_actions(env, 2))
     copy = pickle.loads(pickler.dumps(env))
-    for actions in some_actions(env, 12, seed=1):
+    for drawn in some_actions(env, 12, seed=1):
+        actions = permitted(env, drawn)
         assert_same(env.step(actions), copy.step(actions))
     assert_same(env.reset(), copy.reset())
     assert_same(env.reset(seed=7), copy.reset(seed=7))

@@ -1,6 +1,6 @@
 """Small `SequenceModel`s: one to enumerate all it can write, one with texts of all lengths.
 
-And what tests of losses need: given logits, and records of given texts.
+And what tests of losses need, given logits and records of given texts; and actions that are taken.
 """
 
 from dataclasses import dataclass, replace
@@ -155,3 +155,8 @@ def record(*texts):
     width = max(map(len, texts))
     actions = torch.tensor([[*text, *[SPECIAL.pad] * (width - len(text))] for text in texts])
     return Trajectories.from_examples(Examples(actions, actions), SPECIAL)
+
+
+def permitted(env, actions):
+    """`actions`, (B,), with PAD where the episode is over: what mode `DISABLED` takes."""
+    return actions.masked_fill(env.state.done, env.special.pad)

@@ -118,6 +118,25 @@ def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tenso
     return ids
 
 
+def check_after_end(action: Tensor, done: Tensor, pad: int) -> None:
+    """Raise `ValueError` if a slot that has ended is given another token than padding.
+
+    Where the host would wait for the device it does not look.
+
+    Args:
+        action: (B,) int64.
+        done: (B,) bool, the slots that have ended.
+        pad: the id of padding.
+    """
+    if not looking_is_free(action.device) or torch.equal(action, action.masked_fill(done, pad)):
+        return
+    slot = int((done & (action != pad)).nonzero()[0])
+    raise ValueError(
+        f"actions must be PAD ({pad}) in slots whose episode is over, got {int(action[slot])} in "
+        f"slot {slot}: reset it, or give it PAD"
+    )
+
+
 def checked_mask(given: object, num_envs: int) -> Tensor:
     """The option "reset_mask" as a (num_envs,) bool tensor.
 

@@ -175,7 +175,7 @@ def observations_stay(record: Play) -> str | None:
 def seed_reproduces(record: Play) -> str | None:
     """The same actions give the same rounds."""
     for number, (one, actions) in enumerate(zip(record.rounds, record.actions, strict=True)):
-        again = play_round(record.env, actions, seed=record.seed + number)
+        again = play_round(record.env, actions, record.special.pad, seed=record.seed + number)
         if _differs(one.start, again.start).any():
             return "another example"
         for turn, other in zip(one.turns, again.turns, strict=True):
@@ -192,7 +192,7 @@ def _turns_differ(turn: Turn, other: Turn) -> np.ndarray:
 def global_generators_rest(record: Play) -> str | None:
     """Those of torch, numpy and the standard library; neither seeded nor drawn from."""
     before = _global_states()
-    play_round(record.env, record.actions[0], seed=record.seed)
+    play_round(record.env, record.actions[0], record.special.pad, seed=record.seed)
     after = _global_states()
     moved = [name for name in before if before[name] != after[name]]
     return f"a change in that of {' and '.join(moved)}" if moved else None
@@ -223,7 +223,8 @@ def mask_chooses(record: Play) -> str | None:
     """In mode `DISABLED`, where alone there is one."""
     if record.mode != AutoresetMode.DISABLED:
         return None
-    before = play_round(record.env, record.actions[0], seed=record.seed).turns[-1].shown
+    pad = record.special.pad
+    before = play_round(record.env, record.actions[0], pad, seed=record.seed).turns[-1].shown
     mask = np.arange(record.env.num_envs) % 2 == 0
     shown = copied(record.env.reset(options={"reset_mask": mask})[0])
     if shown["length"][mask].any():
@@ -235,10 +236,10 @@ def mask_chooses(record: Play) -> str | None:
 
 def neighbors_do_not_matter(record: Play) -> str | None:
     """The same examples in other slots, up to each one's first end, give the same."""
-    index, actions = record.rounds[0].info["index"], record.actions[0]
+    index, actions, pad = record.rounds[0].info["index"], record.actions[0], record.special.pad
     moved = np.roll(np.arange(record.env.num_envs), 1)
-    one = play_round(record.env, actions, seed=record.seed, indices=index)
-    other = play_round(record.env, actions[:, moved], seed=record.seed, indices=index[moved])
+    one = play_round(record.env, actions, pad, seed=record.seed, indices=index)
+    other = play_round(record.env, actions[:, moved], pad, seed=record.seed, indices=index[moved])
     first = np.ones(record.env.num_envs, dtype=bool)
     for turn, elsewhere in zip(one.turns, other.turns, strict=True):
         differs = _differs({name: row[moved] for name, row in turn.end.items()}, elsewhere.end)

@@ -39,6 +39,11 @@ class State:
         """(B,) bool, the episode is over."""
         return self.terminated | self.truncated
 
+    @cached_property
+    def alive(self) -> Tensor:
+        """(B,) bool, it is not."""
+        return ~self.done
+
 
 def initial(source: Tensor, max_steps: int, special: SpecialTokens) -> State:
     """Episodes in which nothing has been written; `max_steps` is T."""
@@ -56,19 +61,19 @@ def initial(source: Tensor, max_steps: int, special: SpecialTokens) -> State:
 
 def transition(state: State, action: Tensor, special: SpecialTokens) -> State:
     """Append `action`, (B,) int64, to every episode that is not over; the others stay."""
-    alive = ~state.done
     max_steps = state.prefix.shape[1]
-    place = state.length.clamp(max=max_steps - 1)[:, None]
-    written = action[:, None].where(alive[:, None], state.prefix.gather(1, place))
-    length = state.length + alive
-    ended = alive & (action == special.end)
+    # PAD in an episode that is over: it changes nothing behind the end, nor beyond the limit.
+    written = action.where(state.alive, special.pad)
+    here = torch.arange(max_steps, device=written.device) == state.length[:, None]
+    length = state.length + state.alive
+    terminated = state.terminated | (written == special.end)
     return State(
         source=state.source,
         source_length=state.source_length,
-        prefix=state.prefix.scatter(1, place, written),
+        prefix=written[:, None].where(here, state.prefix),
         length=length,
-        terminated=state.terminated | ended,
-        truncated=state.truncated | (alive & ~ended & (length == max_steps)),
+        terminated=terminated,
+        truncated=(length == max_steps) & ~terminated,
     )
 
 

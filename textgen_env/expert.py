@@ -284,7 +284,7 @@ class NeuralExpert(Expert):
         """The model's step; a state is counted for every episode that is not over."""
         start = time.perf_counter()
         answer = self.model.step(previous, cache)
-        self.count((~state.done).sum(), start)
+        self.count(state.alive.sum(), start)
         return answer
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:

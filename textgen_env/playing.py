@@ -135,7 +135,7 @@ def play(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Play:
     actions = _draw_actions(env, special, np.random.default_rng(seed))
     steps = len(actions[0])
     rounds = [
-        play_round(env, part, seed=seed + number, first=number * steps)
+        play_round(env, part, special.pad, seed=seed + number, first=number * steps)
         for number, part in enumerate(actions)
     ]
     return Play(env, special, seed, actions, rounds)
@@ -163,12 +163,16 @@ def _draw_actions(
 def play_round(
     env: AnyVectorEnv,
     actions: np.ndarray,
+    pad: int,
     *,
     seed: int,
     first: int = 0,
     indices: np.ndarray | None = None,
 ) -> Round:
-    """Reset, to the examples at `indices` if there are any, and take (steps, B) `actions`."""
+    """Reset, to the examples at `indices` if there are any, and take (steps, B) `actions`.
+
+    In mode `DISABLED`, slots that have ended are given `pad` instead.
+    """
     options = None if indices is None else {"indices": indices}
     shown, info = env.reset(seed=seed, options=options)
     given, turns = [shown], []
@@ -176,6 +180,8 @@ def play_round(
     before = start
     earlier = None
     for number, row in enumerate(actions, first):
+        if earlier is not None and earlier.mode == AutoresetMode.DISABLED:
+            row = np.where(earlier.done, pad, row)
         shown, *results, step_info = env.step(_in_form_of(shown, row))
         rewards, terminated, truncated = map(as_array, results)
         after = copied(shown)

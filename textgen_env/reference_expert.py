@@ -124,7 +124,7 @@ class ReferenceExpert(Expert):
         begun = (state.length > 0)[:, None]
         distance = _next_distances(before, previous, reference).where(begun, before)
         logits = self._spread(reference, self._cost(reference, distance))
-        self.count((~state.done).sum(), start)
+        self.count(state.alive.sum(), start)
         return logits, ReferenceCache(reference, distance)
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:

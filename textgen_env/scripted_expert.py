@@ -96,7 +96,7 @@ class ScriptedExpert(Expert):
         """The script's answer; a state is counted for every episode that is not over."""
         start = time.perf_counter()
         actions = self.script(cache.source, state.prefix, state.length)
-        self.count((~state.done).sum(), start)
+        self.count(state.alive.sum(), start)
         return self._sure_of(actions), cache
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ ArrayObservation = dict[str, np.ndarray | np.int64]
 class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
     """A `TextGenVectorEnv` of one slot, seen as a `gymnasium.Env`.
 
-    The action of a step after the end is ignored, as in mode `DISABLED` there.
+    After its end it takes PAD alone, which changes nothing, as in mode `DISABLED` there.
 
     Args:
         task: whose text is written; gives tokenizer and length limits.
@@ -105,7 +105,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             RuntimeError: called before `reset`.
             ShapeError: another shape than that, or an action that is no integer.
             TypeError: an action that is no number.
-            ValueError: an action outside the vocabulary.
+            ValueError: an action outside the vocabulary, or another one than PAD after the end.
         """
         actions = np.asarray(action).reshape(-1)
         logits = None if policy_logits is None else policy_logits[None]

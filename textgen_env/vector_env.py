@@ -20,6 +20,7 @@ from textgen_env import dynamics
 from textgen_env.checks import (
     RENDER_MODES,
     Numbers,
+    check_after_end,
     check_asked,
     check_examples,
     check_settings,
@@ -65,8 +66,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     share memory with the state: they are to be read, not written into.
 
     What happens to a slot whose episode has ended is the autoreset mode's to say:
-    - `DISABLED`: it takes no notice of actions, also when all slots have ended: it shows PAD, its
-      flags stay and it earns 0, until a `reset`, of all slots or by "reset_mask".
+    - `DISABLED`: it takes PAD alone and stays as it is, also when all slots have ended: its flags
+      stay and it earns 0, until a `reset`, of all slots or by "reset_mask".
     - `SAME_STEP`: the step that ends it already shows the next episode; `info["final_obs"]` and
       `info["final_info"]` hold what was shown at the end where `info["_final_obs"]` and
       `info["_final_info"]`, (B,) bool, and nothing of meaning elsewhere.
@@ -126,8 +127,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.max_steps = task.max_target_length
         self.examples = examples.to(device)
         self.device = self.examples.source.device  # with its number, as tensors have it
-        nobody = NoExpert(self.special)
-        self.expert = nobody if expert is None else fitted(expert, task.tokenizer)
+        self.expert = NoExpert(self.special) if expert is None else fitted(expert, task.tokenizer)
         self.reward = reward
         self.noise = noise
         self.autoreset_mode = autoreset_mode
@@ -150,6 +150,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             check_asked(self.expert)
             self._adviser = Adviser(self.expert, self._expert_source_at, self.max_steps)
         self._order: Tensor | None = None  # (draws,) int64, examples as they come
+        self._everywhere = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._next = torch.zeros((), dtype=torch.int64, device=self.device)  # how many have come
         self._index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._reference = self.examples.reference[self._index]  # (B, R), of the slots' examples
@@ -188,10 +189,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             self._generator.manual_seed(int(self.np_random.integers(2**62)))
         if order is not None:
             self._order, self._next = order, torch.zeros_like(self._next)
-        fresh = self._begin(mask, chosen)
-        self._state = (
-            fresh if self._state is None else dynamics.replace_rows(self._state, mask, fresh)
-        )
+        before, fresh = self._state, self._begin(mask, chosen)
+        self._state = fresh if before is None else dynamics.replace_rows(before, mask, fresh)
         if self._adviser is not None:
             source = self.examples.expert_source.index_select(0, self._index)
             self._adviser.begin(self._state, source, mask)
@@ -205,37 +204,37 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         """Append one token to every unfinished episode.
 
         Args:
-            actions: (B,) integer token ids, an array or a tensor on the environment's device; those
-                of finished slots are ignored.
+            actions: (B,) integer token ids, an array or a tensor on the environment's device; PAD
+                for slots that have ended in mode `DISABLED`.
             policy_logits: (B, V) float, for rewards that compare the policy with the expert.
 
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than these, or actions that are not integers.
             TypeError: actions that are no numbers.
-            ValueError: a tensor is on another device, or an id is outside the vocabulary. On an
-                accelerator tensors are not looked into: that would wait for the device.
+            ValueError: a tensor is on another device, an id is outside the vocabulary, or a slot
+                that has ended in mode `DISABLED` is given another token than PAD. On an accelerator
+                tensors are not looked into: that would wait for the device.
         """
-        if self._state is None:
-            raise RuntimeError("step must come after reset, got no reset yet: call reset() first")
-        action, alive = self._checked_actions(actions), ~self._state.done
+        before = self.state
+        action, alive = self._checked_actions(actions, before), before.alive
         if policy_logits is not None:
             policy_logits = torch.as_tensor(policy_logits, device=self.device)
             check_shape("policy_logits", policy_logits, (self.num_envs, self.vocab_size))
         if self.noise is not None:
             action = self.noise(action, self._generator)
-        state = dynamics.transition(self._state, action, self.special)
+        state = dynamics.transition(before, action, self.special)
         written = action.where(alive, self.special.pad)
         asked = None if self._adviser is None else self._adviser.logits
         step = Step(state, written, alive, self._reference, self.special, asked, policy_logits)
-        rewards, finished = self.reward(step), step.finished
-        coming = self._next
+        rewards, coming = self.reward(step), self._next
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             state = self._refilled(state, ~alive)
         shown = dynamics.observation(state)
         info = self._info() | {"written": written, "_written": alive}
         self._state = state
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            finished = step.finished
             info["_index"] = finished
             final = {
                 "final_obs": shown,
@@ -258,7 +257,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     def state(self) -> State:
         """The episodes as they are now, to be read; a RuntimeError before `reset`."""
         if self._state is None:
-            raise RuntimeError("state must come after reset, got no reset yet: call reset() first")
+            raise RuntimeError("reset must come before all else, got none yet: call reset() first")
         return self._state
 
     def render(self) -> tuple[str, ...] | None:
@@ -272,9 +271,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         """
         if self.render_mode is None:
             return None
-        if self._state is None:
-            raise RuntimeError("render must come after reset, got no reset yet: call reset() first")
-        shown = dynamics.observation(self._state)
+        shown = dynamics.observation(self.state)
         texts = as_text(shown, self.examples.select(self._index), self.tokenizer, self.expert)
         if self.render_mode == "ansi":
             return texts
@@ -288,8 +285,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
     def _info(self) -> Info:
         """Which example each slot is at; Gymnasium marks by "_index" the slots that say so."""
-        everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        return {"index": self._index, "_index": everywhere}
+        return {"index": self._index, "_index": self._everywhere}
 
     def _refilled(self, state: State, mask: Tensor) -> State:
         """`state` with the next examples where `mask`, (B,) bool."""
@@ -300,7 +296,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         if self._adviser is None or self._state is None:
             return {}
         action = self._adviser.action(self._state)
-        return {"expert_action": action, "_expert_action": ~self._state.done}
+        return {"expert_action": action, "_expert_action": self._state.alive}
 
     def _expert_source_at(self, place: Tensor) -> Tensor:
         return self.examples.expert_source.index_select(0, self._example_at(place))
@@ -322,7 +318,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
     def _checked_mask(self, given: object) -> Tensor:
         if given is None:
-            return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+            return self._everywhere
         if self.autoreset_mode != AutoresetMode.DISABLED:
             raise ValueError(
                 "reset_mask must be used in autoreset mode DISABLED, "
@@ -340,10 +336,13 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         values = given.cpu() if isinstance(given, Tensor) else given
         return checked_ids(name, values, count, len(self.examples)).to(self.device)
 
-    def _checked_actions(self, given: Numbers) -> Tensor:
+    def _checked_actions(self, given: Numbers, state: State) -> Tensor:
         if isinstance(given, Tensor) and given.device != self.device:
             raise ValueError(
                 f"actions must be on {self.device}, where the environment is, got a tensor on "
                 f"{given.device}: call .to(env.device)"
             )
-        return checked_ids("actions", given, self.num_envs, self.vocab_size).to(self.device)
+        action = checked_ids("actions", given, self.num_envs, self.vocab_size).to(self.device)
+        if self.autoreset_mode == AutoresetMode.DISABLED:
+            check_after_end(action, state.done, self.special.pad)
+        return action

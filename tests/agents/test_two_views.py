@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from toy import permitted
 from updates import ROWS, learn
 
 from agents import AGENTS
@@ -151,7 +152,7 @@ def advice(env):
         if env.autoreset_mode == AutoresetMode.DISABLED and step % 4 == 3:
             _, info = env.reset(options={"reset_mask": slot % 2 == step // 4 % 2})
         else:
-            *_, info = env.step(actions)
+            *_, info = env.step(permitted(env, actions))
         said.append(info["expert_action"])
     return torch.stack(said)
 

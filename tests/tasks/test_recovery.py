@@ -6,6 +6,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import permitted
 
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.recovery import (
@@ -56,7 +57,8 @@ def success(policy, config, seed=0):
     rewards = torch.zeros(EPISODES)
     for _ in range(env.max_steps):
         state = (observation[name] for name in ("source", "prefix", "length"))
-        observation, reward, terminated, truncated, _ = env.step(policy(*state))
+        actions = permitted(env, policy(*state))
+        observation, reward, terminated, truncated, _ = env.step(actions)
         rewards += reward
     assert (terminated | truncated).all()
     return rewards.mean().item()
