@@ -35,13 +35,15 @@ def train_side_by_side(runs: Mapping[Path, Experiment], work: Work = train) -> N
     With CUDA one after the other, each with the whole device.
 
     Args:
-        runs: what to train in which folder; folders have different names.
+        runs: what to train in which folder, if anything; folders have different names.
         work: what is done for each, `train` or more than that; importable by its name.
 
     Raises:
         RunError, TrainingError, ...: as `work`, for the first run that fails or whose process is
             killed; the others are stopped, and go on from their last checkpoints when called again.
     """
+    if not runs:
+        return
     cores = os.cpu_count() or 1
     workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
     spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang

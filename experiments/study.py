@@ -1,14 +1,15 @@
 """The algorithms side by side on real text, over several seeds: tables and a plot, generated.
 
-Same teacher, student, pairs and number of updates for all. Test data is looked at once, after all
-choices were made on validation. What is measured of a run is kept in its folder, so that a study
-that was stopped goes on where it was.
+Same teacher, student, pairs and number of updates for all; the first half of them is mle's where
+the paper begins with a trained student. Test data is looked at once, after all choices were made
+on validation. What is measured of a run is kept in its folder, so that a study that was stopped
+goes on where it was.
 """
 
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from agents import AGENTS
 from agents.evaluation import LENGTHS, paired_bootstrap
+from agents.mle import MLE
 from experiments import configs
 from experiments.build import build_task
 from experiments.configs import Experiment
@@ -29,6 +31,23 @@ from textgen_env.models.storage import load_tokenizer
 
 BASELINE = "seqkd"
 SCARCE = ("mle", "seqkd", "imitkd_full")  # who are compared over amounts of data
+START = "start"  # in place of an agent's name: mle for the first half of the updates
+STARTED = (
+    "seqinter",
+    "distillm",
+    "gkd",
+    "f_distill",
+    "distillm2",
+    "skd",
+    "switch",
+    "adaswitch",
+    "atkd",
+    "minillm",
+    "aggrevate",
+)
+"""Agents that go on from there, as in their papers from a student that was trained before."""
+BY_POLICY_GRADIENT = ("minillm", "aggrevate")
+GRADIENT_RATE = 0.1  # their learning rate, as a share of the others'
 MARKERS = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
 """Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
 SIGNIFICANT = 0.05
@@ -87,7 +106,7 @@ class Row:
         own_agreement: mean over seeds, in [0, 1].
         gold_agreement: mean over seeds, in [0, 1].
         teacher_tokens: states asked about, mean over seeds.
-        train_seconds: mean over seeds, on one core of the machine.
+        train_seconds: mean over seeds, on one core of the machine; mle's first half included.
     """
 
     agent: str
@@ -107,6 +126,7 @@ class Row:
 def study(options: StudyOptions) -> None:
     """Train and judge all runs, print the table, write `results.json`, `tables.md`, `pairs.png`."""
     runs = study_runs(options)
+    train_side_by_side(starting_runs(options))
     train_side_by_side(runs, train_and_judge)
     rows = summarize(options, runs)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -124,10 +144,41 @@ def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
     scarce = [agent for agent in SCARCE if agent in options.agents]
     wanted += [(agent, pairs) for pairs in options.more_pairs for agent in scarce]
     return {
-        folder_of(options, agent, pairs, seed): configs.demo(AGENTS[agent](), seed, pairs or None)
+        folder_of(options, agent, pairs, seed): _experiment(options, agent, pairs, seed)
         for seed in range(options.seeds)
         for agent, pairs in reversed(wanted)
     }
+
+
+def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
+    """The students that agents in `STARTED` go on from, by folder."""
+    seeds = range(options.seeds) if set(options.agents) & set(STARTED) else ()
+    return {
+        folder_of(options, START, options.pairs, seed): _half(
+            configs.demo(MLE(), seed, options.pairs or None)
+        )
+        for seed in seeds
+    }
+
+
+def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
+    """What is trained of `agent`."""
+    experiment = configs.demo(AGENTS[agent](), seed, pairs or None)
+    if agent not in STARTED:
+        return experiment
+    half = _half(experiment)
+    share = GRADIENT_RATE if agent in BY_POLICY_GRADIENT else 1.0
+    return replace(
+        half,
+        student_init=folder_of(options, START, pairs, seed) / "model",
+        learner=replace(half.learner, learning_rate=share * half.learner.learning_rate),
+    )
+
+
+def _half(experiment: Experiment) -> Experiment:
+    """The same with half of the updates."""
+    learner = experiment.learner
+    return replace(experiment, learner=replace(learner, updates=learner.updates // 2))
 
 
 def folder_of(options: StudyOptions, agent: str, pairs: int, seed: int) -> Path:
@@ -146,9 +197,12 @@ def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:
 
 def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
     agent, pairs = kind.rsplit("-", 1)
-    folders = [options.output / f"{kind}-{seed}" for seed in range(options.seeds)]
+    seeds = range(options.seeds)
+    folders = [options.output / f"{kind}-{seed}" for seed in seeds]
+    starts = [options.output / f"{START}-{pairs}-{seed}" for seed in seeds if agent in STARTED]
     judged = [read_judged(folder) for folder in folders]
     outcomes = [read_outcome(folder) for folder in folders]
+    seconds = [read_outcome(folder).train_seconds for folder in folders + starts]
     better = worse = 0
     for seed, each in enumerate(judged):
         baseline = options.output / f"{BASELINE}-{pairs}-{seed}"
@@ -178,7 +232,7 @@ def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
         own_agreement=mean(lambda each: each.own_agreement),
         gold_agreement=mean(lambda each: each.gold_agreement),
         teacher_tokens=statistics.mean(each.teacher_tokens_queried for each in outcomes),
-        train_seconds=statistics.mean(each.train_seconds for each in outcomes),
+        train_seconds=sum(seconds) / len(folders),
     )
 
 
@@ -187,7 +241,7 @@ def cells(options: StudyOptions, row: Row) -> list[str]:
     baseline = row.agent == BASELINE
     error = "" if row.bleu_error is None else f" ± {row.bleu_error:.1f}"
     return [
-        row.agent,
+        row.agent + (" after mle" if row.agent in STARTED else ""),
         f"{row.bleu:.1f}{error}",
         f"{row.chrf:.1f}",
         "" if baseline else f"{row.better} / {row.worse} of {options.seeds}",

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 
 from agents.learner import LearnerConfig
+from agents.mle import MLE
 from experiments import configs, judging, study
 from experiments.build import build_model, build_task
 from experiments.configs import Experiment
 from experiments.judging import read_judged
 from experiments.run import RunError
 from experiments.study import StudyOptions, study_runs
+from experiments.train import read_outcome
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.tasks.copy import CopyConfig
@@ -101,3 +103,30 @@ def test_runs_are_named_after_agent_pairs_and_seed(small):
     names = [folder.name for folder in study_runs(small)]
     assert len(names) == len(set(names)) == 12
     assert {"mle-20-0", "seqkd-all-1"} <= set(names)
+
+
+def test_an_agent_may_go_on_from_a_student_that_mle_has_trained(small):
+    """As many updates in all; what is reported of its training holds both halves."""
+    small = replace(small, seeds=1, agents=("mle", "gkd", "minillm"), more_pairs=())
+    (start,) = study.starting_runs(small).items()
+    assert start[0].name == "start-20-0"
+    assert (start[1].agent, start[1].learner.updates) == (MLE(), 2)
+    runs = {folder.name: experiment for folder, experiment in study_runs(small).items()}
+    assert runs["mle-20-0"].student_init is None
+    assert runs["mle-20-0"].learner.updates == 4
+    for name, share in (("gkd-20-0", 1), ("minillm-20-0", 0.1)):
+        assert runs[name].student_init == start[0] / "model"
+        assert runs[name].learner.updates == 2
+        assert runs[name].learner.learning_rate == pytest.approx(
+            share * runs["mle-20-0"].learner.learning_rate
+        )
+    study.study(small)
+    rows = json.loads((small.output / "results.json").read_text())["rows"]
+    assert [row["agent"] for row in rows] == ["mle", "gkd", "minillm"]
+    alone = read_outcome(small.output / "gkd-20-0").train_seconds
+    assert rows[1]["train_seconds"] == pytest.approx(alone + read_outcome(start[0]).train_seconds)
+    assert "| gkd after mle |" in (small.output / "tables.md").read_text()
+
+
+def test_no_student_is_trained_for_agents_that_need_none(small):
+    assert study.starting_runs(small) == {}
