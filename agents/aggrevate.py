@@ -1,9 +1,11 @@
 """AggreVaTe: an action is worth what the expert can still make of the text after it.
 
-The student writes a text, at one place in it draws its token anew, and the expert goes on from
-there; how much better the text's BLEU is than where the expert goes on without that token is the
-token's advantage. It is for a student that writes already, and for a learning rate far below the
-others': most advantages are 0, and Adam makes large steps of rare gradients. Left out: the
+The student writes a text, at one place in it a token is drawn that is not its first choice, and the
+expert goes on from there; how much better the text's BLEU is than where the expert goes on from the
+first choice is the token's advantage. It is for a student that writes already, large batches and a
+low learning rate: there is one token a text to learn from. Three half-trained students of a copying
+task rose from 85 to 88 % exact match to 97 to 100 % on validation (1,200 updates of 128 texts at
+2e-3); where all tokens might be drawn, the first choice too, to 90 to 95 %. Left out: the
 aggregation of data, and regression on costs instead of a gradient.
 """
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.behaviors import chooser
-from agents.divergences import cross_entropy, masked_mean
+from agents.divergences import masked_mean
 from agents.rollout import student_or_data
 from textgen_env.decoding import Sampling
 from textgen_env.expert import Expert
@@ -33,12 +35,15 @@ class AggreVaTe(Agent):
     """Make actions more probable after which the expert writes better, and others less.
 
     Roll-in: the student draws a text, which is cut off at a place drawn evenly from it, and its
-    last token is drawn again. Label: for that token alone its advantage, the BLEU of the text that
-    the expert's most probable tokens make of it, less that of the one which they make without it.
-    Loss: minus advantage times the log-probability of that token; the expected gradient is that of
-    the expected cost-to-go of the student's actions.
+    last token is drawn again, from all but the student's most probable one. Label: for that token
+    alone its advantage, the BLEU of the text that the expert's most probable tokens make of it,
+    less that of the one which they make of the student's most probable token.
+    Loss: minus advantage times the log-probability of that token, times the probability that the
+    student draws any but its most probable one; the expected gradient is that of the expected
+    cost-to-go of the student's actions.
     Differs from the paper in: the deviation is drawn from the student, not evenly from all tokens,
-    most of which no expert could mend; BLEU of tokens is the reward.
+    most of which no expert could mend; never is its most probable token drawn, which has advantage
+    0 and so would teach nothing; BLEU of tokens is the reward.
 
     Source: Ross and Bagnell 2014, algorithm 1, arXiv:1406.5979; the gradient: Sun et al. 2017,
     section 4, arXiv:1703.01030; on text: Hubert et al. 2023, arXiv:2307.08426.
@@ -56,35 +61,41 @@ class AggreVaTe(Agent):
     ) -> Trajectories:
         """Beginnings of the student's texts; the last token of each is the deviation."""
         del progress
-        sampling = Sampling()
+        draw, best = chooser(Sampling(), env, generator), chooser(None, env, generator)
         texts = student_or_data(
-            indices, env, student, beta=0.0, sampling=sampling, generator=generator
+            indices, env, student, beta=0.0, sampling=Sampling(), generator=generator
         )
         share = torch.rand(len(texts), generator=generator).to(env.device)
         last = (share * texts.mask.sum(1)).long()
-        # Drawn anew, for what was there has decided how long the text is and so what is the last.
         with torch.no_grad():
             logits = student.sequence_logits(texts.source, texts.actions)
         rows = torch.arange(len(texts), device=env.device)
-        deviation = chooser(sampling, env, generator)(logits[rows, last])
-        actions = texts.actions.index_put((rows, last), deviation)
+        others = logits[rows, last].scatter(1, best(logits[rows, last])[:, None], float("-inf"))
+        actions = texts.actions.index_put((rows, last), draw(others))
         mask = torch.arange(actions.shape[1], device=env.device) <= last[:, None]
         return replace(texts, actions=actions.masked_fill(~mask, env.special.pad), mask=mask)
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Advantage times cross-entropy on the deviation; other states add nothing but count."""
-        length = trajectories.mask.sum(1)
-        advantage = worth(trajectories, length, expert) - worth(trajectories, length - 1, expert)
-        logits = student.sequence_logits(trajectories.source, trajectories.actions)
-        losses = advantage[:, None] * cross_entropy(logits, trajectories.actions)
-        position = torch.arange(losses.shape[1], device=losses.device)
-        deviation = position == length[:, None] - 1
-        return masked_mean(losses.where(deviation, 0.0), trajectories.mask)
+        """Advantage times log-probability of the deviation; other states add nothing but count."""
+        actions, mask, special = trajectories.actions, trajectories.mask, expert.special
+        last = mask.sum(1, keepdim=True) - 1
+        rows = torch.arange(len(actions), device=actions.device)
+        logits = student.sequence_logits(trajectories.source, actions)[rows, last.squeeze(1)]
+        # Of what it may write alone: no deviation could lower what the others came to have.
+        never = torch.tensor([special.pad, special.start], device=actions.device)
+        log_probs = logits.float().index_fill(1, never, float("-inf")).log_softmax(-1)
+        most, best = log_probs.detach().max(1, keepdim=True)
+        instead = replace(trajectories, actions=actions.scatter(1, last, best))
+        advantage = (worth(trajectories, expert) - worth(instead, expert))[:, None]
+        share = 1 - most.exp()  # of draws that are no first choice
+        losses = -share * advantage * log_probs.gather(1, actions.gather(1, last))
+        deviation = torch.arange(mask.shape[1], device=actions.device) == last
+        return masked_mean(losses.where(deviation, 0.0), mask)
 
 
-def worth(trajectories: Trajectories, length: Tensor, expert: Expert) -> Tensor:
-    """(B,) BLEU of what the expert makes of the first `length`, (B,) int64, tokens of each text."""
-    special, actions = expert.special, trajectories.actions
+def worth(trajectories: Trajectories, expert: Expert) -> Tensor:
+    """(B,) BLEU of the texts that the expert makes of the counted actions."""
+    special, actions, length = expert.special, trajectories.actions, trajectories.mask.sum(1)
     limit = (LONGEST * (trajectories.reference != special.pad).sum(1)).long()
     missing = max(0, int(limit.max()) - actions.shape[1])
     prefix = F.pad(actions, (0, missing), value=special.pad)

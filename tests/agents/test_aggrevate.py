@@ -13,6 +13,7 @@ from textgen_env.scripted_expert import ScriptedExpert
 from textgen_env.types import Examples, Writer
 
 END = 2
+NEVER = torch.tensor([0, 1])  # the ids of padding and start
 
 
 def bleu(text, reference):
@@ -32,6 +33,11 @@ def completed(model, source, text, limit):
     return text[:limit]
 
 
+def permitted(logits):
+    """Log-probabilities of what a student may write."""
+    return logits.detach().double().index_fill(-1, NEVER, float("-inf")).log_softmax(-1)
+
+
 @pytest.fixture
 def lively_env(tiny_task, make_env, make_table_model):
     """With a teacher whose texts vary and end."""
@@ -43,38 +49,45 @@ def test_the_loss_is_the_advantage_times_the_surprise_at_the_deviation(
 ):
     student, teacher = make_table_model(tiny_task, 0), lively_env.expert.model
     texts, loss, _ = learn(AggreVaTe(), lively_env, student)
-    log_probs = student.sequence_logits(texts.source, texts.actions).double().log_softmax(-1)
+    log_probs = permitted(student.sequence_logits(texts.source, texts.actions))
     total, signs = 0.0, Counter()
     for row, count in enumerate(texts.mask.sum(1).tolist()):
         text, reference = texts.actions[row, :count].tolist(), texts.reference[row].tolist()
         limit = int(1.5 * sum(token > 0 for token in reference))
-        after, before = (
-            bleu(completed(teacher, texts.source[row], begun, limit), reference)
-            for begun in (text, text[:-1])
+        most, best = log_probs[row, count - 1].exp().max(0)
+        after, instead = (
+            bleu(completed(teacher, texts.source[row], [*text[:-1], last], limit), reference)
+            for last in (text[-1], int(best))
         )
-        total -= (after - before) * log_probs[row, count - 1, text[-1]].item()
-        signs[(after > before) - (after < before)] += 1
-    assert min(signs[-1], signs[0], signs[1]) > 2, "better, as good and worse than the expert"
+        surprise = -log_probs[row, count - 1, text[-1]].item()
+        total += (1 - most.item()) * (after - instead) * surprise
+        signs[(after > instead) - (after < instead)] += 1
+    assert min(signs[-1], signs[0], signs[1]) > 2, "better, as good and worse"
     assert loss.item() == pytest.approx(total / int(texts.mask.sum()), rel=1e-4)
 
 
 def test_the_expected_gradient_is_that_of_the_expected_cost():
-    """All words as the first token, each as often as the student writes it; the expert knows 4."""
+    """All words as the first token, each as often as it is the deviation; the expert knows 4.
+
+    The student never writes padding nor start, however likely they seem to be.
+    """
     expert = ScriptedExpert(
         lambda source, prefix, length: torch.tensor([4, 5, 7, 2])[length.clamp(max=3)], 9
     )
-    logits = torch.randn(1, 1, 9, generator=torch.Generator().manual_seed(0))
-    logits[..., :2] = -40.0
-    student = Given(logits)
-    probs = student.table[0, 0].softmax(-1)
+    student = Given(torch.randn(1, 1, 9, generator=torch.Generator().manual_seed(0)))
+    probs = student.table[0, 0].index_fill(0, NEVER, float("-inf")).softmax(-1)
+    first_choice = int(probs.argmax())
+    drawn = probs.detach().index_fill(0, torch.tensor(first_choice), 0.0)
+    drawn = drawn / drawn.sum()
     weighted, cost = 0.0, 0.0
     for word in range(2, 9):
         text = replace(record([word]), reference=torch.tensor([[4, 5, 6, 8, 2]]))
-        weighted = weighted + probs[word].detach() * AggreVaTe().loss(text, student, expert)
+        weighted = weighted + drawn[word] * AggreVaTe().loss(text, student, expert)
         ended = [word] if word == END else [word, 5, 7]
         cost = cost + probs[word] * (1 - bleu(ended, [4, 5, 6, 8]))
     (estimated,) = torch.autograd.grad(weighted, student.table)
     (exact,) = torch.autograd.grad(cost, student.table)
+    assert student.table[0, 0, :2].softmax(-1).min() > 0.05
     assert exact.abs().max() > 0.005
     torch.testing.assert_close(estimated, exact)
 
@@ -89,31 +102,46 @@ def test_only_the_deviation_is_learned(lively_env, tiny_task, make_table_model):
     assert torch.equal(learned.nonzero()[:, 1], last[learned.any(1)])
 
 
-def test_what_the_expert_would_write_has_no_advantage(lively_env, tiny_task, make_table_model):
+def test_what_the_expert_would_write_is_worth_what_it_makes_without_it(
+    lively_env, tiny_task, make_table_model
+):
     expert = lively_env.expert
     texts = collect(AggreVaTe(), lively_env, make_table_model(tiny_task, 0))
-    length = texts.mask.sum(1)
-    last = length[:, None] - 1
+    last = texts.mask.sum(1, keepdim=True) - 1
     best = expert.best_actions(texts).gather(1, last)
     as_the_expert = replace(texts, actions=texts.actions.scatter(1, last, best))
-    assert torch.equal(
-        worth(as_the_expert, length, expert), worth(as_the_expert, length - 1, expert)
-    )
+    without = replace(texts, mask=texts.mask.scatter(1, last, False))
+    assert torch.equal(worth(as_the_expert, expert), worth(without, expert))
+
+
+def test_the_students_first_choice_has_no_advantage_and_is_no_deviation(
+    lively_env, tiny_task, make_table_model
+):
+    student, expert = make_table_model(tiny_task, 0), lively_env.expert
+    texts = collect(AggreVaTe(), lively_env, student)
+    last = texts.mask.sum(1, keepdim=True) - 1
+    best = permitted(student.sequence_logits(texts.source, texts.actions)).argmax(-1)
+    best = best.gather(1, last)
+    assert (texts.actions.gather(1, last) != best).all()
+    assert AggreVaTe().loss(texts, student, expert) != 0
+    chosen = replace(texts, actions=texts.actions.scatter(1, last, best))
+    assert AggreVaTe().loss(chosen, student, expert) == 0
 
 
 def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_table_model):
-    """Given the place, the student's first token comes as often as the student says.
+    """Given the place, each token but the first choice comes as often as the student says.
 
     Of texts cut off after their first token the short ones would else be too many.
     """
-    student = make_table_model(tiny_task, 0)
+    student = make_table_model(tiny_task, 10)
     examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
     env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
     rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
     texts = AggreVaTe().collect(rows, env, student, 0.0, generator)
     first = texts.actions[texts.mask.sum(1) == 1, 0]
-    logits = student.sequence_logits(examples.source, examples.reference)[0, 0].detach()
-    probs = logits.index_fill(0, torch.tensor([0, 1]), float("-inf")).softmax(0)
+    probs = permitted(student.sequence_logits(examples.source, examples.reference))[0, 0].exp()
+    probs[probs.argmax()] = 0.0
+    probs = probs / probs.sum()
     shares = first.bincount(minlength=len(probs)) / len(first)
     assert len(first) > 1000
     assert 0.05 < probs[END] < 0.95
