@@ -4,7 +4,8 @@ All sides of a comparison do the same work in one process, in turn, several time
 is the median of the rounds' ratios: a machine that is busy for a while slows all of them.
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from agents.behaviors import by_example, chooser
 from agents.rollout import rollout, stream
 from experiments.configs import VERSES_TEACHER
 from experiments.generate import model_folder, task_of
-from experiments.speed import Work, compare
+from experiments.speed import Work, in_turn, ratio
 from textgen_env.decoding import greedy, next_action
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
@@ -32,6 +33,43 @@ from textgen_env.single_env import TextGenEnv
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 from textgen_env.vector_env import TextGenVectorEnv
+
+DUMMY = "steps earning sentence BLEU: SB3 DummyVecEnv"
+SYNC = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
+VECTOR = "steps earning sentence BLEU: TextGenVectorEnv"
+BATCHES = "tokens: batches run to their longest"
+ENGINE = "tokens: decoding.greedy, which drops rows"
+ROLLOUT = "tokens: rollout"
+STREAM = "tokens: streaming with refill"
+FLOOR = "tokens: floor, by length, all slots busy"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways, of which one is to be so many times as fast as the other.
+
+    Attributes:
+        what: its name in the table.
+        way: of `steppers` or `writers`.
+        base: another one of the same.
+        asked: the least ratio that the environment is to reach; None where none is asked.
+    """
+
+    what: str
+    way: str
+    base: str
+    asked: float | None = None
+
+
+COMPARISONS = (
+    Comparison("TextGenVectorEnv over DummyVecEnv", VECTOR, DUMMY, 10),
+    Comparison("TextGenVectorEnv over SyncVectorEnv", VECTOR, SYNC, 10),
+    Comparison("rollout over the bare engine, decoding.greedy", ROLLOUT, ENGINE, 0.95),
+    Comparison("streaming over batches run to their longest", STREAM, BATCHES, 1.3),
+    Comparison("decoding.greedy over batches run to their longest", ENGINE, BATCHES),
+    Comparison("fraction of the floor: streaming", STREAM, FLOOR),
+    Comparison("fraction of the floor: rollout", ROLLOUT, FLOOR),
+)
 
 
 @dataclass(frozen=True)
@@ -63,20 +101,32 @@ class BenchmarkEnvOptions:
 
 
 def benchmark_env(options: BenchmarkEnvOptions) -> None:
-    """Print a table: what each side does a second, and its ratio to the first of its group."""
+    """Print a table: what each side does a second, and below that `COMPARISONS` of them."""
     folder = model_folder(options.model)
     task = task_of(folder, load_tokenizer(folder))
     examples = encode(task.train[: options.sentences], task)
     table = Table(title=f"{options.sentences} texts in {options.slots} slots, float32")
-    for name in ("what", "a second", "ratio to the first"):
+    for name in ("what", "a second", "ratio", "asked"):
         table.add_column(name, justify="left" if name == "what" else "right")
     model = load_model(folder, torch.float32)
     stepping = steppers(task, examples, options.stepping_slots, options.stepping_steps)
     for group in (stepping, writers(task, model, examples, options.slots)):
-        for name, (rate, ratio) in compare(group, options.rounds).items():
-            table.add_row(name, f"{rate:,.0f}", f"{ratio:.2f}")
+        rates = in_turn(group, options.rounds)
+        for name, own in rates.items():
+            table.add_row(name, f"{statistics.median(own):,.0f}")
+        table.add_section()
+        for row in compared(rates):
+            table.add_row(*row)
         table.add_section()
     Console().print(table)
+
+
+def compared(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
+    """A row of the table for each comparison of ways that are among `rates`, a second by round."""
+    for each in COMPARISONS:
+        if each.way in rates:
+            reached = ratio(rates[each.way], rates[each.base])
+            yield each.what, "", f"{reached:.2f}", "" if each.asked is None else f"{each.asked:g}"
 
 
 def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Work]:
@@ -105,9 +155,9 @@ def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str
         return steps * slots
 
     return {
-        "steps earning sentence BLEU: SB3 DummyVecEnv": partial(stepping, dummy.step),
-        "steps earning sentence BLEU: gymnasium SyncVectorEnv": partial(stepping, sync.step),
-        "steps earning sentence BLEU: TextGenVectorEnv": partial(stepping, vector.step),
+        DUMMY: partial(stepping, dummy.step),
+        SYNC: partial(stepping, sync.step),
+        VECTOR: partial(stepping, vector.step),
     }
 
 
@@ -136,15 +186,11 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
     by_length = (examples.source != pad).sum(1).argsort(descending=True).split(slots)
     narrow = [examples.select(rows).trimmed(model.special).source for rows in by_length]
     return {
-        "tokens: batches run to their longest": lambda: sum(
-            _full_batch(model, source, length) for source in sources
-        ),
-        "tokens: decoding.greedy, which drops rows": by_engine,
-        "tokens: rollout": by_rollout,
-        "tokens: streaming with refill": by_stream,
-        "tokens: floor, by length, all slots busy": lambda: (
-            sum(_floor(model, source, mean, length) for source in narrow) and tokens
-        ),
+        BATCHES: lambda: sum(_full_batch(model, source, length) for source in sources),
+        ENGINE: by_engine,
+        ROLLOUT: by_rollout,
+        STREAM: by_stream,
+        FLOOR: lambda: sum(_floor(model, source, mean, length) for source in narrow) and tokens,
     }
 
 

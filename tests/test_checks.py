@@ -1,12 +1,15 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from toy import SPECIAL, TabularModel
 
 from textgen_env import dynamics
-from textgen_env.expert import NeuralExpert
+from textgen_env.expert import NeuralExpert, NoExpert
+from textgen_env.reference_expert import ReferenceExpert
+from textgen_env.scripted_expert import ScriptedExpert
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import Examples, ShapeError, SpecialTokens, Trajectories
@@ -60,6 +63,18 @@ def test_a_tokenizer_whose_texts_end_in_padding_is_refused():
         TextGenVectorEnv(replace(TASK, tokenizer=tokenizer))
 
 
+@pytest.mark.parametrize(
+    ("num_envs", "shown"), [("3", "'3'"), (2.5, "2.5"), (None, "None"), (torch.tensor(3), "tensor")]
+)
+def test_a_number_of_slots_that_is_no_integer_is_refused(num_envs, shown):
+    with pytest.raises(TypeError, match=f"num_envs must be an integer, got {shown}"):
+        make(num_envs)
+
+
+def test_a_number_of_slots_may_be_numpys():
+    assert make(np.int64(3)).reset()[0]["length"].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("padding", [1, 128, 1024])
 def test_an_expert_with_a_padded_vocabulary_answers_within_the_tokenizers(padding):
     model = TabularModel(VOCAB_SIZE + padding, sources=3, max_steps=0)
@@ -89,6 +104,36 @@ def test_an_expert_of_another_vocabulary_is_refused(vocab_size, how):
     message = f"vocabulary must be the tokenizer's, {VOCAB_SIZE} .* got {vocab_size}, {how}: give"
     with pytest.raises(ValueError, match=message):
         make(expert=expert)
+
+
+def scripted(vocab_size, special=None):
+    return ScriptedExpert(lambda source, prefix, length: length, vocab_size, special)
+
+
+def by_reference(vocab_size, special=None):
+    return ReferenceExpert(EXAMPLES, vocab_size, special)
+
+
+@pytest.mark.parametrize("kind", [scripted, by_reference])
+@pytest.mark.parametrize("ask_expert", [False, True])
+@pytest.mark.parametrize(("more", "how"), [(-1, "1 fewer"), (1, "1 more"), (1025, "1025 more")])
+def test_an_expert_that_is_no_model_has_the_tokenizers_vocabulary(kind, ask_expert, more, how):
+    message = f"must be the tokenizer's, {VOCAB_SIZE} tokens, got {VOCAB_SIZE + more}, {how}: give"
+    with pytest.raises(ValueError, match=message):
+        make(expert=kind(VOCAB_SIZE + more), ask_expert=ask_expert)
+    expert = kind(VOCAB_SIZE)
+    assert make(expert=expert, ask_expert=ask_expert).expert is expert
+
+
+@pytest.mark.parametrize("kind", [scripted, by_reference])
+def test_an_expert_that_is_no_model_has_the_tokenizers_special_tokens(kind):
+    with pytest.raises(ValueError, match="special tokens must be the tokenizer's"):
+        make(expert=kind(VOCAB_SIZE, SpecialTokens(pad=0, start=2, end=1)))
+
+
+def test_an_expert_whose_vocabulary_is_not_known_is_taken_on_trust():
+    expert = NoExpert(SpecialTokens(pad=0, start=2, end=1))
+    assert make(expert=expert).expert is expert
 
 
 def test_an_expert_with_other_special_tokens_is_refused():

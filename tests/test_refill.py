@@ -325,6 +325,11 @@ class NoGenerator:
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_all_that_a_step_makes_is_on_the_device_and_unread(tiny_task, mode, monkeypatch):
+    """The meta device stands for CUDA.
+
+    `FakeTensorMode` makes tensors on "cuda", but no operator takes them where torch was built for
+    the CPU alone.
+    """
     monkeypatch.setattr(torch, "Generator", NoGenerator)
     config = TransformerConfig(tiny_task.tokenizer.vocab_size, 16, num_heads=2, feed_forward=32)
     with torch.device("meta"):

@@ -128,7 +128,7 @@ def test_the_expert_goes_along(make_table_model):
         assert text == [token for token in alone.reference[0].tolist() if token]
 
 
-@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
 def test_rewards_compare_the_policy_with_the_expert(kind, make_table_model):
     expert = NeuralExpert(make_table_model(TASK, 3))
     env = TextGenEnv(
@@ -199,6 +199,28 @@ def test_what_is_no_token_is_refused(env, action, error, message):
     env.reset(seed=0)
     with pytest.raises(error, match=message):
         env.step(action)
+
+
+def test_an_action_on_another_device_is_refused(env):
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions must be on cpu, .* got a tensor on meta: call"):
+        env.step(torch.tensor(3, device="meta"))
+    assert env.device == torch.device("cpu"), "what the message names"
+
+
+def test_policy_logits_that_are_no_numbers_are_refused(env):
+    env.reset(seed=0)
+    for given in (["a"] * VOCAB_SIZE, {3: 0.5}):
+        with pytest.raises(TypeError, match="policy_logits must be made of numbers"):
+            env.step(np.int64(3), given)
+    for given in (0.5, [[0.5] * VOCAB_SIZE]):
+        with pytest.raises(ShapeError, match=rf"policy_logits must have shape \({VOCAB_SIZE}\)"):
+            env.step(np.int64(3), given)
+
+
+def test_options_that_are_no_mapping_are_refused(env):
+    with pytest.raises(TypeError, match=r"options must be a mapping from names, got \[5\]"):
+        env.reset(options=[5])
 
 
 def test_render_gives_source_and_text(env):

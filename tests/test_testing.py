@@ -34,9 +34,8 @@ class Faulty(VectorWrapper):
     def step(self, actions):
         """Whatever a fault says of flags, the environment inside is given what it takes."""
         over = self.env.unwrapped.state.done
-        return self.after_step(
-            *self.env.step(actions.masked_fill(over, TASK.tokenizer.special.pad))
-        )
+        taken = torch.as_tensor(actions).masked_fill(over, TASK.tokenizer.special.pad)
+        return self.after_step(*self.env.step(taken))
 
     def after_reset(self, shown, info):
         return shown, info
@@ -111,6 +110,101 @@ class ShowsTheEnd(Faulty):
         info = rest[-1]
         ended = {name: info["final_obs"][name] for name in ("prefix", "length")}
         return shown | ended, *rest
+
+
+class NoFinalObservation(Faulty):
+    def after_step(self, *results):
+        info = results[-1]
+        return *results[:-1], {name: info[name] for name in info if name != "final_obs"}
+
+
+class NextEpisodeInFinalObs(Faulty):
+    def after_step(self, shown, *rest):
+        *flags, info = rest
+        return shown, *flags, info | {"final_obs": shown}
+
+
+class FinalInfoOfTheNextEpisode(Faulty):
+    def after_step(self, *results):
+        info = results[-1]
+        final = info["final_info"] | {"index": info["index"]}
+        return *results[:-1], info | {"final_info": final}
+
+
+class KeepsItsFirstIndex(Faulty):
+    def after_reset(self, shown, info):
+        self.index = info["index"]
+        return shown, info
+
+    def after_step(self, *results):
+        info = results[-1] | {"index": self.index}
+        if "final_info" in info:
+            info["final_info"] = info["final_info"] | {"index": self.index}
+        return *results[:-1], info
+
+
+class IndexBeyondAllExamples(Faulty):
+    def after_step(self, *results):
+        return *results[:-1], results[-1] | {"index": results[-1]["index"] + 1000}
+
+
+class IndexAtResetAlone(Faulty):
+    def after_step(self, *results):
+        return *results[:-1], {k: v for k, v in results[-1].items() if k != "index"}
+
+
+class BeginsByItself(Faulty):
+    begun = False
+
+    def reset(self, **given):
+        self.begun = True
+        return super().reset(**given)
+
+    def step(self, actions):
+        if not self.begun:
+            self.reset()
+        return super().step(actions)
+
+
+class RefusesArrays(Faulty):
+    def step(self, actions):
+        return self.after_step(*self.env.step(actions.masked_fill(self.env.state.done, 0)))
+
+
+class ArraysMoveTokensOn(Faulty):
+    def step(self, actions):
+        return super().step(actions if isinstance(actions, torch.Tensor) else actions.clip(max=3))
+
+
+class HoldsALambda(Faulty):
+    def __init__(self, env):
+        super().__init__(env)
+        self.held = lambda: None
+
+
+class CopiesForget(Faulty):
+    def __getstate__(self):
+        return {}
+
+    def __setstate__(self, state):
+        super().__init__(make(SAME_STEP))
+
+
+class CopiesBeginAnew(CopiesForget):
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.reset(seed=0)
+
+
+class CannotBeClosed(Faulty):
+    def close(self):
+        raise OSError("still in use")
+
+
+class ClosesOnce(Faulty):
+    def close(self):
+        super().close()
+        del self.env
 
 
 class NeverTerminatesSlot1(Faulty):
@@ -266,6 +360,7 @@ FAULTS = [  # what spoils an environment, of which mode, the clause it breaks, w
     (OutsideTheActions, SAME_STEP, "spaces:", "without the actions of step 0"),
     (NarrowLengths, SAME_STEP, "observations: int64", r"length int32 \(3,\), not int64 \(3,\)"),
     (GarbageBehindTheEnd, DISABLED, "observations: PAD", "in the prefix of slot 1 at step 0"),
+    (BeginsByItself, SAME_STEP, "step:", "a step that was taken"),
     (BeginsWithAToken, DISABLED, "reset: nothing", "a length above 0"),
     (FlagsAsNumbers, NEXT_STEP, "terminated and truncated: bool", r"int64 \(3,\) at step 0"),
     (BothFlags, SAME_STEP, "terminated and truncated: never both", "both in slot 0 at step 4"),
@@ -273,6 +368,8 @@ FAULTS = [  # what spoils an environment, of which mode, the clause it breaks, w
     (RewardsWithoutAnEnd, SAME_STEP, "rewards: finite float32", "another number in slot 0"),
     (NoFinalMask, SAME_STEP, "SAME_STEP:", "_final_obs that does not say"),
     (ShowsTheEnd, SAME_STEP, "SAME_STEP:", "no new episode"),
+    (NoFinalObservation, SAME_STEP, "SAME_STEP:", "no final_obs at step"),
+    (NextEpisodeInFinalObs, SAME_STEP, "SAME_STEP:", "another length .* in final_obs in slot"),
     (PretendsSameStep, DISABLED, "SAME_STEP:", "_final_obs that does not say"),
     (PretendsNextStep, DISABLED, "NEXT_STEP:", "no new episode"),
     (PretendsDisabled, NEXT_STEP, "DISABLED:", "a change in slot"),
@@ -291,9 +388,21 @@ FAULTS = [  # what spoils an environment, of which mode, the clause it breaks, w
     (IgnoresOption, SAME_STEP, "indices:", 'another info\\["index"\\]'),
     (HonorsIndicesInWordOnly, SAME_STEP, "indices:", "another source"),
     (SaysNoIndex, SAME_STEP, "indices:", 'no info\\["index"\\]'),
+    (FinalInfoOfTheNextEpisode, SAME_STEP, "info", "another one in final_info at step"),
+    (KeepsItsFirstIndex, SAME_STEP, "info", "that of another source at step"),
+    (KeepsItsFirstIndex, NEXT_STEP, "info", "that of another source at step"),
+    (IndexBeyondAllExamples, DISABLED, "info", "at step 0, which reset refuses by ValueError"),
+    (IndexAtResetAlone, NEXT_STEP, "info", "none at step 0"),
     (IgnoresTheMask, DISABLED, "reset_mask:", "a change in a slot that it does not name"),
     (ResetsNothingByMask, DISABLED, "reset_mask:", "that it names and that did not begin"),
     (RewardsBySlot, SAME_STEP, "slots:", "another result of the same example"),
+    (RefusesArrays, DISABLED, "actions:", "AttributeError.*no attribute 'masked_fill'"),
+    (ArraysMoveTokensOn, SAME_STEP, "actions:", "another step"),
+    (HoldsALambda, SAME_STEP, "pickle:", "pickle.*lambda"),
+    (CopiesForget, SAME_STEP, "pickle:", "RuntimeError.*reset must come before all else"),
+    (CopiesBeginAnew, SAME_STEP, "pickle:", "another step 4"),
+    (CannotBeClosed, SAME_STEP, "close:", "OSError.*at the first call"),
+    (ClosesOnce, SAME_STEP, "close:", "AttributeError.*at the second call"),
 ]
 
 
@@ -314,11 +423,11 @@ def test_an_environment_of_arrays_is_checked_in_the_same_way(mode):
 
 
 def test_singles_under_gymnasiums_own_vector_keep_what_applies_to_them():
-    """It gives rewards in float64, seeds each slot and hands every slot all options."""
+    """It gives rewards in float64, seeds each slot, hands all options to each, keeps functions."""
     env = SyncVectorEnv([lambda: TextGenEnv(TASK)] * 3, autoreset_mode=SAME_STEP)
     env.autoreset_mode = SAME_STEP
     record = play(env, SpecialTokens(), seed=0)
-    others = ("rewards: finite", "indices:", "slots:")
+    others = ("rewards: finite", "indices:", "info", "slots:", "pickle:")
     for clause in CLAUSES:
         if not clause.rule.startswith(others):
             assert clause.breach(record) is None, clause.rule
@@ -329,6 +438,13 @@ def test_an_environment_of_another_kind_is_refused():
         TypeError, match=r"must be a Discrete and a Dict .* got Discrete\(2\) and Box"
     ):
         check_vector_env(gymnasium.make_vec("CartPole-v1", num_envs=2))
+
+
+def test_an_environment_that_was_reset_is_not_new():
+    env = make(SAME_STEP)
+    env.reset()
+    with pytest.raises(ContractError, match=r"^step: .*check a new environment"):
+        check_vector_env(env)
 
 
 def test_a_wrapper_without_a_fault_passes():

@@ -257,6 +257,12 @@ def test_an_unknown_option_is_refused():
         make().reset(options={"index": [0, 1, 2]})
 
 
+@pytest.mark.parametrize("options", ["indices", [("indices", [0, 1, 2])], [], 3])
+def test_options_that_are_no_mapping_are_refused(options):
+    with pytest.raises(TypeError, match="options must be a mapping from names, got"):
+        make().reset(options=options)
+
+
 def test_a_refused_reset_changes_nothing():
     env, other = make(), make()
     env.reset(seed=0)
@@ -321,6 +327,39 @@ def test_policy_logits_of_another_shape_are_refused(shape, kind):
     env.reset()
     with pytest.raises(ShapeError, match=rf"policy_logits must have shape \(3, {VOCAB_SIZE}\)"):
         env.step(torch.full((3,), 3), kind(shape))
+
+
+def test_policy_logits_may_be_lists_of_numbers():
+    seen = []
+    env = make(reward=lambda step: seen.append(step.policy_logits) or no_reward(step))
+    env.reset()
+    env.step([3, 3, 3], [[0.5] * VOCAB_SIZE] * 3)
+    assert torch.equal(seen[0], torch.full((3, VOCAB_SIZE), 0.5, dtype=torch.float64))
+    with pytest.raises(TypeError, match="policy_logits must be made of numbers"):
+        env.step([3, 3, 3], [["a"] * VOCAB_SIZE] * 3)
+    with pytest.raises(ShapeError, match="policy_logits must have rows of one length"):
+        env.step([3, 3, 3], [[0.5], [0.5, 1.0], [0.5]])
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize(
+    ("earned", "error", "message"),
+    [
+        (torch.zeros(3, 1), ShapeError, r"what reward gives must have shape \(3\), got \(3, 1\)"),
+        (torch.zeros(1), ShapeError, r"what reward gives must have shape \(3\), got \(1,\)"),
+        (torch.tensor(0.5), ShapeError, r"what reward gives must have shape \(3\), got \(\)"),
+        (0.5, TypeError, "reward must give a tensor, a number for each slot, got 0.5"),
+    ],
+)
+def test_a_reward_function_gives_a_number_for_each_slot(mode, earned, error, message):
+    env = make(mode=mode, reward=lambda step: earned)
+    start, _ = env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        env.step(torch.tensor([3, 2, 3]))
+    env.reward, other = no_reward, make(mode=mode, reward=no_reward)
+    assert_same(start, other.reset(seed=0)[0])
+    actions = torch.tensor([4, 3, 2])
+    assert_same(env.step(actions), other.step(actions))
 
 
 def test_actions_on_another_device_are_refused():

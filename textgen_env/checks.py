@@ -1,6 +1,7 @@
 """What users give the environment, checked at its doors: settings, examples, expert, ids, masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from textgen_env.types import Examples, ShapeError, check_shape
 Numbers = Sequence[int] | np.ndarray | Tensor
 
 RENDER_MODES = ("human", "ansi")
+OPTIONS = ("indices", "order", "reset_mask")
 MAX_PADDING = (
     1024  # entries by which a model's vocabulary may exceed its tokenizer's: Phi-2 has 905
 )
@@ -25,6 +27,8 @@ def check_settings(
     task: Task, num_envs: int, autoreset_mode: AutoresetMode, render_mode: str | None
 ) -> None:
     """Raise `ValueError` or `TypeError` if no environment can be made of these."""
+    if not isinstance(num_envs, int | np.integer):
+        raise TypeError(f"num_envs must be an integer, got {num_envs!r}")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     if not isinstance(autoreset_mode, AutoresetMode):
@@ -59,27 +63,31 @@ def check_examples(examples: Examples, task: Task) -> None:
 def fitted(expert: Expert, tokenizer: TextTokenizer) -> Expert:
     """`expert`, or where its vocabulary is the tokenizer's and padding, a view without the padding.
 
-    Models pad their vocabulary to a round number, members of one family to different ones. Only of
-    a `NeuralExpert` the vocabulary is known; others are taken on trust.
+    Models pad their vocabulary to a round number, members of one family to different ones; experts
+    that are no models have no reason to. One whose vocabulary is not known is taken on trust.
 
     Raises:
         ValueError: the expert's vocabulary or special tokens cannot be the tokenizer's.
     """
-    if not isinstance(expert, NeuralExpert):
-        return expert
     own, wanted = expert.vocab_size, tokenizer.vocab_size
-    if not wanted <= own <= wanted + MAX_PADDING:
+    if own is None:
+        return expert
+    padding = MAX_PADDING if isinstance(expert, NeuralExpert) else 0
+    if not wanted <= own <= wanted + padding:
+        more = f" and at most {padding} more of padding" if padding else ""
         raise ValueError(
-            f"the expert's vocabulary must be the tokenizer's, {wanted} tokens and at most "
-            f"{MAX_PADDING} more of padding, got {own}, {abs(own - wanted)} "
-            f"{'fewer' if own < wanted else 'more'}: give the tokenizer it was trained with"
+            f"the expert's vocabulary must be the tokenizer's, {wanted} tokens{more}, got {own}, "
+            f"{abs(own - wanted)} {'fewer' if own < wanted else 'more'}: "
+            "give the tokenizer that it was made for"
         )
     if expert.special != tokenizer.special:
         raise ValueError(
             f"the expert's special tokens must be the tokenizer's, {tokenizer.special}, "
             f"got {expert.special}"
         )
-    return expert if own == wanted else NeuralExpert(expert.model, wanted)
+    if isinstance(expert, NeuralExpert) and own > wanted:
+        return NeuralExpert(expert.model, wanted)
+    return expert
 
 
 def check_asked(expert: Expert) -> None:
@@ -89,6 +97,41 @@ def check_asked(expert: Expert) -> None:
             "expert must be given where ask_expert is True, got none: give one, such as "
             "NeuralExpert(model)"
         )
+
+
+def checked_options(given: object) -> Mapping[str, Any]:
+    """The options of `reset`, none if there are none.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: an unknown option.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"options must be a mapping from names, got {given!r}")
+    if unknown := set(given) - set(OPTIONS):
+        raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown, key=str)}")
+    return given
+
+
+def checked_logits(given: object, shape: tuple[int, ...]) -> Tensor:
+    """The policy's logits as a tensor of `shape`, where they are.
+
+    Raises:
+        TypeError: they are no numbers.
+        ShapeError: another shape.
+    """
+    logits = _as_tensor("policy_logits", given)
+    check_shape("policy_logits", logits, shape)
+    return logits
+
+
+def check_rewards(rewards: object, num_envs: int) -> None:
+    """Raise `TypeError` or `ShapeError` unless a reward function gave a tensor of (num_envs,)."""
+    if not isinstance(rewards, Tensor):
+        raise TypeError(f"reward must give a tensor, a number for each slot, got {rewards!r}")
+    check_shape("what reward gives", rewards, (num_envs,))
 
 
 def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tensor:

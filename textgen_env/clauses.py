@@ -4,6 +4,7 @@ Each looks at what was played (`playing.py`), or plays on, and says what it find
 rules are in `testing.py`.
 """
 
+import pickle
 import random
 
 import numpy as np
@@ -11,7 +12,17 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from textgen_env.playing import Arrays, Play, Turn, as_array, copied, play_round, sizes
+from textgen_env.playing import (
+    Arrays,
+    Play,
+    Round,
+    Turn,
+    as_array,
+    copied,
+    go_on,
+    play_round,
+    sizes,
+)
 
 
 def modes_agree(record: Play) -> str | None:
@@ -61,6 +72,11 @@ def padding_follows(record: Play) -> str | None:
     return None
 
 
+def step_waits_for_reset(record: Play) -> str | None:
+    """The first one."""
+    return "a step that was taken" if record.began_by_itself else None
+
+
 def reset_begins(record: Play) -> str | None:
     """Every slot, without a mask."""
     begun = [one.start["length"].any() for one in record.rounds]
@@ -95,10 +111,17 @@ def same_step_refills(record: Play) -> str | None:
     if record.mode != AutoresetMode.SAME_STEP:
         return None
     for turn in record.turns:
-        for name in ("_final_obs", "_final_info"):
-            if not np.array_equal(turn.info.get(name, np.zeros_like(turn.done)), turn.done):
-                return f"{name} that does not say which slots ended at step {turn.number}"
-    return record.anywhere(lambda turn: turn.done & (turn.shown["length"] != 0), "no new episode")
+        for name in ("final_obs", "final_info"):
+            if not np.array_equal(turn.info.get(f"_{name}", np.zeros_like(turn.done)), turn.done):
+                return f"_{name} that does not say which slots ended at step {turn.number}"
+            if name not in turn.info and turn.done.any():
+                return f"no {name} at step {turn.number}"
+    return record.anywhere(
+        lambda turn: turn.done & (turn.shown["length"] != 0), "no new episode"
+    ) or record.anywhere(
+        lambda turn: turn.done & (turn.end["length"] != turn.before["length"] + 1),
+        "another length than the episode's in final_obs",
+    )
 
 
 def next_step_refills(record: Play) -> str | None:
@@ -176,11 +199,18 @@ def seed_reproduces(record: Play) -> str | None:
     """The same actions give the same rounds."""
     for number, (one, actions) in enumerate(zip(record.rounds, record.actions, strict=True)):
         again = play_round(record.env, actions, record.special.pad, seed=record.seed + number)
-        if _differs(one.start, again.start).any():
-            return "another example"
-        for turn, other in zip(one.turns, again.turns, strict=True):
-            if _turns_differ(turn, other).any():
-                return f"another step {turn.number}"
+        if found := _other_round(one, again):
+            return found
+    return None
+
+
+def _other_round(one: Round, other: Round) -> str | None:
+    """The first step that is not the same, in words."""
+    if _differs(one.start, other.start).any():
+        return "another example"
+    for turn, again in zip(one.turns, other.turns, strict=True):
+        if _turns_differ(turn, again).any():
+            return f"another step {turn.number}"
     return None
 
 
@@ -219,6 +249,27 @@ def indices_choose(record: Play) -> str | None:
     return None
 
 
+def index_follows(record: Play) -> str | None:
+    """At every step; a reset to what it says shows the same source."""
+    for one in record.rounds:
+        index = one.info["index"]
+        for turn in one.turns:
+            if record.mode == AutoresetMode.SAME_STEP:
+                ended = turn.info.get("final_info", {}).get("index")
+                if (turn.done & (index != ended)).any():
+                    return f"another one in final_info at step {turn.number}"
+            index = turn.info.get("index")
+            if index is None:
+                return f"none at step {turn.number}"
+            try:
+                shown, _ = record.env.reset(options={"indices": index})
+            except Exception as error:
+                return f"{index} at step {turn.number}, which reset refuses by {error!r}"
+            if _rows_differ(as_array(shown["source"]), turn.shown["source"]).any():
+                return f"that of another source at step {turn.number}"
+    return None
+
+
 def mask_chooses(record: Play) -> str | None:
     """In mode `DISABLED`, where alone there is one."""
     if record.mode != AutoresetMode.DISABLED:
@@ -248,6 +299,39 @@ def neighbors_do_not_matter(record: Play) -> str | None:
         if (differs & first[moved]).any():
             return f"another result of the same example in another slot at step {turn.number}"
         first &= ~turn.done
+    return None
+
+
+def arrays_are_taken(record: Play) -> str | None:
+    """Where observations are arrays, all actions were."""
+    pad, [one, *_], [actions, *_] = record.special.pad, record.rounds, record.actions
+    try:
+        other = play_round(record.env, actions, pad, seed=record.seed, as_arrays=True)
+    except Exception as error:
+        return repr(error)
+    return _other_round(one, other)
+
+
+def copies_go_on(record: Play) -> str | None:
+    """From the middle of episodes."""
+    pad, actions = record.special.pad, record.actions[0]
+    first, later = np.array_split(actions, 2)
+    begun = play_round(record.env, first, pad, seed=record.seed)
+    try:
+        copy = pickle.loads(pickle.dumps(record.env))
+        other = go_on(copy, begun, later, pad, first=len(first))
+    except Exception as error:
+        return repr(error)
+    return _other_round(go_on(record.env, begun, later, pad, first=len(first)), other)
+
+
+def closes(record: Play) -> str | None:
+    """Also when it is closed already; nothing can be looked at after this."""
+    for time in ("first", "second"):
+        try:
+            record.env.close()
+        except Exception as error:
+            return f"{error!r} at the {time} call"
     return None
 
 

@@ -4,7 +4,7 @@ What `testing.py` holds against the contract. Nothing is judged here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,7 @@ class Turn:
 class Round:
     """Some steps after a reset: what it showed and said, and every observation as it was given."""
 
+    mode: AutoresetMode | None
     start: Arrays
     info: dict[str, Any]
     turns: list[Turn]
@@ -102,6 +103,7 @@ class Play:
     env: AnyVectorEnv
     special: SpecialTokens
     seed: int
+    began_by_itself: bool  # it took a step before the first reset
     actions: list[np.ndarray]  # (steps, B) of each round
     rounds: list[Round]
 
@@ -131,14 +133,23 @@ class Play:
 
 
 def play(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Play:
-    """Two rounds of drawn actions, the second after another seed."""
+    """A step too early, and two rounds of drawn actions, the second after another seed."""
     actions = _draw_actions(env, special, np.random.default_rng(seed))
+    began_by_itself = _takes(env, actions[0][0])
     steps = len(actions[0])
     rounds = [
         play_round(env, part, special.pad, seed=seed + number, first=number * steps)
         for number, part in enumerate(actions)
     ]
-    return Play(env, special, seed, actions, rounds)
+    return Play(env, special, seed, began_by_itself, actions, rounds)
+
+
+def _takes(env: AnyVectorEnv, row: np.ndarray) -> bool:
+    try:
+        env.step(row)
+    except Exception:  # of whatever class: which one is not the contract's
+        return False
+    return True
 
 
 def _draw_actions(
@@ -168,39 +179,51 @@ def play_round(
     seed: int,
     first: int = 0,
     indices: np.ndarray | None = None,
+    as_arrays: bool = False,
 ) -> Round:
-    """Reset, to the examples at `indices` if there are any, and take (steps, B) `actions`.
-
-    In mode `DISABLED`, slots that have ended are given `pad` instead.
-    """
+    """Reset, to the examples at `indices` if there are any, and take (steps, B) `actions`."""
     options = None if indices is None else {"indices": indices}
     shown, info = env.reset(seed=seed, options=options)
-    given, turns = [shown], []
-    start, said = copied(shown), copied(info)
-    before = start
-    earlier = None
+    begun = Round(mode_of(env), copied(shown), copied(info), [], [shown])
+    return go_on(env, begun, actions, pad, first=first, as_arrays=as_arrays)
+
+
+def go_on(
+    env: AnyVectorEnv,
+    begun: Round,
+    actions: np.ndarray,
+    pad: int,
+    *,
+    first: int = 0,
+    as_arrays: bool = False,
+) -> Round:
+    """A round that goes on from where `begun` has come to, by (steps, B) `actions`.
+
+    In mode `DISABLED`, slots that have ended are given `pad` instead. Actions are given in the form
+    of the observations, or all `as_arrays`.
+    """
+    turns, given = [*begun.turns], [*begun.given]
     for number, row in enumerate(actions, first):
-        if earlier is not None and earlier.mode == AutoresetMode.DISABLED:
+        earlier = turns[-1] if turns else None
+        if earlier is not None and begun.mode == AutoresetMode.DISABLED:
             row = np.where(earlier.done, pad, row)
-        shown, *results, step_info = env.step(_in_form_of(shown, row))
+        shown, *results, info = env.step(row if as_arrays else _in_form_of(given[0], row))
         rewards, terminated, truncated = map(as_array, results)
-        after = copied(shown)
-        earlier = Turn(
+        turn = Turn(
             number=number,
-            mode=mode_of(env),
-            before=before,
+            mode=begun.mode,
+            before=begun.start if earlier is None else earlier.shown,
             actions=row,
-            shown=after,
+            shown=copied(shown),
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
-            info=copied(step_info),
+            info=copied(info),
             earlier=earlier,
         )
-        turns.append(earlier)
+        turns.append(turn)
         given.append(shown)
-        before = after
-    return Round(start, said, turns, given)
+    return replace(begun, turns=turns, given=given)
 
 
 def copied(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from textgen_env.checks import RENDER_MODES
+from textgen_env.checks import RENDER_MODES, checked_logits
 from textgen_env.dynamics import Observation
 from textgen_env.expert import Expert
 from textgen_env.rewards import Reward, sentence_bleu
@@ -76,6 +76,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             render_mode="ansi" if render_mode == "human" else render_mode,
             device=device,
         )
+        self.device = self.slot.device
         self.expert = self.slot.expert
         self.observation_space = cast(
             "spaces.Space[ArrayObservation]", self.slot.single_observation_space
@@ -93,23 +94,27 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         return _row(shown), _numbers(info)
 
     def step(
-        self, action: np.int64, policy_logits: np.ndarray | Tensor | None = None
+        self, action: np.int64 | Tensor, policy_logits: np.ndarray | Tensor | None = None
     ) -> tuple[ArrayObservation, float, bool, bool, dict[str, Any]]:
         """Append one token.
 
         Args:
-            action: an integer below the size of the vocabulary.
+            action: an integer below the size of the vocabulary; a tensor may be on the host or on
+                the environment's device.
             policy_logits: (V,) float, for rewards that compare the policy with the expert.
 
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than that, or an action that is no integer.
-            TypeError: an action that is no number.
-            ValueError: an action outside the vocabulary, or another one than PAD after the end.
+            TypeError: an action or logits that are no numbers.
+            ValueError: an action outside the vocabulary, one on another device, or another one than
+                PAD after the end.
         """
-        actions = np.asarray(action).reshape(-1)
-        logits = None if policy_logits is None else policy_logits[None]
-        shown, reward, terminated, truncated, info = self.slot.step(actions, logits)
+        elsewhere = isinstance(action, Tensor) and action.device.type != "cpu"
+        actions = action.reshape(-1) if elsewhere else np.asarray(action).reshape(-1)
+        if policy_logits is not None:
+            policy_logits = checked_logits(policy_logits, (self.slot.vocab_size,))[None]
+        shown, reward, terminated, truncated, info = self.slot.step(actions, policy_logits)
         if self.render_mode == "human":
             self.render()
         flags = bool(terminated), bool(truncated)

@@ -35,11 +35,12 @@ class Clause:
 def check_vector_env(
     env: AnyVectorEnv, *, special: SpecialTokens | None = None, seed: int = 0
 ) -> None:
-    """Play `env` with drawn actions and hold it against `CLAUSES`; its episodes are lost.
+    """Play `env` with drawn actions, hold it against `CLAUSES`, and close it.
 
     Args:
-        env: observations as `vector_env.observation_space` has them, as tensors or arrays; actions
-            are given in the same form, options as arrays. Without noise.
+        env: not reset yet, since it is to refuse a step before that. Observations as
+            `vector_env.observation_space` has them, as tensors or arrays; actions are given in the
+            same form, options as arrays. Without noise.
         special: the ids of padding, start and end.
         seed: of the environment and of the actions.
 
@@ -74,6 +75,11 @@ CLAUSES = (
         "observations: PAD behind the length",
         clauses.padding_follows,
         "fill source and prefix with PAD behind their lengths",
+    ),
+    Clause(
+        "step: refused before the first reset",
+        clauses.step_waits_for_reset,
+        "raise RuntimeError where there are no episodes yet, and check a new environment",
     ),
     Clause(
         "reset: nothing is written",
@@ -151,6 +157,11 @@ CLAUSES = (
         'take options["indices"] for the examples of the slots, and say them in info["index"]',
     ),
     Clause(
+        'info["index"]: the example of the episode that is shown, in final_info of the ended one',
+        clauses.index_follows,
+        "let the index change where a slot is refilled, and only there",
+    ),
+    Clause(
         "reset_mask: begins the slots that it names and no others",
         clauses.mask_chooses,
         'begin where options["reset_mask"] is True, and leave all other slots alone',
@@ -159,6 +170,21 @@ CLAUSES = (
         "slots: do not depend on their neighbors",
         clauses.neighbors_do_not_matter,
         "compute every row from that row alone",
+    ),
+    Clause(
+        "actions: arrays do what tensors do",
+        clauses.arrays_are_taken,
+        "pass actions through torch.as_tensor",
+    ),
+    Clause(
+        "pickle: a copy goes on as the environment itself",
+        clauses.copies_go_on,
+        "keep no lambdas, open files or locks, and all of the state in attributes",
+    ),
+    Clause(
+        "close: may be called, and called again",
+        clauses.closes,
+        "override close_extras, not close, and let it find things closed",
     ),
 )
 """What is looked at, in this order: later clauses may build on earlier ones."""

@@ -23,9 +23,12 @@ from textgen_env.checks import (
     check_after_end,
     check_asked,
     check_examples,
+    check_rewards,
     check_settings,
     checked_ids,
+    checked_logits,
     checked_mask,
+    checked_options,
     fitted,
 )
 from textgen_env.dynamics import Observation, State
@@ -34,12 +37,11 @@ from textgen_env.refill import Adviser, places, shuffled_epochs
 from textgen_env.rendering import as_text
 from textgen_env.rewards import Reward, Step, sentence_bleu
 from textgen_env.tasks.task import Task, encode
-from textgen_env.types import Examples, check_shape
+from textgen_env.types import Examples
 
 Info = dict[str, Any]
 Noise = Callable[[Tensor, torch.Generator], Tensor]
 """(actions (B,) int64, generator) -> (B,) int64, the tokens that are written in their place."""
-OPTIONS = ("indices", "order", "reset_mask")
 
 
 def observation_space(max_source_length: int, max_steps: int, vocab_size: int) -> spaces.Dict:
@@ -100,7 +102,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         ValueError: `num_envs` below 1, a length limit below 2, another render mode, no examples,
             sources longer than the task's limit, a tokenizer that ends texts with padding, an
             expert with another vocabulary (`checks.fitted`), or none where it is to be asked.
-        TypeError: an autoreset mode that is none of Gymnasium's.
+        TypeError: an autoreset mode that is none of Gymnasium's, `num_envs` that is no integer.
     """
 
     def __init__(
@@ -173,12 +175,10 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
         Raises:
             ValueError: an unknown option, or one of the wrong size or value.
-            TypeError: a "reset_mask" that is not bool, or indices that are no numbers.
+            TypeError: no mapping, a "reset_mask" that is not bool, indices that are no numbers.
             RuntimeError: a "reset_mask" before the first reset.
         """
-        options = options or {}
-        if unknown := set(options) - set(OPTIONS):
-            raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown)}")
+        options = checked_options(options)
         mask = self._checked_mask(options.get("reset_mask"))
         chosen = self._checked_indices("indices", options.get("indices"), self.num_envs)
         order = self._checked_indices("order", options.get("order"), None)
@@ -210,8 +210,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
         Raises:
             RuntimeError: called before `reset`.
-            ShapeError: another shape than these, or actions that are not integers.
-            TypeError: actions that are no numbers.
+            ShapeError: another shape than these, also of rewards, or actions not integers.
+            TypeError: actions or logits that are no numbers, or rewards that are no tensor.
             ValueError: a tensor is on another device, an id is outside the vocabulary, or a slot
                 that has ended in mode `DISABLED` is given another token than PAD. On an accelerator
                 tensors are not looked into: that would wait for the device.
@@ -219,8 +219,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         before = self.state
         action, alive = self._checked_actions(actions, before), before.alive
         if policy_logits is not None:
-            policy_logits = torch.as_tensor(policy_logits, device=self.device)
-            check_shape("policy_logits", policy_logits, (self.num_envs, self.vocab_size))
+            shape = self.num_envs, self.vocab_size
+            policy_logits = checked_logits(policy_logits, shape).to(self.device)
         if self.noise is not None:
             action = self.noise(action, self._generator)
         state = dynamics.transition(before, action, self.special)
@@ -228,6 +228,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         asked = None if self._adviser is None else self._adviser.logits
         step = Step(state, written, alive, self._reference, self.special, asked, policy_logits)
         rewards, coming = self.reward(step), self._next
+        check_rewards(rewards, self.num_envs)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             state = self._refilled(state, ~alive)
         shown = dynamics.observation(state)

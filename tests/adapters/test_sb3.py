@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from textgen_env.adapters.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv, texts
 from textgen_env.expert import NeuralExpert
+from textgen_env.reference_expert import ReferenceExpert
 from textgen_env.single_env import TextGenEnv
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -222,6 +223,16 @@ def test_both_forms_hold_the_same_texts(tiny_task):
     ):
         assert torch.equal(ours, theirs)
         assert ours.dtype == theirs.dtype == torch.int64
+
+
+def test_an_expert_that_looks_at_references_is_no_policy(venv):
+    """No observation shows them: of empty ones it would write the end token, always."""
+    expert = ReferenceExpert(venv.env.examples, venv.env.vocab_size)
+    spaces = venv.observation_space, venv.action_space
+    with pytest.raises(
+        TypeError, match=r'got a ReferenceExpert.*ask_expert=True and .*"expert_act'
+    ):
+        ExpertPolicy(expert, *spaces, max_source_length=5)
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 from torch import Tensor
 
 from textgen_env.expert import Expert
+from textgen_env.reference_expert import ReferenceExpert
 from textgen_env.types import SpecialTokens
 from textgen_env.vector_env import TextGenVectorEnv
 
@@ -169,10 +170,13 @@ class ExpertPolicy(BasePolicy):
     reads the source that is observed: a view of its own, where a task has one, is not to be seen.
 
     Args:
-        expert: the oracle.
+        expert: the oracle; one that looks at references, which no observation shows, cannot answer.
         observation_space: of the `VecEnv` that is to be written in, flat or not.
         action_space: of the same.
         max_source_length: S, where a flat observation's source ends.
+
+    Raises:
+        TypeError: a `ReferenceExpert`.
     """
 
     def __init__(
@@ -183,6 +187,12 @@ class ExpertPolicy(BasePolicy):
         *,
         max_source_length: int,
     ) -> None:
+        if isinstance(expert, ReferenceExpert):
+            raise TypeError(
+                "expert must answer by what is observed, got a ReferenceExpert, which looks at "
+                "references: make the environment with ask_expert=True and take "
+                'info["expert_action"]'
+            )
         super().__init__(observation_space, action_space)
         self.expert = expert
         self.max_source_length = max_source_length
