@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.bases import GatedByExpert
-from agents.behaviors import Gate, coins_for
+from agents.behaviors import Gate, check_block, coins_for
 from agents.divergences import masked_mean
 from agents.divergences_topk import atkd_split
 from textgen_env.decoding import Sampling
@@ -30,6 +30,7 @@ class ATKD(GatedByExpert):
     Attributes:
         student_fraction: probability that the student writes a token, in [0, 1].
         easy_weight: w, in [0, 1].
+        block: neighboring tokens that share a coin, at least 1.
 
     Source: Zhong et al. 2024, arXiv:2402.11890.
     """
@@ -38,6 +39,7 @@ class ATKD(GatedByExpert):
     expert_sampling: Sampling | None = None
     student_fraction: float = 0.5
     easy_weight: float = 0.2
+    block: int = 1
 
     def __post_init__(self) -> None:
         for name, share in (
@@ -46,10 +48,11 @@ class ATKD(GatedByExpert):
         ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share}")
+        check_block(self.block)
 
     def gate(self, env: TextGenVectorEnv, generator: torch.Generator) -> Gate:
         """Tokens whose coin says so stay."""
-        return coins_for(env, 1 - self.student_fraction, generator)
+        return coins_for(env, 1 - self.student_fraction, generator, self.block)
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
         """Mean of what is taught at each state; the median is that of these states."""

@@ -15,7 +15,7 @@ from agents.agent import Agent
 from agents.behaviors import Behavior, Gate, Gated, StepView, chooser
 from agents.buffer import Buffer, Experience
 from agents.divergences import Divergence, forward_kl
-from agents.labels import Dense, Label, Top1, label_loss
+from agents.labels import Dense, Label, Top1, check_smoothing, label_loss
 from agents.losses import token_loss
 from agents.rollout import rollout, student_or_data
 from agents.schedules import Exponential, Schedule
@@ -40,8 +40,7 @@ class SmoothedTokens(Agent):
     label_smoothing: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        check_smoothing(self.label_smoothing)
 
 
 @dataclass(frozen=True)

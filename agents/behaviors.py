@@ -212,6 +212,12 @@ def toss_blocks(
     return coins.repeat_interleave(block, 1)[:, :steps]
 
 
+def check_block(block: int) -> None:
+    """Raise `ValueError` unless so many tokens can share a coin."""
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}; 1 is a coin a token")
+
+
 def _asked(view: StepView) -> Tensor:
     """(K, V) float logits of the expert, which must be there to be looked at."""
     if view.expert_logits is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.bases import WithBuffer, noted_rollout
-from agents.behaviors import Gated, chooser, coins_for
+from agents.behaviors import Gated, check_block, chooser, coins_for
 from agents.buffer import Buffer, Experience
 from agents.labels import Dense, label_loss
 from agents.rollout import student_or_data
@@ -37,6 +37,7 @@ class DAgger(WithBuffer):
     Attributes:
         beta: progress -> probability that the expert writes a token.
         sampling: how the student writes; None for greedy.
+        block: neighboring tokens that share a coin, at least 1.
         pool: batches written together; where the expert goes along, its logits at all of their
             states are held until labels are made of them.
 
@@ -45,7 +46,12 @@ class DAgger(WithBuffer):
 
     beta: Schedule = field(default_factory=Indicator)
     sampling: Sampling | None = None
+    block: int = 1
     pool: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_block(self.block)
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, unless it gives the label, and all where it goes along."""
@@ -96,14 +102,16 @@ class DAgger(WithBuffer):
     ) -> Experience:
         """What is written now, with the expert's logits if it went along."""
         beta = self.beta(progress)
+        sampling = self.sampling
         if not beta:
-            alone = student_or_data(
-                indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
+            return Experience(
+                student_or_data(
+                    indices, env, student, beta=0.0, sampling=sampling, generator=generator
+                )
             )
-            return Experience(alone)
         mixture = Gated(
-            gate=coins_for(env, beta, generator),
-            student=chooser(self.sampling, env, generator),
+            gate=coins_for(env, beta, generator, self.block),
+            student=chooser(sampling, env, generator),
             expert=chooser(None, env, generator),
         )
         return noted_rollout(env, mixture, indices, student)

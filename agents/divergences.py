@@ -21,6 +21,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 LOG_ZERO = -1e5  # nats; below all that logits of +-1e4 can give, and 0 as a probability
 LARGEST_LOG_RATIO = 80.0  # whose exponential float32 still holds
+LARGE = 1 << 26  # logits: 256 MiB in float32, of which a divergence makes several copies
 
 
 def cross_entropy(
@@ -29,7 +30,7 @@ def cross_entropy(
     """Negative log-likelihood of `actions`: the paper's L_opt where they are the expert's.
 
     Args:
-        student_logits: (..., V) float, any dtype; without -inf where labels are smoothed.
+        student_logits: (..., V) float, any dtype.
         actions: (...) int64, in [0, V).
         label_smoothing: share of the target spread evenly over V, in [0, 1).
 
@@ -39,13 +40,12 @@ def cross_entropy(
     Source: Lin et al. 2020, eq. 5, arXiv:2009.07253; label smoothing: Szegedy et al. 2016,
         section 7, arXiv:1512.00567.
     """
-    losses = F.cross_entropy(
-        student_logits.flatten(0, -2).float(),
-        actions.flatten(),
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return losses.view(actions.shape)
+    flat = student_logits.flatten(0, -2).float(), actions.flatten()
+    losses = F.cross_entropy(*flat, reduction="none").view(actions.shape).clamp(max=-LOG_ZERO)
+    if label_smoothing == 0:
+        return losses
+    even = -_log_probs(student_logits).mean(-1)
+    return (1 - label_smoothing) * losses + label_smoothing * even
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -259,6 +259,22 @@ def chunked(loss: Callable[..., Tensor], *inputs: Tensor, rows: int = 128) -> Te
     parts = zip(*(whole.flatten(0, 1).split(rows) for whole in inputs), strict=True)
     losses = [checkpoint(loss, *part, use_reentrant=False) for part in parts]
     return torch.cat(losses).view(inputs[0].shape[:2])
+
+
+def by_parts(divergence: Divergence, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """`divergence`, in chunks where float32 copies of all logits would be large.
+
+    Args:
+        divergence: of the student from the teacher.
+        student_logits: (B, T, V) float, any dtype.
+        teacher_logits: (B, T, W) float.
+
+    Returns:
+        (B, T) float32, as `divergence` gives it.
+    """
+    if student_logits.numel() <= LARGE:
+        return divergence(student_logits, teacher_logits)
+    return chunked(divergence, student_logits, teacher_logits)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

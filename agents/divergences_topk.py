@@ -30,7 +30,10 @@ def with_tail(student_logits: Tensor, labels: TopK) -> tuple[Tensor, Tensor]:
     Source: Cover and Thomas 2006, section 2.7 (the log sum inequality), for the bound.
     """
     teacher = torch.cat([labels.log_probs, labels.tail_log_prob[..., None]], -1)
-    return _buckets(student_logits, labels.tokens), teacher
+    student = _buckets(student_logits, labels.tokens)
+    # Normalized as the expert does it, so that equal distributions are equal to the last digit.
+    normalizer = torch.logaddexp(student[..., :-1].logsumexp(-1), student[..., -1])
+    return student - normalizer[..., None], teacher
 
 
 def renormalized_kl(student_logits: Tensor, labels: TopK) -> Tensor:

@@ -40,7 +40,7 @@ class IQLearn(SmoothedTokens):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.td_weight < 0:
+        if not self.td_weight >= 0:
             raise ValueError(f"td_weight must be at least 0, got {self.td_weight}; 0 is mle")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be in [0, 1], got {self.discount}")

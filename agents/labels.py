@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from agents.divergences import Divergence, cross_entropy, forward_kl, masked_mean
+from agents.divergences import Divergence, by_parts, cross_entropy, forward_kl, masked_mean
 from agents.divergences_topk import with_tail
 from textgen_env.dynamics import State
 from textgen_env.expert import Expert, ExpertError, TopK
@@ -23,7 +23,17 @@ Answers = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Top1:
-    """The expert's most probable token, as if it were certain: 8 bytes a state."""
+    """The expert's most probable token, as if it were certain: 8 bytes a state.
+
+    Attributes:
+        label_smoothing: share of that token spread evenly over the vocabulary where forward KL is
+            taken from it, in [0, 1).
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
 
     def check(self, expert: Expert) -> None:
         """Every expert gives it."""
@@ -42,7 +52,7 @@ class Top1:
         """(B, T) nats, of that token and all others as one."""
         tokens = expert.best_actions(trajectories)
         if divergence is forward_kl:  # the same in half the time
-            return cross_entropy(student_logits, tokens)
+            return cross_entropy(student_logits, tokens, label_smoothing=self.label_smoothing)
         none = torch.full(tokens.shape, float("-inf"), device=tokens.device)
         certain = TopK(tokens[..., None], torch.zeros_like(none)[..., None], none)
         return divergence(*with_tail(student_logits, certain))
@@ -114,10 +124,16 @@ class Dense:
         divergence: Divergence,
     ) -> Tensor:
         """(B, T) nats."""
-        return divergence(student_logits, expert.logits(trajectories))
+        return by_parts(divergence, student_logits, expert.logits(trajectories))
 
 
 Label = Top1 | TopKWithTail | Dense
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise `ValueError` unless it is a share of a label that can be spread."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
 
 
 def check_k(k: int, expert: Expert) -> None:
@@ -128,7 +144,8 @@ def check_k(k: int, expert: Expert) -> None:
     """
     if expert.vocab_size is not None and k > expert.vocab_size:
         raise ValueError(
-            f"k must be at most {expert.vocab_size}, the size of the teacher's vocabulary, got {k}"
+            f"k must be at most {expert.vocab_size}, the size of the teacher's vocabulary, "
+            f"got {k}: lower it"
         )
 
 

@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+BOUNDS = (
+    (("updates", "batch_size", "accumulate", "evaluate_every"), "at least 1", lambda n: n >= 1),
+    (("learning_rate", "clip"), "above 0", lambda value: value > 0),
+    (("warmup", "weight_decay", "gold_weight", "ewc_weight"), "at least 0", lambda n: n >= 0),
+)
+"""Names of settings, what they must be, and whether a value is that."""
+
 
 @dataclass(frozen=True)
 class LearnerConfig:
@@ -18,10 +25,10 @@ class LearnerConfig:
             al. 2017, section 5.3, arXiv:1706.03762).
         weight_decay: AdamW's.
         clip: largest norm of the gradient.
-        gold_weight: of the mean cross-entropy on the data's tokens after the data's prefixes, which
-            is added to the agent's loss, at least 0.
+        gold_weight: of the mean cross-entropy on the references' tokens after their own prefixes,
+            in a batch of its own, which is added to the agent's loss, at least 0.
         ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
-            they matter on the data's prefixes (`regularizers.EWC`), at least 0.
+            they matter on the references' prefixes (`regularizers.EWC`), at least 0.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
         seed: of every random choice.
     """
@@ -40,16 +47,14 @@ class LearnerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "accumulate", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for names, rule, holds in BOUNDS:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
             )
-        for name in ("gold_weight", "ewc_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.decay is not None and not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in [0, 1] or None, got {self.decay}")
 

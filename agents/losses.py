@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.divergences import Divergence, cross_entropy, forward_kl, masked_mean
+from agents.divergences import Divergence, by_parts, cross_entropy, forward_kl, masked_mean
 from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
@@ -94,7 +94,7 @@ def distribution_loss(
     """
     teacher_logits = expert.logits(trajectories)
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    return masked_mean(divergence(logits, teacher_logits), trajectories.mask)
+    return masked_mean(by_parts(divergence, logits, teacher_logits), trajectories.mask)
 
 
 def loss_by_writer(
@@ -114,7 +114,7 @@ def loss_by_writer(
     teacher_logits = expert.logits(trajectories)
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     losses = [
-        divergence(logits, teacher_logits).where(trajectories.writer == writer, 0.0)
+        by_parts(divergence, logits, teacher_logits).where(trajectories.writer == writer, 0.0)
         for writer, divergence in terms.items()
     ]
     return masked_mean(torch.stack(losses).sum(0), trajectories.mask)

@@ -56,7 +56,7 @@ class MiniLLM(WithExpert):
             )
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be in [0, 1], got {self.discount}")
-        if self.clip_range < 0:
+        if not self.clip_range >= 0:
             raise ValueError(f"clip_range must be at least 0, got {self.clip_range}")
 
     def behavior(self, env: TextGenVectorEnv, generator: torch.Generator) -> Behavior:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.bases import OnTokens
-from agents.behaviors import Gated, StepView, chooser, coins_for
+from agents.behaviors import Gated, StepView, check_block, chooser, coins_for
 from agents.losses import data_actions
 from agents.rollout import rollout
 from agents.schedules import Linear, Schedule
@@ -48,8 +48,7 @@ class ScheduledSampling(OnTokens):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, got {self.block}; 1 is a coin a token")
+        check_block(self.block)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """The present beta."""

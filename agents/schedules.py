@@ -56,7 +56,7 @@ class Exponential:
     base: float = 200.0
 
     def __post_init__(self) -> None:
-        if self.base < 1:
+        if not self.base >= 1:
             raise ValueError(f"base must be at least 1, so that beta <= 1, got {self.base}")
 
     def __call__(self, progress: float) -> float:
@@ -108,4 +108,7 @@ Schedule = Constant | Linear | Exponential | ReverseSigmoid | Indicator
 
 def _check(name: str, beta: float) -> None:
     if not 0 <= beta <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {beta}")
+        raise ValueError(
+            f"{name} must be in [0, 1], got {beta}: beta is the probability that data or expert "
+            "write, 1 is them alone"
+        )

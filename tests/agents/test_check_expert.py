@@ -124,5 +124,7 @@ def test_the_error_names_what_is_wanted_what_there_is_and_a_remedy(tiny_teacher)
 )
 def test_more_tokens_than_there_are_are_refused(env, make):
     make(env.vocab_size).check_expert(env.expert)
-    with pytest.raises(ValueError, match=rf"^k must be at most {env.vocab_size}, .* got 12$"):
+    with pytest.raises(
+        ValueError, match=rf"^k must be at most {env.vocab_size}, .* got 12: lower it$"
+    ):
         make(env.vocab_size + 1).check_expert(env.expert)

@@ -53,6 +53,20 @@ def learn(agent, student, trajectories, expert):
     return loss.detach(), student.tables.grad.clone()
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_neighboring_tokens_may_share_a_coin(env, student, block):
+    trajectories = collect(DAgger(beta=BY_COIN, block=block), env, student)
+    writers = trajectories.writer.where(trajectories.mask, -1)
+    mixed = [len(set(row.tolist()) - {-1}) > 1 for part in writers.split(block, 1) for row in part]
+    assert not any(mixed)
+    assert len(writers.unique()) == 3, "expert, student, and what does not count"
+
+
+def test_a_block_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"^block must be at least 1, got 0"):
+        DAgger(block=0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_at_beta_1_the_student_never_acts(env, expert, student, seed):
     trajectories = collect(DAgger(beta=BY_EXPERT), env, student, seed=seed)

@@ -195,6 +195,25 @@ def test_cross_entropy_of_extreme_logits_is_finite():
     assert gradient.tolist() == [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]
 
 
+def test_cross_entropy_on_a_token_that_cannot_be_written_has_a_finite_price():
+    logits = torch.tensor([[0.0, 0.0, -INFINITE]])
+    value, gradient = value_and_gradient(cross_entropy, logits, torch.tensor([2]))
+    assert value.item() == -LOG_ZERO
+    assert gradient.isfinite().all()
+
+
+def test_smoothing_over_padded_entries_has_a_finite_price():
+    logits, actions = torch.tensor([[0.0, 0.0, -INFINITE]]), torch.tensor([1])
+
+    def smoothed(logits, actions):
+        return cross_entropy(logits, actions, label_smoothing=0.3)
+
+    value, gradient = value_and_gradient(smoothed, logits, actions)
+    even = (2 * math.log(2) - LOG_ZERO) / 3
+    assert value.item() == pytest.approx(0.7 * math.log(2) + 0.3 * even)
+    assert gradient.isfinite().all()
+
+
 def test_label_smoothing_spreads_its_share_evenly():
     logits = random_logits(0, 5, 7)
     actions = torch.tensor([0, 1, 2, 3, 6])

@@ -1,8 +1,11 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import Given, record
 
+from agents import divergences
 from agents.divergences import chunked, cross_entropy, forward_kl, generalized_jsd, masked_mean
+from agents.imitkd_full import ImitKDFull
 from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
 
 ROWS, STEPS, WIDTH, VOCAB = 4, 15, 3, 50
@@ -66,6 +69,30 @@ def test_the_whole_is_never_held_in_float32(parts):
         masked_mean(loss(hidden, teacher_logits), mask).backward()
     assert cut.numbers == 8 * VOCAB
     assert whole.numbers == ROWS * STEPS * VOCAB
+
+
+@pytest.mark.parametrize("large", [0, 1 << 26])
+def test_an_agent_cuts_what_is_large(parts, large, monkeypatch):
+    """Logits in bfloat16, as autocast gives them; the loss and its gradient stay the same."""
+    monkeypatch.setattr(divergences, "LARGE", large)
+    monkeypatch.setattr(divergences.chunked, "__kwdefaults__", {"rows": 8})
+    teacher_logits = parts[2]
+    trajectories = record(*[list(range(3, 3 + STEPS))] * ROWS)
+    student = Given(teacher_logits.flip(0))
+    with LargestTensor() as held:
+        loss = ImitKDFull().loss(trajectories, student, Given(teacher_logits))
+        loss.backward()
+    assert held.numbers == (ROWS * STEPS if large else 8) * VOCAB
+    exact = student.table.detach().double().requires_grad_()
+    expected = masked_mean(reference_kl(exact, teacher_logits.double()), trajectories.mask)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    torch.testing.assert_close(student.table.grad.double(), exact.grad, rtol=2e-2, atol=1e-4)
+
+
+def reference_kl(student_logits, teacher_logits):
+    p, q = teacher_logits.softmax(-1), student_logits.softmax(-1)
+    return (p * (p / q).log()).sum(-1)
 
 
 @pytest.mark.slow

@@ -1,9 +1,16 @@
 import pytest
 import torch
 
-from agents.divergences import cross_entropy, forward_kl, generalized_jsd, reverse_kl
+from agents.divergences import (
+    cross_entropy,
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    skewed_kl,
+    total_variation,
+)
 from agents.divergences_topk import atkd_split, renormalized_kl, with_tail
-from textgen_env.expert import TopK
+from textgen_env.expert import TopK, _top_k
 
 INFINITE = float("inf")
 
@@ -64,6 +71,17 @@ def test_with_tail_is_a_divergence_below_that_of_the_whole(k):
         assert (value <= whole + 1e-3).all()
         if k >= 7:  # the tail is one token, or none
             torch.testing.assert_close(value, whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 50])
+@pytest.mark.parametrize(
+    "divergence", [forward_kl, reverse_kl, generalized_jsd, skewed_kl, total_variation]
+)
+def test_with_tail_is_exactly_zero_where_both_are_equal(k, divergence):
+    """With labels as an expert makes them, in float32."""
+    logits = random_logits(15, 1, 64, 50).float()
+    labels = TopK(*(part[None] for part in _top_k(logits[0], k)))
+    assert (divergence(*with_tail(logits, labels)) == 0).all()
 
 
 def test_without_the_tail_it_would_be_no_divergence():

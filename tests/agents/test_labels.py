@@ -61,6 +61,18 @@ def test_a_loss_cannot_tell_what_was_kept_from_the_expert(
     assert torch.equal(gradient, expected_gradient)
 
 
+def test_of_one_token_a_share_may_be_spread_evenly(trajectories, expert, student):
+    plain, smoothed = (
+        label_loss(trajectories, student, expert, Top1(label_smoothing=share))
+        for share in (0.0, 0.2)
+    )
+    logits = student.sequence_logits(trajectories.source, trajectories.actions).double()
+    even = -logits.log_softmax(-1).mean(-1)[trajectories.mask].mean()
+    assert smoothed.item() == pytest.approx(0.8 * plain.item() + 0.2 * even.item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\), got 1"):
+        Top1(label_smoothing=1.0)
+
+
 def as_any_other(student_logits, teacher_logits):
     """Forward KL that `Top1` does not know for what it is."""
     return forward_kl(student_logits, teacher_logits)
