@@ -34,6 +34,7 @@ from experiments.study import StudyOptions, study
 from experiments.summarize import SummarizeOptions, summarize
 from experiments.teacher import TeacherOptions, teacher
 from experiments.train import train_with_bar
+from experiments.variants import Variant, with_variant
 from textgen_env.expert import ExpertError
 from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.packages import MissingPackageError
@@ -53,12 +54,14 @@ class Choice:
         student: the kind of model that is trained.
         paper: settings of the paper on one of its data sets, which decide on task and student; None
             for none.
+        variant: parts to be put in place of the agent's own.
     """
 
     agent: Literal[tuple(AGENTS)] = "imitkd_full"  # pyright: ignore[reportInvalidTypeForm]
     task: Literal[tuple(TASKS)] = "verses"  # pyright: ignore[reportInvalidTypeForm]
     student: Literal[tuple(STUDENTS)] = "recurrent"  # pyright: ignore[reportInvalidTypeForm]
     paper: Literal[tuple(PAPER)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def run_training(options: TrainOptions) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with code 2 and one line if the user is to mend something."""
     keep_freed_memory()
-    options = parse(_with_server(list(sys.argv[1:] if argv is None else argv)))
+    options = parse(_with_server(_hyphenated(list(sys.argv[1:] if argv is None else argv))))
     try:
         ACTIONS[type(options)](options)
     except USER_ERRORS as error:
@@ -114,6 +117,14 @@ def parse(arguments: list[str]) -> object:
         _fail(str(error))
 
 
+def _hyphenated(arguments: list[str]) -> list[str]:
+    """`benchmark decode` as `benchmark-decode`; a model's folder of such a name is `./decode`."""
+    match arguments:
+        case ["benchmark", "decode" | "env" | "losses" | "peers" as which, *rest]:
+            return [f"benchmark-{which}", *rest]
+    return arguments
+
+
 def _with_server(arguments: list[str]) -> list[str]:
     """`--teacher URL` as the option of a server, which has further options."""
     words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
@@ -136,6 +147,7 @@ def _experiment(choice: Choice, *, served: bool) -> Experiment:
     agent = AGENTS[choice.agent]()
     if served and isinstance(agent, OnDistributions):
         agent = replace(agent, label=TopKWithTail())  # which is all that a server tells
+    agent = with_variant(agent, choice.variant)
     if choice.paper is not None:
         experiment = PAPER[choice.paper](agent)
     else:

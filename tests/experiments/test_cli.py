@@ -109,7 +109,7 @@ def test_a_teacher_is_not_asked_for_more_tokens_than_it_has(teacher_run, tmp_pat
     options = ["--agent", "skd", "--teacher", str(teacher_run / "model")]
     with pytest.raises(SystemExit):
         train(tmp_path, *options)
-    line = "textgen: k must be at most 11, the size of the teacher's vocabulary, got 25\n"
+    line = "textgen: k must be at most 11, the size of the teacher's vocabulary, got 25: lower it\n"
     assert capsys.readouterr().err.endswith(line)
     assert not (tmp_path / "prepared.safetensors").exists()
     train(tmp_path, *options, "--agent.k", "3")  # its folder is free
@@ -208,6 +208,12 @@ def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
         (["evaluate", "nowhere"], "nowhere"),
         (["evaluate"], "runs must be"),
         (["generate", "nowhere"], "nowhere"),
+        (["evaluate", "x", "--beam-size", "0"], "beam_size must be at least 1, got 0"),
+        (["evaluate", "x", "--beam-size", "-3"], "beam_size must be at least 1, got -3"),
+        (["evaluate", "x", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["generate", "x", "--beam-size", "0"], "beam_size must be at least 1, got 0"),
+        (["generate", "x", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["generate", "x", "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
@@ -231,6 +237,15 @@ def test_an_agent_without_the_teacher_it_needs_is_one_line(capsys, tmp_path):
 def test_an_unfinished_run_is_not_evaluated(teacher_run, capsys, tmp_path):
     (tmp_path / "config.json").write_text((teacher_run / "config.json").read_text())
     assert "finished" in complaint(capsys, "evaluate", str(tmp_path))
+
+
+@pytest.mark.parametrize("which", ["decode", "env", "losses", "peers"])
+def test_a_benchmark_may_be_two_words(which, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["benchmark", which, "--help"])
+    assert not stop.value.code
+    assert f"textgen benchmark-{which} " in capsys.readouterr().out
+    assert f"got {which}\n" in complaint(capsys, "benchmark", f"./{which}")
 
 
 @pytest.mark.parametrize(
