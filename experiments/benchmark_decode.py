@@ -55,7 +55,7 @@ class BenchmarkDecodeOptions:
         engines: eager is this project's own; compiled runs its step under `torch.compile`, after
             minutes of compiling; ctranslate2, for Transformers alone, needs the extra `export`.
         precisions: bfloat16 is for eager and compiled, int8 for ctranslate2.
-        batch_sizes: sentences decoded together; 1 tells the latency of a sentence.
+        batch_sizes: sentences decoded together; each waits for the last of its batch.
         sentences: of the test split, the first ones, and no more than 32 batches of them.
         rounds: measured rounds, after one that is not.
     """
@@ -108,8 +108,8 @@ class DecodeRow:
         sentences_per_second: the same in sentences.
         speedup_vs_teacher: tokens per second over the teacher's (without one, the first run's) in
             the same setting, median of the rounds' ratios; None where that one cannot run so.
-        latency_p50: seconds that half of the sentences took at most, in all rounds; None but for
-            batch size 1.
+        latency_p50: seconds that half of the sentences took at most, in all rounds; each takes as
+            long as its batch.
         latency_p95: the same of 95 %.
         compile_seconds: that the round which is not counted took longer than the others; None where
             nothing is compiled.
@@ -127,8 +127,8 @@ class DecodeRow:
     tokens_per_second: float
     sentences_per_second: float
     speedup_vs_teacher: float | None
-    latency_p50: float | None
-    latency_p95: float | None
+    latency_p50: float
+    latency_p95: float
     compile_seconds: float | None
     peak_mib: float | None
     same: float
@@ -234,8 +234,7 @@ def decode_row(
         plain: (B, T) tokens that its model writes eagerly in float32.
     """
     warm_up, *rounds = passes.seconds
-    latencies = [seconds for each in rounds for seconds in each]
-    one_by_one = len(passes.batches[0]) == 1
+    latencies = np.repeat(rounds, [len(batch) for batch in passes.batches], axis=1)
     written = torch.cat(passes.written)
     tokens = int((written != passes.pad).sum())
     rate = statistics.median(rates)
@@ -249,8 +248,8 @@ def decode_row(
         tokens_per_second=rate,
         sentences_per_second=rate * len(written) / tokens,
         speedup_vs_teacher=None if base is None else ratio(rates, base),
-        latency_p50=float(np.percentile(latencies, 50)) if one_by_one else None,
-        latency_p95=float(np.percentile(latencies, 95)) if one_by_one else None,
+        latency_p50=float(np.percentile(latencies, 50)),
+        latency_p95=float(np.percentile(latencies, 95)),
         compile_seconds=(
             max(0.0, sum(warm_up) - statistics.median(map(sum, rounds)))
             if entrant.engine == "compiled"
@@ -288,16 +287,16 @@ def _cells(row: DecodeRow) -> list[tuple[str, str]]:
         ("tokens/s", f"{row.tokens_per_second:,.0f}"),
         ("sentences/s", f"{row.sentences_per_second:,.1f}"),
         ("speed-up", _shown(row.speedup_vs_teacher, "{:.2f}x")),
-        ("p50 ms", _shown(row.latency_p50, "{:.1f}", 1000)),
-        ("p95 ms", _shown(row.latency_p95, "{:.1f}", 1000)),
+        ("p50 ms", f"{1000 * row.latency_p50:.1f}"),
+        ("p95 ms", f"{1000 * row.latency_p95:.1f}"),
         ("MiB", _shown(row.peak_mib, "{:.0f}")),
         ("compile s", _shown(row.compile_seconds, "{:.1f}")),
         ("same", f"{row.same:.1%}"),
     ]
 
 
-def _shown(value: float | None, form: str, scale: float = 1) -> str:
-    return "-" if value is None else form.format(value * scale)
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def by_length(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from experiments.benchmark_losses import memory, return_freed_memory
 from experiments.build import num_parameters
-from experiments.formats import load_writer, save_as, writer_of
+from experiments.formats import load_writer, save_as
 from experiments.run import DTYPES
 from textgen_env.decoding import greedy
 from textgen_env.models.export import Write
@@ -60,7 +61,7 @@ class Contestant:
         """Its greedy decoding."""
         if self.engine == "compiled":
             model = load_model(self.folder, DTYPES[self.precision])
-            return writer_of(Compiled(model), model.config.width, precision=self.precision)
+            return partial(greedy, Compiled(model))
         exported = self.engine == "ctranslate2"  # has the precision that it was exported in
         return load_writer(self.folder, precision="float32" if exported else self.precision)
 

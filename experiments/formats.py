@@ -5,17 +5,16 @@ Other programs' packages come with the extra `export` and are imported where the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
-
-from torch import Tensor
 
 from experiments.run import DTYPES, RunError
 from textgen_env.beam_search import decoder_of
 from textgen_env.models.export import ExportError, Write
-from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.huggingface_model import HuggingFaceModel
+from textgen_env.models.packing import packed
 from textgen_env.models.storage import Model, load_model, save_model
-from textgen_env.precision import onednn_float32, onednn_is_faster
 from textgen_env.tokenizer import TextTokenizer
 
 Format = Literal["hf", "ctranslate2", "safetensors"]
@@ -50,29 +49,7 @@ def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32")
         with extra("export"):
             from textgen_env.models.export_ctranslate2 import load_ctranslate2
         return load_ctranslate2(folder, beam_size)
-    model = load_model(folder, DTYPES[precision])
-    return writer_of(model, model.config.width, beam_size=beam_size, precision=precision)
-
-
-def writer_of(
-    model: SequenceModel, width: int, *, beam_size: int = 1, precision: str = "float32"
-) -> Write:
-    """What `model` writes, its float32 products made in the way that is faster for each batch.
-
-    Args:
-        model: in evaluation mode.
-        width: its own.
-        beam_size: 1 for greedy.
-        precision: of its weights.
-    """
-    decode = decoder_of(beam_size)
-
-    def write(source: Tensor, max_steps: int) -> Tensor:
-        onednn = precision == "float32" and onednn_is_faster(width, beam_size * len(source))
-        with onednn_float32(onednn):
-            return decode(model, source, max_steps)
-
-    return write
+    return partial(decoder_of(beam_size), packed(load_model(folder, DTYPES[precision])))
 
 
 def save_as(
@@ -84,7 +61,7 @@ def save_as(
     precision: Literal["float32", "int8"] = "float32",
     max_steps: int = 128,
 ) -> None:
-    """Write `model` to the empty `folder`.
+    """Write `model` to the empty `folder`; a pretrained one is saved as `transformers` itself does.
 
     Args:
         name: the format.
@@ -92,7 +69,8 @@ def save_as(
         tokenizer: its own.
         folder: an existing one.
         precision: of the weights; int8 for ctranslate2 alone.
-        max_steps: most tokens that `transformers` writes unless it is told otherwise.
+        max_steps: most tokens that `transformers` writes unless it is told otherwise; a pretrained
+            model keeps its own.
 
     Raises:
         ExportError: the model or the precision does not go with the format.
@@ -100,7 +78,7 @@ def save_as(
     """
     if precision != "float32" and name != "ctranslate2":
         raise ExportError(f"precision must be float32 for format {name}, got {precision}")
-    if name == "safetensors":
+    if name == "safetensors" or (name == "hf" and isinstance(model, HuggingFaceModel)):
         save_model(model, folder, tokenizer)
     elif name == "hf":
         with extra("export"):

@@ -17,7 +17,7 @@ from agents.learner import Learner
 from agents.learner_config import LearnerConfig
 from agents.schedules import Constant
 from agents.seqkd_full import SeqKDFull
-from experiments.benchmark import ProductRecorder, products_seconds
+from experiments.benchmark import ProductRecorder, Shape, products_seconds
 from experiments.build import build_model, build_task, learning_env
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER
 from textgen_env.expert import NeuralExpert
@@ -128,7 +128,7 @@ class LearnerUpdates:
             count = len(list(self.learner.learn(experience)))
         self.expert.watch = nullcontext()
 
-        def seconds(shapes: Counter[tuple[int, int, int]]) -> float:
+        def seconds(shapes: Counter[Shape]) -> float:
             return products_seconds(shapes, self.learner.precision) / count
 
         with onednn_float32(self.onednn):

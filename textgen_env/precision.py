@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -85,20 +84,6 @@ def measure_precision(
         float32_onednn=rate.get("float32_onednn"),
         bfloat16=rate["bfloat16"],
     )
-
-
-@cache
-def onednn_is_faster(width: int, rows: int) -> bool:
-    """Whether oneDNN makes the float32 products of such a model and batch faster on this CPU.
-
-    On an AMD processor it takes half of MKL's time for 64 rows and three times that for a single
-    one. Measured once in a process.
-
-    Args:
-        width: of the model.
-        rows: sequences decoded together.
-    """
-    return measure_precision(width, rows).onednn
 
 
 @contextmanager

@@ -8,12 +8,13 @@ import torch
 
 from experiments import benchmark_decode as command
 from experiments import contestants as module
-from experiments import formats
 from experiments.benchmark_decode import by_length, decode_row
 from experiments.cli import main
 from experiments.contestants import Contestant, Passes, peak_memory
-from experiments.formats import writer_of
-from experiments.run import read_config, write_config
+from experiments.formats import load_writer
+from experiments.run import DTYPES, read_config, write_config
+from textgen_env.decoding import greedy
+from textgen_env.models.packing import PackedLinear
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -73,7 +74,7 @@ def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch)
     assert len(recurrent["rows"]) == 18 + 12
     for row in transformer["rows"] + recurrent["rows"]:
         assert row["batch_size"] in (1, 4, 8)  # there are 8 sentences
-        assert (row["latency_p95"] is None) == (row["batch_size"] > 1)
+        assert row["latency_p95"] >= row["latency_p50"] > 0
         assert (row["compile_seconds"] is None) == (row["engine"] != "compiled")
         assert row["tokens_per_second"] >= row["sentences_per_second"] > 0
         assert row["speedup_vs_teacher"] == 1 or row["model"] != "teacher"
@@ -91,11 +92,10 @@ def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypat
     assert (row["model"], row["speedup_vs_teacher"]) == ("a", 1)
 
 
-def passes_of(batch_size, seconds):
+def passes_of(batch_sizes, seconds):
     """Passes over batches of 3 tokens a sentence, which took so long."""
-    written = torch.tensor([[4, 5, 2, 0]]).repeat(batch_size, 1)
-    count = len(seconds[0])
-    return Passes(lambda *_: written, [written] * count, 4, 0, seconds, [written] * count)
+    written = [torch.tensor([[4, 5, 2, 0]]).repeat(size, 1) for size in batch_sizes]
+    return Passes(lambda source, _: source, written, 4, 0, seconds, written)
 
 
 def test_figures_of_a_row_by_hand():
@@ -103,7 +103,7 @@ def test_figures_of_a_row_by_hand():
     plain = torch.tensor([[4, 5, 2, 0], [4, 6, 2, 0]])
     row = decode_row(
         contestant("compiled"),
-        passes_of(1, seconds),
+        passes_of([1, 1], seconds),
         [2.0, 8.0, 3.0],
         base=[1.0, 2.0, 6.0],
         peak=None,
@@ -119,16 +119,18 @@ def test_figures_of_a_row_by_hand():
     assert (row.batch_size, row.sentences, row.peak_mib) == (1, 2, None)
 
 
-def test_there_is_no_latency_of_a_batch_and_no_ratio_without_a_base():
+def test_a_sentence_waits_for_its_batch_and_has_no_ratio_without_a_base():
     row = decode_row(
         contestant(),
-        passes_of(2, [[1.0], [1.0]]),
+        passes_of([3, 1], [[9.0, 9.0], [4.0, 1.0], [6.0, 2.0]]),
         [6.0],
         base=None,
         peak=3.0,
-        plain=torch.zeros(2, 4),
+        plain=torch.zeros(4, 4),
     )
-    assert (row.latency_p50, row.latency_p95, row.speedup_vs_teacher) == (None, None, None)
+    assert row.latency_p50 == 4  # of 1, 2, 4, 4, 4, 6, 6, 6
+    assert row.latency_p95 == 6
+    assert (row.batch_size, row.sentences, row.speedup_vs_teacher) == (3, 4, None)
     assert (row.compile_seconds, row.peak_mib, row.same) == (None, 3.0, 0)
 
 
@@ -150,23 +152,15 @@ def test_batches_are_of_like_length_and_not_too_many():
     assert sorted(torch.cat(batches).tolist()) == list(range(64))
 
 
-def test_each_batch_is_multiplied_in_the_way_that_is_faster_for_it(monkeypatch):
-    settings, asked, used = torch.backends.mkldnn.matmul, [], []
-    before = settings.fp32_precision
-
-    def faster(width, rows):
-        asked.append((width, rows))
-        return rows > 2
-
-    monkeypatch.setattr(formats, "onednn_is_faster", faster)
-    monkeypatch.setattr(
-        formats, "decoder_of", lambda beam_size: lambda *_: used.append(settings.fp32_precision)
-    )
-    for rows, precision in ((1, "float32"), (3, "float32"), (3, "bfloat16")):
-        writer_of("model", 8, beam_size=2, precision=precision)(torch.zeros(rows, 4), 5)
-    assert asked == [(8, 2), (8, 6)]
-    assert used == [before, "bf16", before]
-    assert settings.fp32_precision == before
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_writer_has_packed_weights_and_writes_what_the_model_writes(tmp_path, precision):
+    torch.manual_seed(0)
+    model = Recurrent(RecurrentConfig(60, 32)).to(DTYPES[precision]).eval()
+    save_model(model, tmp_path / "m")
+    write = load_writer(tmp_path / "m", precision=precision)
+    assert isinstance(write.args[0].join_output, PackedLinear)
+    source = torch.tensor([[5, 9, 2], [7, 2, 0]]).repeat(4, 1)
+    assert torch.equal(write(source, 9), greedy(model, source, 9))
 
 
 def test_memory_is_at_least_that_of_the_weights_and_grows(tmp_path):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from agents.imitkd_full import ImitKDFull
 from agents.schedules import Constant
+from experiments import benchmark, peers_updates
 from experiments import benchmark_peers as command
-from experiments import peers_updates
-from experiments.benchmark import ProductRecorder
+from experiments.benchmark import ProductRecorder, products_seconds, step_and_floor
 from experiments.benchmark_peers import BenchmarkPeersOptions, update_cells
 from experiments.build import learning_env
 from experiments.cli import main
@@ -21,6 +21,7 @@ from experiments.peers_updates import (
     WatchedExpert,
     learner_of,
 )
+from textgen_env.models.packing import packed
 from textgen_env.tasks.task import encode
 
 
@@ -56,25 +57,58 @@ def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
 
     def heads(part):
         """Products of hidden states with the matrix that makes logits."""
-        return sum(count for shape, count in part.items() if shape[2] == vocab_size)
+        return sum(count for shape, count in part.items() if shape[2:] == (vocab_size,))
 
     steps = updates.learner.env.max_steps
     assert steps / 2 <= heads(rollout) <= steps
     assert heads(label) == 2, "a pass of the teacher for each batch"
     assert heads(update) == 2, "a pass of the student for each batch, and none of the teacher"
-    of_weights = [count for (rows, _, _), count in update.items() if rows == vocab_size]
+    of_weights = [count for shape, count in update.items() if shape[:-2] == (vocab_size,)]
     assert sum(of_weights) == 2, "the gradient of that matrix"
+    for part in recorded:
+        assert any(len(shape) == 4 for shape in part), "attention's"
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_products_are_noted_whatever_way_they_are_made(mode):
     left, weight, out = torch.ones(2, 3), torch.ones(5, 3), torch.ones(2, 5)
+    layer = packed(torch.nn.Linear(3, 5))
     with mode(), ProductRecorder() as recorder:
         assert torch.equal(F.linear(left, weight), torch.full((2, 5), 3.0))
         F.linear(left, weight, out[0])
         out.addmm_(left, weight.T)
         F.linear(left[None], weight)
-    assert recorder.shapes == {(2, 3, 5): 4}
+        left.expand(7, 2, 3) @ weight.T.expand(7, 3, 5)
+        torch.baddbmm(out, left.expand(7, 2, 3), weight.T.expand(7, 3, 5))
+        layer(left.expand(4, 2, 3))
+    assert recorder.shapes == {(2, 3, 5): 4, (7, 2, 3, 5): 2, (8, 3, 5): 1}
+
+
+def test_products_of_each_shape_are_timed_as_they_are_made(monkeypatch):
+    timed, seconds = [], iter([2.0, 1.0, 4.0])
+    monkeypatch.setattr(
+        benchmark, "_median_seconds", lambda run: timed.append(run()) or next(seconds)
+    )
+    shapes = {(2, 3, 5): 4, (7, 2, 3, 5): 2}
+    assert products_seconds(shapes, torch.bfloat16) == 12, "4 of the packed ones, 2 of attention's"
+    assert [product.shape for product in timed] == [(2, 5), (2, 5), (7, 2, 5)]
+    assert {product.dtype for product in timed} == {torch.bfloat16}
+
+
+def test_the_floor_of_a_step_has_attention_to_all_that_is_written(tiny_teacher, monkeypatch):
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    recorded = []
+    monkeypatch.setattr(
+        benchmark, "products_seconds", lambda shapes, dtype: recorded.append(shapes) or 64.0
+    )
+    _, floor = step_and_floor(tiny_teacher, 3, torch.float32)
+    assert floor == 2, "of 32 steps"
+    layers, heads, width = tiny_teacher.config.num_decoder_layers, 2, 8
+    attention = {shape: count for shape, count in recorded[0].items() if len(shape) == 4}
+    scores = {(3 * heads, 1, width, room): 16 * layers for room in (16, 32)}
+    reads = {(3 * heads, 1, room, width): 16 * layers for room in (16, 32)}
+    source = {(3 * heads, 1, width, 30): 32 * layers, (3 * heads, 1, 30, width): 32 * layers}
+    assert attention == scores | reads | source
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Attention and dropout as functions, each with a path that is fast on CPUs.
+"""Parts of models: attention and dropout, which have a path that is fast on CPUs, and logits.
 
 Measured on 2 cores of an x86 machine, forward and backward, (80, 4, 38, 64) bfloat16: PyTorch's
 fused attention 22.6 ms, the products written out 2.7 ms; random numbers for dropout of
@@ -31,6 +31,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
     hidden = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
     return (scores + hidden).softmax(-1).to(value.dtype) @ value
+
+
+class TiedEmbedding(nn.Embedding):
+    """An embedding whose matrix makes the logits too."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) from (..., D)."""
+        return F.linear(hidden, self.weight)
 
 
 class Dropout(nn.Module):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
-from textgen_env.models.layers import Dropout
+from textgen_env.models.layers import Dropout, TiedEmbedding
 from textgen_env.models.rows import at_least, looking_is_free, no_more_than, put_rows
 from textgen_env.types import SpecialTokens
 
@@ -116,7 +116,7 @@ class Recurrent(nn.Module):
         width, half = config.width, config.width // 2
         self.config = config
         self.special = special or SpecialTokens()
-        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.embedding = TiedEmbedding(config.vocab_size, width)
         self.forward_encoder = _layers(config.num_encoder_layers, width, half)
         self.backward_encoder = _layers(config.num_encoder_layers, width, half)
         self.bridge = nn.Linear(width, config.num_decoder_layers * width)
@@ -195,7 +195,7 @@ class Recurrent(nn.Module):
         scores = torch.baddbmm(cache.source_bias, hidden.to(keys.dtype), keys, alpha=scale)
         context = scores.softmax(-1) @ cache.source_values
         joined = self.norm((self.join_output(hidden) + context.to(hidden.dtype)).tanh())
-        return F.linear(self.dropout(joined), self.embedding.weight)
+        return self.embedding.logits(self.dropout(joined))
 
 
 def reversal(mask: Tensor) -> Tensor:

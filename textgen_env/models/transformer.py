@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textgen_env.models.kv_cache import KeyValueCache
-from textgen_env.models.layers import Dropout, attend
+from textgen_env.models.layers import Dropout, TiedEmbedding, attend
 from textgen_env.types import SpecialTokens
 
 
@@ -153,7 +153,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.special = special or SpecialTokens()
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = TiedEmbedding(config.vocab_size, config.width)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
         self.encoder_norm = nn.LayerNorm(config.width)
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
         return self.dropout(scaled + sinusoids(positions, self.config.width).to(scaled.dtype))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.decoder_norm(hidden), self.embedding.weight)
+        return self.embedding.logits(self.decoder_norm(hidden))
 
     def _initialize(self) -> None:
         for parameter in self.parameters():
