@@ -24,9 +24,10 @@ from agents.buffer import Experience
 from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_checkpoint
 from agents.learner_config import LearnerConfig
 from agents.losses import gold_loss, token_loss
-from agents.regularizers import EWC, ewc_tensors, gold_states
+from agents.regularizers import EWC, ewc_tensors, gold_batch
+from textgen_env.models.packing import packed
 from textgen_env.models.storage import Model
-from textgen_env.types import Examples, Writer
+from textgen_env.types import Examples, Trajectories, Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 Record = Mapping[str, float]
@@ -49,11 +50,13 @@ class Learner:
         precision: dtype of autocast and of the copy of the student that acts.
         validation: whose references' cross-entropy is logged, and told to the agent, at each
             evaluation; None for no such loss.
+        gold: the task's own pairs, for what is added to the agent's loss; None for the
+            environment's examples.
 
     Raises:
         ExpertError: the agent needs more than the environment's expert gives.
         ValueError: the agent keeps fewer rows than are collected together, or wants to know of more
-            tokens than there are.
+            tokens than there are; or the student's vocabulary is not the environment's.
         CheckpointError: the folder's checkpoint cannot be gone on from.
     """
 
@@ -66,10 +69,13 @@ class Learner:
         config: LearnerConfig,
         precision: torch.dtype,
         validation: Examples | None = None,
+        gold: Examples | None = None,
     ) -> None:
         agent.check_expert(env.expert)
+        _check_vocabulary(student, env)
         self.env, self.folder, self.config = env, folder, config
         self.precision, self.validation = precision, validation
+        self.gold = env.examples if gold is None else gold.to(env.device)
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
@@ -112,7 +118,7 @@ class Learner:
         start, rows = time.perf_counter(), config.batch_size // config.accumulate
         with self.accelerator.main_process_first():
             if not path.exists():
-                save_atomically(path, ewc_tensors(self.student, self.env, rows, config.seed), {})
+                save_atomically(path, ewc_tensors(self.student, self.gold, rows, config.seed), {})
         self.counters.seconds += time.perf_counter() - start
         return EWC.of(load_file(path, str(self.env.device)))
 
@@ -148,18 +154,22 @@ class Learner:
         batches = batch_indices(lengths, config.batch_size, config.seed, first)
         while (update := self.counters.update) < config.updates:
             start = time.perf_counter()
-            copy_weights(self.student, self.actor)
             indices = torch.cat([self._share(next(batches)) for _ in range(pool)])
             experience = self.agent.experience(
                 indices.to(self.env.device),
                 self.env,
-                self.actor,
+                self._acting(),
                 update / config.updates,
                 generator_for(config.seed, self._own("collect"), update),
                 self.buffer,
             )
             self.counters.seconds += time.perf_counter() - start
             yield experience
+
+    def _acting(self) -> Model:
+        """A copy of the student as it is now, to act with."""
+        copy_weights(self.student, self.actor)
+        return packed(self.actor)
 
     def learn(self, experience: Experience) -> Iterator[Record]:
         """The updates that `experience` is for, each made when its figures are asked for."""
@@ -230,7 +240,7 @@ class Learner:
         config, added = self.config, {}
         loss, tokens = self._add_mean(self._agent_loss, batch)
         if config.gold_weight:
-            gold = Experience(gold_states(batch.trajectories, self.env.special))
+            gold = self._gold_batch()
             added["gold_term"], _ = self._add_mean(self._gold_loss, gold, config.gold_weight)
         if self.ewc is not None:
             share = config.ewc_weight / self.accelerator.num_processes
@@ -241,6 +251,13 @@ class Learner:
                     parameter.grad = self._sum(parameter.grad)
         terms = {name: self._sum(term) for name, term in added.items()}
         return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
+
+    def _gold_batch(self) -> Experience:
+        """This process's part of the task's pairs that are learned from beside the batch."""
+        config, special = self.config, self.env.special
+        examples = gold_batch(self.gold, config.batch_size, config.seed, self.counters.update)
+        own = examples.select(self._share(torch.arange(len(examples), device=self.env.device)))
+        return Experience(Trajectories.from_examples(own.trimmed(special), special))
 
     def _add_mean(
         self, loss_of: Callable[[Experience], Tensor], batch: Experience, weight: float = 1.0
@@ -306,11 +323,21 @@ class Learner:
 
     def _figures(self, evaluate: Callable[[Model], float]) -> Record:
         """What an evaluation gives."""
-        copy_weights(self.student, self.actor)
-        figures = {"bleu": evaluate(self.actor)}
+        actor = self._acting()
+        figures = {"bleu": evaluate(actor)}
         if self.validation is not None:
-            figures["gold_loss"] = gold_loss(self.actor, self.validation)
+            figures["gold_loss"] = gold_loss(actor, self.validation)
         return figures
+
+
+def _check_vocabulary(student: Model, env: TextGenVectorEnv) -> None:
+    """Raise `ValueError` unless the student knows the tokens that are written."""
+    if student.vocab_size != env.vocab_size:
+        raise ValueError(
+            f"student must have the environment's vocabulary of {env.vocab_size} tokens, got one "
+            f"of {student.vocab_size}: build it for that tokenizer; a teacher with another one can "
+            "be learned from by its texts (imitkd, seqkd, seqinter)"
+        )
 
 
 def copy_weights(origin: nn.Module, target: nn.Module) -> None:

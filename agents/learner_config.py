@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 BOUNDS = (
     (("updates", "batch_size", "accumulate", "evaluate_every"), "at least 1", lambda n: n >= 1),
-    (("learning_rate", "clip"), "above 0", lambda value: value > 0),
-    (("warmup", "weight_decay", "gold_weight", "ewc_weight"), "at least 0", lambda n: n >= 0),
+    (("clip",), "above 0", lambda norm: norm > 0),
+    (
+        ("learning_rate", "warmup", "weight_decay", "gold_weight", "ewc_weight"),
+        "at least 0",
+        lambda value: value >= 0,
+    ),
 )
 """Names of settings, what they must be, and whether a value is that."""
 

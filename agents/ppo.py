@@ -1,5 +1,11 @@
 """PPO by Stable-Baselines3: the student learns from the environment's reward, without an expert.
 
+Roll-in: the student draws every token. Label: none, the reward that each token and all after it
+earn. Loss: the clipped policy gradient, the critic's squared error, less the entropy.
+Differs from the paper in: several slots instead of parallel actors, and no value is looked for at
+the length limit.
+Source: Schulman et al. 2017, eq. 9 and algorithm 1, arXiv:1707.06347.
+
 This is no `Agent`, for three reasons: its update needs what the policy thought when it wrote (old
 probabilities and values), it goes over a rollout several times, and its critic has weights, which
 an agent never holds. So the loop is Stable-Baselines3's own, and what is here is the policy that

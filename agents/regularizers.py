@@ -1,9 +1,9 @@
 """What can be added to any agent's loss so that the student stays good on the data's prefixes.
 
 Who learns on prefixes of its own may forget what it could do on correct ones. Two remedies: to go
-on learning the data's tokens there (`gold_states`), or to hold on to the weights that matter there
-(`EWC`). Both look at the data as the agent has prepared them, so at the teacher's texts where these
-are the data. The learner adds them; the first is a mean over the data's actions, whatever the
+on learning the references' tokens there (`gold_batch`), or to hold on to the weights that matter
+there (`EWC`). Both look at the task's own pairs, also where an agent learns from texts that the
+teacher has written. The learner adds them; the first is a mean over its own actions, whatever the
 agent's loss is a mean over.
 """
 
@@ -15,19 +15,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from agents.batches import batch_indices, seed_of
+from agents.batches import batch_indices, generator_for, seed_of
 from agents.checkpoint import under
 from agents.divergences import cross_entropy
 from textgen_env.models.storage import Model
-from textgen_env.types import SpecialTokens, Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
+from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 FISHER_BATCHES = 100  # a chi-square variable each: a weight's Fisher information to about 14 %
 
 
-def gold_states(trajectories: Trajectories, special: SpecialTokens) -> Trajectories:
-    """The data's own texts for the sources of `trajectories`, a row for each."""
-    return Trajectories.from_examples(trajectories.examples, special)
+def gold_batch(gold: Examples, rows: int, seed: int, update: int) -> Examples:
+    """`rows` of the task's pairs for one update, drawn evenly: the same whenever asked for."""
+    draws = generator_for(seed, "gold", update)
+    return gold.select(torch.randint(len(gold), (rows,), generator=draws).to(gold.source.device))
 
 
 @dataclass(frozen=True)
@@ -64,29 +64,30 @@ class EWC:
         return 0.5 * torch.stack(terms).sum()
 
 
-def ewc_tensors(student: Model, env: TextGenVectorEnv, rows: int, seed: int) -> dict[str, Tensor]:
+def ewc_tensors(student: Model, gold: Examples, rows: int, seed: int) -> dict[str, Tensor]:
     """What `EWC` is made of, to be kept in a file, of `student` as it is.
 
     Args:
         student: in training mode afterwards, as it is here: dropout acts as it will in training.
-        env: has the data.
+        gold: the data.
         rows: examples whose gradients are computed together.
         seed: of the run.
     """
     student.train()
     torch.manual_seed(seed_of(seed, "dropout of fisher", 0))
-    draws = torch.Generator(env.device).manual_seed(seed_of(seed, "fisher", 0))
-    fisher = diagonal_fisher(student, islice(_data(env, rows, seed), FISHER_BATCHES), draws)
+    draws = torch.Generator(gold.source.device).manual_seed(seed_of(seed, "fisher", 0))
+    batches = islice(_data(gold, student.special, rows, seed), FISHER_BATCHES)
+    fisher = diagonal_fisher(student, batches, draws)
     start = {f"start.{name}": student.get_parameter(name) for name in fisher}
     return start | {f"fisher.{name}": value for name, value in fisher.items()}
 
 
-def _data(env: TextGenVectorEnv, rows: int, seed: int) -> Iterator[Trajectories]:
-    """Endless batches of the data, as training will see them."""
-    lengths = (env.examples.reference != env.special.pad).sum(1).cpu()
+def _data(gold: Examples, special: SpecialTokens, rows: int, seed: int) -> Iterator[Trajectories]:
+    """Endless batches of the data."""
+    lengths = (gold.reference != special.pad).sum(1).cpu()
     for indices in batch_indices(lengths, rows, seed):
-        examples = env.examples.select(indices.to(env.device)).trimmed(env.special)
-        yield Trajectories.from_examples(examples, env.special)
+        examples = gold.select(indices.to(gold.source.device)).trimmed(special)
+        yield Trajectories.from_examples(examples, special)
 
 
 def diagonal_fisher(

@@ -25,7 +25,6 @@ from agents.imitkd_star import ImitKDStar
 from agents.imitkd_star_full import ImitKDStarFull
 from agents.labels import TopKWithTail
 from agents.mle import MLE
-from agents.regularizers import gold_states
 from agents.schedules import Constant, Exponential, Linear
 from agents.seqkd import SeqKD
 from agents.seqkd_full import SeqKDFull
@@ -366,7 +365,8 @@ def test_every_agent_learns_on_any_task(
     expert = NeuralExpert(teacher)
     env = make_env(task, rows, expert)
     env = make_env(task, rows, expert, prepare(agent, env))
-    trajectories = collect(agent, env, student, progress, seed)
+    seen = experience(agent, env, student, progress, seed)
+    trajectories = seen.trajectories
     lengths = trajectories.mask.sum(1)
     counted = torch.arange(trajectories.mask.shape[1]) < lengths[:, None]
     assert lengths.min() >= 1
@@ -375,8 +375,8 @@ def test_every_agent_learns_on_any_task(
     assert trajectories.actions[~counted].eq(env.special.pad).all()
     assert trajectories.actions[counted].min() >= env.special.end, "neither padding nor start"
     assert name in BY_TOKEN or all(len(row) == 1 for row in writers_of_rows(trajectories))
-    gold = gold_states(trajectories, env.special)
-    loss = agent.loss(trajectories, student, expert)
+    gold = Trajectories.from_examples(trajectories.examples, env.special)
+    loss = agent.loss(trajectories, student, seen.expert(expert))
     added = MLE().loss(gold, student, expert)
     (loss + added).backward()
     assert loss.isfinite()

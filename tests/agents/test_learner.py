@@ -25,9 +25,10 @@ from agents.distillm import DistiLLM
 from agents.imitkd import ImitKD
 from agents.imitkd_full import ImitKDFull
 from agents.labels import Dense, TopKWithTail
-from agents.learner import LearnerConfig, TrainingError, copy_weights
+from agents.learner import Learner, LearnerConfig, TrainingError, copy_weights
 from agents.mle import MLE
 from agents.schedules import Constant, Linear
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 
 FIGURES = {
     "loss",
@@ -290,6 +291,23 @@ def test_a_buffer_smaller_than_a_rollout_is_refused_before_training(make_learner
 def test_labels_of_more_tokens_than_there_are_are_refused_before_training(make_learner):
     with pytest.raises(ValueError, match=r"k must be at most 11, .*, got 1000"):
         make_learner(DAgger(label=TopKWithTail(k=1000)))
+
+
+@pytest.mark.parametrize("more", [-2, 5])
+def test_a_student_with_other_tokens_is_refused_before_training(env, tmp_path, more):
+    student = Recurrent(RecurrentConfig(env.vocab_size + more, width=16))
+    with pytest.raises(
+        ValueError, match=r"^student must have the .* of 11 tokens, got one of \d+:"
+    ):
+        Learner(MLE(), student, env, tmp_path, CONFIG, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("learning_rate", -0.1), ("clip", -1.0), ("clip", 0.0), ("warmup", -1)]
+)
+def test_settings_that_would_not_train_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .* got {value}"):
+        LearnerConfig(**{name: value})
 
 
 def test_a_finished_run_has_nothing_left_to_do(make_learner):

@@ -21,13 +21,12 @@ from agents import AGENTS, regularizers
 from agents.bases import OnTokens, SmoothedTokens
 from agents.iq_learn import IQLearn
 from agents.kid import KID
-from agents.learner import LearnerConfig
+from agents.learner import Learner, LearnerConfig
 from agents.mle import MLE
-from agents.regularizers import EWC, diagonal_fisher, gold_states
-from agents.schedules import Constant
+from agents.regularizers import EWC, diagonal_fisher, gold_batch
 from agents.skd import SKD
 from textgen_env.tasks.task import encode
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Trajectories
 
 BOTH = replace(CONFIG, gold_weight=0.7, ewc_weight=3.0)
 FITTED = {"skd": SKD(k=3)}  # to a vocabulary of eleven tokens
@@ -60,7 +59,8 @@ def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypat
     batch, student = next(learner._batches(next(learner.rollouts()))), learner.student
     states = batch.trajectories
     own = learner.agent.loss(states, student, batch.expert(learner.env.expert)).double()
-    gold, _ = likelihood(student, states.source, states.reference)
+    pairs = gold_batch(learner.gold, BOTH.batch_size, BOTH.seed, update=0)
+    gold, _ = likelihood(student, pairs.source, pairs.reference)
     expected = gradients(own - 0.7 * gold, student)
     student.zero_grad()
     loss, tokens, terms = learner._backward(batch)
@@ -73,7 +73,7 @@ def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypat
 
 
 def test_weights_of_zero_cost_nothing_and_say_nothing(make_learner, monkeypatch):
-    for name in ("gold_states", "ewc_tensors"):
+    for name in ("gold_batch", "ewc_tensors"):
         monkeypatch.setattr(f"agents.learner.{name}", None)
     log, learner = Log(), make_learner(MLE(), replace(BOTH, gold_weight=0.0, ewc_weight=0.0))
     learner.train(no_score, log)
@@ -106,14 +106,29 @@ def test_accumulation_does_not_change_what_is_added(make_learner, precision):
         assert others[name] == pytest.approx(figures[name], rel=close["rtol"] / 10), name
 
 
-def test_gold_states_are_the_datas_whoever_wrote(env, tiny_student):
-    seen = experience(AGENTS["imitkd"](beta=Constant(0.0)), env, tiny_student).trajectories
-    gold = gold_states(seen, env.special)
-    assert seen.writer[seen.mask].eq(Writer.STUDENT).all()
-    assert torch.equal(gold.actions, seen.reference)
-    assert torch.equal(gold.mask, seen.reference != env.special.pad)
-    assert gold.writer.eq(Writer.DATA).all()
-    assert gold.source is seen.source
+def test_every_update_has_pairs_of_its_own_which_do_not_depend_on_the_update_before(tiny_task):
+    gold = encode(tiny_task.train, tiny_task)
+    first, second = (gold_batch(gold, 6, 0, update).reference for update in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(gold_batch(gold, 6, 0, update=1).reference, second)
+    assert not torch.equal(gold_batch(gold, 6, 1, update=1).reference, second)
+
+
+def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_data(
+    env, make_student, tiny_task, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(regularizers, "FISHER_BATCHES", 2)
+    gold = encode(tiny_task.train, tiny_task)
+    env.examples = replace(gold, reference=gold.reference.flip(0))
+    sums = {}
+    for name, own in (("gold", gold), ("data", None)):
+        learner = Learner(
+            MLE(), make_student(), env, tmp_path / name, BOTH, torch.float32, gold=own
+        )
+        sums[name] = learner._gold_batch().trajectories.actions.sum()
+        pairs = gold_batch(own or env.examples, BOTH.batch_size, BOTH.seed, update=0)
+        assert sums[name] == pairs.reference.sum()
+    assert sums["gold"] != sums["data"]
 
 
 def test_the_penalty_by_hand():
@@ -233,7 +248,7 @@ def test_it_does_not_hold_what_is_not_trained_nor_what_is_not_used(env, make_stu
     student = make_student()
     student.embedding.requires_grad_(False)
     student.unused = torch.nn.Parameter(torch.ones(2))
-    kept = regularizers.ewc_tensors(student, env, 4, seed=0)
+    kept = regularizers.ewc_tensors(student, env.examples, 4, seed=0)
     assert "fisher.embedding.weight" not in kept
     assert not kept["fisher.unused"].any()
     assert EWC.of(kept).penalty(student) == 0
