@@ -1,13 +1,14 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
 # make doors: run the environment inside other libraries, in a venv of its own.
-# make bench: time it beside other libraries, which are installed for that.
+# make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
+# other libraries as well.
 # make browser: look at the report in Chromium (Debian: chromium and chromium-driver).
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check slow browser bench doors clean
+.PHONY: demo test check slow browser peers-test bench doors clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -27,8 +28,10 @@ check: .venv/.installed-dev
 browser: .venv/.installed-dev
 	$(BIN)/pytest tests/browser
 
-bench: .venv/.installed-bench
-	$(BIN)/pytest tests/experiments/test_peers_gkd.py
+peers-test: .venv/.installed-bench
+	$(BIN)/pytest tests/experiments/test_peers_gkd.py tests/agents/test_divergences.py -k trl
+
+bench: peers-test
 	$(BIN)/textgen benchmark-peers
 
 # The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.

@@ -17,7 +17,8 @@ from experiments.generate import model_folder, task_of
 from experiments.logging import console
 from textgen_env.decoding import decode_all
 from textgen_env.models.export import ExportError, Write
-from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.models.huggingface_model import HuggingFaceModel
+from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 
 ROWS = 64  # sentences written together
@@ -79,7 +80,7 @@ def export(options: ExportOptions) -> None:
             precision=options.precision,
             max_steps=max_steps,
         )
-        write = read_back(options.format, written)
+        write = read_back(options.format, model, written)
         rows = [write(part, max_steps) for part in source.split(ROWS)]
         share = same_share(decode_all(model, source, max_steps), torch.cat(rows))
         if share < options.least_same:
@@ -94,9 +95,12 @@ def export(options: ExportOptions) -> None:
     )
 
 
-def read_back(name: Format, folder: Path) -> Write:
-    """What the program that the format is for writes, greedily."""
-    if name != "hf":
+def read_back(name: Format, model: Model, folder: Path) -> Write:
+    """What the program that the format is for writes greedily, from `model` saved in `folder`.
+
+    A pretrained model, causal or not, is loaded by `transformers` and decoded by this project.
+    """
+    if name != "hf" or isinstance(model, HuggingFaceModel):
         return load_writer(folder)
     with extra("export"):
         from textgen_env.models.export_hf import load_hf

@@ -20,7 +20,7 @@ from textgen_env.tokenizer import TextTokenizer
 
 API_KEY = "TEXTGEN_API_KEY"  # environment variable; a name of its own, for any server may be named
 TRIED_AGAIN = (429, 500, 502, 503, 504)
-PAUSE = 0.5  # seconds; the pause before try n + 2 is this times 2^n
+PAUSE = 0.5  # seconds; before tries 2, 3, 4, ... the pauses are 0, 2 and 4 times this, ...
 LONGEST_PAUSE = 60.0  # seconds
 LONGEST_WISH = 600  # seconds of a pause that the server may ask for
 CONNECT = 10.0  # seconds in which a server that is there takes a connection
@@ -53,15 +53,7 @@ class Completions:
             raise ExpertError(f"{API_KEY} must be printable ASCII, got something else (not shown)")
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=min(CONNECT, timeout), read=timeout),
-            retries=urllib3.Retry(
-                total=retries,
-                status_forcelist=TRIED_AGAIN,
-                allowed_methods=None,  # POST as well: to ask twice changes nothing
-                backoff_factor=PAUSE,
-                backoff_max=LONGEST_PAUSE,
-                retry_after_max=LONGEST_WISH,
-                raise_on_status=False,
-            ),
+            retries=patience(retries),
         )
 
     def ask(
@@ -214,6 +206,19 @@ class Completions:
     def _hidden(self, text: str) -> str:
         """`text`, cut, without the key."""
         return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
+
+
+def patience(retries: int) -> urllib3.Retry:
+    """After what a request is sent again, `retries` times at most, and how long that waits."""
+    return urllib3.Retry(
+        total=retries,
+        status_forcelist=TRIED_AGAIN,
+        allowed_methods=None,  # POST as well: to ask twice changes nothing
+        backoff_factor=PAUSE,
+        backoff_max=LONGEST_PAUSE,
+        retry_after_max=LONGEST_WISH,
+        raise_on_status=False,
+    )
 
 
 def _id(key: str) -> int:

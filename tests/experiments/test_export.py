@@ -11,10 +11,13 @@ import torch
 from agents.evaluation import translate_texts
 from experiments import export as command
 from experiments.cli import main
+from experiments.configs import Experiment
 from experiments.formats import extra, format_of, save_as
-from experiments.run import RunError
+from experiments.run import Run, RunError, write_config
 from textgen_env.models.storage import load_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tasks.task import Limits
+from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tokenizer import Tokenizer
 
 pytest.importorskip("transformers")
@@ -93,6 +96,38 @@ def test_a_recurrent_student_is_one_line(name, recurrent_run, tmp_path, capsys):
     options = ["--format", name, "--output", tmp_path / "place"]
     assert "--student transformer" in complaint(capsys, "export", recurrent_run, *options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=["marian", "llama"])
+def pretrained_run(request, tmp_path):
+    """What a finished run with a student of `transformers` leaves, as far as exports look."""
+    from pretrained import FAMILIES, TEXTS, save_family
+
+    pairs = "".join(f"{text}\t{text}\n" for text in TEXTS)
+    (tmp_path / "pairs.tsv").write_text(pairs)
+    files, limits = [tmp_path / "pairs.tsv"] * 3, Limits(max_tokens=12, length_ratio=None)
+    experiment = Experiment(task=TextFilesConfig(*files, limits=limits), teacher=None)
+    write_config(tmp_path / "run", Run(experiment, "float32", onednn=False), {})
+    save_family(FAMILIES[request.param], tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+def test_a_pretrained_student_is_saved_as_transformers_does(pretrained_run, capsys):
+    main(["export", str(pretrained_run), "--format", "hf"])
+    assert "100.0% of 5 sentences" in " ".join(capsys.readouterr().err.split())
+    place = pretrained_run / "export" / "hf"
+    assert format_of(place) == "hf"
+    before, after = load_model(pretrained_run / "model"), load_model(place)
+    assert type(after) is type(before)
+    for name, weight in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], weight)
+
+
+def test_a_pretrained_student_is_for_the_converter_of_ctranslate2(pretrained_run, capsys):
+    line = complaint(capsys, "export", pretrained_run, "--format", "ctranslate2")
+    assert "export to hf, and" in line
+    assert "ct2-transformers-converter --model FOLDER --output_dir OTHER" in line
+    assert not list((pretrained_run / "export").iterdir())
 
 
 def test_an_export_that_writes_something_else_is_not_left(run, tmp_path, capsys, monkeypatch):

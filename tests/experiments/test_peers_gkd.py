@@ -5,7 +5,7 @@ import torch
 
 from textgen_env.types import Examples, Trajectories, Writer
 
-pytest.importorskip("trl")  # the extra `bench`; make bench
+pytest.importorskip("trl")  # the extra `bench`; make peers-test
 from experiments.peers_gkd import TEACHER_WEIGHT, TRLUpdates, gkd_updates, save_pair
 from experiments.peers_models import Size
 from experiments.peers_updates import LearnerUpdates

@@ -11,6 +11,7 @@ from tokenizers import decoders, processors
 from torch import Tensor
 
 from textgen_env.hf_tokenizer import PretrainedTokenizer
+from textgen_env.models.huggingface_model import HuggingFaceModel
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tokenizer import SPECIAL_PIECES, TextTokenizer, Tokenizer
@@ -29,9 +30,15 @@ def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
     """`model`, if other programs know its layout and its tokenizer makes of a text what it reads.
 
     Raises:
-        ExportError: it is no Transformer, or does not belong to `tokenizer`, or that puts more
-            around a text than the end token.
+        ExportError: it is no Transformer of this project's, or does not belong to `tokenizer`, or
+            that puts more around a text than the end token.
     """
+    if isinstance(model, HuggingFaceModel):
+        raise ExportError(
+            "model must be a Transformer of this project's for this format, got a pretrained "
+            f"{model.config.model_type}: export to hf, and where CTranslate2 knows its kind run "
+            "ct2-transformers-converter --model FOLDER --output_dir OTHER on what that writes"
+        )
     if not isinstance(model, Transformer):
         raise ExportError(
             f"model must be a Transformer for this format, got a {type(model).__name__}, which no "
