@@ -94,7 +94,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
     """Score hypotheses against one reference each.
 
     Raises:
-        ValueError: another number of hypotheses than of references.
+        ValueError: no text, or another number of hypotheses than of references.
 
     Source: Post 2018, arXiv:1804.08771; Popović 2015, chrF; Lin 2004, ROUGE.
     """
@@ -122,7 +122,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """SacreBLEU alone, in [0, 100].
 
     Raises:
-        ValueError: another number of hypotheses than of references.
+        ValueError: no text, or another number of hypotheses than of references.
     """
     _check_pairs(hypotheses, references)
     return _corpus_score(BLEU(), hypotheses, references)
@@ -134,10 +134,14 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, 
     Words are lower-cased and not stemmed, letters of any script. On texts of ASCII alone these are
     the package's own defaults; elsewhere those would tear words at every other letter.
 
+    Raises:
+        ValueError: no text, or another number of hypotheses than of references.
+
     Source: Lin 2004, "ROUGE: A package for automatic evaluation of summaries".
     """
     from rouge_score.rouge_scorer import RougeScorer  # a third of a second no other command needs
 
+    _check_pairs(hypotheses, references)
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds, tokenizer=_Words())
     scores = [scorer.score(*texts) for texts in zip(references, hypotheses, strict=True)]
@@ -163,8 +167,15 @@ def bleu_by_length(
         hypotheses: texts.
         references: one for each.
         lengths_of: the texts whose words are counted: the references, or the sources.
+
+    Raises:
+        ValueError: no text, or not as many of each.
     """
     _check_pairs(hypotheses, references)
+    if len(lengths_of) != len(references):
+        raise ValueError(
+            f"lengths_of must be as many as references ({len(references)}), got {len(lengths_of)}"
+        )
     groups: list[list[int]] = [[] for _ in (*LENGTHS, None)]
     for index, text in enumerate(lengths_of):
         groups[sum(len(text.split()) > limit for limit in LENGTHS)].append(index)
@@ -192,10 +203,18 @@ def bootstrap(
         references: one for each text.
         baseline: place of the system that the others are compared with; None for no comparison.
 
+    Raises:
+        ValueError: no system, no text, a system with another number of texts than of references, or
+            a baseline that is none of the systems.
+
     Source: Koehn 2004, "Statistical significance tests for machine translation evaluation".
     """
+    if not systems:
+        raise ValueError("systems must be at least one, got none")
     for hypotheses in systems:
         _check_pairs(hypotheses, references)
+    if baseline is not None and baseline not in range(len(systems)):
+        raise ValueError(f"baseline must be from 0 to {len(systems) - 1}, or None, got {baseline}")
     order = sorted(range(len(systems)), key=lambda place: place != baseline)  # the baseline first
     named: list[tuple[str, Sequence[str]]] = [(str(place), systems[place]) for place in order]
     _, scores = PairedTest(named, {"BLEU": BLEU()}, [list(references)], test_type="bs")()
@@ -226,6 +245,8 @@ def _check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError(
             f"hypotheses must be as many as references ({len(references)}), got {len(hypotheses)}"
         )
+    if not references:
+        raise ValueError("references must be at least one, got none")
 
 
 def _corpus_score(

@@ -5,7 +5,7 @@ wrote the prefixes: the data, the student or the teacher. Each instrument is a f
 together for one student are in `exposure_panel`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, trimmed
 
+BATCH_SIZE = 32  # texts whose logits, (B, T, V), are held at a time
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -27,47 +29,64 @@ class Comparison:
         agreement: (T,) float64, share of them at which both have the same most probable token, in
             [0, 1]; 0 where there is no state.
         divergence: (T,) float64, mean KL(teacher || student), nats; 0 where there is no state.
+        student_surprise: (T,) float64, mean of -log q(action), with q the student, nats; as above.
+        teacher_surprise: (T,) float64, mean of -log p(action), with p the teacher, nats; as above.
     """
 
     count: Tensor
     agreement: Tensor
     divergence: Tensor
+    student_surprise: Tensor
+    teacher_surprise: Tensor
 
     @property
     def mean_agreement(self) -> float:
         """Over all states, in [0, 1]."""
-        return float((self.agreement * self.count).sum() / self.count.sum())
+        return self.mean(self.agreement)
 
     @property
     def mean_divergence(self) -> float:
         """Over all states, nats."""
-        return float((self.divergence * self.count).sum() / self.count.sum())
+        return self.mean(self.divergence)
+
+    def mean(self, figure: Tensor) -> float:
+        """Of one of the figures, over all states."""
+        return float((figure * self.count).sum() / self.count.sum())
 
 
 @torch.no_grad()
 def compare(
-    trajectories: Trajectories, student: SequenceModel, expert: Expert, *, batch_size: int = 64
+    trajectories: Trajectories,
+    student: SequenceModel,
+    expert: Expert,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> Comparison:
-    """How the student's next token compares with the teacher's at every counted state.
+    """How the student compares with the teacher at every counted state, in one pass of either.
 
     Args:
         trajectories: the states.
         student: in evaluation mode.
         expert: the teacher.
         batch_size: trajectories compared at a time, those of like length together.
+
+    Source: Arora et al. 2022, section 4, arXiv:2204.01171, for the divergence by who wrote the
+        prefix; agreement is one minus the 0-1 loss of Ross et al. 2011, section 2,
+        arXiv:1011.0686.
     """
     steps, special = trajectories.actions.shape[1], expert.special
-    sums = torch.zeros(3, steps, dtype=torch.float64)
+    sums = torch.zeros(5, steps, dtype=torch.float64)
     for batch in _batches(trajectories, special, batch_size):
         logits = student.sequence_logits(batch.source, batch.actions)
         teacher_logits = expert.logits(batch)
         same = best_actions(logits, special) == best_actions(teacher_logits, special)
-        figures = torch.ones_like(same), same, forward_kl(logits, teacher_logits)
+        divergence = forward_kl(logits, teacher_logits)
+        surprises = (cross_entropy(each, batch.actions) for each in (logits, teacher_logits))
+        figures = torch.ones_like(same), same, divergence, *surprises
         for total, figure in zip(sums, figures, strict=True):
             counted = figure.double().where(batch.mask, 0.0)
             total[: counted.shape[1]] += counted.sum(0).cpu()
-    count, agreement, divergence = sums
-    return Comparison(count, agreement / count.clamp(min=1), divergence / count.clamp(min=1))
+    return Comparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
 
 
 def written_by(
@@ -111,8 +130,9 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
     distribution is flat there, and a flat student is near to it. Then it may be negative.
 
     Args:
-        own: on prefixes drawn from the student.
-        teachers: on prefixes drawn from the teacher; positions that either lacks are left out.
+        own: on prefixes drawn from the student, three texts a source (`exposure_panel.NUM_DRAWS`).
+        teachers: on prefixes drawn from the teacher, as many; positions that either lacks are left
+            out.
 
     Source: Arora et al. 2022, section 4, arXiv:2204.01171; with the teacher in the place of the
         data as Gu et al. 2023, section 3.3, arXiv:2306.08543.
@@ -123,51 +143,30 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
     return 100 * (accumulated - inherent) / inherent
 
 
-def likelihood_risk(drawn: Trajectories, expert: Expert) -> float:
+def likelihood_risk(drawn: Comparison) -> float:
     """How unlikely the student's texts are to the teacher: high where it writes what is wrong.
 
     The mean of -log p(action) over all tokens, with p the teacher: nats a token.
 
     Args:
-        drawn: texts drawn from the student.
-        expert: the teacher.
+        drawn: on texts drawn from the student.
 
     Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
     """
-    return _mean_surprise(drawn, expert.logits, expert.special)
+    return drawn.mean(drawn.teacher_surprise)
 
 
-def coverage_risk(drawn: Trajectories, student: SequenceModel) -> float:
+def coverage_risk(drawn: Comparison) -> float:
     """How unlikely the teacher's texts are to the student: high where it lacks what is right.
 
     The mean of -log q(action) over all tokens, with q the student: nats a token.
 
     Args:
-        drawn: texts drawn from the teacher.
-        student: in evaluation mode.
+        drawn: on texts drawn from the teacher.
 
     Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
     """
-
-    def logits(texts: Trajectories) -> Tensor:
-        return student.sequence_logits(texts.source, texts.actions)
-
-    return _mean_surprise(drawn, logits, student.special)
-
-
-@torch.no_grad()
-def _mean_surprise(
-    texts: Trajectories,
-    logits: Callable[[Trajectories], Tensor],
-    special: SpecialTokens,
-    batch_size: int = 64,
-) -> float:
-    """Mean of -log of what `logits` give to the actions, over all counted ones, nats."""
-    total = torch.zeros((), dtype=torch.float64)
-    for batch in _batches(texts, special, batch_size):
-        surprise = cross_entropy(logits(batch), batch.actions)
-        total += surprise.double().where(batch.mask, 0.0).sum().cpu()
-    return float(total / texts.mask.sum().cpu())
+    return drawn.mean(drawn.student_surprise)
 
 
 def _batches(
@@ -206,7 +205,10 @@ def teacher_finishes(
 
 
 def length_ratio(texts: Trajectories, special: SpecialTokens) -> float:
-    """Tokens written over tokens of the references, end tokens included; 1 is neither."""
+    """Tokens written over tokens of the references, end tokens included; 1 is neither.
+
+    Source: Papineni et al. 2002, "BLEU", section 2.2.2: c over r of its brevity penalty.
+    """
     return float(texts.mask.sum() / (texts.reference != special.pad).sum())
 
 

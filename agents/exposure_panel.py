@@ -1,10 +1,10 @@
-"""All exposure-bias instruments of one student: a few during training, the rest afterwards.
+"""All exposure-bias instruments of one student, read the same way during training and afterwards.
 
 Where there is no teacher, what needs one is None.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -30,10 +30,11 @@ from textgen_env.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair
 from textgen_env.tokenizer import TextTokenizer
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import SpecialTokens, Trajectories, Writer
 
 SHARES = (0.25, 0.5, 0.75)  # of a text that the student writes before the teacher goes on
 SEED = 0  # of the draws: the same for all students
+NUM_DRAWS = 3  # texts drawn for each source
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Positions:
             comparison.divergence[:seen].tolist(),
             comparison.count[:seen].long().tolist(),
         )
+
+    def mean(self, values: Sequence[float]) -> float:
+        """Of one of the two measures, over all states."""
+        weighted = zip(values, self.count, strict=True)
+        return sum(value * states for value, states in weighted) / sum(self.count)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,29 @@ class Exposure:
     coverage_risk: float | None = None
     teacher_finishes: list[Finished] | None = None
 
+    def figures(self) -> dict[str, float]:
+        """One number for each instrument that there is, by the name that it is logged under.
+
+        Of those by position the mean over all states; of the excess accumulated error its value at
+        the last position that half of the student's greedy texts reach, beyond which there are few.
+        """
+        named = {
+            "length_ratio": self.length_ratio,
+            "repetition_rate": self.repetition_rate,
+            "likelihood_risk": self.likelihood_risk,
+            "coverage_risk": self.coverage_risk,
+        }
+        for who, found in (self.positions or {}).items():
+            named[f"{who}_agreement"] = found.mean(found.agreement)
+            named[f"{who}_divergence"] = found.mean(found.divergence)
+        if self.excess_accumulated_error and self.positions:
+            states = self.positions["own"].count
+            half = sum(2 * count >= states[0] for count in states)
+            named["excess_accumulated_error"] = self.excess_accumulated_error[:half][-1]
+        for each in self.teacher_finishes or []:
+            named[f"teacher_finishes_{each.share:g}"] = each.bleu
+        return {name: value for name, value in named.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -99,7 +128,7 @@ class Teacher:
     Attributes:
         expert: the teacher.
         written: its greedy texts.
-        drawn: a text for each source, drawn from its distributions.
+        drawn: `NUM_DRAWS` texts for each source, drawn from its distributions.
     """
 
     expert: Expert
@@ -109,16 +138,23 @@ class Teacher:
     @classmethod
     def of(cls, expert: Expert, written: Trajectories) -> Self:
         """The teacher whose greedy texts are `written`, T the length limit; it draws others."""
-        examples = written.examples
-        drawn = expert.sample(
-            examples,
-            max_steps=written.actions.shape[1],
-            sampling=Sampling(),
-            generator=generator_for(SEED, "teacher draws", 0),
-        )
-        return cls(
-            expert, written, record(examples, drawn.reference, Writer.EXPERT, expert.special)
-        )
+        examples, steps = written.examples, written.actions.shape[1]
+
+        def draw(generator: torch.Generator) -> Trajectories:
+            drawn = expert.sample(
+                examples, max_steps=steps, sampling=Sampling(), generator=generator
+            )
+            return record(examples, drawn.reference, Writer.EXPERT, expert.special)
+
+        return cls(expert, written, _drawn(draw, "teacher draws", expert.special))
+
+
+def _drawn(
+    draw: Callable[[torch.Generator], Trajectories], purpose: str, special: SpecialTokens
+) -> Trajectories:
+    """What `draw` gives for `NUM_DRAWS` generators of their own, one after the other."""
+    generators = (generator_for(SEED, purpose, number) for number in range(NUM_DRAWS))
+    return Trajectories.cat([draw(generator) for generator in generators], special)
 
 
 def exposure(
@@ -127,6 +163,7 @@ def exposure(
     pairs: Sequence[Pair],
     tokenizer: TextTokenizer,
     teacher: Teacher | None,
+    shares: Sequence[float] = SHARES,
 ) -> Exposure:
     """Read all instruments.
 
@@ -137,6 +174,7 @@ def exposure(
         tokenizer: of both sides.
         teacher: with its texts for `pairs`, or for the first of them, to save time; None for a
             student that has none.
+        shares: of a text that the student writes before the teacher goes on, beside none and all.
     """
     hypotheses = tokenizer.decode(own.actions.tolist())
     references = [pair.reference for pair in pairs]
@@ -152,24 +190,25 @@ def exposure(
         return alone
     count = len(teacher.written)
     own, references = own.select(torch.arange(count)), references[:count]
-    drawing = partial(
-        sample, sampling=Sampling(), generator=generator_for(SEED, "student draws", 0)
+    examples, steps = own.examples, own.actions.shape[1]
+
+    def draw(generator: torch.Generator) -> Trajectories:
+        decoder = partial(sample, sampling=Sampling(), generator=generator)
+        return written_by(student, examples, steps, writer=Writer.STUDENT, decoder=decoder)
+
+    drawn, teachers = (
+        compare(texts, student, teacher.expert)
+        for texts in (_drawn(draw, "student draws", student.special), teacher.drawn)
     )
-    drawn = written_by(
-        student,
-        own.examples,
-        own.actions.shape[1],
-        writer=Writer.STUDENT,
-        decoder=drawing,
-    )
+    error = excess_accumulated_error(drawn, teachers).tolist()
     return replace(
         alone,
         teacher_pairs=count,
         positions=_positions(student, own, teacher),
-        excess_accumulated_error=_excess(student, drawn, teacher),
-        likelihood_risk=likelihood_risk(drawn, teacher.expert),
-        coverage_risk=coverage_risk(teacher.drawn, student),
-        teacher_finishes=_finished(own, references, tokenizer, teacher),
+        excess_accumulated_error=[value if math.isfinite(value) else None for value in error],
+        likelihood_risk=likelihood_risk(drawn),
+        coverage_risk=coverage_risk(teachers),
+        teacher_finishes=_finished(own, references, tokenizer, teacher, shares),
     )
 
 
@@ -182,43 +221,19 @@ def _positions(student: SequenceModel, own: Trajectories, teacher: Teacher) -> d
     }
 
 
-def _excess(student: SequenceModel, drawn: Trajectories, teacher: Teacher) -> list[float | None]:
-    own, teachers = (compare(texts, student, teacher.expert) for texts in (drawn, teacher.drawn))
-    error = excess_accumulated_error(own, teachers).tolist()
-    return [value if math.isfinite(value) else None for value in error]
-
-
 def _finished(
-    own: Trajectories, references: Sequence[str], tokenizer: TextTokenizer, teacher: Teacher
+    own: Trajectories,
+    references: Sequence[str],
+    tokenizer: TextTokenizer,
+    teacher: Teacher,
+    shares: Sequence[float],
 ) -> list[Finished]:
     texts = {
         0.0: teacher.written.actions,
-        **{share: teacher_finishes(own, teacher.expert, share) for share in SHARES},
+        **{share: teacher_finishes(own, teacher.expert, share) for share in shares},
         1.0: own.actions,
     }
     return [
         Finished(share, bleu(tokenizer.decode(actions.tolist()), references))
         for share, actions in texts.items()
     ]
-
-
-def figures_while_training(
-    own: Trajectories, student: SequenceModel, expert: Expert | None
-) -> dict[str, float]:
-    """The cheap instruments, to be logged at each evaluation; some are absent without a teacher.
-
-    Args:
-        own: the student's greedy texts.
-        student: in evaluation mode.
-        expert: the teacher, whose answers here are not to be counted as those to the agent.
-    """
-    special = student.special
-    figures = {"length_ratio": length_ratio(own, special), "repetition_rate": repetition_rate(own)}
-    if expert is None:
-        return figures
-    gold = Trajectories.from_examples(own.examples, special)
-    for who, texts in {"gold": gold, "own": own}.items():
-        comparison = compare(texts, student, expert)
-        figures[f"{who}_agreement"] = comparison.mean_agreement
-        figures[f"{who}_divergence"] = comparison.mean_divergence
-    return figures

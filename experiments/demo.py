@@ -61,5 +61,5 @@ def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setti
     task, rows = judge_runs(list(runs))
     show(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
-    console.print(f"written to {output / RESULTS}")
+    console.print(f"written to {output / RESULTS}", soft_wrap=True, markup=False)
     report(ReportOptions(tuple(runs), output / "report.html"))

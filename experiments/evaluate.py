@@ -14,12 +14,14 @@ from agents.exposure_panel import Exposure, Teacher, exposure
 from experiments.build import build_task, num_parameters
 from experiments.configs import agent_name
 from experiments.logging import log_evaluation, progress
+from experiments.reporting.charts import TEACHER
 from experiments.results import (
     EXPOSURE,
     RESULTS,
     SAMPLES,
     Row,
     Sample,
+    names_of,
     show,
     write_exposure,
     write_results,
@@ -48,14 +50,16 @@ class Entry:
     Attributes:
         name: what the table calls it.
         agent: the algorithm it was trained with.
+        precision: name of the dtype it runs in.
         seed: of its training.
-        model: in the precision it shall run in.
+        model: in that precision.
         task: in the model's own tokens.
         outcome: what its training reported; None for the teacher.
     """
 
     name: str
     agent: str
+    precision: str
     seed: int | None
     model: Model
     task: TextTask
@@ -102,16 +106,21 @@ class EvaluateOptions:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     baseline: Path | None = None
-    beam_size: int = 1
+    beam_size: int = 5
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def evaluate(options: EvaluateOptions) -> None:
     """Measure the runs and print a table of them beside their teacher.
 
     Raises:
-        RunError: a run is unfinished, the runs differ in task or teacher, or the baseline is none
-            of them.
+        RunError: a run is unfinished or there twice, the runs differ in task or teacher, or the
+            baseline is none of them.
     """
     task, rows = judge_runs(
         options.runs,
@@ -134,8 +143,8 @@ def judge_runs(
     Leaves in each run's folder what was measured of it.
 
     Raises:
-        RunError: there is no run, one is unfinished, they differ in task, teacher or tokenizer, or
-            the baseline is none of them.
+        RunError: there is no run, one is unfinished or there twice, they differ in task, teacher or
+            tokenizer, or the baseline is none of them.
     """
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
@@ -173,22 +182,23 @@ def judge_runs(
 
 def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
     """The first run, and what is to be judged: the runs' teacher, if they have one, and they."""
-    runs = read_runs(folders)
+    runs, names = read_runs(folders), names_of(folders)
     first = runs[0]
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
     check_tokenizers([folder / "model" for folder in folders])
     task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
-    entries = [run_entry(*each, task) for each in zip(folders, runs, outcomes, strict=True)]
+    entries = [run_entry(*each, task) for each in zip(names, folders, runs, outcomes, strict=True)]
     if first.experiment.teacher:
-        entries.insert(0, teacher_entry(first.experiment.teacher, first.dtype, task))
+        entries.insert(0, teacher_entry(first.experiment.teacher, first, task))
     return first, entries
 
 
-def run_entry(folder: Path, run: Run, outcome: Outcome, task: TextTask) -> Entry:
+def run_entry(name: str, folder: Path, run: Run, outcome: Outcome, task: TextTask) -> Entry:
     """The best model of a finished run."""
     return Entry(
-        name=folder.name,
+        name=name,
         agent=agent_name(run.experiment.agent),
+        precision=run.precision,
         seed=run.experiment.learner.seed,
         model=load_model(folder / "model", run.dtype),
         task=task,
@@ -196,10 +206,10 @@ def run_entry(folder: Path, run: Run, outcome: Outcome, task: TextTask) -> Entry
     )
 
 
-def teacher_entry(folder: Path, dtype: torch.dtype, task: TextTask) -> Entry:
-    """The teacher, for the first line of a table; `task` may be in other tokens than its own."""
-    own = in_tokens_of(load_tokenizer(folder), task)
-    return Entry("teacher", "teacher", None, load_model(folder, dtype), own, None)
+def teacher_entry(folder: Path, run: Run, task: TextTask) -> Entry:
+    """A run's teacher, for the first line; `task` may be in other tokens than its own."""
+    own, model = in_tokens_of(load_tokenizer(folder), task), load_model(folder, run.dtype)
+    return Entry(TEACHER, TEACHER, run.precision, None, model, own, None)
 
 
 def judge(entry: Entry, *, beam_size: int = 1, batch_size: int = 64) -> Judged:
@@ -247,14 +257,7 @@ def table(
     tasks = [each.entry.task for each in judged]
     references = [pair.reference for pair in tasks[0].test]
     resampled = bootstrap([each.hypotheses for each in judged], references, baseline)
-    readers = [
-        Reader(
-            each.entry.model,
-            encode(each.entry.task.test[:SPEED_SENTENCES], each.entry.task).source,
-            each.entry.task.max_target_length,
-        )
-        for each in judged
-    ]
+    readers = [_reader(each.entry) for each in judged]
     same = all(same_pieces(tasks[0].tokenizer, task.tokenizer) for task in tasks)
     speeds = compare_speed(readers, same_tokens=same, batch_size=batch_size)
     base = None if baseline is None else judged[baseline].entry.name
@@ -262,6 +265,7 @@ def table(
         Row(
             model=each.entry.name,
             agent=each.entry.agent,
+            precision=each.entry.precision,
             seed=each.entry.seed,
             train_pairs=each.entry.outcome.train_pairs if each.entry.outcome else None,
             parameters=num_parameters(each.entry.model),
@@ -283,6 +287,13 @@ def table(
     ]
 
 
+def _reader(entry: Entry) -> Reader:
+    """The model with what it reads of the first test pairs: as the teacher, its own view."""
+    test = encode(entry.task.test[:SPEED_SENTENCES], entry.task)
+    source = test.expert_source if entry.writer == Writer.EXPERT else test.source
+    return Reader(entry.model, source, entry.task.max_target_length)
+
+
 def _samples(judged: Judged, task: TextTask, teachers: Sequence[str] | None) -> list[Sample]:
     """The test pairs with what the teacher, if there is one, and the student wrote."""
     return [
@@ -294,6 +305,7 @@ def _samples(judged: Judged, task: TextTask, teachers: Sequence[str] | None) -> 
 
 
 def _figures(row: Row, found: Exposure) -> dict[str, float]:
-    """All figures of a row and of the instruments that are one number."""
-    named = {**row.to_json(), **asdict(found)}
-    return {name: value for name, value in named.items() if isinstance(value, float)}
+    """All figures of a row, and one of each instrument."""
+    named = {name: value for name, value in row.to_json().items() if isinstance(value, float)}
+    beam = {} if row.beam is None else {"beam_bleu": row.beam.bleu}
+    return {**named, **beam, **found.figures()}

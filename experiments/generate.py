@@ -35,6 +35,11 @@ class GenerateOptions:
     max_tokens: int = 128
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "batch_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def generate(options: GenerateOptions) -> None:
     """Write one line for each line read; an empty line for an empty one."""

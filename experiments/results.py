@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agents.evaluation import Quality
 from agents.exposure_panel import Exposure
-from experiments.run import write_text
+from experiments.reporting.charts import TEACHER
+from experiments.run import RunError, write_text
 from textgen_env.tasks.task import TextTask
 
 RESULTS, SAMPLES, EXPOSURE = "results.json", "samples.jsonl", "exposure.json"
@@ -33,6 +35,7 @@ class Row:
     Attributes:
         model: what the table calls it.
         agent: the algorithm it was trained with.
+        precision: name of the dtype that it ran in.
         seed: of its training; None for the teacher, as all that is about training.
         train_pairs: of its task.
         parameters: a shared one counted once.
@@ -52,6 +55,7 @@ class Row:
 
     model: str
     agent: str
+    precision: str
     seed: int | None
     train_pairs: int | None
     parameters: int
@@ -84,17 +88,33 @@ class Sample:
     hypothesis: str
 
 
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that tell them, and the teacher, apart.
+
+    Raises:
+        RunError: a folder is there twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len({TEACHER, *names}) == 1 + len(names):
+            return names
+    raise RunError(f"runs must be different folders, got {', '.join(map(str, folders))}")
+
+
 def show(rows: Sequence[Row], title: str) -> None:
     """Print the table."""
     quality, beam_size = rows[0].quality, rows[0].beam_size
     caption = f"BLEU ± half its 95 % interval: {quality.signature}; speed: greedy"
     if rows[0].baseline:
         caption += f"; p against {rows[0].baseline}"
-    table = Table(title=title, caption=caption)
+    if len({row.precision for row in rows}) > 1:
+        caption += f"; in {', '.join(f'{row.precision} {row.model}' for row in rows)}"
+    table = Table(title=escape(title), caption=escape(caption))
     for name, *_ in _cells(rows[0], beam_size):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row in rows:
-        table.add_row(*(cell for _, cell in _cells(row, beam_size)))
+        table.add_row(*(escape(cell) for _, cell in _cells(row, beam_size)))
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
     console.print(table)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -126,23 +126,37 @@ def read_config(folder: Path) -> Run:
         raise RunError(f"run must be a folder with a config.json, got {folder}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Run(from_json(content["experiment"]), content["precision"], content["onednn"])
+        run = Run(from_json(content["experiment"]), content["precision"], content["onednn"])
+        _check_kinds(run)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
+    return run
+
+
+def _check_kinds(run: Run) -> None:
+    """Raise if a part is not what its record declares, of which JSON says nothing."""
+    if not isinstance(run.experiment, Experiment):
+        raise TypeError(f"experiment must be an Experiment, got {run.experiment!r}")
+    if run.precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {run.precision!r}")
+    for name, kind in get_type_hints(Experiment).items():
+        part = getattr(run.experiment, name)
+        if name != "precision" and not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind}, got {part!r}")
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """What runs that shall stand in one table were started with.
 
     Raises:
-        RunError: there is none, or they differ in task or teacher.
+        RunError: there is none, or they differ in task or teacher, be it here or on a server.
     """
     if not folders:
         raise RunError("runs must be at least one folder, got none")
     runs = [read_config(folder) for folder in folders]
-    first = runs[0].experiment
-    for folder, run in zip(folders, runs, strict=True):
-        if (run.experiment.task, run.experiment.teacher) != (first.task, first.teacher):
+    compared = [(each.task, each.teacher, each.server) for each in (run.experiment for run in runs)]
+    for folder, parts in zip(folders, compared, strict=True):
+        if parts != compared[0]:
             raise RunError(
                 f"runs in one table must have the same task and teacher as {folders[0]}, "
                 f"got {folder} with others"

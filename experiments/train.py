@@ -12,7 +12,7 @@ import torch
 from agents.checkpoint import Counters, load_tensors, save_atomically
 from agents.evaluation import bleu
 from agents.exposure import written_by
-from agents.exposure_panel import figures_while_training
+from agents.exposure_panel import Teacher, exposure
 from agents.learner import Learner, Record
 from agents.processes import num_slots, this_device, this_process
 from experiments.build import build_task, learning_env, report_dropped
@@ -36,6 +36,7 @@ from experiments.start import (
     fresh_student,
     initial_student,
 )
+from textgen_env.checks import fitted
 from textgen_env.expert import Expert, NeuralExpert, Queries
 from textgen_env.models.storage import Model, save_model
 from textgen_env.precision import measure_precision, onednn_float32
@@ -46,7 +47,8 @@ from textgen_env.types import Examples, Writer, tensors
 
 OUTCOME = "outcome.json"
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
-INSTRUMENT_PAIRS = 32  # that the teacher looks at at each evaluation
+INSTRUMENT_PAIRS = 16  # that the instruments look at at each evaluation: few, to be fast
+INSTRUMENT_SHARES = (0.5,)  # of a text that the student writes before the teacher goes on, there
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         task = take_train_pairs(task, experiment.train_pairs)
     if experiment.server:
         task = with_expert_prompts(task, experiment.server.prompt)
-    expert = build_expert(run, task, tokenizers)
+    expert = fitted(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
@@ -141,16 +143,21 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         experiment.learner,
         run.dtype,
         validation,
+        encode(task.train, task),
     )
-    judge = NeuralExpert(expert.model) if isinstance(expert, NeuralExpert) else None
+    teacher = None
+    if process.is_main_process:
+        teacher = _uncounted(expert, validation, task.max_target_length)
     log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
         own = written_by(model, validation, task.max_target_length, writer=Writer.STUDENT)
         hypotheses = task.tokenizer.decode(own.actions.tolist())
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
-        some = own.select(torch.arange(min(INSTRUMENT_PAIRS, len(own))))
-        log.instruments(figures_while_training(some, model, judge))
+        some = pairs[:INSTRUMENT_PAIRS]
+        few = own.select(torch.arange(len(some)))
+        found = exposure(model, few, some, task.tokenizer, teacher, INSTRUMENT_SHARES)
+        log.instruments(found.figures())
         return bleu(hypotheses, [pair.reference for pair in pairs])
 
     with log if process.is_main_process else nullcontext():
@@ -162,6 +169,18 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         save_model(student, folder / "model", task.tokenizer)
         write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
+
+
+def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> Teacher | None:
+    """The teacher with its texts for the first examples, not counted as asked for the agent.
+
+    They are made again when a run goes on, and are the same. None unless it is a model.
+    """
+    if not isinstance(expert, NeuralExpert):
+        return None
+    some = examples.select(torch.arange(min(INSTRUMENT_PAIRS, len(examples))))
+    written = written_by(expert.model, some, max_steps, writer=Writer.EXPERT)
+    return Teacher.of(NeuralExpert(expert.model), written)
 
 
 def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:

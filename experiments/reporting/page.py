@@ -1,6 +1,6 @@
 """The page: one HTML file with its style, its program, the figures and plotly.js inside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 
@@ -135,14 +135,19 @@ def notes(runs: Sequence[ReportedRun]) -> list[str]:
             )
         if not run.records:
             found.append(f"{run.name} has no learning curves: {METRICS} is missing or empty.")
+        elif run.evaluation and not run.records_are_whole:
+            found.append(
+                f"{run.name} has learning curves that end early ({run.progress}): its {METRICS} "
+                "was cut short."
+            )
         if not run.run.experiment.teacher:
             found.append(f"{run.name} has no teacher, so its tokens are not colored.")
-    return [*found, *_cautions([run.evaluation for run in runs if run.evaluation])]
+    return [*found, *_cautions({run.name: run.evaluation for run in runs if run.evaluation})]
 
 
-def _cautions(evaluations: Sequence[Evaluation]) -> list[str]:
+def _cautions(evaluated: Mapping[str, Evaluation]) -> list[str]:
     """Which figures were not taken side by side."""
-    found = []
+    found, evaluations = [], [*evaluated.values()]
     teachers = {each.teacher["tokens_per_second"] for each in evaluations if each.teacher}
     if any(each.machine != evaluations[0].machine for each in evaluations):
         found.append("Speeds were measured on several machines: compare speed-ups, not tokens/s.")
@@ -153,6 +158,12 @@ def _cautions(evaluations: Sequence[Evaluation]) -> list[str]:
         )
     if len({each.row.get("baseline") for each in evaluations}) > 1:
         found.append("p-values are of differences from several baselines.")
+    rows = {TEACHER: evaluations[0].teacher or {}} if evaluations else {}
+    rows |= {name: each.row for name, each in evaluated.items()}
+    precisions = {name: row["precision"] for name, row in rows.items() if row.get("precision")}
+    if len({*precisions.values()}) > 1:
+        each = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
+        found.append(f"Models ran in several precisions ({each}): speeds differ by that, too.")
     return found
 
 

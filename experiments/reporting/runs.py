@@ -5,15 +5,16 @@ that is still being trained lacks is a gap. Infinite and undefined figures are g
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.configs import agent_name
 from experiments.logging import METRICS
-from experiments.reporting.charts import TEACHER
-from experiments.results import EXPOSURE, RESULTS, SAMPLES, Sample
+from experiments.reporting import shapes
+from experiments.results import EXPOSURE, RESULTS, SAMPLES, Sample, names_of
 from experiments.run import Run, RunError, read_config
 from experiments.train import OUTCOME
 
@@ -72,6 +73,12 @@ class ReportedRun:
         return f"update {done:,} of {self.run.experiment.learner.updates:,}"
 
     @property
+    def records_are_whole(self) -> bool:
+        """Whether they reach the evaluation after the last update, as those of a finished run."""
+        last = self.records[-1] if self.records else {}
+        return last.get("update") == self.run.experiment.learner.updates and "bleu" in last
+
+    @property
     def exposure(self) -> Json:
         """Figures of its exposure to its own mistakes; empty if they were not measured."""
         return (self.evaluation.exposure if self.evaluation else None) or {}
@@ -101,7 +108,7 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
     """
     if not folders:
         raise RunError("runs must be at least one folder, got none")
-    runs = [_read_run(name, folder) for name, folder in zip(_names(folders), folders, strict=True)]
+    runs = [_read_run(*each) for each in zip(names_of(folders), folders, strict=True)]
     for run in runs[1:]:
         _check_same(runs[0], run)
     evaluated = [run for run in runs if run.evaluation]
@@ -110,20 +117,10 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
     return runs
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that tell them, and the teacher, apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(path[-depth:]) for path in parts]
-        if len({TEACHER, *names}) == 1 + len(names):
-            return names
-    raise RunError(f"runs must be different folders, got {', '.join(map(str, folders))}")
-
-
 def _read_run(name: str, folder: Path) -> ReportedRun:
     run, finished = read_config(folder), (folder / OUTCOME).is_file()
-    metrics = folder / METRICS
-    records = _read_lines(metrics, growing=not finished) if metrics.is_file() else []
+    metrics, check = folder / METRICS, shapes.check_record
+    records = _read_lines(metrics, check, growing=not finished) if metrics.is_file() else []
     return ReportedRun(name, folder, run, records, _read_evaluation(folder) if finished else None)
 
 
@@ -134,12 +131,17 @@ def _read_evaluation(folder: Path) -> Evaluation:
             f"{folder} must hold {' and '.join(missing)}, got none: "
             f"run `textgen evaluate {folder}` first"
         )
-    results = _read_json(folder / RESULTS)
-    exposure = _read_json(folder / EXPOSURE) if (folder / EXPOSURE).is_file() else None
+    results, exposure = _read_json(folder / RESULTS, {}), None
+    if (folder / EXPOSURE).is_file():
+        exposure = _read_json(folder / EXPOSURE, shapes.EXPOSURE)
     try:
-        samples = [Sample(**line) for line in _read_lines(folder / SAMPLES)]
-        *teacher, row = map(dict, results["rows"])
+        lines = _read_lines(folder / SAMPLES, partial(shapes.check, fields=shapes.SAMPLE))
+        samples = [Sample(**line) for line in lines]
+        *teacher, row = results["rows"]
+        for each in (*teacher, row):
+            shapes.check(each, shapes.ROW)
         machine, task = dict(results["machine"]), dict(results["task"])
+        shapes.check(task, shapes.TASK)
         if len(teacher) > 1 or len(samples) != task["test_pairs"]:
             raise ValueError(f"{1 + len(teacher)} rows and {len(samples)} of {task} as samples")
     except (KeyError, TypeError, ValueError) as error:
@@ -150,23 +152,28 @@ def _read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(teacher[0] if teacher else None, row, machine, task, samples, exposure)
 
 
-def _read_json(path: Path) -> Json:
+def _read_json(path: Path, fields: Mapping[str, shapes.Kind]) -> Json:
     try:
         content = _loads(path.read_text(encoding="utf-8"))
+        shapes.check(content, fields)
     except ValueError as error:
         raise RunError(f"{path} must be whole, got: {error}: {_again(path.parent)}") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} must hold an object, got another value: {_again(path.parent)}")
     return content
 
 
-def _read_lines(path: Path, *, growing: bool = False) -> list[Json]:
+def _read_lines(
+    path: Path, check: Callable[[object], None], *, growing: bool = False
+) -> list[Json]:
     """The objects in the lines of `path`; of a growing file without a last line not yet ended."""
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line ends
     try:
-        return [_loads(line) for line in (lines if growing or not rest else [*lines, rest])]
+        text = path.read_text(encoding="utf-8")
+        *lines, rest = text.split("\n")  # texts may hold other line ends
+        records = [_loads(line) for line in (lines if growing or not rest else [*lines, rest])]
+        for record in records:
+            check(record)
     except ValueError as error:
-        raise RunError(f"{path} must have a JSON value in each line, got: {error}") from error
+        raise RunError(f"{path} must have a JSON object in each line, got: {error}") from error
+    return records
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON has no narrower type

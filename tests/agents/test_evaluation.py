@@ -41,11 +41,6 @@ def test_what_equals_its_reference_scores_100():
     assert quality.chrf == pytest.approx(100)
 
 
-def test_another_number_of_hypotheses_is_refused():
-    with pytest.raises(ValueError, match=r"hypotheses must be as many as references \(3\), got 2"):
-        score(HYPOTHESES[:2], REFERENCES)
-
-
 def test_rouge_by_hand():
     """Of 4 and 5 words 3 are common, 1 pair of 3 and 4, and "a b d" in order."""
     scores = rouge(["A b, c d"], ["a b x d e"])
@@ -127,12 +122,41 @@ def test_systems_are_compared_with_the_baseline_in_whatever_order():
     assert all(math.isfinite(interval) for interval in intervals)
 
 
-@pytest.mark.parametrize(
-    "compare", [bleu, lambda texts, references: bootstrap([texts], references)]
+SCORERS = (
+    score,
+    bleu,
+    rouge,
+    lambda texts, references: bleu_by_length(texts, references, references),
+    lambda texts, references: bootstrap([texts], references),
 )
+
+
+@pytest.mark.parametrize("compare", SCORERS)
 def test_another_number_of_texts_is_refused_wherever_they_are_scored(compare):
     with pytest.raises(ValueError, match=r"hypotheses must be as many as references \(3\), got 2"):
         compare(HYPOTHESES[:2], REFERENCES)
+
+
+@pytest.mark.parametrize("compare", SCORERS)
+def test_no_text_has_no_score(compare):
+    with pytest.raises(ValueError, match="references must be at least one, got none"):
+        compare([], [])
+
+
+def test_lengths_of_other_texts_are_refused():
+    with pytest.raises(ValueError, match=r"lengths_of must be as many as references \(3\), got 2"):
+        bleu_by_length(HYPOTHESES, REFERENCES, REFERENCES[:2])
+
+
+@pytest.mark.parametrize("baseline", [-1, 1, 5])
+def test_a_baseline_that_is_no_system_is_refused(baseline):
+    with pytest.raises(ValueError, match=f"baseline must be from 0 to 0, or None, got {baseline}"):
+        bootstrap([HYPOTHESES], REFERENCES, baseline)
+
+
+def test_no_system_has_no_interval():
+    with pytest.raises(ValueError, match="systems must be at least one, got none"):
+        bootstrap([], REFERENCES)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

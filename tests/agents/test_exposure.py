@@ -77,7 +77,8 @@ def test_prefixes_of_a_model_are_what_it_writes_greedily(tiny_task, tiny_student
 
 def comparison(divergence):
     divergence = torch.tensor(divergence, dtype=torch.float64)
-    return Comparison(torch.ones_like(divergence), torch.zeros_like(divergence), divergence)
+    nothing = torch.zeros_like(divergence)
+    return Comparison(torch.ones_like(divergence), nothing, divergence, nothing, nothing)
 
 
 def test_errors_that_accumulate_on_the_students_prefixes_by_hand():
@@ -103,11 +104,10 @@ def test_risks_by_hand():
     probs = torch.tensor([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]], [[0.5, 0.375, 0.125]] * 2])
     texts = record([0, 1], [2])
     texts.mask[:] = torch.tensor([[True, True], [True, False]])
-    model = Given(probs.log())
     expected = 2 * torch.tensor(2.0).log().item()
-    given = BothRows(model)
-    assert likelihood_risk(texts, given) == pytest.approx(expected)
-    assert coverage_risk(texts, given) == pytest.approx(expected)
+    given, unsure = BothRows(Given(probs.log())), BothRows(Given(torch.zeros_like(probs)))
+    assert likelihood_risk(compare(texts, unsure, given)) == pytest.approx(expected)
+    assert coverage_risk(compare(texts, given, unsure)) == pytest.approx(expected)
 
 
 class BothRows:
@@ -130,9 +130,10 @@ def test_risks_are_sums_made_token_by_token(tiny_task, tiny_student, tiny_teache
     examples = encode(tiny_task.train, tiny_task)
     drawing = partial(sample, sampling=Sampling(), generator=torch.Generator().manual_seed(0))
     drawn = written_by(tiny_student, examples, 6, writer=Writer.STUDENT, decoder=drawing)
+    compared = compare(drawn, tiny_student, NeuralExpert(tiny_teacher))
     for found, judge in (
-        (likelihood_risk(drawn, NeuralExpert(tiny_teacher)), tiny_teacher),
-        (coverage_risk(drawn, tiny_student), tiny_student),
+        (likelihood_risk(compared), tiny_teacher),
+        (coverage_risk(compared), tiny_student),
     ):
         with torch.no_grad():
             log_probs = judge.sequence_logits(drawn.source, drawn.actions).double().log_softmax(-1)

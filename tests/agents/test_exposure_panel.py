@@ -4,6 +4,7 @@ from dataclasses import asdict
 from functools import partial
 
 import pytest
+import torch
 
 from agents.batches import generator_for
 from agents.evaluation import bleu, bleu_by_length
@@ -14,7 +15,15 @@ from agents.exposure import (
     likelihood_risk,
     written_by,
 )
-from agents.exposure_panel import SEED, SHARES, Teacher, exposure, figures_while_training
+from agents.exposure_panel import (
+    NUM_DRAWS,
+    SEED,
+    SHARES,
+    Exposure,
+    Positions,
+    Teacher,
+    exposure,
+)
 from textgen_env.decoding import Sampling, sample
 from textgen_env.expert import NeuralExpert
 from textgen_env.tasks.task import encode
@@ -82,22 +91,31 @@ def test_every_instrument_is_read_on_the_texts_it_is_about(
     assert finished[1.0] == bleu(hypotheses, references)
     assert found.bleu_by_source_length == bleu_by_length(hypotheses, references, references)
     assert found.teacher_pairs == len(pairs)
-    drawing = partial(
-        sample, sampling=Sampling(), generator=generator_for(SEED, "student draws", 0)
-    )
-    drawn = written_by(
-        student,
-        encode(pairs, tiny_task),
-        own.actions.shape[1],
-        writer=Writer.STUDENT,
-        decoder=drawing,
-    )
-    assert found.likelihood_risk == likelihood_risk(drawn, teacher.expert)
-    assert found.coverage_risk == coverage_risk(teacher.drawn, student)
-    excess = excess_accumulated_error(
-        *(compare(each, student, teacher.expert) for each in (drawn, teacher.drawn))
-    )
+    drawn = drawn_by(student, encode(pairs, tiny_task), own.actions.shape[1])
+    ours, teachers = (compare(each, student, teacher.expert) for each in (drawn, teacher.drawn))
+    assert found.likelihood_risk == likelihood_risk(ours)
+    assert found.coverage_risk == coverage_risk(teachers)
+    excess = excess_accumulated_error(ours, teachers)
     assert found.excess_accumulated_error == excess.tolist()
+
+
+def drawn_by(student, examples, steps):
+    """Three texts for each source, each from a generator of its own."""
+    parts = []
+    for number in range(3):
+        generator = generator_for(SEED, "student draws", number)
+        decoder = partial(sample, sampling=Sampling(), generator=generator)
+        parts.append(written_by(student, examples, steps, writer=Writer.STUDENT, decoder=decoder))
+    return Trajectories.cat(parts, student.special)
+
+
+def test_the_teacher_draws_three_texts_a_source(make_teacher, tiny_teacher):
+    drawn = make_teacher(tiny_teacher, 10).drawn
+    assert NUM_DRAWS == 3
+    texts = drawn.actions.view(3, 10, -1)
+    assert torch.equal(drawn.source.view(3, 10, -1)[2], drawn.source[:10])
+    assert all(not torch.equal(texts[i], texts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert drawn.writer[drawn.mask].eq(Writer.EXPERT).all()
 
 
 def test_a_student_that_is_its_teacher_shows_no_exposure_bias(
@@ -134,20 +152,37 @@ def test_a_teacher_of_the_first_pairs_is_asked_about_these_alone(
 def test_without_a_teacher_its_instruments_are_none_and_not_zero(tiny_task, student, own):
     found = asdict(exposure(student, own, tiny_task.train, tiny_task.tokenizer, None))
     assert {name for name, value in found.items() if value is None} == BESIDE_TEACHER
-    assert set(figures_while_training(own, student, None)) == {"length_ratio", "repetition_rate"}
+    figures = exposure(student, own, tiny_task.train, tiny_task.tokenizer, None).figures()
+    assert set(figures) == {"length_ratio", "repetition_rate"}
 
 
-def test_figures_while_training_are_the_means_of_the_same_instruments(
-    tiny_task, student, own, make_teacher, tiny_teacher
-):
+def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tiny_teacher):
     teacher = make_teacher(tiny_teacher)
-    figures = figures_while_training(own, student, teacher.expert)
-    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher)
-    for who in ("gold", "own"):
-        positions = found.positions[who]
-        for figure in ("agreement", "divergence"):
-            weighted = zip(getattr(positions, figure), positions.count, strict=True)
-            mean = sum(value * count for value, count in weighted) / sum(positions.count)
-            assert figures[f"{who}_{figure}"] == pytest.approx(mean)
-    assert figures["length_ratio"] == found.length_ratio
-    assert figures["repetition_rate"] == found.repetition_rate
+    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher, shares=(0.5,))
+    gold = Trajectories.from_examples(own.examples, student.special)
+    expected = {
+        "length_ratio": found.length_ratio,
+        "repetition_rate": found.repetition_rate,
+        "likelihood_risk": found.likelihood_risk,
+        "coverage_risk": found.coverage_risk,
+    }
+    for who, texts in {"gold": gold, "own": own, "teacher": teacher.written}.items():
+        compared = compare(texts, student, teacher.expert)
+        expected[f"{who}_agreement"] = compared.mean_agreement
+        expected[f"{who}_divergence"] = compared.mean_divergence
+    for share, each in zip(("0", "0.5", "1"), found.teacher_finishes, strict=True):
+        expected[f"teacher_finishes_{share}"] = each.bleu
+    figures = found.figures()
+    assert figures.pop("excess_accumulated_error") in found.excess_accumulated_error
+    assert figures == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [([1.0, 2.0, 3.0, 4.0], 3.0), ([1.0, 2.0], 2.0), ([1.0, 2.0, None, 4.0], None)],
+)
+def test_the_error_is_that_where_half_of_the_texts_still_are(error, expected):
+    """Or the last there is; one that is not finite is no figure."""
+    own = Positions([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
+    found = Exposure(1.0, 0.0, [], [], positions={"own": own}, excess_accumulated_error=error)
+    assert found.figures().get("excess_accumulated_error") == expected

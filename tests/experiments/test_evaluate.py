@@ -1,22 +1,28 @@
 """What `evaluate` leaves in a run's folder, and what it refuses, through the real entry point."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+import experiments.evaluate
 from agents.evaluation import Quality, score, translate
 from agents.exposure_panel import Exposure
 from experiments.cli import main
-from experiments.evaluate import Entry, judge
+from experiments.evaluate import Entry, judge, table
 from experiments.logging import COMPARED
 from experiments.pareto import pareto_figure
 from experiments.results import EXPOSURE, RESULTS, SAMPLES, Row
+from experiments.speed import Speed
 from experiments.train import Outcome
 from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.task import encode_sources
 
 SIZES = ["--task.num-train", "40", "--task.num-validation", "8", "--task.num-test", "12"]
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4", *SIZES]
@@ -79,7 +85,7 @@ def samples_of(folder):
     return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
 
 
-def test_a_teacher_is_scored_on_what_it_reads(tiny_task, make_table_model):
+def test_a_teacher_is_scored_and_timed_on_what_it_reads(tiny_task, make_table_model, monkeypatch):
     """Which a task may let differ from what the student reads."""
     views = [pair.source for pair in reversed(tiny_task.test)]
     pairs = [
@@ -87,11 +93,21 @@ def test_a_teacher_is_scored_on_what_it_reads(tiny_task, make_table_model):
     ]
     task, model = replace(tiny_task, test=pairs), make_table_model(tiny_task, 3)
     outcome = Outcome(0.0, 0, 0.0, 0, 0, 0)
-    teacher, student = (
-        judge(Entry("m", "a", None, model, task, result)).hypotheses for result in (None, outcome)
-    )
+    judged = [
+        judge(Entry("m", "a", "float32", None, model, task, result)) for result in (None, outcome)
+    ]
+    teacher, student = (each.hypotheses for each in judged)
     assert teacher == translate(model, task, views)
     assert student == translate(model, task, [pair.source for pair in pairs]) != teacher
+    timed = []
+    monkeypatch.setattr(
+        experiments.evaluate,
+        "compare_speed",
+        lambda readers, **options: timed.extend(readers) or [Speed(1.0, 1.0, 1.0)] * len(readers),
+    )
+    table(judged)
+    for reader, read in zip(timed, (views, [pair.source for pair in pairs]), strict=True):
+        assert torch.equal(reader.source, encode_sources(read, task.tokenizer))
 
 
 def test_each_run_has_its_row_beside_the_teachers(evaluated):
@@ -133,7 +149,7 @@ def test_exposure_has_every_instrument(evaluated):
 
 
 def test_a_run_without_a_teacher_has_nulls_in_its_place(runs):
-    evaluate(runs / "teacher")
+    evaluate(runs / "teacher", "--beam-size", "1")
     (row,) = read(runs / "teacher" / RESULTS)["rows"]
     assert row["beam"] is row["baseline"] is row["p_value"] is None
     assert {sample["teacher"] for sample in samples_of(runs / "teacher")} == {None}
@@ -150,6 +166,50 @@ def test_a_table_has_a_line_for_each_model(runs, capsys):
         assert part in shown
 
 
+def test_beam_search_is_scored_beside_greedy_decoding(runs):
+    evaluate(runs / "teacher")
+    (row,) = read(runs / "teacher" / RESULTS)["rows"]
+    assert row["beam"]["size"] == 5
+
+
+def test_a_row_says_what_precision_it_is_of(copied, capsys):
+    folders = copied("mle"), copied("word_kd")
+    change(folders[0] / "config.json", precision="float32")
+    change(folders[1] / "config.json", precision="bfloat16")
+    evaluate(*folders)
+    rows = [read(folder / RESULTS)["rows"] for folder in folders]
+    assert [[row["precision"] for row in each] for each in rows] == [
+        ["float32", "float32"],
+        ["float32", "bfloat16"],
+    ]
+    assert "bfloat16 word_kd" in " ".join(capsys.readouterr().out.split())
+
+
+def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+    folders = [runs / "mle", Path(shutil.copytree(runs / "mle", tmp_path / "other" / "mle"))]
+    evaluate(*folders, "--baseline", folders[1])
+    rows = [read(folder / RESULTS)["rows"][1] for folder in folders]
+    assert [row["model"] for row in rows] == [f"{runs.name}/mle", "other/mle"]
+    assert [row["p_value"] for row in rows] == [1.0, None]
+    assert rows[0]["baseline"] == "other/mle"
+
+
+def test_the_same_run_twice_is_refused(runs, capsys):
+    folder = runs / "mle"
+    line = complaint(capsys, "evaluate", folder, folder / ".." / folder.name)
+    assert "runs must be different folders" in line
+
+
+def test_names_are_printed_as_they_are(runs, tmp_path, capsys):
+    """Whatever else brackets mean to the table."""
+    evaluate(shutil.copytree(runs / "teacher", tmp_path / "[red]"))
+    assert "[red]" in capsys.readouterr().out
+
+
+def change(path, **values):
+    path.write_text(json.dumps(read(path) | values))
+
+
 def events_of(folder):
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
     return events.Reload()
@@ -163,6 +223,19 @@ def test_tensorboard_shows_the_evaluation_as_it_stands_in_the_files(evaluated):
         assert events.Scalars(f"test/{name}")[-1].value == pytest.approx(row[name], rel=1e-6)
     for name in ("length_ratio", "repetition_rate", "likelihood_risk", "coverage_risk"):
         assert events.Scalars(f"test/{name}")[-1].value == pytest.approx(found[name], rel=1e-6)
+    assert events.Scalars("test/beam_bleu")[-1].value == pytest.approx(row["beam"]["bleu"])
+    for each in found["teacher_finishes"]:
+        figure = events.Scalars(f"test/teacher_finishes_{each['share']:g}")[-1].value
+        assert figure == pytest.approx(each["bleu"], rel=1e-6)
+    for who, positions in found["positions"].items():
+        for measure in ("agreement", "divergence"):
+            weighted = zip(positions[measure], positions["count"], strict=True)
+            mean = sum(value * states for value, states in weighted) / sum(positions["count"])
+            figure = events.Scalars(f"test/{who}_{measure}")[-1].value
+            assert figure == pytest.approx(mean, rel=1e-6)
+    assert events.Scalars("test/excess_accumulated_error")[-1].value in [
+        pytest.approx(error, rel=1e-6) for error in found["excess_accumulated_error"]
+    ]
     (picture,) = events.Images("pareto")
     assert picture.encoded_image_string.startswith(b"\x89PNG")
     assert picture.width > 400
@@ -198,11 +271,31 @@ def test_tensorboard_compares_runs_by_settings_and_final_figures(evaluated):
     assert metrics <= {*events_of(folder).Tags()["scalars"]}
 
 
+def tags_of(folder):
+    """Names of all that is in a run's event files, as TensorBoard shows them."""
+    kinds = events_of(folder).Tags()
+    tags = {tag for kind in kinds.values() if isinstance(kind, list) for tag in kind}
+    return {tag.removesuffix("/text_summary") for tag in tags}
+
+
+def test_every_name_in_tensorboard_is_documented(evaluated):
+    page = (Path(__file__).parents[2] / "docs" / "figures_logged.md").read_text(encoding="utf-8")
+    names = [re.escape(name) for name in re.findall(r"`([^`]+)`", page)]
+    patterns = [re.sub(r"<(number|share)>", r"[\\d.]+", name) for name in names]
+    for folder in evaluated:
+        tags = tags_of(folder)
+        assert {"train/loss", "validation/coverage_risk", "test/beam_bleu", "pareto"} <= tags
+        assert {"samples/0", "test_samples/0", "test/teacher_finishes_0.25"} <= tags
+        for tag in tags:
+            assert any(re.fullmatch(pattern, tag) for pattern in patterns), tag
+
+
 def row(model, speed, bleu, confidence=1.0):
     quality = Quality(bleu, *[0.0] * 6, *[""] * 4)
     return Row(
         model=model,
         agent="mle",
+        precision="float32",
         seed=0,
         train_pairs=1,
         parameters=1,

@@ -111,6 +111,12 @@ def test_every_chart_is_a_figure_of_plotly(page):
         go.Figure(data=chart["traces"], layout=chart["layout"])  # raises where plotly knows it not
 
 
+def test_the_pages_path_is_printed_in_one_piece_as_it_is(evaluated, tmp_path, capsys):
+    output = tmp_path / "[red]" / ("long " * 20) / "report.html"
+    written(evaluated, output)
+    assert f"written to {output}\n" in capsys.readouterr().err
+
+
 def test_sentences_are_chosen_by_their_text(evaluated):
     samples = read_runs(evaluated)[0].samples
     few, more = reader.choose(samples, 5), reader.choose(samples, 9)
@@ -182,13 +188,133 @@ def test_samples_that_are_too_few_are_refused(runs):
         read_runs(runs)
 
 
-@pytest.mark.parametrize("rows", [[], None, "none", [{}, {}, {}]])
+@pytest.mark.parametrize("rows", [[], None, "none", [{}, {}, {}], [{}], [1], [None, None]])
 def test_results_without_rows_are_refused(runs, rows):
     rewrite(runs[0] / "results.json", lambda content: content.update(rows=rows))
     with pytest.raises(
         RunError, match=r"must hold the results\.json and samples\.jsonl of one evaluation"
     ):
         read_runs(runs)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("figure", "value", "rule"),
+    [
+        ("speedup_vs_teacher", None, "above 0"),
+        ("speedup_vs_teacher", 0.0, "above 0"),
+        ("tokens_per_second", -1, "above 0"),
+        ("bleu", "12", "a number, got '12'"),
+        ("bleu", True, "a number"),
+        ("bleu", float("nan"), "a number, got None"),
+        ("chrf", "12", "a number or null"),
+        ("chrf", [12], "a number or null"),
+        ("signature", None, "a text"),
+        ("baseline", 1, "a text or null"),
+        ("beam", {"size": "5"}, "a size and a bleu"),
+    ],
+)
+def test_a_row_that_cannot_be_shown_is_named(runs, place, figure, value, rule):
+    rewrite(
+        runs[0] / "results.json", lambda content: content["rows"][place].update({figure: value})
+    )
+    with pytest.raises(RunError, match=rf"results\.json.*{figure} must be .*{rule}.*again"):
+        read_runs(runs)
+
+
+def test_infinite_figures_are_refused_where_python_reads_them(runs):
+    path = runs[0] / "results.json"
+    path.write_text(re.sub(r'"bleu": [^,]*,', '"bleu": 1e999,', path.read_text()))
+    with pytest.raises(RunError, match="bleu must be a number, got inf"):
+        read_runs(runs)
+
+
+def test_results_of_an_unnamed_task_are_refused(runs):
+    rewrite(runs[0] / "results.json", lambda content: content["task"].pop("name"))
+    with pytest.raises(RunError, match=r"results\.json.*name must be a text"):
+        read_runs(runs)
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("samples.jsonl", '{"source": "a", "reference": "b", "teacher": "c", "hypothesis": null}'),
+        ("samples.jsonl", '{"source": "a", "reference": "b", "teacher": 1, "hypothesis": "d"}'),
+        ("samples.jsonl", "[]"),
+        ("metrics.jsonl", "1"),
+        ("metrics.jsonl", "null"),
+        ("metrics.jsonl", '{"loss": 1.0}'),
+        ("metrics.jsonl", '{"update": 1, "loss": "1.0"}'),
+        ("metrics.jsonl", '{"update": 1, "loss": 1e999}'),
+        ("metrics.jsonl", "{\xff"),
+        ("samples.jsonl", "{\xff"),
+    ],
+)
+def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
+    path = runs[0] / file
+    first, *others = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, line.encode("latin-1"), *others[1:]]))
+    with pytest.raises(RunError, match=file.replace(".", r"\.")):
+        read_runs(runs)
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [
+        ("likelihood_risk", "low"),
+        ("excess_accumulated_error", 3.0),
+        ("excess_accumulated_error", ["high"]),
+        ("teacher_finishes", [{"share": None, "bleu": 1.0}]),
+        ("bleu_by_source_length", [{"up_to": None, "bleu": 1.0}, {"up_to": 3, "bleu": 1.0}]),
+        ("positions", {"own": {"agreement": [1.0], "divergence": [], "count": [3]}}),
+        ("positions", {"own": {"agreement": [1.0]}}),
+        ("positions", [1]),
+    ],
+)
+def test_instruments_that_cannot_be_shown_are_named(runs, figure, value):
+    rewrite(runs[0] / "exposure.json", lambda content: content.update({figure: value}))
+    with pytest.raises(RunError, match=rf"exposure\.json must be whole, got: {figure} must be"):
+        read_runs(runs)
+
+
+@pytest.mark.parametrize(
+    "change", [{"experiment": "abc"}, {"precision": "float16"}], ids=["experiment", "precision"]
+)
+def test_a_configuration_that_is_none_is_one_line_of_both_commands(runs, capsys, change):
+    rewrite(runs[0] / "config.json", lambda content: content.update(change))
+    for command in ("evaluate", "report"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, str(runs[0])])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "config.json must be a run's configuration" in error
+
+
+@pytest.mark.parametrize("kept", [1, 3, -2, -1])
+def test_learning_curves_that_end_early_are_marked(runs, tmp_path, kept):
+    """Though the file ends with a line."""
+    assert "end early" not in written(runs, tmp_path / "page.html")
+    path = runs[0] / "metrics.jsonl"
+    path.write_text("".join(lines_of(path)[:kept]))
+    page = written(runs, tmp_path / "page.html")
+    assert re.search(r"mle has learning curves that end early \(update \d+ of 12\)", page)
+
+
+def test_several_precisions_are_marked(runs, tmp_path):
+    assert "several precisions" not in written(runs, tmp_path / "page.html")
+    rewrite(
+        runs[1] / "results.json",
+        lambda content: content["rows"][1].update(precision="bfloat16"),
+    )
+    page = written(runs, tmp_path / "page.html")
+    assert "(teacher float32, mle float32, imitkd_full bfloat16)" in page
+    for folder in runs:  # of an evaluation by an older version
+        rewrite(
+            folder / "results.json",
+            lambda content: [row.pop("precision") for row in content["rows"]],
+        )
+    assert "several precisions" not in written(runs, tmp_path / "page.html")
 
 
 def test_what_was_not_measured_is_a_gap(runs, tmp_path):

@@ -171,7 +171,10 @@ def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, age
         for run in ("killed", "unbroken")
     )
     assert killed == unbroken
-    assert all(0 <= record["own_agreement"] <= 1 for record in killed if "bleu" in record)
+    evaluations = [record for record in killed if "bleu" in record]
+    assert all(0 <= record["own_agreement"] <= 1 for record in evaluations)
+    for drawn in ("coverage_risk", "excess_accumulated_error", "teacher_finishes_0.5"):
+        assert all(drawn in record for record in evaluations)
     for file in ("model/model.safetensors", "checkpoints/last.safetensors", "prepared.safetensors"):
         killed, unbroken = (load_file(tmp_path / run / file) for run in ("killed", "unbroken"))
         assert killed.keys() == unbroken.keys()

@@ -10,8 +10,17 @@ from agents.labels import Dense, TopKWithTail
 from agents.schedules import Constant, Indicator, Linear, ReverseSigmoid
 from experiments import configs
 from experiments.configs import STUDENTS, TASKS, Experiment
-from experiments.run import Run, RunError, from_json, read_config, to_json, write_config
+from experiments.run import (
+    Run,
+    RunError,
+    from_json,
+    read_config,
+    read_runs,
+    to_json,
+    write_config,
+)
 from textgen_env.decoding import Sampling
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.text_files import TextFilesConfig
 
 SCHEDULES = (Constant(0.0), ReverseSigmoid(9.0), Indicator(0.1))
@@ -46,8 +55,47 @@ def test_a_configuration_is_read_back(tmp_path):
     assert "torch" in json.loads((tmp_path / "config.json").read_text())["versions"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"experiment": {"type": "Nothing"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"experiment": {"type": "Nothing"}}', "\xff"], ids=repr
+)
 def test_a_broken_configuration_is_one_error(text, tmp_path):
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(RunError, match=r"config\.json must be a run's configuration"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"precision": "float16"}, "float16"),
+        ({"precision": ["float32"]}, "list"),
+        ({"experiment": "abc"}, "abc"),
+        ({"experiment": None}, "None"),
+        ({"experiment": {"type": "Experiment", "agent": "mle"}}, "agent must be"),
+        ({"experiment": {"type": "Experiment", "task": 3}}, "task must be"),
+        ({"experiment": {"type": "Experiment", "teacher": "here"}}, "teacher must be"),
+        ({"experiment": {"type": "Experiment", "learner": None}}, "learner must be"),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_wrong_parts_is_one_error(change, wrong, tmp_path):
+    write_config(tmp_path, Run(Experiment(), "float32", False), change)
+    with pytest.raises(RunError, match=rf"config\.json must be a run's configuration.*{wrong}"):
+        read_config(tmp_path)
+
+
+def test_runs_in_one_table_have_one_teacher_wherever_it_is_asked(tmp_path):
+    servers = {
+        "a": RemoteTeacher("http://one/v1", "big", Path("tokenizer")),
+        "moved": RemoteTeacher("http://two/v1", "big", Path("tokenizer"), timeout=7.0),
+        "other": RemoteTeacher("http://one/v1", "small", Path("tokenizer")),
+        "none": None,
+    }
+    for name, server in servers.items():
+        experiment = Experiment(teacher=None, server=server)
+        write_config(tmp_path / name, Run(experiment, "float32", onednn=False), {})
+    a, moved, other, none = (tmp_path / name for name in servers)
+    assert len(read_runs([a, moved])) == 2
+    for different in (other, none):
+        with pytest.raises(RunError, match="must have the same task and teacher as"):
+            read_runs([a, different])

@@ -50,7 +50,10 @@ def small(tmp_path, monkeypatch):
 
 def test_teacher_and_students_stand_in_one_table(small, capsys):
     summarize(small)
-    shown = capsys.readouterr().out
+    shown, messages = capsys.readouterr()
+    for file in ("results.json", "report.html"):
+        assert (small.output / file).is_file()
+        assert f"written to {small.output / file}\n" in messages, "one line, however long"
     assert "ROUGE-1 / 2 / L" in shown
     assert "of the descriptions 100% stand in their sources, of their words 100%" in " ".join(
         shown.split()
