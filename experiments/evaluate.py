@@ -33,8 +33,8 @@ from experiments.train import NUM_SAMPLES, Outcome, read_outcome
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Decoder, greedy
 from textgen_env.expert import NeuralExpert
+from textgen_env.models.packing import packed
 from textgen_env.models.storage import Model, load_model, load_tokenizer
-from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import TextTask, encode, in_tokens_of
 from textgen_env.tokenizer import same_pieces
 from textgen_env.types import Trajectories, Writer
@@ -150,12 +150,9 @@ def judge_runs(
         raise RunError(f"baseline must be one of the runs, got {baseline}")
     from experiments.pareto import pareto_figure  # matplotlib: half a second no other command needs
 
-    first, entries = _entries(folders)
+    entries = _entries(folders)
     offset, task = len(entries) - len(folders), entries[-1].task
-    with (
-        onednn_float32(first.onednn),
-        progress("evaluating", total=len(entries) + 1 + len(folders)) as advance,
-    ):
+    with progress("evaluating", total=len(entries) + 1 + len(folders)) as advance:
         judged = []
         for entry in entries:
             judged.append(judge(entry, beam_size=beam_size, batch_size=batch_size))
@@ -180,8 +177,8 @@ def judge_runs(
     return task, rows
 
 
-def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
-    """The first run, and what is to be judged: the runs' teacher, if they have one, and they."""
+def _entries(folders: Sequence[Path]) -> list[Entry]:
+    """What is to be judged: the runs' teacher, if they have one, and they."""
     runs, names = read_runs(folders), names_of(folders)
     first = runs[0]
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
@@ -190,7 +187,7 @@ def _entries(folders: Sequence[Path]) -> tuple[Run, list[Entry]]:
     entries = [run_entry(*each, task) for each in zip(names, folders, runs, outcomes, strict=True)]
     if first.experiment.teacher:
         entries.insert(0, teacher_entry(first.experiment.teacher, first, task))
-    return first, entries
+    return entries
 
 
 def run_entry(name: str, folder: Path, run: Run, outcome: Outcome, task: TextTask) -> Entry:
@@ -200,7 +197,7 @@ def run_entry(name: str, folder: Path, run: Run, outcome: Outcome, task: TextTas
         agent=agent_name(run.experiment.agent),
         precision=run.precision,
         seed=run.experiment.learner.seed,
-        model=load_model(folder / "model", run.dtype),
+        model=packed(load_model(folder / "model", run.dtype)),
         task=task,
         outcome=outcome,
     )
@@ -208,7 +205,8 @@ def run_entry(name: str, folder: Path, run: Run, outcome: Outcome, task: TextTas
 
 def teacher_entry(folder: Path, run: Run, task: TextTask) -> Entry:
     """A run's teacher, for the first line; `task` may be in other tokens than its own."""
-    own, model = in_tokens_of(load_tokenizer(folder), task), load_model(folder, run.dtype)
+    model = packed(load_model(folder, run.dtype))
+    own = in_tokens_of(load_tokenizer(folder), task)
     return Entry(TEACHER, TEACHER, run.precision, None, model, own, None)
 
 

@@ -11,8 +11,8 @@ from experiments.configs import Experiment
 from experiments.run import RunError, read_config, write_text
 from experiments.train import Outcome, Show, train
 from textgen_env.expert import NeuralExpert
+from textgen_env.models.packing import packed
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
 
@@ -56,25 +56,22 @@ def judge(folder: Path) -> Judged:
     run = read_config(folder)
     teacher = run.experiment.teacher
     assert teacher is not None, "configs.demo names the shipped one"
-    with onednn_float32(run.onednn):
-        student, expert = (load_model(path, run.dtype) for path in (folder / "model", teacher))
-        task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
-        test, expert = encode(task.test, task), NeuralExpert(expert)
-        own = written_by(student, test, task.max_target_length, writer=Writer.STUDENT)
-        hypotheses = task.tokenizer.decode(own.actions.tolist())
-        gold = Trajectories.from_examples(test, task.tokenizer.special)
-        references = [pair.reference for pair in task.test]
-        quality = score(hypotheses, references)
-        return Judged(
-            bleu=quality.bleu,
-            chrf=quality.chrf,
-            bleu_by_length=[
-                group.bleu for group in bleu_by_length(hypotheses, references, references)
-            ],
-            own_agreement=compare(own, student, expert).mean_agreement,
-            gold_agreement=compare(gold, student, expert).mean_agreement,
-            hypotheses=hypotheses,
-        )
+    student, expert = (packed(load_model(path, run.dtype)) for path in (folder / "model", teacher))
+    task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
+    test, expert = encode(task.test, task), NeuralExpert(expert)
+    own = written_by(student, test, task.max_target_length, writer=Writer.STUDENT)
+    hypotheses = task.tokenizer.decode(own.actions.tolist())
+    gold = Trajectories.from_examples(test, task.tokenizer.special)
+    references = [pair.reference for pair in task.test]
+    quality = score(hypotheses, references)
+    return Judged(
+        bleu=quality.bleu,
+        chrf=quality.chrf,
+        bleu_by_length=[group.bleu for group in bleu_by_length(hypotheses, references, references)],
+        own_agreement=compare(own, student, expert).mean_agreement,
+        gold_agreement=compare(gold, student, expert).mean_agreement,
+        hypotheses=hypotheses,
+    )
 
 
 def read_judged(folder: Path) -> Judged:

@@ -17,9 +17,9 @@ from experiments.reporting.runs import ReportedRun
 from experiments.results import Sample
 from experiments.run import RunError
 from textgen_env.expert import Expert, NeuralExpert
+from textgen_env.models.packing import packed
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.precision import onednn_float32
 from textgen_env.tasks.task import Pair, Task, encode, text_hash
 from textgen_env.tokenizer import TextTokenizer, same_pieces
 from textgen_env.types import Writer
@@ -120,11 +120,10 @@ def _read_run(run: ReportedRun, places: Sequence[int]) -> list[list[Token]]:
             f"test pairs of {run.folder} must be those that it was evaluated on, got others: "
             f"run `textgen evaluate {run.folder}` again"
         )
-    with onednn_float32(run.run.onednn):
-        student, teacher = (
-            load_model(path, run.run.dtype) for path in (folder, experiment.teacher)
-        )
-        texts = read_tokens(student, NeuralExpert(teacher), task, [task.test[i] for i in places])
+    student, teacher = (
+        packed(load_model(path, run.run.dtype)) for path in (folder, experiment.teacher)
+    )
+    texts = read_tokens(student, NeuralExpert(teacher), task, [task.test[i] for i in places])
     same = sum(
         text_of(tokens) == _ended(run.samples[place].hypothesis)
         for place, tokens in zip(places, texts, strict=True)

@@ -186,8 +186,8 @@ def _again(folder: Path) -> str:
 
 
 def _check_same(first: ReportedRun, other: ReportedRun) -> None:
-    """Raise unless both runs have the same task and the same teacher."""
-    for what in ("task", "teacher"):
+    """Raise unless both runs have the same task and the same teacher, here or on a server."""
+    for what in ("task", "teacher", "server"):
         ours, theirs = (getattr(run.run.experiment, what) for run in (first, other))
         if ours != theirs:
             raise RunError(

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
@@ -15,7 +17,8 @@ from experiments.reporting import reader
 from experiments.reporting.charts import Point, looks_of, pareto_front
 from experiments.reporting.reader import read_sentences
 from experiments.reporting.runs import read_runs
-from experiments.run import RunError
+from experiments.run import RunError, read_config, write_config
+from textgen_env.remote_teacher import RemoteTeacher
 from textgen_env.tasks.task import DataError
 
 
@@ -375,6 +378,16 @@ def test_runs_of_different_tasks_or_teachers_are_refused(runs):
             RunError, match=f"must have the same {what} as .*mle, got .*imitkd_full"
         ):
             read_runs(runs)
+
+
+def test_runs_of_different_teachers_on_servers_are_refused(runs):
+    for folder, model in zip(runs, ("big", "small"), strict=False):
+        run = read_config(folder)
+        server = RemoteTeacher("http://one/v1", model, Path("tokenizer"))
+        changed = replace(run.experiment, teacher=None, server=server)
+        write_config(folder, replace(run, experiment=changed), {})
+    with pytest.raises(RunError, match=r"must have the same server as .*mle, got .*imitkd_full"):
+        read_runs(runs)
 
 
 def test_runs_beside_different_texts_are_refused(runs):
