@@ -26,6 +26,7 @@ from experiments.configs import VERSES_TEACHER
 from experiments.generate import model_folder, task_of
 from experiments.speed import Work, in_turn, ratio
 from textgen_env.decoding import greedy, next_action
+from textgen_env.models.packing import packed
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.rewards import no_reward, sentence_bleu
@@ -108,7 +109,7 @@ def benchmark_env(options: BenchmarkEnvOptions) -> None:
     table = Table(title=f"{options.sentences} texts in {options.slots} slots, float32")
     for name in ("what", "a second", "ratio", "asked"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    model = load_model(folder, torch.float32)
+    model = packed(load_model(folder, torch.float32))
     stepping = steppers(task, examples, options.stepping_slots, options.stepping_steps)
     for group in (stepping, writers(task, model, examples, options.slots)):
         rates = in_turn(group, options.rounds)

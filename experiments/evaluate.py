@@ -40,7 +40,7 @@ from textgen_env.tokenizer import same_pieces
 from textgen_env.types import Trajectories, Writer
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
-TEACHER_PAIRS = 1000  # test pairs at most that the exposure-bias instruments ask the teacher about
+TEACHER_PAIRS = 300  # test pairs at most that the exposure-bias instruments ask the teacher about
 
 
 @dataclass(frozen=True)
