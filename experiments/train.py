@@ -135,6 +135,8 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
+    added = experiment.learner.gold_weight or experiment.learner.ewc_weight
+    gold = encode(task.train, task) if added else None
     learner = Learner(
         experiment.agent,
         student,
@@ -143,7 +145,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         experiment.learner,
         run.dtype,
         validation,
-        encode(task.train, task),
+        gold,
     )
     teacher = None
     if process.is_main_process:
