@@ -1,14 +1,16 @@
 """Named configurations: what a run is made of, as frozen dataclasses that are also the options."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from agents import AGENTS
 from agents.agent import Agent
+from agents.bases import MixedByExample
 from agents.imitkd_full import ImitKDFull
 from agents.learner import LearnerConfig
 from agents.mle import MLE
+from agents.schedules import Linear
 from textgen_env.models.huggingface_model import HuggingFaceConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
@@ -90,6 +92,25 @@ def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experim
         learner=LearnerConfig(updates=1000, seed=seed),
         train_pairs=train_pairs,
     )
+
+
+def study(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
+    """The demo in small: what `textgen study` trains of every agent.
+
+    Beta falls along a line: with so few updates that is worth 0.8 BLEU to imitkd_full on
+    validation (8.5 for 7.7 with 2,000 pairs and 500 updates), for it begins with the data longer.
+    """
+    if isinstance(agent, MixedByExample):
+        agent = replace(agent, beta=Linear())
+    experiment = demo(agent, seed, train_pairs)
+    learner = replace(
+        experiment.learner,
+        updates=updates,
+        batch_size=32,
+        warmup=updates // 5,
+        evaluate_every=max(updates // 4, 1),
+    )
+    return replace(experiment, learner=learner)
 
 
 def verses_teacher(start_from: Path | None = None) -> Experiment:

@@ -1,9 +1,10 @@
 """The algorithms side by side on real text, over several seeds: tables and a plot, generated.
 
 Same teacher, student, pairs and number of updates for all; the first half of them is mle's where
-the paper begins with a trained student. Test data is looked at once, after all choices were made
-on validation. What is measured of a run is kept in its folder, so that a study that was stopped
-goes on where it was.
+the paper begins with a trained student. What the teacher writes before training is the same for
+every seed, and written for the first. Test data is looked at once, after all choices were made on
+validation. What is measured of a run is kept in its folder, so that a study that was stopped goes
+on where it was.
 """
 
 import json
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import AGENTS
+from agents.checkpoint import load_tensors, save_atomically
 from agents.evaluation import LENGTHS, paired_bootstrap
 from agents.mle import MLE
 from experiments import configs
@@ -26,7 +28,7 @@ from experiments.judging import Judged, read_judged, train_and_judge
 from experiments.logging import console
 from experiments.run import write_text
 from experiments.side_by_side import train_side_by_side
-from experiments.train import read_outcome
+from experiments.train import PREPARED, Outcome, Show, read_outcome
 from textgen_env.models.storage import load_tokenizer
 
 BASELINE = "seqkd"
@@ -74,6 +76,7 @@ class StudyOptions:
         output: folder of the runs, `results.json`, `tables.md` and `pairs.png`.
         agents: which ones; all of them if none is named.
         seeds: runs of each; one tells nothing of the error.
+        updates: of every student in all, at least 2.
         pairs: training pairs of the table.
         more_pairs: amounts at which mle, seqkd and imitkd_full are trained besides; 0 for all
             pairs.
@@ -82,12 +85,14 @@ class StudyOptions:
     output: Path = Path("runs/study")
     agents: tuple[Literal[tuple(AGENTS)], ...] = tuple(AGENTS)  # pyright: ignore[reportInvalidTypeForm]
     seeds: int = 3
-    pairs: int = 4000
-    more_pairs: tuple[int, ...] = (1000, 16000, 0)
+    updates: int = 500
+    pairs: int = 2000
+    more_pairs: tuple[int, ...] = (500, 8000, 0)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        for name, least in (("seeds", 1), ("updates", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def study(options: StudyOptions) -> None:
     """Train and judge all runs, print the table, write `results.json`, `tables.md`, `pairs.png`."""
     runs = study_runs(options)
     train_side_by_side(starting_runs(options))
-    train_side_by_side(runs, train_and_judge)
+    train_side_by_side(runs, train_and_judge_one)
     rows = summarize(options, runs)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
@@ -138,15 +143,20 @@ def study(options: StudyOptions) -> None:
     console.print(f"written to {options.output}")
 
 
-def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
-    """Every run by its folder, the slowest kinds first."""
-    wanted = [(agent, options.pairs) for agent in options.agents]
+def kinds_of_runs(options: StudyOptions) -> list[tuple[str, int]]:
+    """Agent and pairs of every row, the table's first."""
     scarce = [agent for agent in SCARCE if agent in options.agents]
-    wanted += [(agent, pairs) for pairs in options.more_pairs for agent in scarce]
+    return [(agent, options.pairs) for agent in options.agents] + [
+        (agent, pairs) for pairs in options.more_pairs for agent in scarce
+    ]
+
+
+def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
+    """Every run by its folder: seed after seed, and of each the slowest kinds first."""
     return {
         folder_of(options, agent, pairs, seed): _experiment(options, agent, pairs, seed)
         for seed in range(options.seeds)
-        for agent, pairs in reversed(wanted)
+        for agent, pairs in reversed(kinds_of_runs(options))
     }
 
 
@@ -155,7 +165,7 @@ def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
     seeds = range(options.seeds) if set(options.agents) & set(STARTED) else ()
     return {
         folder_of(options, START, options.pairs, seed): _half(
-            configs.demo(MLE(), seed, options.pairs or None)
+            configs.study(MLE(), seed, options.pairs or None, options.updates)
         )
         for seed in seeds
     }
@@ -163,7 +173,7 @@ def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
 
 def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
     """What is trained of `agent`."""
-    experiment = configs.demo(AGENTS[agent](), seed, pairs or None)
+    experiment = configs.study(AGENTS[agent](), seed, pairs or None, options.updates)
     if agent not in STARTED:
         return experiment
     half = _half(experiment)
@@ -178,7 +188,8 @@ def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Exp
 def _half(experiment: Experiment) -> Experiment:
     """The same with half of the updates."""
     learner = experiment.learner
-    return replace(experiment, learner=replace(learner, updates=learner.updates // 2))
+    half = replace(learner, updates=learner.updates // 2, warmup=learner.warmup // 2)
+    return replace(experiment, learner=half)
 
 
 def folder_of(options: StudyOptions, agent: str, pairs: int, seed: int) -> Path:
@@ -186,26 +197,36 @@ def folder_of(options: StudyOptions, agent: str, pairs: int, seed: int) -> Path:
     return options.output / f"{agent}-{pairs or 'all'}-{seed}"
 
 
+def train_and_judge_one(experiment: Experiment, folder: Path, show: Show) -> Outcome:
+    """A run of a study, with what the teacher wrote for the first seed if that is there.
+
+    It does not depend on the seed. The run's teacher tokens and seconds count it all the same.
+    """
+    own = folder / PREPARED
+    first = folder.with_name(f"{folder.name.rsplit('-', 1)[0]}-0") / PREPARED
+    if first.exists() and not own.exists():
+        save_atomically(own, *load_tensors(first))
+    return train_and_judge(experiment, folder, show)
+
+
 def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:
     """A row for each agent and amount of data."""
-    kinds = list(dict.fromkeys(folder.name.rsplit("-", 1)[0] for folder in runs))
-    first = next(iter(runs.values()))
-    task = build_task(first.task, load_tokenizer(next(iter(runs)) / "model"))
+    folder, experiment = next(iter(runs.items()))
+    task = build_task(experiment.task, load_tokenizer(folder / "model"))
     references = [pair.reference for pair in task.test]
-    return [_row(options, kind, references) for kind in reversed(kinds)]
+    return [_row(options, *kind, references) for kind in kinds_of_runs(options)]
 
 
-def _row(options: StudyOptions, kind: str, references: Sequence[str]) -> Row:
-    agent, pairs = kind.rsplit("-", 1)
+def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str]) -> Row:
     seeds = range(options.seeds)
-    folders = [options.output / f"{kind}-{seed}" for seed in seeds]
-    starts = [options.output / f"{START}-{pairs}-{seed}" for seed in seeds if agent in STARTED]
+    folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
+    starts = [folder_of(options, START, pairs, seed) for seed in seeds if agent in STARTED]
     judged = [read_judged(folder) for folder in folders]
     outcomes = [read_outcome(folder) for folder in folders]
     seconds = [read_outcome(folder).train_seconds for folder in folders + starts]
     better = worse = 0
     for seed, each in enumerate(judged):
-        baseline = options.output / f"{BASELINE}-{pairs}-{seed}"
+        baseline = folder_of(options, BASELINE, pairs, seed)
         if agent == BASELINE or not baseline.exists():
             continue
         other = read_judged(baseline)

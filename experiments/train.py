@@ -46,6 +46,7 @@ from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.types import Examples, Writer, tensors
 
 OUTCOME = "outcome.json"
+PREPARED = "prepared.safetensors"  # what the agent learns from, where that is not the task's pairs
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
 INSTRUMENT_PAIRS = 16  # that the instruments look at at each evaluation: few, to be fast
 INSTRUMENT_SHARES = (0.5,)  # of a text that the student writes before the teacher goes on, there
@@ -129,7 +130,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     expert = fitted(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     with process.main_process_first():
-        examples, asked = _prepare(experiment, task, expert, folder / "prepared.safetensors")
+        examples, asked = _prepare(experiment, task, expert, folder / PREPARED)
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
     env = learning_env(task, slots, expert, examples=examples, device=this_device())
     student = fresh_student(experiment, task) if start is None else start

@@ -14,7 +14,8 @@ from experiments.configs import Experiment
 from experiments.judging import read_judged
 from experiments.run import RunError
 from experiments.study import StudyOptions, study_runs
-from experiments.train import read_outcome
+from experiments.train import PREPARED, read_outcome
+from textgen_env.expert import NeuralExpert
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.tasks.copy import CopyConfig
@@ -45,6 +46,7 @@ def small(tmp_path, monkeypatch):
         output=tmp_path / "study",
         agents=("mle", "seqkd"),
         seeds=2,
+        updates=4,
         pairs=20,
         more_pairs=(10, 0),
     )
@@ -130,3 +132,15 @@ def test_an_agent_may_go_on_from_a_student_that_mle_has_trained(small):
 
 def test_no_student_is_trained_for_agents_that_need_none(small):
     assert study.starting_runs(small) == {}
+
+
+def test_the_teacher_writes_for_the_first_seed_alone(small, monkeypatch):
+    """The other one's run holds the same texts, and counts what they cost."""
+    small = replace(small, agents=("seqkd",), more_pairs=())
+    (first, experiment), (second, other) = study_runs(small).items()
+    study.train_and_judge_one(experiment, first, lambda update, record: None)
+    monkeypatch.delattr(NeuralExpert, "write")
+    study.train_and_judge_one(other, second, lambda update, record: None)
+    assert (second / PREPARED).read_bytes() == (first / PREPARED).read_bytes()
+    asked = [read_outcome(folder).teacher_tokens_queried for folder in (first, second)]
+    assert asked[0] == asked[1] > 0
