@@ -52,12 +52,14 @@ class BenchmarkPeersOptions:
             learns from the teacher's (seqkd_full).
         precisions: to be measured, in turn.
         rounds: measured rounds, after one that is not.
-        warm_up: updates of the student before `updates`.
+        student: folder of a trained one for `updates`; None for a fresh one.
+        warm_up: updates of the student before `updates`; 0 for one that is trained.
     """
 
     comparisons: Annotated[tuple[Comparison, ...], tyro.conf.Positional] = tuple(TITLES)
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     rounds: int = 5
+    student: Path | None = None
     warm_up: int = 200
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
         "marian": lambda folder, name: marian_writers(folder, size, name),
         "teacher": lambda folder, name: teacher_writers(folder, size.batch_size, name),
         "updates": lambda folder, name: distillers(
-            folder, size.batch_size, options.warm_up, DTYPES[name], onednn
+            folder, size.batch_size, options.student, options.warm_up, DTYPES[name], onednn
         ),
     }
     for comparison in options.comparisons:

@@ -156,17 +156,23 @@ def learner_of(
 
 
 def distillers(
-    folder: Path, batch_size: int, warm_up: int, precision: torch.dtype, onednn: bool
+    folder: Path,
+    batch_size: int,
+    start: Path | None,
+    warm_up: int,
+    precision: torch.dtype,
+    onednn: bool,
 ) -> dict[str, LearnerUpdates]:
     """The demo's student, taught the same sources by `seqkd_full` and by `imitkd_full`.
 
     The second one's student writes every prefix itself, which in a run it does at the end alone.
-    Both begin with a student that has learned some of the teacher's texts: a fresh one would not
-    end its own.
+    Both begin with a student that has learned some of the teacher's texts, or with one that was
+    trained before: a fresh one would not end its own.
 
     Args:
         folder: of the runs; nothing is written there.
         batch_size: texts of an update.
+        start: folder of the student that both begin with; None for a fresh one.
         warm_up: updates before, all with the teacher's texts.
         precision: of the models that only act, and of autocast.
         onednn: whether float32 products are made by oneDNN.
@@ -177,7 +183,7 @@ def distillers(
     expert = WatchedExpert(load_model(VERSES_TEACHER, precision))
     examples = by_teacher.prepare(encode(task.train, task), expert, task.max_target_length)
     config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
-    student = build_model(config, seed=0)
+    student = build_model(config, seed=0) if start is None else load_model(start)
 
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
         env = learning_env(task, agent.pool * batch_size, expert, examples=examples)

@@ -124,15 +124,15 @@ def recovery(options: RecoveryOptions) -> None:
     console.print(f"written to {options.output}")
 
 
-def compare(options: RecoveryOptions) -> list[Row]:
-    """A row for each agent and length."""
+def compare(options: RecoveryOptions, agents: Sequence[Agent] = AGENTS) -> list[Row]:
+    """A row for each of `agents` and each length."""
     config, task = options.task, recovery_task(options.task)
     lengths = range(config.copy.min_length, config.copy.max_length + 1)
     tests = [make_test_env(task, config.slips, length, options.episodes) for length in lengths]
-    records = len(AGENTS) * options.seeds * (options.learner.updates + 1)
+    records = len(agents) * options.seeds * (options.learner.updates + 1)
     rows = []
     with progress("training", records) as advance:
-        for agent in AGENTS:
+        for agent in agents:
             by_student = []
             for number in range(options.seeds):
                 learner = replace(options.learner, seed=options.learner.seed + number)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from agents.dagger import DAgger
+from agents.gkd import GKD
+from agents.imitkd_full import ImitKDFull
 from agents.mle import MLE
 from experiments.cli import main
 from experiments.recovery import RecoveryOptions, compare, make_row, make_test_env, success
@@ -98,6 +101,17 @@ def test_a_mistake_is_one_line(option, value, rule, capsys):
         main(["recovery", f"--{option}", value])
     assert stop.value.code == 2
     assert rule in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_others_that_learn_on_prefixes_of_their_own_recover_too():
+    options = RecoveryOptions(seeds=3)
+    others = (ImitKDFull(), DAgger(), GKD())
+    longest = options.task.copy.max_length
+    rows = {row.agent: row for row in compare(options, (MLE(), *others)) if row.length == longest}
+    clone = rows.pop("mle")
+    for row in rows.values():
+        assert clone.high < row.low, (clone, row)
 
 
 @pytest.mark.slow
