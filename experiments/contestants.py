@@ -25,6 +25,7 @@ from textgen_env.models.transformer import Transformer, TransformerConfig
 
 Engine = Literal["eager", "compiled", "ctranslate2"]
 Precision = Literal["float32", "bfloat16", "int8"]
+VARIANTS = 64  # that a step is compiled in at most: for one row, for a cache with no room left, ...
 PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
     "eager": ("float32", "bfloat16"),
     "compiled": ("float32", "bfloat16"),
@@ -76,7 +77,13 @@ class Compiled:
     def __init__(self, model: SequenceModel) -> None:
         self.special, self.vocab_size = model.special, model.vocab_size
         self.start, self.sequence_logits = model.start, model.sequence_logits
-        self.step = torch.compile(model.step, dynamic=True)
+        self.step = torch.compile(  # pyright: ignore[reportCallIssue] - no overload has the limit
+            model.step,
+            dynamic=True,
+            fullgraph=True,  # at the limit an error, where else it would run uncompiled
+            recompile_limit=VARIANTS,
+            isolate_recompiles=True,
+        )
 
 
 def contestants(

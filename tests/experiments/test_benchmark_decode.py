@@ -58,13 +58,13 @@ def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch)
     pytest.importorskip("ctranslate2")
     without_memory(monkeypatch)
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda step, *, dynamic: compiled.append(dynamic) or step)
+    monkeypatch.setattr(torch, "compile", lambda step, **how: compiled.append(how) or step)
     engines = ["--engines", "eager", "compiled", "ctranslate2", "--batch-sizes", "1", "4", "64"]
     main(["benchmark-decode", *map(str, runs), *engines, "--rounds", "2"])
     shown = capsys.readouterr().out
     for name in ("teacher", "compiled", "bfloat16", "int8", "p95 ms", "MiB", "same", "speed-up"):
         assert name in shown
-    assert compiled == [True] * 6
+    assert [how["dynamic"] and how["fullgraph"] for how in compiled] == [True] * 6
     transformer, recurrent = (json.loads((run / "decode.json").read_text()) for run in runs)
     assert transformer["rounds"] == 2
     assert transformer["machine"]["threads"] == torch.get_num_threads()
