@@ -25,12 +25,12 @@ from textgen_env.models.transformer import Transformer, TransformerConfig
 
 Engine = Literal["eager", "compiled", "ctranslate2"]
 Precision = Literal["float32", "bfloat16", "int8"]
-VARIANTS = 64  # that a step is compiled in at most: for one row, for a cache with no room left, ...
 PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
     "eager": ("float32", "bfloat16"),
     "compiled": ("float32", "bfloat16"),
     "ctranslate2": ("float32", "int8"),
 }
+VARIANTS = 64  # that a step is compiled in at most: for one row, for a cache with no room left, ...
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
     starts = [folder_of(options, START, pairs, seed) for seed in seeds if agent in STARTED]
     judged = [read_judged(folder) for folder in folders]
     outcomes = [read_outcome(folder) for folder in folders]
-    seconds = [read_outcome(folder).train_seconds for folder in folders + starts]
+    seconds = [each.train_seconds for each in (*outcomes, *map(read_outcome, starts))]
     better = worse = 0
     for seed, each in enumerate(judged):
         baseline = folder_of(options, BASELINE, pairs, seed)

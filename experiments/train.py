@@ -46,7 +46,7 @@ from textgen_env.tasks.task import TextTask, encode, take_train_pairs
 from textgen_env.types import Examples, Writer, tensors
 
 OUTCOME = "outcome.json"
-PREPARED = "prepared.safetensors"  # what the agent learns from, where that is not the task's pairs
+PREPARED = "prepared.safetensors"  # what the agent learns from, and what the expert was asked
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
 INSTRUMENT_PAIRS = 16  # that the instruments look at at each evaluation: few, to be fast
 INSTRUMENT_SHARES = (0.5,)  # of a text that the student writes before the teacher goes on, there
