@@ -401,7 +401,17 @@ def test_it_is_loaded_in_float64_too(loaded, folders, model, source, actions):
     exact = load_model(folders[loaded[0]], torch.float64)
     logits = exact.sequence_logits(source, actions)
     assert logits.dtype == torch.float64
-    assert_near(logits.float(), model.sequence_logits(source, actions))
+    expected = model.sequence_logits(source, actions)
+    torch.testing.assert_close(logits.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_steps_give_the_same_by_fused_attention(loaded, folders, source, actions):
+    model = load_model(folders[loaded[0]])
+    model.model.set_attn_implementation("sdpa")  # which is chosen on accelerators
+    got, _ = steps(model, model.start(source, actions.shape[1]), actions)
+    expected, counted = model.sequence_logits(source, actions), alive(model, actions)
+    assert_near(got[counted], expected[counted])
 
 
 @torch.no_grad()

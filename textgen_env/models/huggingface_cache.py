@@ -9,17 +9,17 @@ distances in the text, which is all that relative positions need.
 for all rows.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
-from textgen_env.models.rows import put_rows
+from textgen_env.models.rows import each_tensor, looking_is_free, put_rows
 
 ROOM = 16  # slots added at a time
 
@@ -49,7 +49,8 @@ class RowCache:
         seen: (R, L) bool, slots that a row may look at.
         length: (R,) int64, position of each row's next token.
         opening: (R,) int64, what stands for the start token.
-        used: slots in use, known to the host.
+        slot: (R,) int64, the slot of the next token, in all rows the same.
+        used: slots in use, which is that slot as the host knows it.
         window: slots that a row needs at most.
         counting: where the model's positions come from.
     """
@@ -60,6 +61,7 @@ class RowCache:
     seen: Tensor
     length: Tensor
     opening: Tensor
+    slot: Tensor
     used: int
     window: int
     counting: Counting
@@ -82,32 +84,44 @@ class RowCache:
         own, source = cache, ()
         if isinstance(cache, EncoderDecoderCache):
             own, source = cache.self_attention_cache, _tensors(cache.cross_attention_cache)
-        used = prompt.shape[1] - 1
+        read = prompt.shape[1] - 1
+        # `transformers` takes a lone token in slot 0 for a prompt and lets it see all room: nothing
+        # is ever written or seen in that slot then.
+        empty = int(read == 0)
+        used = empty + read
         return cls(
-            written=tuple(tensor[:, :, :used] for tensor in _tensors(own)),
+            written=tuple(F.pad(t[:, :, :read], (0, 0, empty, 0)) for t in _tensors(own)),
             source=source,
             source_mask=source_mask,
-            seen=prompt_mask[:, :used],
+            seen=F.pad(prompt_mask[:, :read], (empty, 0)),
             length=prompt_mask.sum(1) - 1,
             opening=prompt[:, -1].clone(),
+            slot=torch.full_like(prompt[:, 0], used),
             used=used,
             window=prompt.shape[1] + max_steps,
             counting=counting,
         )
 
+    def with_room(self) -> Self:
+        """The cache with a slot for the next token."""
+        if self.used < self.seen.shape[1]:
+            return self
+        kept = min(self.used, self.window)  # what is older no row looks at any more
+        first = self.used - kept
+        # A step that is recorded has one shape: room is made at once where steps are.
+        more = ROOM if looking_is_free(self.seen.device) else max(ROOM, self.window - kept)
+        return replace(
+            self,
+            written=tuple(F.pad(t[:, :, first:], (0, 0, 0, more)) for t in self.written),
+            seen=F.pad(self.seen[:, first:], (0, more)),
+            slot=torch.full_like(self.slot, kept),
+            used=kept,
+        )
+
     def opened(self) -> Self:
         """The cache with a slot for the next token of each row, which the row may look at."""
-        cache = self
-        if self.used == self.seen.shape[1]:
-            kept = min(self.used, self.window)  # what is older no row looks at any more
-            first = self.used - kept
-            cache = replace(
-                self,
-                written=tuple(F.pad(t[:, :, first:], (0, 0, 0, ROOM)) for t in self.written),
-                seen=F.pad(self.seen[:, first:], (0, ROOM)),
-                used=kept,
-            )
-        cache.seen[:, cache.used] = True
+        cache = self.with_room()
+        cache.seen.index_fill_(1, cache.slot[:1], True)
         return cache
 
     @property
@@ -117,9 +131,10 @@ class RowCache:
 
     def for_transformers(self) -> Cache:
         """A view of this memory that a model of `transformers` reads and writes one step of."""
-        by_row = self.counting is Counting.ROWS
-        position = self.length[:, None] if by_row else self.used
-        own = _Rows(_layers(self.written, self.used), position)
+        slot, position = self.slot[:1], self.length[:, None]
+        if self.counting is not Counting.ROWS:
+            position = slot if self.counting is Counting.SLOTS else self.length[:1]
+        own = _Rows(_layers(self.written, slot), position, slot)
         if not self.source:
             return own
         read = Cache(layers=_layers(self.source, self.source_mask.shape[1]))
@@ -132,15 +147,19 @@ class RowCache:
         position stays in what the model knows.
         """
         length = (self.length + 1).clamp(max=self.window - 1)
-        return replace(self, length=length, used=self.used + 1)
+        return replace(self.moved(), length=length, slot=self.slot + 1)
+
+    def moved(self) -> Self:
+        """The cache as after a step in all that the host alone knows; no tensor changes."""
+        return replace(self, used=self.used + 1)
 
     def select_rows(self, index: Tensor) -> Self:
         """A cache whose row i is a copy of row index[i]."""
-        return self._each(lambda tensor: tensor.index_select(0, index))
+        return each_tensor(self, lambda tensor: tensor.index_select(0, index))
 
     def repeat_rows(self, count: int) -> Self:
         """A cache with `count` copies of each row, side by side."""
-        return self._each(lambda tensor: tensor.repeat_interleave(count, 0))
+        return each_tensor(self, lambda tensor: tensor.repeat_interleave(count, 0))
 
     def reorder_rows(self, index: Tensor) -> Self:
         """A cache whose row i is a copy of row index[i], a row of the same source."""
@@ -178,26 +197,15 @@ class RowCache:
             put_rows(getattr(self, name), getattr(fresh, name), mask, index)
         return self
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The cache with every tensor changed."""
-        changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = change(value)
-            elif isinstance(value, tuple):
-                changed[field.name] = tuple(map(change, value))
-        return replace(self, **changed)
-
 
 class _Layer(CacheLayerMixin):
     """Keys and values of one layer, written in place."""
 
     is_sliding = False
 
-    def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor | int) -> None:
         super().__init__()
-        self.keys, self.values, self.used = keys, values, used
+        self.keys, self.values, self.slot = keys, values, slot
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -209,19 +217,18 @@ class _Layer(CacheLayerMixin):
         """All slots, room too, which a mask hides: products over a part of them are slow."""
         assert self.keys is not None, "given at the start"
         assert self.values is not None, "given at the start"
-        stop = self.used + key_states.shape[2]
-        self.keys[:, :, self.used : stop] = key_states
-        self.values[:, :, self.used : stop] = value_states
-        self.used = stop
+        assert isinstance(self.slot, Tensor), "a source is read once, at the start"
+        self.keys.index_copy_(2, self.slot, key_states)
+        self.values.index_copy_(2, self.slot, value_states)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many slots there will be, and the first one."""
         return self.get_max_length(), 0
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> Any:  # noqa: ANN401 - a tensor where steps fill slots
         """Slots in use."""
-        return self.used
+        return self.slot
 
     def get_max_length(self) -> int:
         """Slots there are."""
@@ -232,25 +239,25 @@ class _Layer(CacheLayerMixin):
 class _Rows(Cache):
     """Layers, and as their length the position from which models count on."""
 
-    def __init__(self, layers: list[Any], position: Tensor | int) -> None:
+    def __init__(self, layers: list[Any], position: Tensor, slot: Tensor) -> None:
         super().__init__(layers=layers)
-        self.position, self.used = position, layers[0].get_seq_length()
+        self.position, self.slot = position, slot
 
-    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - a number for each row
-        """The position of the next token: one for all rows, or (R, 1)."""
+    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - one, or one for each row
+        """The position of the next token: (1,), or (R, 1)."""
         del layer_idx
         return self.position
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        """The slot of the next token."""
+    def get_query_offset(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - a tensor
+        """The slot of the next token, (1,)."""
         del layer_idx
-        return self.used
+        return self.slot
 
 
-def _layers(tensors: tuple[Tensor, ...], used: int) -> list[Any]:
+def _layers(tensors: tuple[Tensor, ...], slot: Tensor | int) -> list[Any]:
     """A layer for each pair of keys and values."""
     pairs = zip(tensors[::2], tensors[1::2], strict=True)
-    return [_Layer(keys, values, used) for keys, values in pairs]
+    return [_Layer(keys, values, slot) for keys, values in pairs]
 
 
 def _tensors(cache: Cache) -> tuple[Tensor, ...]:

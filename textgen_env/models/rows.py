@@ -1,9 +1,14 @@
-"""Rows of one memory put into another one, where the host need not know which."""
+"""Memories: rows of one put into another, where the host need not know which, and their tensors."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+C = TypeVar("C")
 SPARE = 16  # positions that a memory may be wider than what its rows need
 
 
@@ -55,3 +60,25 @@ def no_more_than(memory: Tensor, width: int, dim: int) -> Tensor:
     if memory.shape[dim] - rounded < SPARE:
         return memory
     return memory.narrow(dim, 0, rounded).contiguous()
+
+
+def tensors_of(cache: object) -> list[Tensor]:
+    """The tensors of a dataclass, of its tuples too, in the order of its fields."""
+    found: list[Tensor] = []
+    for field in fields(cache):  # pyright: ignore[reportArgumentType] - a dataclass
+        value = getattr(cache, field.name)
+        parts = value if isinstance(value, tuple) else (value,)
+        found += [part for part in parts if isinstance(part, Tensor)]
+    return found
+
+
+def each_tensor(cache: C, change: Callable[[Tensor], Tensor]) -> C:
+    """A dataclass with every tensor changed, those of its tuples too, field by field."""
+    changed: dict[str, Any] = {}
+    for field in fields(cache):  # pyright: ignore[reportArgumentType] - a dataclass
+        value = getattr(cache, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = change(value)
+        elif isinstance(value, tuple):
+            changed[field.name] = tuple(map(change, value))
+    return replace(cache, **changed)  # pyright: ignore[reportArgumentType]
