@@ -25,6 +25,7 @@ from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_c
 from agents.learner_config import LearnerConfig
 from agents.losses import gold_loss, token_loss
 from agents.regularizers import EWC, ewc_tensors, gold_batch
+from textgen_env.models.captured import captured
 from textgen_env.models.packing import packed
 from textgen_env.models.storage import Model
 from textgen_env.types import Examples, Trajectories, Writer
@@ -79,6 +80,7 @@ class Learner:
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
+        self._captured = captured(self.actor)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=config.learning_rate,
@@ -169,7 +171,7 @@ class Learner:
     def _acting(self) -> Model:
         """A copy of the student as it is now, to act with."""
         copy_weights(self.student, self.actor)
-        return packed(self.actor)
+        return packed(self._captured)
 
     def learn(self, experience: Experience) -> Iterator[Record]:
         """The updates that `experience` is for, each made when its figures are asked for."""
@@ -282,8 +284,7 @@ class Learner:
         return loss.detach()
 
     def _agent_loss(self, part: Experience) -> Tensor:
-        expert = part.expert(self.env.expert)
-        return self.agent.loss(part.trajectories, self.student, expert)
+        return self.agent.loss(part.trajectories, self.student, part.expert(self.env.expert))
 
     def _gold_loss(self, part: Experience) -> Tensor:
         states = part.trajectories

@@ -13,6 +13,7 @@ from experiments.build import build_model
 from experiments.configs import Experiment, agent_name
 from experiments.run import Run, RunError
 from textgen_env.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.models.captured import captured
 from textgen_env.models.packing import packed
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.remote_teacher import connect
@@ -97,7 +98,7 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
         expert = connect(experiment.server, tokenizer)
     elif experiment.teacher:
         teacher = load_model(experiment.teacher, run.dtype).to(this_device())
-        expert = NeuralExpert(packed(teacher))
+        expert = NeuralExpert(packed(captured(teacher)))
     else:
         return NoExpert(tokenizer.special)
     if tokenizers.teacher is None:

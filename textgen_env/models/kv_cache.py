@@ -62,17 +62,22 @@ class KeyValueCache:
             window=0,
         )
 
+    def with_room(self) -> Self:
+        """The cache with a position that is free in every row, or all of them."""
+        room, limit = self.written.shape[4], len(self.signals)
+        if self.window < room or room == limit:
+            return self
+        # A step that is recorded has one shape: room is made at once where steps are.
+        more = min(ROOM, limit - room) if looking_is_free(self.length.device) else limit - room
+        return replace(
+            self,
+            written=F.pad(self.written, (0, 0, 0, more)),
+            bias=F.pad(self.bias, (0, more), value=float("-inf")),
+        )
+
     def opened(self) -> tuple[Self, Tensor]:
         """The cache with the next position of each row visible, and where `write` puts it."""
-        room, limit = self.written.shape[4], len(self.signals)
-        cache = self
-        if self.window == room and room < limit:
-            more = min(ROOM, limit - room)
-            cache = replace(
-                self,
-                written=F.pad(self.written, (0, 0, 0, more)),
-                bias=F.pad(self.bias, (0, more), value=float("-inf")),
-            )
+        cache = self.with_room()
         rows, heads, _, room = cache.bias.shape
         first = torch.arange(0, cache.bias.numel(), room, device=self.length.device)
         keys = first.view(rows, heads) + self.length[:, None]
@@ -98,9 +103,11 @@ class KeyValueCache:
         A row that is full may be stepped on, as one that is over and waits for the others is: its
         last position is written over.
         """
-        limit = len(self.signals)
-        length = (self.length + 1).clamp(max=limit - 1)
-        return replace(self, length=length, window=min(self.window + 1, limit))
+        return replace(self.moved(), length=(self.length + 1).clamp(max=len(self.signals) - 1))
+
+    def moved(self) -> Self:
+        """The cache as after a step in all that the host alone knows; no tensor changes."""
+        return replace(self, window=min(self.window + 1, len(self.signals)))
 
     def select_rows(self, index: Tensor) -> Self:
         """A cache whose row i is a copy of row index[i]; of a source's rows all or none."""

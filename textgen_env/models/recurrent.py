@@ -68,6 +68,14 @@ class RecurrentCache:
     source_values: Tensor
     source_bias: Tensor
 
+    def with_room(self) -> Self:
+        """The cache itself: the memory does not grow."""
+        return self
+
+    def moved(self) -> Self:
+        """The cache itself: the host knows nothing of where it is."""
+        return self
+
     def select_rows(self, index: Tensor) -> Self:
         """A cache whose row i is a copy of row index[i]."""
         return replace(
