@@ -24,6 +24,7 @@ from agents.buffer import Experience
 from agents.checkpoint import Counters, load_checkpoint, save_atomically, save_checkpoint
 from agents.learner_config import LearnerConfig
 from agents.losses import gold_loss, token_loss
+from agents.processes import let_shapes_vary
 from agents.regularizers import EWC, ewc_tensors, gold_batch
 from textgen_env.models.captured import captured
 from textgen_env.models.packing import packed
@@ -74,6 +75,7 @@ class Learner:
     ) -> None:
         agent.check_expert(env.expert)
         _check_vocabulary(student, env)
+        let_shapes_vary(env.device)
         self.env, self.folder, self.config = env, folder, config
         self.precision, self.validation = precision, validation
         self.gold = env.examples if gold is None else gold.to(env.device)

@@ -24,6 +24,17 @@ def this_device() -> torch.device:
     return device
 
 
+def let_shapes_vary(device: torch.device) -> None:
+    """Have attention on a CUDA `device` made by kernels that take any shape at once.
+
+    cuDNN's make a plan for each shape, and batches of text have many. A pass of a Transformer of 6
+    layers over 64 texts in bfloat16, on an H200: 150 to 1,500 ms at a new shape, where PyTorch's
+    other kernels take 7 to 22.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def num_slots(agent: Agent, batch_size: int) -> int:
     """Episodes that this process collects together: its share of each batch of the agent's pool.
 

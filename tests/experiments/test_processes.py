@@ -129,3 +129,12 @@ def test_a_batch_is_shared_out_evenly(monkeypatch):
     assert processes.num_slots(ImitKDFull(pool=3), 64) == 3 * 16
     with pytest.raises(ValueError, match=r"number of processes \(4\), got 6"):
         processes.num_slots(ImitKDFull(), 6)
+
+
+def test_attention_makes_no_plan_for_each_shape_on_cuda(monkeypatch):
+    settings = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", settings.append)
+    processes.let_shapes_vary(torch.device("cpu"))
+    assert settings == []
+    processes.let_shapes_vary(torch.device("cuda"))
+    assert settings == [False]
