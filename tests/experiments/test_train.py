@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import experiments.train
 from agents.exposure_panel import Teacher
 from agents.learner import LearnerConfig
+from agents.processes import this_device
 from agents.seqkd import SeqKD
 from agents.word_kd import WordKD
 from experiments.configs import Experiment
@@ -29,7 +30,7 @@ def test_what_was_prepared_is_read_back(tiny_task, tiny_teacher, tmp_path, two_v
         Pair(pair.source, pair.reference, f"{pair.source} {pair.source}" if two_views else None)
         for pair in tiny_task.train
     ]
-    task, expert = replace(tiny_task, train=pairs), NeuralExpert(tiny_teacher)
+    task, expert = replace(tiny_task, train=pairs), NeuralExpert(tiny_teacher.to(this_device()))
     made, asked = _prepare(experiment, task, expert, path)
     read, asked_then = _prepare(experiment, task, NoExpert(), path)
     assert asked == asked_then
