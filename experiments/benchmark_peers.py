@@ -54,6 +54,7 @@ class BenchmarkPeersOptions:
         rounds: measured rounds, after one that is not.
         student: folder of a trained one for `updates`; None for a fresh one.
         warm_up: updates of the student before `updates`; 0 for one that is trained.
+        device: where all sides work; CTranslate2, and the matrix products alone, on CPUs only.
     """
 
     comparisons: Annotated[tuple[Comparison, ...], tyro.conf.Positional] = tuple(TITLES)
@@ -61,10 +62,13 @@ class BenchmarkPeersOptions:
     rounds: int = 5
     student: Path | None = None
     warm_up: int = 200
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device must be cpu where PyTorch finds no CUDA device, got cuda")
 
 
 def benchmark_peers(options: BenchmarkPeersOptions) -> None:
@@ -80,11 +84,19 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
     size = Size()
     onednn = measure_precision(size.width, size.batch_size).onednn
     sides: dict[Comparison, Callable[[Path, str], Group]] = {
-        "gkd": lambda folder, name: gkd_updates(folder, size, DTYPES[name], onednn),
-        "marian": lambda folder, name: marian_writers(folder, size, name),
-        "teacher": lambda folder, name: teacher_writers(folder, size.batch_size, name),
+        "gkd": lambda folder, name: gkd_updates(folder, size, DTYPES[name], onednn, options.device),
+        "marian": lambda folder, name: marian_writers(folder, size, name, options.device),
+        "teacher": lambda folder, name: teacher_writers(
+            folder, size.batch_size, name, options.device
+        ),
         "updates": lambda folder, name: distillers(
-            folder, size.batch_size, options.student, options.warm_up, DTYPES[name], onednn
+            folder,
+            size.batch_size,
+            options.student,
+            options.warm_up,
+            DTYPES[name],
+            onednn,
+            options.device,
         ),
     }
     for comparison in options.comparisons:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from experiments.run import DTYPES, RunError
 from textgen_env.beam_search import decoder_of
+from textgen_env.models.captured import captured
 from textgen_env.models.export import ExportError, Write
 from textgen_env.models.huggingface_model import HuggingFaceModel
 from textgen_env.models.packing import packed
@@ -30,13 +31,16 @@ def format_of(folder: Path) -> Format | None:
     return next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
 
 
-def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32") -> Write:
+def load_writer(
+    folder: Path, *, beam_size: int = 1, precision: str = "float32", device: str = "cpu"
+) -> Write:
     """What the model in `folder` writes; any model of `transformers` by this project's decoding.
 
     Args:
         folder: of the model.
         beam_size: 1 for greedy.
         precision: a name in `DTYPES`.
+        device: where it writes; CTranslate2 on CPUs alone.
 
     Raises:
         RunError: its package is not installed, or it has a precision of its own.
@@ -49,7 +53,8 @@ def load_writer(folder: Path, *, beam_size: int = 1, precision: str = "float32")
         with extra("export"):
             from textgen_env.models.export_ctranslate2 import load_ctranslate2
         return load_ctranslate2(folder, beam_size)
-    return partial(decoder_of(beam_size), packed(load_model(folder, DTYPES[precision])))
+    model = load_model(folder, DTYPES[precision]).to(device)
+    return partial(decoder_of(beam_size), packed(captured(model)))
 
 
 def save_as(

@@ -24,46 +24,54 @@ FORMS: tuple[Format, ...] = ("hf", "ctranslate2")
 BATCHES = 4
 
 
-def marian_writers(folder: Path, size: Size, precision: str) -> dict[str, Passes]:
+def marian_writers(
+    folder: Path, size: Size, precision: str, device: str = "cpu"
+) -> dict[str, Passes]:
     """A random Marian, by `generate` of `transformers` and by this project.
 
     Args:
         folder: an empty one.
         size: of the model and the batch.
         precision: of the weights, a name in `DTYPES`.
+        device: where they write.
     """
     save_marian(folder, size)
     special, words = load_tokenizer(folder).special, random_words(size)
     source = torch.cat([words, torch.full_like(words[:, :1], special.end)], 1)
     writers = {
-        GENERATE: load_hf(folder, dtype=DTYPES[precision]),
-        GREEDY: load_writer(folder, precision=precision),
+        GENERATE: load_hf(folder, DTYPES[precision], device),
+        GREEDY: load_writer(folder, precision=precision, device=device),
     }
     return {
-        name: Passes(write, [source], size.max_steps, special.pad)
+        name: Passes(write, [source.to(device)], size.max_steps, special.pad)
         for name, write in writers.items()
     }
 
 
-def teacher_writers(folder: Path, batch_size: int, precision: str) -> dict[str, Passes]:
+def teacher_writers(
+    folder: Path, batch_size: int, precision: str, device: str = "cpu"
+) -> dict[str, Passes]:
     """The shipped teacher, by `transformers`, by CTranslate2 in float32, and by this project.
 
     Args:
         folder: an empty one.
         batch_size: of test sentences, of which there are `BATCHES`.
         precision: of the weights, a name in `DTYPES`.
+        device: where they write; CTranslate2 on CPUs alone.
     """
     tokenizer, model = load_tokenizer(VERSES_TEACHER), load_model(VERSES_TEACHER)
     task, special = build_task(TASKS["verses"], tokenizer), tokenizer.special
     source = encode(task.test[: BATCHES * batch_size], task).source
-    batches = [trimmed(source[rows], special) for rows in by_length(source, batch_size, special)]
-    for form in FORMS:
+    rows = by_length(source, batch_size, special)
+    batches = [trimmed(source[each], special).to(device) for each in rows]
+    forms = FORMS if precision == "float32" and device == "cpu" else FORMS[:1]
+    for form in forms:
         (folder / form).mkdir()
         save_as(form, model, tokenizer, folder / form)
-    writers = {GENERATE: load_hf(folder / "hf", dtype=DTYPES[precision])}
-    if precision == "float32":
+    writers = {GENERATE: load_hf(folder / "hf", DTYPES[precision], device)}
+    if "ctranslate2" in forms:
         writers["CTranslate2"] = load_writer(folder / "ctranslate2")
-    writers[GREEDY] = load_writer(VERSES_TEACHER, precision=precision)
+    writers[GREEDY] = load_writer(VERSES_TEACHER, precision=precision, device=device)
     return {
         name: Passes(write, batches, task.max_target_length, special.pad)
         for name, write in writers.items()

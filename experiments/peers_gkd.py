@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,10 +28,12 @@ from experiments.peers_updates import (
     Seconds,
     Updates,
     WatchedExpert,
+    finish,
     learner_of,
 )
 from experiments.process import keep_freed_memory
 from textgen_env.hf_tokenizer import PretrainedTokenizer
+from textgen_env.models.captured import captured
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Pair, TextTask
 from textgen_env.types import Examples
@@ -42,7 +45,7 @@ SAMPLE = Pair("w0", "w0")  # stands where a task or a trainer wants text; none i
 
 
 def gkd_updates(
-    folder: Path, size: Size, precision: torch.dtype, onednn: bool
+    folder: Path, size: Size, precision: torch.dtype, onednn: bool, device: str = "cpu"
 ) -> dict[str, Updates]:
     """The sides of the comparison.
 
@@ -51,16 +54,21 @@ def gkd_updates(
         size: of the models and the batch.
         precision: of this project's models that only act, and of autocast.
         onednn: whether this project makes float32 products by oneDNN.
+        device: where all work.
 
     Raises:
         RunError: TRL is not installed.
     """
     save_pair(folder, size)
     bfloat16 = precision == torch.bfloat16
+    ours = {"textgen gkd": our_updates(folder, size, precision, onednn, device)}
+    theirs = partial(InOwnProcess, folder, size, bfloat16, device)
+    if device != "cpu":
+        return {"TRL GKDTrainer": theirs(keep=False), **ours}
     return {
-        "TRL GKDTrainer, as Python starts it": InOwnProcess(folder, size, bfloat16, keep=False),
-        "TRL GKDTrainer, freed memory kept": InOwnProcess(folder, size, bfloat16, keep=True),
-        "textgen gkd": our_updates(folder, size, precision, onednn),
+        "TRL GKDTrainer, as Python starts it": theirs(keep=False),
+        "TRL GKDTrainer, freed memory kept": theirs(keep=True),
+        **ours,
     }
 
 
@@ -77,11 +85,13 @@ class TRLUpdates:
         folder: from `save_pair`.
         size: of the pair.
         bfloat16: whether under autocast, as its option `bf16` has it.
+        device: where it works.
     """
 
-    def __init__(self, folder: Path, size: Size, bfloat16: bool) -> None:
+    def __init__(self, folder: Path, size: Size, bfloat16: bool, device: str = "cpu") -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        self.size, self.trainer = size, _trainer(folder, size, bfloat16)
+        self.size, self.trainer = size, _trainer(folder, size, bfloat16, device)
+        self.device = torch.device(device)
         self.seconds: list[Seconds] = []
         self.tokens: list[float] = []
         self._parts = {"rollout": 0.0, "label": 0.0}
@@ -99,6 +109,7 @@ class TRLUpdates:
         trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.model.zero_grad()
+        finish(self.device)
         whole = time.perf_counter() - start
         self.seconds.append(Seconds.of(whole, **self._parts))
         self.tokens.append(float((inputs["labels"] != IGNORED).sum()))  # of what was written
@@ -106,7 +117,7 @@ class TRLUpdates:
 
     def inputs(self) -> dict[str, Tensor]:
         """What its collator would give."""
-        words = random_words(self.size)
+        words = random_words(self.size).to(self.device)
         prompts = torch.cat([torch.ones_like(words[:, :1]), words], 1)  # 1 is the start token
         mask = torch.ones_like(prompts)
         return {
@@ -119,8 +130,10 @@ class TRLUpdates:
 
     def _timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever `work` takes
+            finish(self.device)
             start = time.perf_counter()
             answer = work(*args, **kwargs)
+            finish(self.device)
             self._parts[part] += time.perf_counter() - start
             return answer
 
@@ -136,13 +149,16 @@ class InOwnProcess:
         folder: from `save_pair`.
         size: of the pair.
         bfloat16: as for `TRLUpdates`.
+        device: likewise.
         keep: whether `keep_freed_memory`; if not, every large tensor is mapped anew.
     """
 
-    def __init__(self, folder: Path, size: Size, bfloat16: bool, *, keep: bool) -> None:
+    def __init__(
+        self, folder: Path, size: Size, bfloat16: bool, device: str, *, keep: bool
+    ) -> None:
         self.seconds: list[Seconds] = []
         self.tokens: list[float] = []
-        arguments = folder, size, bfloat16, keep, torch.get_num_threads()
+        arguments = folder, size, bfloat16, device, keep, torch.get_num_threads()
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, arguments)
 
     def __call__(self) -> int:
@@ -153,7 +169,9 @@ class InOwnProcess:
         return 1
 
 
-def our_updates(folder: Path, size: Size, precision: torch.dtype, onednn: bool) -> LearnerUpdates:
+def our_updates(
+    folder: Path, size: Size, precision: torch.dtype, onednn: bool, device: str = "cpu"
+) -> LearnerUpdates:
     """The same updates by this project's learner.
 
     Args:
@@ -161,6 +179,7 @@ def our_updates(folder: Path, size: Size, precision: torch.dtype, onednn: bool) 
         size: of the pair.
         precision: of the teacher, of the student that writes, and of autocast.
         onednn: whether float32 products are made by oneDNN.
+        device: where it works.
     """
     tokenizer, words = load_tokenizer(folder / "student"), random_words(size)
     ends = torch.full_like(words[:, :1], tokenizer.special.end)
@@ -169,18 +188,18 @@ def our_updates(folder: Path, size: Size, precision: torch.dtype, onednn: bool) 
         "random", tokenizer, texts, texts, texts, size.source_tokens, size.max_steps, {}
     )
     examples = Examples(source=torch.cat([words, ends], 1), reference=ends)
-    expert = WatchedExpert(load_model(folder / "teacher", precision))
+    expert = WatchedExpert(captured(load_model(folder / "teacher", precision).to(device)))
     learner = learner_of(
         GKD(student_fraction=1.0, teacher_weight=TEACHER_WEIGHT),
         load_model(folder / "student"),
-        learning_env(task, size.batch_size, expert, examples=examples),
+        learning_env(task, size.batch_size, expert, examples=examples, device=device),
         folder=folder,
         precision=precision,
     )
     return LearnerUpdates(learner, expert, onednn)
 
 
-def _trainer(folder: Path, size: Size, bfloat16: bool) -> Any:  # noqa: ANN401 - TRL's class
+def _trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # noqa: ANN401 - TRL's class
     """TRL's trainer, ready for `training_step`."""
     with extra("bench"):
         gkd, data = import_module("trl.experimental.gkd"), import_module("datasets")
@@ -195,7 +214,7 @@ def _trainer(folder: Path, size: Size, bfloat16: bool) -> Any:  # noqa: ANN401 -
         learning_rate=RATE,
         optim="adamw_torch_fused",
         bf16=bfloat16,
-        use_cpu=True,
+        use_cpu=device == "cpu",
         gradient_checkpointing=False,
         report_to=[],
     )
@@ -215,11 +234,11 @@ def _trainer(folder: Path, size: Size, bfloat16: bool) -> Any:  # noqa: ANN401 -
 _here: list[TRLUpdates] = []  # of a process of `InOwnProcess`
 
 
-def _begin(folder: Path, size: Size, bfloat16: bool, keep: bool, threads: int) -> None:
+def _begin(folder: Path, size: Size, bfloat16: bool, device: str, keep: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     if keep:
         keep_freed_memory()
-    _here.append(TRLUpdates(folder, size, bfloat16))
+    _here.append(TRLUpdates(folder, size, bfloat16, device))
 
 
 def _update() -> tuple[Seconds, float]:

@@ -21,6 +21,8 @@ from experiments.benchmark import ProductRecorder, Shape, products_seconds
 from experiments.build import build_model, build_task, learning_env
 from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER
 from textgen_env.expert import NeuralExpert
+from textgen_env.models.captured import captured
+from textgen_env.models.packing import packed
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.precision import onednn_float32
@@ -79,16 +81,30 @@ class WatchedExpert(NeuralExpert):
 
     Attributes:
         watch: stands around each of its passes.
+        seconds: that they took.
     """
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__(model)
         self.watch: AbstractContextManager[object] = nullcontext()
+        self.seconds = 0.0
 
     def logits(self, trajectories: Trajectories) -> torch.Tensor:
-        """As always, within `watch`."""
+        """As always, within `watch`; the device has finished before and after."""
+        device = trajectories.actions.device
+        finish(device)
+        start = time.perf_counter()
         with self.watch:
-            return super().logits(trajectories)
+            logits = super().logits(trajectories)
+        finish(device)
+        self.seconds += time.perf_counter() - start
+        return logits
+
+
+def finish(device: torch.device) -> None:
+    """Wait until `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class LearnerUpdates:
@@ -108,18 +124,25 @@ class LearnerUpdates:
 
     def __call__(self) -> int:
         """Make them; returns how many they were."""
-        start, asked = time.perf_counter(), self.expert.queries.seconds
+        start, asked = time.perf_counter(), self.expert.seconds
         with onednn_float32(self.onednn):
             experience = next(self._rollouts)
+            finish(self.learner.env.device)
             written = time.perf_counter() - start
             count = len(list(self.learner.learn(experience)))
-        whole, label = time.perf_counter() - start, self.expert.queries.seconds - asked
+            finish(self.learner.env.device)
+        whole, label = time.perf_counter() - start, self.expert.seconds - asked
         self.seconds.append(Seconds.of(whole / count, rollout=written / count, label=label / count))
         self.tokens.append(float(experience.trajectories.mask.sum()) / count)
         return count
 
-    def floor(self) -> Seconds:
-        """What the matrix products of an update take by themselves, each shape timed alone."""
+    def floor(self) -> Seconds | None:
+        """What the matrix products of an update take by themselves, each shape timed alone.
+
+        None on an accelerator, where those of a recorded step are not seen.
+        """
+        if self.learner.env.device.type != "cpu":
+            return None
         rollout, label, both = ProductRecorder(), ProductRecorder(), ProductRecorder()
         with rollout:
             experience = next(self._rollouts)
@@ -162,6 +185,7 @@ def distillers(
     warm_up: int,
     precision: torch.dtype,
     onednn: bool,
+    device: str = "cpu",
 ) -> dict[str, LearnerUpdates]:
     """The demo's student, taught the same sources by `seqkd_full` and by `imitkd_full`.
 
@@ -176,17 +200,20 @@ def distillers(
         warm_up: updates before, all with the teacher's texts.
         precision: of the models that only act, and of autocast.
         onednn: whether float32 products are made by oneDNN.
+        device: where they learn.
     """
     by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
     task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
     task = take_train_pairs(task, by_student.pool * batch_size)
-    expert = WatchedExpert(load_model(VERSES_TEACHER, precision))
-    examples = by_teacher.prepare(encode(task.train, task), expert, task.max_target_length)
+    expert = WatchedExpert(packed(captured(load_model(VERSES_TEACHER, precision).to(device))))
+    gold = encode(task.train, task).to(device)
+    examples = by_teacher.prepare(gold, expert, task.max_target_length)
     config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, seed=0) if start is None else load_model(start)
 
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
-        env = learning_env(task, agent.pool * batch_size, expert, examples=examples)
+        slots = agent.pool * batch_size
+        env = learning_env(task, slots, expert, examples=examples, device=device)
         learner = learner_of(agent, student, env, folder=folder, precision=precision)
         return LearnerUpdates(learner, expert, onednn)
 

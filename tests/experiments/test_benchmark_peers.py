@@ -40,7 +40,7 @@ def test_an_update_is_a_mean_of_those_made_together(updates):
     (seconds,), (tokens,) = updates.seconds, updates.tokens
     assert learner.counters.update == 2
     assert 2 * tokens == expert.queries.tokens == learner.counters.teacher_tokens
-    assert 2 * seconds.label == pytest.approx(expert.queries.seconds)
+    assert 2 * seconds.label == pytest.approx(expert.seconds)
     assert min(seconds.rollout, seconds.label, seconds.update) > 0
     assert seconds.whole == pytest.approx(seconds.rollout + seconds.label + seconds.update)
     assert not list(learner.folder.iterdir())

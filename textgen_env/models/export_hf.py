@@ -111,14 +111,19 @@ def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditiona
     return exported.eval()
 
 
-def load_hf(folder: Path, dtype: torch.dtype = torch.float32) -> Write:
+def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Write:
     """What the model that `save_hf` wrote writes greedily, by `generate` of `transformers`.
 
     It reads the token ids of the model that was exported.
+
+    Args:
+        folder: where it was written.
+        dtype: of the weights.
+        device: where it writes, and where its sources are.
     """
     with _without_bars():
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-    model.eval()
+    model.eval().to(torch.device(device))
     pad = model.config.pad_token_id
 
     def write(source: Tensor, max_steps: int) -> Tensor:
