@@ -3,12 +3,11 @@
 Everything here asks a `SequenceModel` for `start` and `step` alone. Beam search has a file of its
 own.
 
-On CPUs the step runs as it is, not under `torch.compile` (`captured` replays it on CUDA devices).
-Measured with Transformers of 2 and 6 layers a
-side, width 256, 64 rows, on an x86 machine: compiled with the cache as it is, a step took 1.01 to
-1.27 of the plain one's time; with the cache split into one tensor a layer 0.79 to 0.83 in bfloat16
-and 0.94 in float32, after 6 to 60 s of compiling for each number of rows and source width, of which
-decoding meets many.
+On CUDA devices `models.captured` replays the step. On CPUs it runs as it is, not under
+`torch.compile`. Measured with Transformers of 2 and 6 layers a side, width 256, 64 rows, on an x86
+machine: compiled with the cache as it is, a step took 1.01 to 1.27 of the plain one's time; with
+the cache split into one tensor a layer 0.79 to 0.83 in bfloat16 and 0.94 in float32, after 6 to
+60 s of compiling for each number of rows and source width, of which decoding meets many.
 """
 
 from collections.abc import Callable

@@ -156,3 +156,10 @@ def test_rounds_must_be_positive(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark-peers", "--rounds", "0"])
     assert "rounds must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark-peers", "--device", "cuda"])
+    assert "PyTorch finds no CUDA device, got cuda" in capsys.readouterr().err
