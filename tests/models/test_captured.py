@@ -151,6 +151,17 @@ def test_no_more_recordings_are_kept_than_the_limit(setting, model, monkeypatch)
         assert len(quick._recordings) <= 2
 
 
+def test_recordings_that_hold_too_much_go_before_another_comes(setting, model, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY", 0)
+    quick = setting.captured(model)
+    for count in (2, 3, 4):
+        source, tokens = setting.sources(count, WIDTHS), setting.sources(count, 6)
+        for _ in range(2):
+            got, _ = steps(quick, quick.start(source, 6), tokens)
+            assert_near(got, steps(model, model.start(source, 6), tokens)[0])
+        assert [len(each.logits) for each in quick._recordings] == [count]
+
+
 def test_weights_may_change_in_place(setting, model):
     quick, source = setting.captured(model), setting.sources(5, 8)
     before = greedy(quick, source, STEPS)

@@ -31,7 +31,7 @@ WARNING = (
     "steps of {} cannot be recorded as a CUDA graph and are launched kernel by kernel, which is "
     "slower: they wait for the device or depend on what they compute, got {}"
 )
-RECORDINGS = 32  # of a model, the last ones used; each holds as much as the memory of its batch
+RECORDINGS, MEMORY = 32, 2**30  # how many are kept of a model, and bytes that they hold together
 
 
 @runtime_checkable
@@ -138,17 +138,19 @@ class Captured:
             if recording is own or recording.free:
                 break
         else:
-            recording = _Recording(self.model, previous, cache, self.record)
             self._forget()
+            recording = _Recording(self.model, previous, cache, self.record)
         self._recordings = [each for each in self._recordings if each is not recording]
         self._recordings.append(recording)
         return recording
 
     def _forget(self) -> None:
-        """Make room for one more."""
-        free = [each for each in self._recordings if each.free]
-        if len(self._recordings) >= RECORDINGS and free:
-            self._recordings.remove(free[0])
+        """Make room for one more, by those that nobody holds and that were used longest ago."""
+        for recording in [each for each in self._recordings if each.free]:
+            held = sum(each.nbytes for each in self._recordings)
+            if len(self._recordings) < RECORDINGS and held <= MEMORY:
+                return
+            self._recordings.remove(recording)
 
 
 class _Recording:
@@ -156,6 +158,7 @@ class _Recording:
 
     Attributes:
         shapes: of the cache.
+        nbytes: of the cache.
         logits: (B, V) of the last step.
         replay: makes the next one.
     """
@@ -164,6 +167,7 @@ class _Recording:
         self, model: SequenceModel, previous: Tensor, cache: SteadyCache, record: Record
     ) -> None:
         self.shapes = _shapes(cache)
+        self.nbytes = sum(tensor.nbytes for tensor in tensors_of(cache))
         self._previous, self._cache = previous.clone(), each_tensor(cache, torch.clone)
         self._holder: Callable[[], _Held | None] = lambda: None
         logits, _ = model.step(previous.clone(), each_tensor(cache, torch.clone))
