@@ -1,9 +1,9 @@
 """Speed beside other libraries': updates by TRL, decoding by `transformers` and CTranslate2.
 
 All sides have the same weights, data, batch and precision and work in turn, several times over; a
-ratio is the median of the rounds' ratios. They share a process but for TRL, which has its own and
-waits there while others work. What else a side does is its own affair: this project makes float32
-products by oneDNN where that was measured faster.
+ratio is the median of the rounds' ratios. They share a process but for TRL and CTranslate2, which
+have their own and wait there while others work. What else a side does is its own affair: this
+project makes float32 products by oneDNN where that was measured faster.
 
 Needs the extra `bench`.
 """
