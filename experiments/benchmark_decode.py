@@ -192,7 +192,7 @@ def measure(
             folder: decode_all(load_model(folder), source, max_steps)
             for folder in {entrant.model for entrant in entrants}
         }
-        writers = {entrant: entrant.load() for entrant in entrants}
+        writers = {entrant: entrant.load_beside_others() for entrant in entrants}
         for size, parts in batches.items():
             group = {
                 entrant: Passes(write, parts, max_steps, special.pad)

@@ -66,6 +66,10 @@ class Contestant:
         exported = self.engine == "ctranslate2"  # has the precision that it was exported in
         return load_writer(self.folder, precision="float32" if exported else self.precision)
 
+    def load_beside_others(self) -> Write:
+        """The same, apart from others in this process where they would slow each other."""
+        return InOwnProcess(self.folder) if self.engine == "ctranslate2" else self.load()
+
 
 class Compiled:
     """A model whose step runs under `torch.compile`, for any number of rows.
@@ -179,3 +183,34 @@ def _load_libraries() -> None:
     with TemporaryDirectory() as folder:
         save_model(smallest, Path(folder))
         greedy(load_model(Path(folder)), torch.tensor([[3, 2]]), 2)
+
+
+class InOwnProcess:
+    """Writes in a process that waits while others work.
+
+    CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one
+    process they are more than there are cores, stop waiting actively, and slow each other.
+
+    Args:
+        folder: of the model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        arguments = folder, torch.get_num_threads()
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, arguments)
+
+    def __call__(self, source: Tensor, max_steps: int) -> Tensor:
+        """(B, max_steps) int64 tokens for (B, S) sources."""
+        return torch.tensor(self._pool.submit(_write, source.tolist(), max_steps).result())
+
+
+_here: list[Write] = []  # of a process of `InOwnProcess`
+
+
+def _begin(folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _here.append(load_writer(folder))
+
+
+def _write(source: list[list[int]], max_steps: int) -> list[list[int]]:
+    return _here[0](torch.tensor(source), max_steps).tolist()

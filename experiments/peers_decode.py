@@ -3,21 +3,17 @@
 Needs the extra `bench`.
 """
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from experiments.benchmark_decode import by_length
 from experiments.build import build_task
 from experiments.configs import TASKS, VERSES_TEACHER
-from experiments.contestants import Passes
+from experiments.contestants import InOwnProcess, Passes
 from experiments.formats import Format, load_writer, save_as
 from experiments.peers_models import Size, random_words, save_marian
 from experiments.run import DTYPES
-from textgen_env.models.export import Write
 from textgen_env.models.export_hf import load_hf
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode
@@ -80,34 +76,3 @@ def teacher_writers(
         name: Passes(write, batches, task.max_target_length, special.pad)
         for name, write in writers.items()
     }
-
-
-class InOwnProcess:
-    """Writes in a process that waits while others work.
-
-    CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one
-    process they are more than there are cores, stop waiting actively, and slow each other.
-
-    Args:
-        folder: of the model.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        arguments = folder, torch.get_num_threads()
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, arguments)
-
-    def __call__(self, source: Tensor, max_steps: int) -> Tensor:
-        """(B, max_steps) int64 tokens for (B, S) sources."""
-        return torch.tensor(self._pool.submit(_write, source.tolist(), max_steps).result())
-
-
-_here: list[Write] = []  # of a process of `InOwnProcess`
-
-
-def _begin(folder: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _here.append(load_writer(folder))
-
-
-def _write(source: list[list[int]], max_steps: int) -> list[list[int]]:
-    return _here[0](torch.tensor(source), max_steps).tolist()
