@@ -1,7 +1,7 @@
 """Models in the settings that their decoding is timed in: how each is loaded, run and watched."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from experiments.apart import InOwnProcess
 from experiments.benchmark_losses import memory, return_freed_memory
 from experiments.build import num_parameters
 from experiments.formats import load_writer, save_as
@@ -68,7 +69,7 @@ class Contestant:
 
     def load_beside_others(self) -> Write:
         """The same, apart from others in this process where they would slow each other."""
-        return InOwnProcess(self.folder) if self.engine == "ctranslate2" else self.load()
+        return load_apart(self.folder) if self.engine == "ctranslate2" else self.load()
 
 
 class Compiled:
@@ -185,32 +186,17 @@ def _load_libraries() -> None:
         greedy(load_model(Path(folder)), torch.tensor([[3, 2]]), 2)
 
 
-class InOwnProcess:
-    """Writes in a process that waits while others work.
+def load_apart(folder: Path) -> Write:
+    """What the model in `folder` writes on CPUs, in a process of its own.
 
     CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one
     process they are more than there are cores, stop waiting actively, and slow each other.
-
-    Args:
-        folder: of the model.
     """
-
-    def __init__(self, folder: Path) -> None:
-        arguments = folder, torch.get_num_threads()
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, arguments)
-
-    def __call__(self, source: Tensor, max_steps: int) -> Tensor:
-        """(B, max_steps) int64 tokens for (B, S) sources."""
-        return torch.tensor(self._pool.submit(_write, source.tolist(), max_steps).result())
+    write = InOwnProcess(_lists_writer, folder)
+    return lambda source, max_steps: torch.tensor(write(source.tolist(), max_steps))
 
 
-_here: list[Write] = []  # of a process of `InOwnProcess`
-
-
-def _begin(folder: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _here.append(load_writer(folder))
-
-
-def _write(source: list[list[int]], max_steps: int) -> list[list[int]]:
-    return _here[0](torch.tensor(source), max_steps).tolist()
+def _lists_writer(folder: Path) -> Callable[[list[list[int]], int], list[list[int]]]:
+    """The same here, from lists to lists."""
+    write = load_writer(folder)
+    return lambda source, max_steps: write(torch.tensor(source), max_steps).tolist()

@@ -10,7 +10,7 @@ import torch
 from experiments.benchmark_decode import by_length
 from experiments.build import build_task
 from experiments.configs import TASKS, VERSES_TEACHER
-from experiments.contestants import InOwnProcess, Passes
+from experiments.contestants import Passes, load_apart
 from experiments.formats import Format, load_writer, save_as
 from experiments.peers_models import Size, random_words, save_marian
 from experiments.run import DTYPES
@@ -70,7 +70,7 @@ def teacher_writers(
         save_as(form, model, tokenizer, folder / form)
     writers = {GENERATE: load_hf(folder / "hf", DTYPES[precision], device)}
     if "ctranslate2" in forms:
-        writers["CTranslate2"] = InOwnProcess(folder / "ctranslate2")
+        writers["CTranslate2"] = load_apart(folder / "ctranslate2")
     writers[GREEDY] = load_writer(VERSES_TEACHER, precision=precision, device=device)
     return {
         name: Passes(write, batches, task.max_target_length, special.pad)

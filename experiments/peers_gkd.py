@@ -9,10 +9,8 @@ Needs the extra `bench`.
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from agents.gkd import GKD
+from experiments.apart import InOwnProcess
 from experiments.build import learning_env
 from experiments.formats import extra
 from experiments.peers_models import Size, random_words, save_llama
@@ -62,7 +61,7 @@ def gkd_updates(
     save_pair(folder, size)
     bfloat16 = precision == torch.bfloat16
     ours = {"textgen gkd": our_updates(folder, size, precision, onednn, device)}
-    theirs = partial(InOwnProcess, folder, size, bfloat16, device)
+    theirs = partial(TRLUpdatesApart, folder, size, bfloat16, device)
     if device != "cpu":
         return {"TRL GKDTrainer": theirs(keep=False), **ours}
     return {
@@ -140,7 +139,7 @@ class TRLUpdates:
         return timed
 
 
-class InOwnProcess:
+class TRLUpdatesApart:
     """TRL's updates in a process that waits while others work.
 
     It is TRL's own because the library `accelerate` knows one precision a process.
@@ -158,12 +157,11 @@ class InOwnProcess:
     ) -> None:
         self.seconds: list[Seconds] = []
         self.tokens: list[float] = []
-        arguments = folder, size, bfloat16, device, keep, torch.get_num_threads()
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, arguments)
+        self._update = InOwnProcess(_trl_update, folder, size, bfloat16, device, keep)
 
     def __call__(self) -> int:
         """One update; this process waits."""
-        seconds, tokens = self._pool.submit(_update).result()
+        seconds, tokens = self._update()
         self.seconds.append(seconds)
         self.tokens.append(tokens)
         return 1
@@ -231,16 +229,16 @@ def _trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # n
     return trainer
 
 
-_here: list[TRLUpdates] = []  # of a process of `InOwnProcess`
-
-
-def _begin(folder: Path, size: Size, bfloat16: bool, device: str, keep: bool, threads: int) -> None:
-    torch.set_num_threads(threads)
+def _trl_update(
+    folder: Path, size: Size, bfloat16: bool, device: str, keep: bool
+) -> Callable[[], tuple[Seconds, float]]:
+    """Makes an update in this process and tells where its time went."""
     if keep:
         keep_freed_memory()
-    _here.append(TRLUpdates(folder, size, bfloat16, device))
+    updates = TRLUpdates(folder, size, bfloat16, device)
 
+    def update() -> tuple[Seconds, float]:
+        updates()
+        return updates.seconds[-1], updates.tokens[-1]
 
-def _update() -> tuple[Seconds, float]:
-    _here[0]()
-    return _here[0].seconds[-1], _here[0].tokens[-1]
+    return update
