@@ -9,13 +9,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from toy import permitted
-from updates import CONFIG, Log, assert_same_bits, no_score, weights_of
+from updates import CONFIG, ROWS, Log, assert_same_bits, make, no_score, weights_of
 
 from agents import AGENTS
 from agents.behaviors import chooser
 from agents.learner import Learner
 from agents.rollout import rollout
-from agents.skd import SKD
 from textgen_env.decoding import Sampling, decode_all, sample
 from textgen_env.expert import NeuralExpert
 from textgen_env.models.captured import Captured, captured
@@ -25,9 +24,6 @@ from textgen_env.types import Writer
 from textgen_env.vector_env import TextGenVectorEnv
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-ROWS = 12
-FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens
 
 
 @pytest.fixture
@@ -107,7 +103,7 @@ def test_draws_are_the_same_for_the_same_seed(tiny_student, tiny_task, expert):
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_every_agent_learns(tiny_task, make_student, expert, tmp_path, name, precision):
-    agent = FITTED.get(name) or AGENTS[name]()
+    agent = make(name)
     env, student = make_env(tiny_task, expert, agent.pool * CONFIG.batch_size), make_student()
     examples = agent.prepare(env.examples, expert, env.max_steps)
     env = make_env(tiny_task, expert, env.num_envs, examples=examples)

@@ -6,12 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents import AGENTS
 from agents.agent import Agent
 from agents.learner import LearnerConfig
+from agents.skd import SKD
 from textgen_env.types import Trajectories
 
 ROWS = 12
+FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens
 CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
+
+
+def make(name):
+    """The agent of that name, fit for the tests' tasks."""
+    return FITTED.get(name) or AGENTS[name]()
 
 
 def collect(agent, env, student, progress=0.5, seed=0):

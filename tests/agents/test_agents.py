@@ -14,6 +14,7 @@ from updates import (
     experience,
     learn,
     loss_and_gradients,
+    make,
 )
 
 from agents import AGENTS
@@ -28,7 +29,6 @@ from agents.mle import MLE
 from agents.schedules import Constant, Exponential, Linear
 from agents.seqkd import SeqKD
 from agents.seqkd_full import SeqKDFull
-from agents.skd import SKD
 from agents.word_kd import WordKD
 from textgen_env.beam_search import decoder_of
 from textgen_env.decoding import Sampling, decode_all
@@ -47,12 +47,7 @@ ON_OWN_TEXT = {"gkd", "f_distill", "distillm2", "aggrevate"}  # that the student
 STEPPING = {*MIXED, *ALONG, *ON_OWN_TEXT, "scheduled_sampling", "dagger"}  # step the environment
 BY_TOKEN = {*ALONG, "scheduled_sampling", "kid"}  # several may write one text
 BELOW_ZERO = {"minillm", "aggrevate"}  # losses that are minus a reward
-FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
-
-
-def make(name):
-    return FITTED.get(name) or AGENTS[name]()
 
 
 def writers_of_rows(trajectories):

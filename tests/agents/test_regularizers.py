@@ -13,6 +13,7 @@ from updates import (
     Sorted,
     experience,
     gradients_of_an_update,
+    make,
     no_score,
     weights_of,
 )
@@ -24,18 +25,12 @@ from agents.kid import KID
 from agents.learner import Learner, LearnerConfig
 from agents.mle import MLE
 from agents.regularizers import EWC, diagonal_fisher, gold_batch
-from agents.skd import SKD
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories
 
 BOTH = replace(CONFIG, gold_weight=0.7, ewc_weight=3.0)
-FITTED = {"skd": SKD(k=3)}  # to a vocabulary of eleven tokens
 SMOOTHED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, SmoothedTokens)}
 ON_TOKENS = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTokens)}
-
-
-def make(name):
-    return FITTED.get(name) or AGENTS[name]()
 
 
 def likelihood(student, source, tokens):
