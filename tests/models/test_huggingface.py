@@ -401,8 +401,7 @@ def test_it_is_loaded_in_float64_too(loaded, folders, model, source, actions):
     exact = load_model(folders[loaded[0]], torch.float64)
     logits = exact.sequence_logits(source, actions)
     assert logits.dtype == torch.float64
-    expected = model.sequence_logits(source, actions)
-    torch.testing.assert_close(logits.float(), expected, rtol=1e-3, atol=1e-3)
+    assert_near(logits.float(), model.sequence_logits(source, actions))
 
 
 @torch.no_grad()
