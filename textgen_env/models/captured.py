@@ -84,7 +84,7 @@ class Captured:
 
     def __init__(self, model: SequenceModel, record: Record) -> None:
         self.model, self.record = model, record
-        self._recordings: list[_Recording] = []  # those used last at the end
+        self._recordings: list[_Recording] = []  # those taken last at the end
         self._can = True  # until it was found to be otherwise
 
     @property
@@ -131,21 +131,20 @@ class Captured:
     ) -> "_Recording":
         """One that is held by this text or by none, and has the shapes of `cache`."""
         shapes = _shapes(cache)
-        own = None if held is None else held.recording
-        for recording in (own, *reversed(self._recordings)):
-            if recording is None or recording.shapes != shapes:
-                continue
-            if recording is own or recording.free:
+        if held is not None and held.recording.shapes == shapes:
+            return held.recording
+        for recording in reversed(self._recordings):
+            if recording.free and recording.shapes == shapes:
+                self._recordings.remove(recording)
                 break
         else:
             self._forget()
             recording = _Recording(self.model, previous, cache, self.record)
-        self._recordings = [each for each in self._recordings if each is not recording]
         self._recordings.append(recording)
         return recording
 
     def _forget(self) -> None:
-        """Make room for one more, by those that nobody holds and that were used longest ago."""
+        """Make room for one more, by those that nobody holds and that were taken longest ago."""
         for recording in [each for each in self._recordings if each.free]:
             held = sum(each.nbytes for each in self._recordings)
             if len(self._recordings) < RECORDINGS and held <= MEMORY:

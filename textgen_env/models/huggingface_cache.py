@@ -131,10 +131,13 @@ class RowCache:
 
     def for_transformers(self) -> Cache:
         """A view of this memory that a model of `transformers` reads and writes one step of."""
-        slot, position = self.slot[:1], self.length[:, None]
-        if self.counting is not Counting.ROWS:
-            position = slot if self.counting is Counting.SLOTS else self.length[:1]
-        own = _Rows(_layers(self.written, slot), position, slot)
+        slot = self.slot[:1]
+        positions = {
+            Counting.SLOTS: slot,
+            Counting.ROWS: self.length[:, None],
+            Counting.TOGETHER: self.length[:1],
+        }
+        own = _Rows(_layers(self.written, slot), positions[self.counting], slot)
         if not self.source:
             return own
         read = Cache(layers=_layers(self.source, self.source_mask.shape[1]))
