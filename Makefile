@@ -1,6 +1,6 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
-# make doors: run the environment inside other libraries, in a venv of its own.
+# make integrations: run the environment inside other libraries, in a venv of its own.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
 # other libraries as well.
 # make browser: look at the report in Chromium (Debian: chromium and chromium-driver).
@@ -8,7 +8,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check slow browser peers-test bench doors clean
+.PHONY: demo test check slow browser peers-test bench integrations clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -29,19 +29,19 @@ browser: .venv/.installed-dev
 	$(BIN)/pytest tests/browser
 
 peers-test: .venv/.installed-bench
-	$(BIN)/pytest tests/experiments/test_peers_gkd.py tests/agents/test_divergences.py -k trl
+	$(BIN)/pytest tests/experiments/benchmarks/peers/test_gkd.py tests/agents/losses/test_divergences.py -k trl
 
 bench: peers-test
 	$(BIN)/textgen benchmark-peers
 
 # The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.
-doors: .venv-doors/.installed
-	.venv-doors/bin/pytest tests/doors
+integrations: .venv-integrations/.installed
+	.venv-integrations/bin/pytest tests/integrations
 
-.venv-doors/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-doors
-	.venv-doors/bin/pip install --quiet --constraint constraints.txt --editable ".[doors]"
-	.venv-doors/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1
+.venv-integrations/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable ".[integrations]"
+	.venv-integrations/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1
 	touch $@
 
 .venv/.created:
@@ -62,4 +62,4 @@ doors: .venv-doors/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-doors runs build *.egg-info
+	rm -rf .venv .venv-integrations runs build *.egg-info

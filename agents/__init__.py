@@ -1,29 +1,29 @@
 """The algorithms, one file each, by name."""
 
-from agents.adaswitch import AdaSwitch
-from agents.agent import Agent
-from agents.aggrevate import AggreVaTe
-from agents.atkd import ATKD
-from agents.dagger import DAgger
-from agents.distillm import DistiLLM
-from agents.distillm2 import DistiLLM2
-from agents.f_distill import FDistill
-from agents.gkd import GKD
-from agents.imitkd import ImitKD
-from agents.imitkd_full import ImitKDFull
-from agents.imitkd_star import ImitKDStar
-from agents.imitkd_star_full import ImitKDStarFull
-from agents.iq_learn import IQLearn
-from agents.kid import KID
-from agents.minillm import MiniLLM
-from agents.mle import MLE
-from agents.scheduled_sampling import ScheduledSampling
-from agents.seqinter import SeqInter
-from agents.seqkd import SeqKD
-from agents.seqkd_full import SeqKDFull
-from agents.skd import SKD
-from agents.switch import Switch
-from agents.word_kd import WordKD
+from textgen_agents.adaswitch import AdaSwitch
+from textgen_agents.agent import Agent
+from textgen_agents.aggrevate import AggreVaTe
+from textgen_agents.atkd import ATKD
+from textgen_agents.dagger import DAgger
+from textgen_agents.distillm import DistiLLM
+from textgen_agents.distillm2 import DistiLLM2
+from textgen_agents.f_distill import FDistill
+from textgen_agents.gkd import GKD
+from textgen_agents.imitkd import ImitKD
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd_star import ImitKDStar
+from textgen_agents.imitkd_star_full import ImitKDStarFull
+from textgen_agents.iq_learn import IQLearn
+from textgen_agents.kid import KID
+from textgen_agents.minillm import MiniLLM
+from textgen_agents.mle import MLE
+from textgen_agents.scheduled_sampling import ScheduledSampling
+from textgen_agents.seqinter import SeqInter
+from textgen_agents.seqkd import SeqKD
+from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.skd import SKD
+from textgen_agents.switch import Switch
+from textgen_agents.word_kd import WordKD
 
 AGENTS: dict[str, type[Agent]] = {
     "mle": MLE,

@@ -11,12 +11,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from agents.buffer import Buffer, Experience
-from agents.labels import Dense
-from textgen_env.expert import Expert
+from textgen_agents.losses.labels import Dense
+from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 class Agent(ABC):

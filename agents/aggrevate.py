@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.behaviors import chooser
-from agents.divergences import masked_mean
-from agents.rollout import student_or_data
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.agent import Agent
+from textgen_agents.losses.divergences import masked_mean
+from textgen_agents.rollouts.behaviors import chooser
+from textgen_agents.rollouts.rollout import student_or_data
+from textgen_env.envs.text_metrics import Texts, sentence_bleu
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.token_metrics import Texts, sentence_bleu
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 LONGEST = 1.5  # times the reference's length, where texts are cut off
 

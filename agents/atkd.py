@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.bases import GatedByExpert
-from agents.behaviors import Gate, check_block, coins_for
-from agents.divergences import masked_mean
-from agents.divergences_topk import atkd_split
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.bases import GatedByExpert
+from textgen_agents.losses.divergences import masked_mean
+from textgen_agents.losses.topk import atkd_split
+from textgen_agents.rollouts.behaviors import Gate, check_block, coins_for
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.behaviors import Behavior, Gate, Gated, StepView, chooser
-from agents.buffer import Buffer, Experience
-from agents.divergences import Divergence, forward_kl
-from agents.labels import Dense, Label, Top1, check_smoothing, label_loss
-from agents.losses import token_loss
-from agents.rollout import rollout, student_or_data
-from agents.schedules import Exponential, Schedule
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.agent import Agent
+from textgen_agents.losses.divergences import Divergence, forward_kl
+from textgen_agents.losses.labels import Dense, Label, Top1, check_smoothing, label_loss
+from textgen_agents.losses.objectives import token_loss
+from textgen_agents.rollouts.behaviors import Behavior, Gate, Gated, StepView, chooser
+from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.rollout import rollout, student_or_data
+from textgen_agents.rollouts.schedules import Exponential, Schedule
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories, Writer
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from agents.bases import WithBuffer, noted_rollout
-from agents.behaviors import Gated, check_block, chooser, coins_for
-from agents.buffer import Buffer, Experience
-from agents.labels import Dense, label_loss
-from agents.rollout import student_or_data
-from agents.schedules import Constant, Indicator, Schedule
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.bases import WithBuffer, noted_rollout
+from textgen_agents.losses.labels import Dense, label_loss
+from textgen_agents.rollouts.behaviors import Gated, check_block, chooser, coins_for
+from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.rollout import student_or_data
+from textgen_agents.rollouts.schedules import Constant, Indicator, Schedule
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

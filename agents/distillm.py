@@ -13,17 +13,23 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from agents.bases import WithBuffer
-from agents.buffer import Buffer, Experience
-from agents.divergences import Divergence, forward_kl, reverse_kl, skewed_kl, skewed_reverse_kl
-from agents.labels import Label, TopKWithTail, label_loss
-from agents.rollout import student_or_data
-from agents.schedules import Linear, Schedule
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.bases import WithBuffer
+from textgen_agents.losses.divergences import (
+    Divergence,
+    forward_kl,
+    reverse_kl,
+    skewed_kl,
+    skewed_reverse_kl,
+)
+from textgen_agents.losses.labels import Label, TopKWithTail, label_loss
+from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.rollout import student_or_data
+from textgen_agents.rollouts.schedules import Linear, Schedule
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

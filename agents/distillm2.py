@@ -11,10 +11,10 @@ from functools import partial
 
 from torch import Tensor
 
-from agents.bases import OnBothTexts
-from agents.divergences import Divergence, skewed_kl, skewed_reverse_kl
-from agents.losses import loss_by_writer
-from textgen_env.expert import Expert
+from textgen_agents.bases import OnBothTexts
+from textgen_agents.losses.divergences import Divergence, skewed_kl, skewed_reverse_kl
+from textgen_agents.losses.objectives import loss_by_writer
+from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories, Writer
 

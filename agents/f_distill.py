@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from agents.bases import OnBothTexts
-from agents.divergences import (
+from textgen_agents.bases import OnBothTexts
+from textgen_agents.losses.divergences import (
     Divergence,
     forward_kl,
     reverse_kl,
@@ -19,8 +19,8 @@ from agents.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
-from agents.losses import loss_by_writer
-from textgen_env.expert import Expert
+from textgen_agents.losses.objectives import loss_by_writer
+from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories, Writer
 

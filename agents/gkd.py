@@ -11,14 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from agents.bases import OnDistributions
-from agents.behaviors import toss
-from agents.divergences import Divergence, forward_kl, generalized_jsd, reverse_kl
-from agents.rollout import student_or_data
-from textgen_env.decoding import Sampling
+from textgen_agents.bases import OnDistributions
+from textgen_agents.losses.divergences import Divergence, forward_kl, generalized_jsd, reverse_kl
+from textgen_agents.rollouts.behaviors import toss
+from textgen_agents.rollouts.rollout import student_or_data
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

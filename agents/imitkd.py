@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.bases import MixedByExample, OnTokens
-from agents.losses import labels_by_writer
-from textgen_env.expert import Expert
+from textgen_agents.bases import MixedByExample, OnTokens
+from textgen_agents.losses.objectives import labels_by_writer
+from textgen_env.experts.expert import Expert
 from textgen_env.types import Trajectories
 
 

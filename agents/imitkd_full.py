@@ -6,7 +6,7 @@ distribution instead of one token.
 
 from dataclasses import dataclass
 
-from agents.bases import MixedByExample, OnDistributions
+from textgen_agents.bases import MixedByExample, OnDistributions
 
 
 @dataclass(frozen=True)

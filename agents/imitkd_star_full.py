@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agents.bases import MixedByExample, OnDistributions, OnTeacherText
+from textgen_agents.bases import MixedByExample, OnDistributions, OnTeacherText
 
 
 @dataclass(frozen=True)

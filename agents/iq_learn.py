@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.bases import SmoothedTokens
-from agents.divergences import cross_entropy, masked_mean
-from textgen_env.expert import Expert
+from textgen_agents.bases import SmoothedTokens
+from textgen_agents.losses.divergences import cross_entropy, masked_mean
+from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.bases import SmoothedTokens
-from agents.behaviors import toss_blocks
-from agents.divergences import reverse_kl
-from agents.losses import data_actions, distribution_loss, token_loss
-from textgen_env.decoding import best_actions
-from textgen_env.expert import Expert
+from textgen_agents.bases import SmoothedTokens
+from textgen_agents.losses.divergences import reverse_kl
+from textgen_agents.losses.objectives import data_actions, distribution_loss, token_loss
+from textgen_agents.rollouts.behaviors import toss_blocks
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import best_actions
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories, Writer
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.bases import WithExpert
-from agents.behaviors import Behavior, Gated, chooser, coins_for
-from agents.divergences import cross_entropy, masked_mean, reverse_kl
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.bases import WithExpert
+from textgen_agents.losses.divergences import cross_entropy, masked_mean, reverse_kl
+from textgen_agents.rollouts.behaviors import Behavior, Gated, chooser, coins_for
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 LARGEST_REWARD = 100.0  # nats, either way; the authors'
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from agents.bases import OnTokens
-from textgen_env.expert import Expert
+from textgen_agents.bases import OnTokens
+from textgen_env.experts.expert import Expert
 from textgen_env.types import Trajectories
 
 

@@ -11,16 +11,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agents.bases import OnTokens
-from agents.behaviors import Gated, StepView, check_block, chooser, coins_for
-from agents.losses import data_actions
-from agents.rollout import rollout
-from agents.schedules import Linear, Schedule
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.bases import OnTokens
+from textgen_agents.losses.objectives import data_actions
+from textgen_agents.rollouts.behaviors import Gated, StepView, check_block, chooser, coins_for
+from textgen_agents.rollouts.rollout import rollout
+from textgen_agents.rollouts.schedules import Linear, Schedule
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

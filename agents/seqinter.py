@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.bases import OnTokens
-from textgen_env.expert import Expert
-from textgen_env.token_metrics import Texts, sentence_bleu
+from textgen_agents.bases import OnTokens
+from textgen_env.envs.text_metrics import Texts, sentence_bleu
+from textgen_env.experts.expert import Expert
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 CHUNK = 256  # examples scored side by side, which takes memory by the square of their length

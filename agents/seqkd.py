@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.bases import OnTeacherText, OnTokens
-from textgen_env.expert import Expert
+from textgen_agents.bases import OnTeacherText, OnTokens
+from textgen_env.experts.expert import Expert
 from textgen_env.types import Trajectories
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agents.bases import OnDistributions, OnTeacherText
+from textgen_agents.bases import OnDistributions, OnTeacherText
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from agents.bases import GatedByExpert
-from agents.behaviors import Gate, InTopK
-from agents.labels import check_k
-from agents.losses import distribution_loss
-from textgen_env.decoding import Sampling
-from textgen_env.expert import Expert
+from textgen_agents.bases import GatedByExpert
+from textgen_agents.losses.labels import check_k
+from textgen_agents.losses.objectives import distribution_loss
+from textgen_agents.rollouts.behaviors import Gate, InTopK
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

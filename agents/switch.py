@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from agents.bases import GatedByExpert
-from agents.behaviors import BelowThreshold, Gate
-from agents.losses import distribution_loss
-from agents.schedules import Exponential, Schedule
-from textgen_env.expert import Expert
+from textgen_agents.bases import GatedByExpert
+from textgen_agents.losses.objectives import distribution_loss
+from textgen_agents.rollouts.behaviors import BelowThreshold, Gate
+from textgen_agents.rollouts.schedules import Exponential, Schedule
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
-from textgen_env.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agents.bases import OnDistributions
+from textgen_agents.bases import OnDistributions
 
 
 @dataclass(frozen=True)

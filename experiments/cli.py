@@ -12,32 +12,32 @@ from typing import Annotated, Any, Literal, NoReturn, Union
 
 import tyro
 
-from agents import AGENTS
-from agents.bases import OnDistributions
-from agents.labels import TopKWithTail
-from agents.learner import TrainingError
-from experiments.benchmark import BenchmarkOptions, benchmark
-from experiments.benchmark_decode import BenchmarkDecodeOptions, benchmark_decode
-from experiments.benchmark_env import BenchmarkEnvOptions, benchmark_env
-from experiments.benchmark_losses import BenchmarkLossesOptions, benchmark_losses
-from experiments.benchmark_peers import BenchmarkPeersOptions, benchmark_peers
-from experiments.configs import STUDENTS, TASKS, VERSES_TEACHER, Experiment
-from experiments.demo import DemoOptions, demo
-from experiments.evaluate import EvaluateOptions, evaluate
-from experiments.export import ExportOptions, export
-from experiments.generate import GenerateOptions, generate
-from experiments.paper import PAPER
-from experiments.process import keep_freed_memory
-from experiments.recovery import RecoveryOptions, recovery
-from experiments.report import ReportOptions, report
-from experiments.study import StudyOptions, study
-from experiments.summarize import SummarizeOptions, summarize
-from experiments.teacher import TeacherOptions, teacher
-from experiments.train import train_with_bar
-from experiments.variants import Variant, with_variant
-from textgen_env.expert import ExpertError
-from textgen_env.remote_teacher import RemoteTeacher
+from textgen_agents import AGENTS
+from textgen_agents.bases import OnDistributions
+from textgen_agents.losses.labels import TopKWithTail
+from textgen_agents.training.learner import TrainingError
+from textgen_env.experts.expert import ExpertError
+from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.tasks.packages import MissingPackageError
+from textgen_experiments.benchmarks.decode import BenchmarkDecodeOptions, benchmark_decode
+from textgen_experiments.benchmarks.env import BenchmarkEnvOptions, benchmark_env
+from textgen_experiments.benchmarks.losses import BenchmarkLossesOptions, benchmark_losses
+from textgen_experiments.benchmarks.peers.compare import BenchmarkPeersOptions, benchmark_peers
+from textgen_experiments.benchmarks.step_floor import BenchmarkOptions, benchmark
+from textgen_experiments.evaluation.evaluate import EvaluateOptions, evaluate
+from textgen_experiments.models.export import ExportOptions, export
+from textgen_experiments.models.generate import GenerateOptions, generate
+from textgen_experiments.recipes.demo import DemoOptions, demo
+from textgen_experiments.recipes.lin2020 import PAPER
+from textgen_experiments.recipes.recovery import RecoveryOptions, recovery
+from textgen_experiments.recipes.study import StudyOptions, study
+from textgen_experiments.recipes.summarize import SummarizeOptions, summarize
+from textgen_experiments.recipes.teacher import TeacherOptions, teacher
+from textgen_experiments.reporting.report import ReportOptions, report
+from textgen_experiments.runs.agent_options import Variant, with_variant
+from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER, Experiment
+from textgen_experiments.runs.malloc import keep_freed_memory
+from textgen_experiments.runs.train import train_with_bar
 
 USAGE_ERROR = 2
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"

@@ -6,14 +6,14 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
-from toy import lively_transformer, random_sources
 
+from tests.support.toy import lively_transformer, random_sources
+from textgen_env.envs.rewards import no_reward
+from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_env.rewards import no_reward
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import SpecialTokens
-from textgen_env.vector_env import TextGenVectorEnv
 
 torch.set_num_threads(1)  # more make tiny trainings many times slower
 

@@ -9,9 +9,9 @@ task that was made before. Recovery's noise and reward are the task's own unless
 
 import gymnasium
 
-from textgen_env.single_env import TextGenEnv
+from textgen_env.envs.single_env import TextGenEnv
+from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.types import Examples, ShapeError, SpecialTokens, Trajectories, Writer
-from textgen_env.vector_env import TextGenVectorEnv
 
 __all__ = [
     "Examples",
@@ -26,7 +26,7 @@ __all__ = [
 for _name in ("Copy", "Verses", "Descriptions", "Text", "Recovery"):
     gymnasium.register(
         id=f"TextGen/{_name}-v0",
-        entry_point="textgen_env.registration:make_env",
-        vector_entry_point="textgen_env.registration:make_vector_env",
+        entry_point="textgen_env.envs.registration:make_env",
+        vector_entry_point="textgen_env.envs.registration:make_vector_env",
         kwargs={"name": _name.lower()},
     )

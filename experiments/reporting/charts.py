@@ -6,7 +6,10 @@ Colors of text, grid and background follow the page's theme and are left to `pag
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from textgen_experiments.evaluation.pareto import Point, pareto_front
+from textgen_experiments.evaluation.results import TEACHER
 
 Json = dict[str, Any]
 Line = tuple[Sequence[object], Sequence[float | None]]
@@ -15,7 +18,6 @@ Line = tuple[Sequence[object], Sequence[float | None]]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#B5A700")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "x", "star", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-TEACHER = "teacher"  # its name among the models
 GRAY = "#808080"  # as far from black as from white
 MARKERS_ON_LINE = 8  # at most
 LEFT, RIGHT = 0.1, 0.3  # powers of ten beside the slowest model and, for its name, the fastest
@@ -38,14 +40,6 @@ class Chart:
     traces: list[Json]
     layout: Json
     missing: list[str]
-
-
-class Point(NamedTuple):
-    """A model between speed and quality; `error` is half of an interval of quality, or None."""
-
-    speed: float
-    quality: float
-    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,18 +126,6 @@ def trade_off_chart(
     ticks = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
     layout = {"xaxis": {"type": "log", "tickvals": ticks, **room, **x}, "yaxis": y}
     return Chart(name, title, traces, layout, [run for run, point in runs.items() if not point])
-
-
-def pareto_front(points: Mapping[str, Point]) -> list[str]:
-    """Names of the points that no other equals or exceeds in both, the slowest first.
-
-    Of points that are the same in both the first stays.
-    """
-    front = []
-    for name in sorted(points, key=lambda name: points[name][:2], reverse=True):
-        if not front or points[name].quality > points[front[-1]].quality:
-            front.append(name)
-    return front[::-1]
 
 
 def _front_line(points: Sequence[Point]) -> Json:

@@ -4,8 +4,15 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from experiments.reporting.charts import Chart, Json, Line, Point, line_chart, trade_off_chart
-from experiments.reporting.runs import ReportedRun
+from textgen_experiments.evaluation.pareto import Point
+from textgen_experiments.reporting.charts import (
+    Chart,
+    Json,
+    Line,
+    line_chart,
+    trade_off_chart,
+)
+from textgen_experiments.reporting.load_runs import ReportedRun
 
 STRETCHES = 100  # a curve over updates is the means of at most so many stretches of training
 FEWEST_STATES = 20  # at a position, for its mean to be shown

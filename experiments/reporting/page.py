@@ -7,10 +7,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.reporting import figures, tables
-from experiments.reporting.charts import TEACHER, Chart, looks_of
-from experiments.reporting.reader import Sentence
-from experiments.reporting.runs import METRICS, Evaluation, Json, ReportedRun
+from textgen_experiments.evaluation.results import TEACHER
+from textgen_experiments.reporting import figures, tables
+from textgen_experiments.reporting.charts import Chart, looks_of
+from textgen_experiments.reporting.load_runs import METRICS, Evaluation, Json, ReportedRun
+from textgen_experiments.reporting.token_view import Sentence
 
 HERE = Path(__file__).parent
 SECTIONS = {

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.reporting.charts import TEACHER, Look, looks_of
-from experiments.reporting.runs import Json, ReportedRun
+from textgen_experiments.evaluation.results import TEACHER
+from textgen_experiments.reporting.charts import Look, looks_of
+from textgen_experiments.reporting.load_runs import Json, ReportedRun
 
 NOTHING = "\N{EN DASH}"
 

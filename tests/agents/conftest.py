@@ -3,12 +3,12 @@
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from updates import CONFIG, ROWS
 
-from agents.learner import Learner
-from textgen_env.expert import NeuralExpert
-from textgen_env.rewards import no_reward
-from textgen_env.vector_env import TextGenVectorEnv
+from tests.support.updates import CONFIG, ROWS
+from textgen_agents.training.learner import Learner
+from textgen_env.envs.rewards import no_reward
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import NeuralExpert
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from updates import (
+
+from tests.support.updates import (
     ROWS,
     assert_learn_the_same,
     collect,
@@ -16,23 +17,22 @@ from updates import (
     loss_and_gradients,
     make,
 )
-
-from agents import AGENTS
-from agents.bases import GatedByExpert, MixedByExample, OnTeacherText, SmoothedTokens
-from agents.gkd import GKD
-from agents.imitkd import ImitKD
-from agents.imitkd_full import ImitKDFull
-from agents.imitkd_star import ImitKDStar
-from agents.imitkd_star_full import ImitKDStarFull
-from agents.labels import TopKWithTail
-from agents.mle import MLE
-from agents.schedules import Constant, Exponential, Linear
-from agents.seqkd import SeqKD
-from agents.seqkd_full import SeqKDFull
-from agents.word_kd import WordKD
-from textgen_env.beam_search import decoder_of
-from textgen_env.decoding import Sampling, decode_all
-from textgen_env.expert import NeuralExpert, NoExpert, Queries
+from textgen_agents import AGENTS
+from textgen_agents.bases import GatedByExpert, MixedByExample, OnTeacherText, SmoothedTokens
+from textgen_agents.gkd import GKD
+from textgen_agents.imitkd import ImitKD
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd_star import ImitKDStar
+from textgen_agents.imitkd_star_full import ImitKDStarFull
+from textgen_agents.losses.labels import TopKWithTail
+from textgen_agents.mle import MLE
+from textgen_agents.rollouts.schedules import Constant, Exponential, Linear
+from textgen_agents.seqkd import SeqKD
+from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.word_kd import WordKD
+from textgen_env.experts.expert import NeuralExpert, NoExpert, Queries
+from textgen_env.generation.beam_search import decoder_of
+from textgen_env.generation.decoding import Sampling, decode_all
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 from sacrebleu import sentence_bleu
-from toy import Given, record
-from updates import collect, learn
 
-from agents.aggrevate import AggreVaTe, worth
-from textgen_env.expert import NeuralExpert, Queries
-from textgen_env.scripted_expert import ScriptedExpert
+from tests.support.toy import Given, record
+from tests.support.updates import collect, learn
+from textgen_agents.aggrevate import AggreVaTe, worth
+from textgen_env.experts.expert import NeuralExpert, Queries
+from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.types import Examples, Writer
 
 END = 2

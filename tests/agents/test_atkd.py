@@ -1,11 +1,11 @@
 import pytest
 import torch
-from updates import ROWS, assert_learn_the_same, collect, learn
 
-from agents.atkd import ATKD
-from agents.imitkd_full import ImitKDFull
-from agents.schedules import Constant
-from textgen_env.expert import NeuralExpert
+from tests.support.updates import ROWS, assert_learn_the_same, collect, learn
+from textgen_agents.atkd import ATKD
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.rollouts.schedules import Constant
+from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Writer
 
 

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from updates import ROWS
 
-from agents import AGENTS
-from agents.dagger import DAgger
-from agents.distillm import DistiLLM
-from agents.labels import Dense, Top1, TopKWithTail
-from agents.schedules import Constant
-from agents.skd import SKD
-from agents.word_kd import WordKD
-from textgen_env.expert import Expert, ExpertError, NeuralExpert
+from tests.support.updates import ROWS
+from textgen_agents import AGENTS
+from textgen_agents.dagger import DAgger
+from textgen_agents.distillm import DistiLLM
+from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
+from textgen_agents.rollouts.schedules import Constant
+from textgen_agents.skd import SKD
+from textgen_agents.word_kd import WordKD
+from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert
 
 ONE_TOKEN_IS_ENOUGH = {
     *("mle", "iq_learn", "scheduled_sampling", "seqkd", "seqinter", "aggrevate"),

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from agents.buffer import Buffer
-from agents.dagger import DAgger
-from agents.imitkd import ImitKD
-from agents.imitkd_full import ImitKDFull
-from agents.labels import Dense, Top1, TopKWithTail
-from agents.learner import Learner, LearnerConfig
-from agents.schedules import Constant, Linear
-from textgen_env.decoding import Sampling, greedy
-from textgen_env.expert import NeuralExpert
+from textgen_agents.dagger import DAgger
+from textgen_agents.imitkd import ImitKD
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
+from textgen_agents.rollouts.buffer import Buffer
+from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.decoding import Sampling, greedy
 from textgen_env.types import Writer
 
 ROWS = 12
@@ -108,7 +108,7 @@ def test_a_texts_coins_do_not_depend_on_when_the_others_end(env, student, monkey
     agent = DAgger(beta=BY_COIN)
     kept = collect(agent, env, student)
     assert len(set(kept.mask.sum(1).tolist())) > 1, "the test wants texts of several lengths"
-    monkeypatch.setattr("agents.rollout.rows_to_keep", lambda done: None)
+    monkeypatch.setattr("textgen_agents.rollouts.rollout.rows_to_keep", lambda done: None)
     assert torch.equal(collect(agent, env, student).actions, kept.actions)
 
 

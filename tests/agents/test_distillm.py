@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.distillm import DistiLLM
-from agents.divergences import reverse_kl
-from agents.labels import Dense
-from agents.learner import Learner, LearnerConfig
-from agents.losses import distribution_loss
-from agents.schedules import Constant, Linear
-from agents.word_kd import WordKD
-from textgen_env.expert import NeuralExpert
+from textgen_agents.distillm import DistiLLM
+from textgen_agents.losses.divergences import reverse_kl
+from textgen_agents.losses.labels import Dense
+from textgen_agents.losses.objectives import distribution_loss
+from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.word_kd import WordKD
+from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Writer
 
 ROWS = 6
@@ -179,7 +179,9 @@ def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path, monkeypatch
         learner = Learner(
             agent, student, env, tmp_path / folder, config, torch.float32, env.examples
         )
-        monkeypatch.setattr("agents.learner.gold_loss", lambda model, examples: next(left))
+        monkeypatch.setattr(
+            "textgen_agents.training.learner.gold_loss", lambda model, examples: next(left)
+        )
         learner.train(lambda _: 0.0, lambda update, record: records.setdefault(update, record))
         return records, student.state_dict()
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from updates import collect, learn
 
-from agents.distillm2 import DistiLLM2
+from tests.support.updates import collect, learn
+from textgen_agents.distillm2 import DistiLLM2
 from textgen_env.types import Writer
 
 

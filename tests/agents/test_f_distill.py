@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from updates import ROWS, assert_learn_the_same, collect, learn
 
-from agents.distillm2 import DistiLLM2
-from agents.f_distill import JS, KL, RKL, TVD, FDistill
-from agents.gkd import GKD
-from agents.word_kd import WordKD
-from textgen_env.decoding import Sampling
-from textgen_env.expert import NeuralExpert, Queries
+from tests.support.updates import ROWS, assert_learn_the_same, collect, learn
+from textgen_agents.distillm2 import DistiLLM2
+from textgen_agents.f_distill import JS, KL, RKL, TVD, FDistill
+from textgen_agents.gkd import GKD
+from textgen_agents.word_kd import WordKD
+from textgen_env.experts.expert import NeuralExpert, Queries
+from textgen_env.generation.decoding import Sampling
 from textgen_env.types import Trajectories, Writer
 
 KINDS = [KL(), RKL(), JS(0.3), TVD()]

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from updates import assert_learn_the_same, collect, learn
 
-from agents.gkd import GKD
-from agents.imitkd_full import ImitKDFull
-from agents.schedules import Constant
-from agents.word_kd import WordKD
+from tests.support.updates import assert_learn_the_same, collect, learn
+from textgen_agents.gkd import GKD
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.rollouts.schedules import Constant
+from textgen_agents.word_kd import WordKD
 from textgen_env.types import Writer
 
 ALONE = GKD(student_fraction=1.0)

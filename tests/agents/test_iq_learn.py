@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import Given, record
-from updates import assert_learn_the_same
 
-from agents.iq_learn import IQLearn
-from agents.mle import MLE
-from textgen_env.expert import NoExpert
+from tests.support.toy import Given, record
+from tests.support.updates import assert_learn_the_same
+from textgen_agents.iq_learn import IQLearn
+from textgen_agents.mle import MLE
+from textgen_env.experts.expert import NoExpert
 
 TEXTS = [3, 4, 2], [5, 2], [4, 3, 3]  # the last one is cut off at the limit
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from updates import collect, learn
 
-from agents.kid import KID
-from agents.mle import MLE
+from tests.support.updates import collect, learn
+from textgen_agents.kid import KID
+from textgen_agents.mle import MLE
 from textgen_env.types import Writer
 
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import Given, record
-from updates import collect
 
-from agents.minillm import MiniLLM, mean_later_reward
-from textgen_env.expert import NeuralExpert
+from tests.support.toy import Given, record
+from tests.support.updates import collect
+from textgen_agents.minillm import MiniLLM, mean_later_reward
+from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Examples, Writer
 
 BETA, DISCOUNT, CLIP = 0.3, 0.5, 0.2

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from updates import ROWS, assert_learn_the_same, collect, learn
 
-from agents.mle import MLE
-from agents.scheduled_sampling import ScheduledSampling
-from agents.schedules import Constant, Linear
+from tests.support.updates import ROWS, assert_learn_the_same, collect, learn
+from textgen_agents.mle import MLE
+from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_env.types import Writer
 
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)

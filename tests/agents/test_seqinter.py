@@ -2,10 +2,10 @@ import pytest
 import torch
 from sacrebleu import sentence_bleu
 
-from agents import seqinter
-from agents.seqinter import SeqInter
-from agents.seqkd import SeqKD
-from textgen_env.expert import NeuralExpert, NoExpert
+from textgen_agents import seqinter
+from textgen_agents.seqinter import SeqInter
+from textgen_agents.seqkd import SeqKD
+from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.tasks.task import encode
 from textgen_env.types import Examples
 

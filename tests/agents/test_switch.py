@@ -2,15 +2,15 @@ import math
 
 import pytest
 import torch
-from updates import ROWS, assert_learn_the_same, collect
 
-from agents.imitkd_full import ImitKDFull
-from agents.schedules import Constant, Linear
-from agents.seqkd_full import SeqKDFull
-from agents.skd import SKD
-from agents.switch import Switch
-from textgen_env.decoding import Sampling
-from textgen_env.expert import NeuralExpert
+from tests.support.updates import ROWS, assert_learn_the_same, collect
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.skd import SKD
+from textgen_agents.switch import Switch
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.types import Writer
 
 

@@ -9,24 +9,24 @@ from dataclasses import replace
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from toy import permitted
-from updates import ROWS, learn
 
-from agents import AGENTS
-from agents.buffer import Buffer, Experience
-from agents.exposure import compare, written_by
-from agents.labels import Top1
-from agents.rollout import rollout, stream
+from tests.agents.rollouts.test_rollout import mixture
 from tests.agents.test_agents import make
-from tests.agents.test_rollout import mixture
-from textgen_env.decoding import Sampling, next_action
-from textgen_env.expert import NeuralExpert
-from textgen_env.models.wrappers import Ensemble
-from textgen_env.reference_expert import ReferenceExpert
-from textgen_env.scripted_expert import ScriptedExpert
+from tests.support.toy import permitted
+from tests.support.updates import ROWS, learn
+from textgen_agents import AGENTS
+from textgen_agents.evaluation.exposure_bias import compare, written_by
+from textgen_agents.losses.labels import Top1
+from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.rollout import rollout, stream
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.dynamic_oracle import ReferenceExpert
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.experts.scripted import ScriptedExpert
+from textgen_env.generation.decoding import Sampling, next_action
+from textgen_env.models.ensemble import Ensemble
 from textgen_env.tasks.task import encode
 from textgen_env.types import Writer
-from textgen_env.vector_env import TextGenVectorEnv
 
 FIRST_WORD, NUM_WORDS = 3, 8  # of `tiny_task`
 EXPERTS = ["neural", "scripted", "reference"]

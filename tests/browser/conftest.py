@@ -4,10 +4,10 @@ import shutil
 import time
 
 import pytest
-from report_runs import trained_runs
 from selenium import webdriver
 
-from experiments.report import ReportOptions, report
+from tests.support.report_runs import trained_runs
+from textgen_experiments.reporting.report import ReportOptions, report
 
 FLAGS = (
     "--headless",

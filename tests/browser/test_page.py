@@ -7,8 +7,9 @@ import json
 import re
 
 import pytest
-from report_runs import HOSTILE
 from selenium.webdriver import ActionChains, Keys
+
+from tests.support.report_runs import HOSTILE
 
 SPEED_UP = 3  # its column
 

@@ -5,15 +5,15 @@ import sys
 import pytest
 import torch
 
-import experiments.start
-from agents import AGENTS
-from experiments import cli
-from experiments.cli import TrainOptions, main
-from experiments.evaluate import EvaluateOptions
-from experiments.recovery import RecoveryOptions
-from experiments.study import StudyOptions
-from experiments.train import read_outcome
+import textgen_experiments.runs.setup
+from textgen_agents import AGENTS
 from textgen_env.models.storage import load_model
+from textgen_experiments import cli
+from textgen_experiments.cli import TrainOptions, main
+from textgen_experiments.evaluation.evaluate import EvaluateOptions
+from textgen_experiments.recipes.recovery import RecoveryOptions
+from textgen_experiments.recipes.study import StudyOptions
+from textgen_experiments.runs.train import read_outcome
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
 SMALL = ["--student.width", "16", "--learner.batch-size", "4", "--learner.evaluate-every", "2"]
@@ -77,9 +77,9 @@ def test_a_student_starts_from_no_model_with_another_tokenizer(teacher_run, tmp_
 
 
 def test_a_student_is_held_to_the_data_and_to_where_it_started(teacher_run, tmp_path, monkeypatch):
-    loaded, load = [], experiments.start.load_model
+    loaded, load = [], textgen_experiments.runs.setup.load_model
     monkeypatch.setattr(
-        experiments.start,
+        textgen_experiments.runs.setup,
         "load_model",
         lambda folder, **options: loaded.append(folder) or load(folder, **options),
     )

@@ -1,4 +1,4 @@
-"""A change of structure changes no result: the digests of `tests/support/digests.py` are as kept."""
+"""Agents learn, and models write, what they did: digests of `tests/support/digests.py` are kept."""
 
 import json
 

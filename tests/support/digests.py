@@ -22,12 +22,12 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import load_file
 
-from agents import AGENTS
-from experiments.cli import main
-from textgen_env.decoding import Sampling, decode_all, sample
+from textgen_agents import AGENTS
+from textgen_env.generation.decoding import Sampling, decode_all, sample
+from textgen_env.models.acceleration.precision import Precision
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.precision import Precision
 from textgen_env.tasks.task import encode_sources
+from textgen_experiments.cli import main
 
 FILE = Path(__file__).with_suffix(".json")
 COPY = "--task copy --task.num-words 8 --task.min-length 2 --task.max-length 5 --task.num-train 96"
@@ -89,7 +89,7 @@ def _train(folder: Path, options: str) -> Path:
     measured = Precision("float32", 1.0, None, 1.0)
     output = io.StringIO()
     with (
-        patch("experiments.train.measure_precision", lambda *_, **__: measured),
+        patch("textgen_experiments.runs.train.measure_precision", lambda *_, **__: measured),
         redirect_stdout(output),
         redirect_stderr(output),
     ):

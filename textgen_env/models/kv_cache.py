@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_env.models.rows import at_least, looking_is_free, no_more_than, put_rows
+from textgen_env.models.cache_ops import at_least, looking_is_free, no_more_than, put_rows
 
 ROOM = 16  # positions added at a time
 

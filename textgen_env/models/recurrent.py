@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
+from textgen_env.models.cache_ops import at_least, looking_is_free, no_more_than, put_rows
 from textgen_env.models.layers import Dropout, TiedEmbedding
-from textgen_env.models.rows import at_least, looking_is_free, no_more_than, put_rows
 from textgen_env.types import SpecialTokens
 
 

@@ -18,16 +18,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from textgen_env.models.huggingface import (
+from textgen_env.models.huggingface.load import (
     load_pretrained,
     load_pretrained_tokenizer,
     local_folder,
     save_pretrained,
 )
-from textgen_env.models.huggingface_model import HuggingFaceConfig, HuggingFaceModel
+from textgen_env.models.huggingface.model import HuggingFaceConfig, HuggingFaceModel
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_env.tokenizer import TextTokenizer, Tokenizer
+from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 from textgen_env.types import SpecialTokens
 
 OwnModel = Transformer | Recurrent

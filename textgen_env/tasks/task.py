@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from textgen_env.tokenizer import TextTokenizer, Tokenizer, same_pieces
+from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, same_pieces
 from textgen_env.types import Examples, SpecialTokens
 
 SPLITS = ("train", "validation", "test")

@@ -26,7 +26,7 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import TextTokenizer
+from textgen_env.tokenizers.subword import TextTokenizer
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a reference file

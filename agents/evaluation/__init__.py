@@ -1,0 +1,1 @@
+"""Evaluation: quality of generated texts and exposure bias."""

@@ -1,0 +1,321 @@
+"""Quality of what a model writes: BLEU and chrF by sacreBLEU with their signatures, ROUGE, matches.
+
+All scores are in [0, 100]. The tokenized lower-cased BLEU of older papers has a name of its own:
+it is higher than sacreBLEU on the same text and must not be compared with it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import fmean
+
+import torch
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.significance import PairedTest, Result
+
+from textgen_env.generation.beam_search import decoder_of
+from textgen_env.generation.decoding import decode_all
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.tasks.task import Pair, Task, encode_sources
+from textgen_env.tokenizers.subword import TextTokenizer
+
+LENGTHS = (10, 15, 20, 25)  # words up to which a pair belongs to a group of like length
+TOKENIZED_LOWERCASE = {"lowercase": True, "tokenize": "13a", "smooth_method": "none"}
+"""As nltk's `corpus_bleu` on lower-cased tokens, which the paper used (Lin et al. 2020), but split
+by sacreBLEU's tokenizer: nltk's needs data that is not in its package."""
+WORD = re.compile(r"[^\W_]+")
+ROUGE_SIGNATURE = f"F|case:lc|stem:no|words:unicode|rouge-score:{version('rouge_score')}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Corpus scores of one set of hypotheses, in [0, 100].
+
+    Attributes:
+        bleu: sacreBLEU.
+        chrf: chrF2.
+        rouge1: ROUGE-1, F-measure, mean over the texts.
+        rouge2: ROUGE-2, the same.
+        rougeL: ROUGE-L, the same.
+        exact_match: percentage of texts that are their references.
+        tokenized_lowercase_bleu: as papers before sacreBLEU report it; not to be compared with
+            `bleu`.
+        signature: sacreBLEU's signature of `bleu`.
+        chrf_signature: sacreBLEU's of `chrf`.
+        rouge_signature: which ROUGE it is.
+        tokenized_lowercase_signature: sacreBLEU's of `tokenized_lowercase_bleu`.
+    """
+
+    bleu: float
+    chrf: float
+    rouge1: float
+    rouge2: float
+    rougeL: float
+    exact_match: float
+    tokenized_lowercase_bleu: float
+    signature: str
+    chrf_signature: str
+    rouge_signature: str
+    tokenized_lowercase_signature: str
+
+
+@dataclass(frozen=True)
+class LengthGroup:
+    """SacreBLEU of the pairs of like length.
+
+    Attributes:
+        up_to: words of the longest; None for all that are longer than those of the other groups.
+        pairs: how many they are.
+        bleu: None where there is no pair.
+    """
+
+    up_to: int | None
+    pairs: int
+    bleu: float | None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """What resampling the test split says of one system's BLEU.
+
+    Attributes:
+        confidence: half the width of its 95 % interval.
+        p_value: of its difference from the baseline, in (0, 1]; None for the baseline, or for
+            all where there is none.
+    """
+
+    confidence: float
+    p_value: float | None
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
+    """Score hypotheses against one reference each.
+
+    Raises:
+        ValueError: no text, or another number of hypotheses than of references.
+
+    Source: Post 2018, arXiv:1804.08771; Popović 2015, chrF; Lin 2004, ROUGE.
+    """
+    _check_pairs(hypotheses, references)
+    metrics = BLEU(), CHRF(), BLEU(**TOKENIZED_LOWERCASE)
+    bleu, chrf, lowercase_bleu = (_corpus_score(each, hypotheses, references) for each in metrics)
+    signature, chrf_signature, lowercase_signature = (str(each.get_signature()) for each in metrics)
+    rouge1, rouge2, rouge_l = rouge(hypotheses, references)
+    return Quality(
+        bleu=bleu,
+        chrf=chrf,
+        rouge1=rouge1,
+        rouge2=rouge2,
+        rougeL=rouge_l,
+        exact_match=100 * fmean(map(str.__eq__, hypotheses, references)),
+        tokenized_lowercase_bleu=lowercase_bleu,
+        signature=signature,
+        chrf_signature=chrf_signature,
+        rouge_signature=ROUGE_SIGNATURE,
+        tokenized_lowercase_signature=lowercase_signature,
+    )
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """SacreBLEU alone, in [0, 100].
+
+    Raises:
+        ValueError: no text, or another number of hypotheses than of references.
+    """
+    _check_pairs(hypotheses, references)
+    return _corpus_score(BLEU(), hypotheses, references)
+
+
+def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, means over the texts, in [0, 100].
+
+    Words are lower-cased and not stemmed, letters of any script. On texts of ASCII alone these are
+    the package's own defaults; elsewhere those would tear words at every other letter.
+
+    Raises:
+        ValueError: no text, or another number of hypotheses than of references.
+
+    Source: Lin 2004, "ROUGE: A package for automatic evaluation of summaries".
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # a third of a second no other command needs
+
+    _check_pairs(hypotheses, references)
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, tokenizer=_Words())
+    scores = [scorer.score(*texts) for texts in zip(references, hypotheses, strict=True)]
+    rouge1, rouge2, rouge_l = (
+        100 * fmean(each[kind].fmeasure for each in scores) for kind in kinds
+    )
+    return rouge1, rouge2, rouge_l
+
+
+class _Words:
+    """What `rouge_score` calls a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.lower())
+
+
+def bleu_by_length(
+    hypotheses: Sequence[str], references: Sequence[str], lengths_of: Sequence[str]
+) -> list[LengthGroup]:
+    """SacreBLEU of pairs of like length.
+
+    Args:
+        hypotheses: texts.
+        references: one for each.
+        lengths_of: the texts whose words are counted: the references, or the sources.
+
+    Raises:
+        ValueError: no text, or not as many of each.
+    """
+    _check_pairs(hypotheses, references)
+    if len(lengths_of) != len(references):
+        raise ValueError(
+            f"lengths_of must be as many as references ({len(references)}), got {len(lengths_of)}"
+        )
+    groups: list[list[int]] = [[] for _ in (*LENGTHS, None)]
+    for index, text in enumerate(lengths_of):
+        groups[sum(len(text.split()) > limit for limit in LENGTHS)].append(index)
+    return [
+        LengthGroup(
+            limit,
+            len(group),
+            bleu([hypotheses[i] for i in group], [references[i] for i in group]) if group else None,
+        )
+        for limit, group in zip((*LENGTHS, None), groups, strict=True)
+    ]
+
+
+def bootstrap(
+    systems: Sequence[Sequence[str]], references: Sequence[str], baseline: int | None = None
+) -> list[Bootstrap]:
+    """How sure the BLEU of each system is, and its difference from the baseline's.
+
+    SacreBLEU's own, with its 1,000 samples and its seed. The p-value is the probability of a
+    difference at least as large if the systems were the same. It is 1 for the baseline's very
+    texts, of which sacreBLEU says 0.001: it counts larger differences alone.
+
+    Args:
+        systems: the texts of each.
+        references: one for each text.
+        baseline: place of the system that the others are compared with; None for no comparison.
+
+    Raises:
+        ValueError: no system, no text, a system with another number of texts than of references, or
+            a baseline that is none of the systems.
+
+    Source: Koehn 2004, "Statistical significance tests for machine translation evaluation".
+    """
+    if not systems:
+        raise ValueError("systems must be at least one, got none")
+    for hypotheses in systems:
+        _check_pairs(hypotheses, references)
+    if baseline is not None and baseline not in range(len(systems)):
+        raise ValueError(f"baseline must be from 0 to {len(systems) - 1}, or None, got {baseline}")
+    order = sorted(range(len(systems)), key=lambda place: place != baseline)  # the baseline first
+    named: list[tuple[str, Sequence[str]]] = [(str(place), systems[place]) for place in order]
+    _, scores = PairedTest(named, {"BLEU": BLEU()}, [list(references)], test_type="bs")()
+    found = {}
+    for place, result in zip(order, scores["BLEU"], strict=True):
+        assert isinstance(result, Result), "sacreBLEU gives text for the column of names alone"
+        assert result.ci is not None, "it is estimated for each system"
+        p_value = result.p_value
+        if baseline is None:
+            p_value = None
+        elif place != baseline and list(systems[place]) == list(systems[baseline]):
+            p_value = 1.0
+        found[place] = Bootstrap(float(result.ci), p_value)
+    return [found[place] for place in range(len(systems))]
+
+
+def paired_bootstrap(
+    baseline: Sequence[str], hypotheses: Sequence[str], references: Sequence[str]
+) -> float:
+    """p-value of the difference in BLEU of two systems on the same sentences, in (0, 1]."""
+    p_value = bootstrap([baseline, hypotheses], references, baseline=0)[1].p_value
+    assert p_value is not None, "the second system is compared with the first"
+    return p_value
+
+
+def _check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"hypotheses must be as many as references ({len(references)}), got {len(hypotheses)}"
+        )
+    if not references:
+        raise ValueError("references must be at least one, got none")
+
+
+def _corpus_score(
+    metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[str]
+) -> float:
+    return metric.corpus_score(list(hypotheses), [list(references)]).score
+
+
+def translate_texts(
+    model: SequenceModel,
+    tokenizer: TextTokenizer,
+    sources: Sequence[str],
+    *,
+    max_steps: int,
+    beam_size: int = 1,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> list[str]:
+    """What `model` writes for each source, in the same order.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of both sides.
+        sources: texts.
+        max_steps: most tokens of an output.
+        beam_size: 1 for greedy.
+        batch_size: sources decoded together.
+        device: where the model is.
+    """
+    written = decode_all(
+        model,
+        encode_sources(sources, tokenizer).to(device),
+        max_steps,
+        batch_size=batch_size,
+        decoder=decoder_of(beam_size),
+    )
+    return tokenizer.decode(written.tolist())
+
+
+def translate(
+    model: SequenceModel,
+    task: Task,
+    sources: Sequence[str],
+    *,
+    beam_size: int = 1,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> list[str]:
+    """`translate_texts` with the task's tokenizer and length limit."""
+    return translate_texts(
+        model,
+        task.tokenizer,
+        sources,
+        max_steps=task.max_target_length,
+        beam_size=beam_size,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def quality_on(
+    model: SequenceModel,
+    task: Task,
+    pairs: Sequence[Pair],
+    *,
+    beam_size: int = 1,
+    batch_size: int = 64,
+) -> Quality:
+    """The scores of what `model` writes for the sources of `pairs`, against their references."""
+    sources = [pair.source for pair in pairs]
+    hypotheses = translate(model, task, sources, beam_size=beam_size, batch_size=batch_size)
+    return score(hypotheses, [pair.reference for pair in pairs])

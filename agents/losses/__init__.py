@@ -1,0 +1,1 @@
+"""Losses: divergences of next-token distributions, labels, and the means that agents minimize."""

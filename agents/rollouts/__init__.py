@@ -1,0 +1,1 @@
+"""Rollouts: behavior policies, their schedules, and the buffer of labelled trajectories."""

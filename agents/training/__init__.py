@@ -1,0 +1,1 @@
+"""Training: the learner, its configuration, checkpoints, regularizers and processes."""

@@ -1,0 +1,355 @@
+"""The one training loop: collect, loss, update, log, evaluate, checkpoint.
+
+It knows no algorithm, but holds what one keeps. Placement and the sum over processes are
+`accelerate`'s. It leaves out learning-rate schedules other than warm-up and linear decay, and any
+choice of what to log where: each update's figures go to a function.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from textgen_agents.agent import Agent
+from textgen_agents.losses.objectives import gold_loss, token_loss
+from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
+from textgen_agents.rollouts.buffer import Experience
+from textgen_agents.training.checkpoint import (
+    Counters,
+    load_checkpoint,
+    save_atomically,
+    save_checkpoint,
+)
+from textgen_agents.training.config import LearnerConfig
+from textgen_agents.training.distributed import let_shapes_vary
+from textgen_agents.training.regularizers import EWC, ewc_tensors, gold_batch
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.models.acceleration.cuda_graph import captured
+from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.storage import Model
+from textgen_env.types import Examples, Trajectories, Writer
+
+Record = Mapping[str, float]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class Learner:
+    """Trains one student with one agent, resumably.
+
+    Args:
+        agent: the algorithm.
+        student: the model to be trained; its weights are changed.
+        env: the environment that rollouts step, with `num_slots` slots.
+        folder: `last.safetensors`, by validation `best.safetensors`, and with EWC what it holds on
+            to, `ewc.safetensors`, are written here.
+        config: how to train.
+        precision: dtype of autocast and of the copy of the student that acts.
+        validation: whose references' cross-entropy is logged, and told to the agent, at each
+            evaluation; None for no such loss.
+        gold: the task's own pairs, for what is added to the agent's loss; None for the
+            environment's examples.
+
+    Raises:
+        ExpertError: the agent needs more than the environment's expert gives.
+        ValueError: the agent keeps fewer rows than are collected together, or wants to know of more
+            tokens than there are; or the student's vocabulary is not the environment's.
+        CheckpointError: the folder's checkpoint cannot be gone on from.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        student: Model,
+        env: TextGenVectorEnv,
+        folder: Path,
+        config: LearnerConfig,
+        precision: torch.dtype,
+        validation: Examples | None = None,
+        gold: Examples | None = None,
+    ) -> None:
+        agent.check_expert(env.expert)
+        _check_vocabulary(student, env)
+        let_shapes_vary(env.device)
+        self.env, self.folder, self.config = env, folder, config
+        self.precision, self.validation = precision, validation
+        self.gold = env.examples if gold is None else gold.to(env.device)
+        self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
+        self.student = student.to(self.accelerator.device)
+        self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
+        self._captured = captured(self.actor)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.buffer = agent.make_buffer(env, self.accelerator.num_processes)
+        self.counters = Counters()
+        self.ewc = self._ewc() if config.ewc_weight else None
+        if self.last.exists():
+            process = self.accelerator.process_index
+            self.counters = load_checkpoint(
+                self.last, self.student, self.optimizer, self.buffer, process
+            )
+        self._agent = agent
+        self._asked = env.expert.queries.tokens  # before training
+
+    @property
+    def agent(self) -> Agent:
+        """The algorithm, adapted to the evaluations so far."""
+        return self._agent.adapted(self.counters.validation_losses)
+
+    @property
+    def last(self) -> Path:
+        """The file to resume from."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The student's weights that were best on validation."""
+        return self.folder / "best.safetensors"
+
+    def _ewc(self) -> EWC:
+        """Of the student as it was given, kept in the run's folder from then on."""
+        path, config = self.folder / "ewc.safetensors", self.config
+        start, rows = time.perf_counter(), config.batch_size // config.accumulate
+        with self.accelerator.main_process_first():
+            if not path.exists():
+                save_atomically(path, ewc_tensors(self.student, self.gold, rows, config.seed), {})
+        self.counters.seconds += time.perf_counter() - start
+        return EWC.of(load_file(path, str(self.env.device)))
+
+    def train(
+        self,
+        evaluate: Callable[[Model], float],
+        log: Callable[[int, Record], None],
+    ) -> Counters:
+        """Run to the last update, from the last checkpoint if there is one.
+
+        Args:
+            evaluate: the validation BLEU of a model.
+            log: called with the number of the update and its figures.
+                Of several processes, only the main one calls these two.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; nothing has been saved over the
+                last good checkpoint.
+        """
+        for experience in self.rollouts():
+            for record in self.learn(experience):
+                if self.accelerator.is_main_process:
+                    log(self.counters.update, record)
+            if self._due():
+                self._evaluate(evaluate, log)
+        return self.counters
+
+    def rollouts(self) -> Iterator[Experience]:
+        """What `pool` updates learn from, from the present update on."""
+        config, pool = self.config, self.agent.pool
+        lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
+        first = self.counters.update
+        batches = batch_indices(lengths, config.batch_size, config.seed, first)
+        while (update := self.counters.update) < config.updates:
+            start = time.perf_counter()
+            indices = torch.cat([self._share(next(batches)) for _ in range(pool)])
+            experience = self.agent.experience(
+                indices.to(self.env.device),
+                self.env,
+                self._acting(),
+                update / config.updates,
+                generator_for(config.seed, self._own("collect"), update),
+                self.buffer,
+            )
+            self.counters.seconds += time.perf_counter() - start
+            yield experience
+
+    def _acting(self) -> Model:
+        """A copy of the student as it is now, to act with."""
+        copy_weights(self.student, self.actor)
+        return packed(self._captured)
+
+    def learn(self, experience: Experience) -> Iterator[Record]:
+        """The updates that `experience` is for, each made when its figures are asked for."""
+        return map(self._update, self._batches(experience))
+
+    def _share(self, indices: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        return indices[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _own(self, purpose: str) -> str:
+        """A name for this process's own randomness."""
+        return f"{purpose} of process {self.accelerator.process_index}"
+
+    def _batches(self, experience: Experience) -> Iterator[Experience]:
+        """What each update learns from, as long as there are updates left.
+
+        Those of similar length come together, because one long text widens its whole batch.
+        """
+        pool, update = self.agent.pool, self.counters.update
+        lengths = experience.trajectories.mask.sum(1)
+        by_length = lengths.argsort(stable=True).view(pool, -1)
+        generator = generator_for(self.config.seed, "pool", update)
+        for rows in by_length[torch.randperm(pool, generator=generator)]:
+            if self.counters.update < self.config.updates:
+                yield experience.select(rows).trimmed(self.env.special)
+
+    def _update(self, batch: Experience) -> Record:
+        """One optimizer update; returns its figures."""
+        start, update, config = time.perf_counter(), self.counters.update, self.config
+        torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
+        loss, tokens, terms = self._backward(batch)
+        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
+        assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
+        loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            raise TrainingError(
+                f"loss and gradient must be finite, got {loss_value} and {norm_value} at update "
+                f"{update}; the last good checkpoint is kept, try a lower learning_rate"
+            )
+        rate = config.learning_rate_at(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        self.counters.update += 1
+        self.counters.seconds += seconds
+        asked, self._asked = self._asked, self.env.expert.queries.tokens
+        asked = self._asked - asked  # while this update's text was written and now
+        states = batch.trajectories
+        written = ((states.writer == Writer.STUDENT) & states.mask).sum()
+        asked, written = self._sum(torch.stack([written.new_tensor(asked), written])).tolist()
+        self.counters.teacher_tokens += asked
+        return {
+            "loss": loss_value,
+            **terms,
+            "gradient_norm": norm_value,
+            "learning_rate": rate,
+            "tokens_per_second": tokens / seconds,
+            "student_share": written / tokens,
+            "teacher_tokens": self.counters.teacher_tokens,
+            **self.agent.coefficients(update / config.updates),
+        }
+
+    def _backward(self, batch: Experience) -> tuple[Tensor, int, Record]:
+        """Gradients of the whole loss; its value, the actions counted, and what was added to it."""
+        self.student.train()
+        config, added = self.config, {}
+        loss, tokens = self._add_mean(self._agent_loss, batch)
+        if config.gold_weight:
+            gold = self._gold_batch()
+            added["gold_term"], _ = self._add_mean(self._gold_loss, gold, config.gold_weight)
+        if self.ewc is not None:
+            share = config.ewc_weight / self.accelerator.num_processes
+            added["ewc_term"] = self._add(share * self.ewc.penalty(self.student))
+        if self.accelerator.num_processes > 1:
+            for parameter in self.student.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self._sum(parameter.grad)
+        terms = {name: self._sum(term) for name, term in added.items()}
+        return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
+
+    def _gold_batch(self) -> Experience:
+        """This process's part of the task's pairs that are learned from beside the batch."""
+        config, special = self.config, self.env.special
+        examples = gold_batch(self.gold, config.batch_size, config.seed, self.counters.update)
+        own = examples.select(self._share(torch.arange(len(examples), device=self.env.device)))
+        return Experience(Trajectories.from_examples(own.trimmed(special), special))
+
+    def _add_mean(
+        self, loss_of: Callable[[Experience], Tensor], batch: Experience, weight: float = 1.0
+    ) -> tuple[Tensor, int]:
+        """Add the gradients of `weight` times a mean over the batch's counted actions.
+
+        One denominator, however the batch is cut into parts and spread over processes. Returns this
+        process's share of the value, and the number of actions.
+        """
+        tokens = self._sum(batch.trajectories.mask.sum())
+        total = torch.zeros((), device=self.env.device)
+        for rows in torch.arange(len(batch)).tensor_split(self.config.accumulate):
+            part = batch.select(rows).trimmed(self.env.special)
+            with self._autocast():
+                loss = loss_of(part)
+            total += self._add(weight * loss * (part.trajectories.mask.sum() / tokens))
+        return total, int(tokens)
+
+    def _add(self, loss: Tensor) -> Tensor:
+        """Add the gradients of `loss`; returns its value."""
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _agent_loss(self, part: Experience) -> Tensor:
+        return self.agent.loss(part.trajectories, self.student, part.expert(self.env.expert))
+
+    def _gold_loss(self, part: Experience) -> Tensor:
+        states = part.trajectories
+        return token_loss(states, self.student, states.actions)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes."""
+        return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
+
+    def _autocast(self) -> torch.autocast:
+        """PyTorch's own: `accelerate` fixes one precision for all runs of a process."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.env.device.type, self.precision, enabled=enabled)
+
+    def _due(self) -> bool:
+        """Whether an update just done, or one of its pool, calls for an evaluation."""
+        update = self.counters.update
+        every = update % self.config.evaluate_every < self.agent.pool
+        return every or update == self.config.updates
+
+    def _evaluate(
+        self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None]
+    ) -> None:
+        """Score the student, keep it if it is the best so far, and write a checkpoint."""
+        counters, main = self.counters, self.accelerator.is_main_process
+        (figures,) = broadcast_object_list([self._figures(evaluate) if main else {}])
+        counters.validation.append(figures["bleu"])
+        counters.validation_losses += [figures["gold_loss"]] if "gold_loss" in figures else []
+        held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
+        if not main:
+            return
+        log(counters.update, figures)
+        if figures["bleu"] > counters.best:
+            counters.best, counters.best_update = figures["bleu"], counters.update
+            save_atomically(self.best, self.student.state_dict(), {})
+        save_checkpoint(self.last, self.student, self.optimizer, counters, held)
+
+    def _figures(self, evaluate: Callable[[Model], float]) -> Record:
+        """What an evaluation gives."""
+        actor = self._acting()
+        figures = {"bleu": evaluate(actor)}
+        if self.validation is not None:
+            figures["gold_loss"] = gold_loss(actor, self.validation)
+        return figures
+
+
+def _check_vocabulary(student: Model, env: TextGenVectorEnv) -> None:
+    """Raise `ValueError` unless the student knows the tokens that are written."""
+    if student.vocab_size != env.vocab_size:
+        raise ValueError(
+            f"student must have the environment's vocabulary of {env.vocab_size} tokens, got one "
+            f"of {student.vocab_size}: build it for that tokenizer; a teacher with another one can "
+            "be learned from by its texts (imitkd, seqkd, seqinter)"
+        )
+
+
+def copy_weights(origin: nn.Module, target: nn.Module) -> None:
+    """Overwrite the weights of `target` by those of `origin`, in the precision of `target`."""
+    with torch.no_grad():
+        for old, new in zip(target.parameters(), origin.parameters(), strict=True):
+            old.copy_(new)

@@ -1,0 +1,162 @@
+"""How long a configuration would take elsewhere: measured here, scaled by stated rates.
+
+Measured are updates with models and texts of the real size, random weights and words, and fewer
+rows, and the rate of matrix products on this machine. Stated are the rate of an accelerator's, and
+its time for an operator that has next to nothing to compute. An estimate is no measurement: it
+takes for granted that an update reaches the same share of the products' rate there as here.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from textgen_agents.agent import Agent
+from textgen_agents.bases import MixedByExample
+from textgen_agents.rollouts.schedules import Constant
+from textgen_agents.training.learner import Learner
+from textgen_env.experts.expert import NeuralExpert, NoExpert
+from textgen_env.models.acceleration.precision import measure_precision
+from textgen_env.tasks.hub import HubConfig
+from textgen_env.tasks.task import Pair, TextTask
+from textgen_env.tokenizers.subword import Tokenizer
+from textgen_experiments.runs.experiment import Experiment, ModelConfig
+from textgen_experiments.runs.factories import build_model, learning_env
+
+NUM_SPECIAL = 3  # tokens that no word stands for
+STEPS = 1000  # of the schedule, that its mean is taken over
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An update as it was measured.
+
+    Attributes:
+        seconds: of an update of the measured rows: its share of the rollouts, the labels, and the
+            student's update.
+        rows: of an update.
+        operators: that an update consists of, whatever its rows.
+        rate: of this machine's products in float32, GFLOP/s.
+    """
+
+    seconds: float
+    rows: int
+    operators: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Another machine, as stated.
+
+    Attributes:
+        rate: of its matrix products, GFLOP/s.
+        launch: seconds an operator takes at least.
+    """
+
+    rate: float
+    launch: float
+
+
+A100 = Accelerator(rate=100_000.0, launch=5e-6)  # a third of 312 TFLOP/s; a launch by PyTorch
+
+
+def hours(experiment: Experiment, measured: Measured, there: Accelerator) -> float:
+    """Hours of training: updates * (computing + launching) / 3600.
+
+    Computing is seconds * (batch size / measured rows) * (rate here / rate there), launching is
+    accumulated parts * operators * launch. Reading, evaluating and what a teacher writes before
+    training are left out.
+    """
+    learner = experiment.learner
+    computing = measured.seconds * learner.batch_size / measured.rows * measured.rate / there.rate
+    launching = learner.accumulate * measured.operators * there.launch
+    return learner.updates * (computing + launching) / 3600
+
+
+def measure(
+    experiment: Experiment,
+    teacher: ModelConfig | None,
+    *,
+    source_tokens: int,
+    target_tokens: int,
+    rows: int,
+) -> Measured:
+    """Updates of `experiment` in float32, timed and counted; counting takes a few percent.
+
+    Args:
+        experiment: its student, agent and vocabulary; a schedule stands at its mean.
+        teacher: its size; None for an agent that asks none.
+        source_tokens: of every source, the end token included.
+        target_tokens: of every text, the end token included.
+        rows: of an update, instead of the batch size.
+    """
+    assert isinstance(experiment.task, HubConfig), "of the paper's data sets"
+    vocab_size = experiment.task.vocab_size
+    student = build_model(replace(experiment.student, vocab_size=vocab_size), 0)
+    expert = NoExpert()
+    if teacher is not None:
+        expert = NeuralExpert(build_model(replace(teacher, vocab_size=vocab_size), 0).eval())
+    agent = _at_its_mean(experiment.agent)
+    task = _random_task(vocab_size, source_tokens, target_tokens, agent.pool * rows)
+    env = learning_env(task, agent.pool * rows, expert)
+    updates = 2 * agent.pool
+    config = replace(
+        experiment.learner, updates=updates, batch_size=rows, accumulate=1, evaluate_every=updates
+    )
+    rate = measure_precision(experiment.student.width).float32
+    with tempfile.TemporaryDirectory() as folder, Counting() as counting:
+        learner = Learner(agent, student, env, Path(folder), config, torch.float32)
+        done = learner.train(lambda _: 0.0, lambda *_: None)
+    return Measured(done.seconds / updates, rows, counting.operators // updates, rate)
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Run the operator and count it."""
+        self.operators += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _at_its_mean(agent: Agent) -> Agent:
+    if not isinstance(agent, MixedByExample):
+        return agent
+    mean = sum(agent.beta(step / STEPS) for step in range(STEPS)) / STEPS
+    return replace(agent, beta=Constant(mean))
+
+
+def _random_task(vocab_size: int, source_tokens: int, target_tokens: int, count: int) -> TextTask:
+    """`count` pairs of random words, a token each, all of the same lengths."""
+    words, random = [f"w{index}" for index in range(vocab_size - NUM_SPECIAL)], Random(0)
+
+    def text(tokens: int) -> str:
+        return " ".join(random.choices(words, k=tokens - 1))
+
+    pairs = [Pair(text(source_tokens), text(target_tokens)) for _ in range(count)]
+    return TextTask(
+        name="random",
+        tokenizer=Tokenizer.from_words(words),
+        train=pairs,
+        validation=pairs[:1],
+        test=pairs[:1],
+        max_source_length=source_tokens,
+        max_target_length=target_tokens,
+        dropped={},
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks beside other libraries: TRL, transformers and CTranslate2."""

@@ -1,0 +1,165 @@
+"""Speed beside other libraries': updates by TRL, decoding by `transformers` and CTranslate2.
+
+All sides have the same weights, data, batch and precision and work in turn, several times over; a
+ratio is the median of the rounds' ratios. They share a process but for TRL and CTranslate2, which
+have their own and wait there while others work. What else a side does is its own affair: this
+project makes float32 products by oneDNN where that was measured faster.
+
+Needs the extra `bench`.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal, cast
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from textgen_env.models.acceleration.precision import measure_precision
+from textgen_experiments.benchmarks.candidates import Passes
+from textgen_experiments.benchmarks.peers.updates import LearnerUpdates, Updates, distillers
+from textgen_experiments.evaluation.timing import Work, in_turn, ratio
+from textgen_experiments.models.export import same_share
+from textgen_experiments.models.formats import extra
+from textgen_experiments.runs.folder import DTYPES
+
+Comparison = Literal["gkd", "marian", "teacher", "updates"]
+Group = Mapping[str, Work]
+TITLES: dict[Comparison, str] = {
+    "gkd": "an update of on-policy distillation, a random pair of Llamas",
+    "marian": "greedy decoding, a random Marian",
+    "teacher": "greedy decoding, the shipped teacher",
+    "updates": "an update with the shipped teacher and the demo's student",
+}
+CAPTION = "in brackets: share of the time that its matrix products take by themselves"
+TABLE_WIDTH = 150
+
+
+@dataclass(frozen=True)
+class BenchmarkPeersOptions:
+    """Time this project beside the tools that do the same.
+
+    Attributes:
+        comparisons: gkd, an update by TRL's `GKDTrainer` and by the agent of that name; marian and
+            teacher, greedy decoding by `transformers`, CTranslate2 (float32 alone) and this
+            project; updates, one that learns from the student's texts (imitkd_full) beside one that
+            learns from the teacher's (seqkd_full).
+        precisions: to be measured, in turn.
+        rounds: measured rounds, after one that is not.
+        student: folder of a trained one for `updates`; None for a fresh one.
+        warm_up: updates of the student before `updates`; 0 for one that is trained.
+        device: where all sides work; CTranslate2, and the matrix products alone, on CPUs only.
+    """
+
+    comparisons: Annotated[tuple[Comparison, ...], tyro.conf.Positional] = tuple(TITLES)
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    rounds: int = 5
+    student: Path | None = None
+    warm_up: int = 200
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device must be cpu where PyTorch finds no CUDA device, got cuda")
+
+
+def benchmark_peers(options: BenchmarkPeersOptions) -> None:
+    """Print a table for each comparison.
+
+    Raises:
+        RunError: a package of the extra `bench` is not installed.
+    """
+    with extra("bench"):
+        from textgen_experiments.benchmarks.peers.decode import marian_writers, teacher_writers
+        from textgen_experiments.benchmarks.peers.gkd import gkd_updates
+        from textgen_experiments.benchmarks.peers.models import Size
+    size = Size()
+    onednn = measure_precision(size.width, size.batch_size).onednn
+    sides: dict[Comparison, Callable[[Path, str], Group]] = {
+        "gkd": lambda folder, name: gkd_updates(folder, size, DTYPES[name], onednn, options.device),
+        "marian": lambda folder, name: marian_writers(folder, size, name, options.device),
+        "teacher": lambda folder, name: teacher_writers(
+            folder, size.batch_size, name, options.device
+        ),
+        "updates": lambda folder, name: distillers(
+            folder,
+            size.batch_size,
+            options.student,
+            options.warm_up,
+            DTYPES[name],
+            onednn,
+            options.device,
+        ),
+    }
+    for comparison in options.comparisons:
+        rows = []
+        for precision in options.precisions:
+            with TemporaryDirectory() as folder:
+                group = sides[comparison](Path(folder), precision)
+                rows.append(_rows(group, precision, options.rounds))
+        _show(TITLES[comparison], rows)
+
+
+Cells = dict[str, str]
+"""The heading and the text of each column."""
+
+
+def _rows(group: Group, precision: str, rounds: int) -> list[Cells]:
+    """A row for each side."""
+    rates = in_turn(group, rounds)
+    speeds = list(rates.values())
+    above = [None, *(ratio(own, other) for other, own in pairwise(speeds))]
+    return [
+        {
+            "": name,
+            "precision": precision,
+            **_cells(group, name, rates[name]),
+            "speed to the first": f"{ratio(rates[name], speeds[0]):.2f}x",
+            "to the one above": "" if before is None else f"{before:.2f}x",
+        }
+        for name, before in zip(group, above, strict=True)
+    ]
+
+
+def _cells(group: Group, name: str, rates: Sequence[float]) -> Cells:
+    """What was measured of a side, beyond its speed compared to the others'."""
+    side = group[name]
+    if isinstance(side, Passes):
+        first = cast("Passes", next(iter(group.values())))
+        same = same_share(torch.cat(side.written), torch.cat(first.written))
+        rate = statistics.median(rates)
+        return {"tokens/s": f"{rate:,.0f}", "texts as the first": f"{same:.1%}"}
+    return update_cells(cast("Updates", side))
+
+
+def update_cells(side: Updates) -> Cells:
+    """Median seconds of an update and of its parts, the first round left out."""
+    floor = side.floor() if isinstance(side, LearnerUpdates) else None
+    cells = {}
+    for part in ("whole", "rollout", "label", "update"):
+        seconds = statistics.median(getattr(each, part) for each in side.seconds[1:])
+        share = "" if floor is None or not seconds else f" ({getattr(floor, part) / seconds:.0%})"
+        cells[f"{part} s"] = f"{seconds:.3f}{share}"
+    return {**cells, "tokens": f"{statistics.median(side.tokens[1:]):,.0f}"}
+
+
+def _show(title: str, groups: Sequence[Sequence[Cells]]) -> None:
+    """Print a table, a section for each group."""
+    table = Table(title=title, caption=CAPTION if "whole s" in groups[0][0] else None)
+    for name in groups[0][0]:
+        table.add_column(name, justify="left" if name in ("", "precision") else "right")
+    for rows in groups:
+        for row in rows:
+            table.add_row(*row.values())
+        table.add_section()
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
+    console.print(table)

@@ -1,0 +1,244 @@
+"""Updates of on-policy distillation: TRL's `GKDTrainer` with lmbda = 1, and the agent `gkd`.
+
+Both read the same two folders, continue the same prompts with the student, draw by the same
+distribution, take the same divergence, clip the gradient and step AdamW. TRL keeps its caches and
+every activation (no gradient checkpointing, which is its default), because that is its fastest way.
+Needs the extra `bench`.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textgen_agents.gkd import GKD
+from textgen_env.models.acceleration.cuda_graph import captured
+from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.tasks.task import Pair, TextTask
+from textgen_env.tokenizers.pretrained import PretrainedTokenizer
+from textgen_env.types import Examples
+from textgen_experiments.benchmarks.peers.models import Size, random_words, save_llama
+from textgen_experiments.benchmarks.peers.updates import (
+    LearnerUpdates,
+    Seconds,
+    Updates,
+    WatchedExpert,
+    finish,
+    learner_of,
+)
+from textgen_experiments.benchmarks.worker_process import InOwnProcess
+from textgen_experiments.models.formats import extra
+from textgen_experiments.runs.factories import learning_env
+from textgen_experiments.runs.malloc import keep_freed_memory
+
+TEACHER_WEIGHT = 0.5
+RATE = 1e-4  # of learning
+IGNORED = -100  # label of what does not count
+SAMPLE = Pair("w0", "w0")  # stands where a task or a trainer wants text; none is read
+
+
+def gkd_updates(
+    folder: Path, size: Size, precision: torch.dtype, onednn: bool, device: str = "cpu"
+) -> dict[str, Updates]:
+    """The sides of the comparison.
+
+    Args:
+        folder: an empty one.
+        size: of the models and the batch.
+        precision: of this project's models that only act, and of autocast.
+        onednn: whether this project makes float32 products by oneDNN.
+        device: where all work.
+
+    Raises:
+        RunError: TRL is not installed.
+    """
+    save_pair(folder, size)
+    bfloat16 = precision == torch.bfloat16
+    ours = {"textgen gkd": our_updates(folder, size, precision, onednn, device)}
+    theirs = partial(TRLUpdatesApart, folder, size, bfloat16, device)
+    if device != "cpu":
+        return {"TRL GKDTrainer": theirs(keep=False), **ours}
+    return {
+        "TRL GKDTrainer, as Python starts it": theirs(keep=False),
+        "TRL GKDTrainer, freed memory kept": theirs(keep=True),
+        **ours,
+    }
+
+
+def save_pair(folder: Path, size: Size) -> None:
+    """Teacher and student, in folders of these names."""
+    save_llama(folder / "teacher", size, size.teacher_layers)
+    save_llama(folder / "student", size, size.student_layers)
+
+
+class TRLUpdates:
+    """Updates by TRL's trainer, always of the same prompts.
+
+    Args:
+        folder: from `save_pair`.
+        size: of the pair.
+        bfloat16: whether under autocast, as its option `bf16` has it.
+        device: where it works.
+    """
+
+    def __init__(self, folder: Path, size: Size, bfloat16: bool, device: str = "cpu") -> None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self.size, self.trainer = size, _trainer(folder, size, bfloat16, device)
+        self.device = torch.device(device)
+        self.seconds: list[Seconds] = []
+        self.tokens: list[float] = []
+        self._parts = {"rollout": 0.0, "label": 0.0}
+        trainer = self.trainer
+        trainer.generate_on_policy_outputs = self._timed(
+            "rollout", trainer.generate_on_policy_outputs
+        )
+        trainer.teacher_model.forward = self._timed("label", trainer.teacher_model.forward)
+
+    def __call__(self) -> int:
+        """One update, as in the trainer's loop, without what that does besides."""
+        trainer, inputs, start = self.trainer, self.inputs(), time.perf_counter()
+        self._parts.update(rollout=0.0, label=0.0)
+        trainer.training_step(trainer.model, inputs)
+        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.model.zero_grad()
+        finish(self.device)
+        whole = time.perf_counter() - start
+        self.seconds.append(Seconds.of(whole, **self._parts))
+        self.tokens.append(float((inputs["labels"] != IGNORED).sum()))  # of what was written
+        return 1
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What its collator would give."""
+        words = random_words(self.size).to(self.device)
+        prompts = torch.cat([torch.ones_like(words[:, :1]), words], 1)  # 1 is the start token
+        mask = torch.ones_like(prompts)
+        return {
+            "input_ids": prompts,
+            "attention_mask": mask,
+            "labels": prompts,
+            "prompts": prompts,
+            "prompt_attention_mask": mask,
+        }
+
+    def _timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever `work` takes
+            finish(self.device)
+            start = time.perf_counter()
+            answer = work(*args, **kwargs)
+            finish(self.device)
+            self._parts[part] += time.perf_counter() - start
+            return answer
+
+        return timed
+
+
+class TRLUpdatesApart:
+    """TRL's updates in a process that waits while others work.
+
+    It is TRL's own because the library `accelerate` knows one precision a process.
+
+    Args:
+        folder: from `save_pair`.
+        size: of the pair.
+        bfloat16: as for `TRLUpdates`.
+        device: likewise.
+        keep: whether `keep_freed_memory`; if not, every large tensor is mapped anew.
+    """
+
+    def __init__(
+        self, folder: Path, size: Size, bfloat16: bool, device: str, *, keep: bool
+    ) -> None:
+        self.seconds: list[Seconds] = []
+        self.tokens: list[float] = []
+        self._update = InOwnProcess(_trl_update, folder, size, bfloat16, device, keep)
+
+    def __call__(self) -> int:
+        """One update; this process waits."""
+        seconds, tokens = self._update()
+        self.seconds.append(seconds)
+        self.tokens.append(tokens)
+        return 1
+
+
+def our_updates(
+    folder: Path, size: Size, precision: torch.dtype, onednn: bool, device: str = "cpu"
+) -> LearnerUpdates:
+    """The same updates by this project's learner.
+
+    Args:
+        folder: from `save_pair`.
+        size: of the pair.
+        precision: of the teacher, of the student that writes, and of autocast.
+        onednn: whether float32 products are made by oneDNN.
+        device: where it works.
+    """
+    tokenizer, words = load_tokenizer(folder / "student"), random_words(size)
+    ends = torch.full_like(words[:, :1], tokenizer.special.end)
+    texts = [SAMPLE]
+    task = TextTask(
+        "random", tokenizer, texts, texts, texts, size.source_tokens, size.max_steps, {}
+    )
+    examples = Examples(source=torch.cat([words, ends], 1), reference=ends)
+    expert = WatchedExpert(captured(load_model(folder / "teacher", precision).to(device)))
+    learner = learner_of(
+        GKD(student_fraction=1.0, teacher_weight=TEACHER_WEIGHT),
+        load_model(folder / "student"),
+        learning_env(task, size.batch_size, expert, examples=examples, device=device),
+        folder=folder,
+        precision=precision,
+    )
+    return LearnerUpdates(learner, expert, onednn)
+
+
+def _trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # noqa: ANN401 - TRL's class
+    """TRL's trainer, ready for `training_step`."""
+    with extra("bench"):
+        gkd, data = import_module("trl.experimental.gkd"), import_module("datasets")
+    message = {"role": "user", "content": SAMPLE.source}
+    config = gkd.GKDConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=size.batch_size,
+        lmbda=1.0,
+        beta=TEACHER_WEIGHT,
+        temperature=1.0,
+        max_new_tokens=size.max_steps,
+        learning_rate=RATE,
+        optim="adamw_torch_fused",
+        bf16=bfloat16,
+        use_cpu=device == "cpu",
+        gradient_checkpointing=False,
+        report_to=[],
+    )
+    trainer = gkd.GKDTrainer(
+        model=str(folder / "student"),
+        teacher_model=str(folder / "teacher"),
+        args=config,
+        train_dataset=data.Dataset.from_dict({"messages": [[message]]}),
+        processing_class=PretrainedTokenizer.load(folder / "student").backend,
+    )
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # its loop sets it
+    trainer.model = trainer.accelerator.prepare_model(trainer.model).train()
+    return trainer
+
+
+def _trl_update(
+    folder: Path, size: Size, bfloat16: bool, device: str, keep: bool
+) -> Callable[[], tuple[Seconds, float]]:
+    """Makes an update in this process and tells where its time went."""
+    if keep:
+        keep_freed_memory()
+    updates = TRLUpdates(folder, size, bfloat16, device)
+
+    def update() -> tuple[Seconds, float]:
+        updates()
+        return updates.seconds[-1], updates.tokens[-1]
+
+    return update

@@ -1,0 +1,160 @@
+"""Decode speed against its floor: the step's matrix products alone, at the rate of this machine."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.storage import load_model
+from textgen_experiments.models.generate import model_folder
+from textgen_experiments.runs.folder import DTYPES
+
+SOURCE_TOKENS, TARGET_TOKENS = 30, 32
+ROUNDS = 7
+SECONDS_A_PRODUCT = 0.05
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.addmm_.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+)
+PACKED = "mkldnn::_linear_pointwise"  # the product of models that `packed` made
+
+Shape = tuple[int, ...]
+"""(rows, inner, outer) of a matrix product; how many an operator makes stands before, if many."""
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Time decoding steps of models beside their floor: their matrix products alone.
+
+    Attributes:
+        models: folders of finished runs or of models.
+        batch_size: sentences decoded together.
+        precisions: to be measured, in turn.
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    batch_size: int = 64
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+
+
+def benchmark(options: BenchmarkOptions) -> None:
+    """Print a table: tokens per second, those of the floor, and the fraction reached."""
+    title = (
+        f"{options.batch_size} sentences, {SOURCE_TOKENS} source and {TARGET_TOKENS} target tokens"
+    )
+    table = Table(title=title)
+    for name in ("model", "precision", "tokens/s", "floor tokens/s", "fraction of the floor"):
+        table.add_column(name, justify="left" if name in ("model", "precision") else "right")
+    for path in options.models:
+        for precision in options.precisions:
+            model = packed(load_model(model_folder(path), DTYPES[precision]))
+            step, floor = step_and_floor(model, options.batch_size, DTYPES[precision])
+            rate, most = options.batch_size / step, options.batch_size / floor
+            table.add_row(
+                path.name, precision, f"{rate:,.0f}", f"{most:,.0f}", f"{floor / step:.0%}"
+            )
+    Console().print(table)
+
+
+@torch.no_grad()
+def step_and_floor(model: SequenceModel, rows: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Median seconds of a decoding step, and of its matrix products alone: means over a text.
+
+    Args:
+        model: with weights of `dtype`.
+        rows: sentences decoded together.
+        dtype: of the products.
+    """
+    source = torch.full((rows, SOURCE_TOKENS), model.special.end + 1)
+    previous = torch.full((rows,), model.special.end + 1)
+    cache = model.start(source, TARGET_TOKENS)
+    with ProductRecorder() as recorder:
+        for _ in range(TARGET_TOKENS):
+            _, cache = model.step(previous, cache)
+    seconds = [_decode_seconds(model, source, previous) for _ in range(ROUNDS + 1)]
+    floor = products_seconds(recorder.shapes, dtype)
+    return statistics.median(seconds[1:]) / TARGET_TOKENS, floor / TARGET_TOKENS
+
+
+@torch.no_grad()
+def products_seconds(shapes: Mapping[Shape, int], dtype: torch.dtype) -> float:
+    """Seconds for all products of the given shapes, each timed by itself.
+
+    A lower bound: those with weights are timed plain and packed, and the faster way counts; and
+    what is multiplied stays in the processor's cache from one time to the next, as the keys and
+    values that a step reads do not.
+    """
+    total = 0.0
+    for (*many, rows, inner, outer), count in shapes.items():
+        left = torch.ones(*many, rows, inner, dtype=dtype)
+        if many:
+            ways = [partial(torch.bmm, mat2=torch.ones(*many, inner, outer, dtype=dtype))]
+        else:
+            layer = nn.Linear(inner, outer, bias=False, dtype=dtype)
+            ways = [layer, packed(layer)]
+        total += count * min(_median_seconds(partial(way, left)) for way in ways)
+    return total
+
+
+class ProductRecorder(TorchDispatchMode):
+    """Counts matrix products by shape: those with weights, and attention's where written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[Shape] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Run the operator and note its shape."""
+        if func in PRODUCTS:
+            left, right = args[-2:]
+            self.shapes[(*left.shape, right.shape[-1])] += 1
+        elif func.name() == PACKED:
+            left, weight = args[:2]
+            self.shapes[(left.shape[:-1].numel(), *weight.shape[::-1])] += 1
+        elif torch.is_inference_mode_enabled():  # where operators come in one piece
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        return func(*args, **(kwargs or {}))
+
+
+def _decode_seconds(model: SequenceModel, source: Tensor, previous: Tensor) -> float:
+    cache = model.start(source, TARGET_TOKENS)
+    start = time.perf_counter()
+    for _ in range(TARGET_TOKENS):
+        logits, cache = model.step(previous, cache)
+        logits.argmax(-1)
+    return time.perf_counter() - start
+
+
+def _median_seconds(run: Callable[[], object]) -> float:
+    times, last = [], time.perf_counter() + SECONDS_A_PRODUCT
+    while len(times) < 3 or time.perf_counter() < last:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,1 @@
+"""Evaluation of finished runs: scores, timing, and the files with the results."""

@@ -1,0 +1,57 @@
+"""Quality against decode speed as a picture, for TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from textgen_experiments.evaluation.results import Row
+
+COLOR, FRONT_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito's, for all kinds of color vision
+
+
+class Point(NamedTuple):
+    """A model between speed and quality; `error` is half of an interval of quality, or None."""
+
+    speed: float
+    quality: float
+    error: float | None = None
+
+
+def pareto_figure(rows: Sequence[Row]) -> Figure:
+    """BLEU, with its 95 % interval, against tokens per second, and the front of the best."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    points = {
+        str(place): Point(row.tokens_per_second, row.quality.bleu, row.bleu_confidence)
+        for place, row in enumerate(rows)
+    }
+    front = [points[place] for place in pareto_front(points)]
+    axes.step(
+        [point.speed for point in front],
+        [point.quality for point in front],
+        color=FRONT_COLOR,
+        linestyle="--",
+        label="Pareto front",
+    )
+    for row, point in zip(rows, points.values(), strict=True):
+        axes.errorbar(*point, color=COLOR, marker="o", capsize=3)
+        axes.annotate(row.model, point[:2], xytext=(5, 5), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.margins(x=0.2)  # room for the names
+    axes.set_xlabel("tokens per second, greedy")
+    axes.set_ylabel("BLEU on the test split")
+    axes.legend()
+    return figure
+
+
+def pareto_front(points: Mapping[str, Point]) -> list[str]:
+    """Names of the points that no other equals or exceeds in both, the slowest first.
+
+    Of points that are the same in both the first stays.
+    """
+    front = []
+    for name in sorted(points, key=lambda name: points[name][:2], reverse=True):
+        if not front or points[name].quality > points[front[-1]].quality:
+            front.append(name)
+    return front[::-1]

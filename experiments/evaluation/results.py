@@ -1,0 +1,184 @@
+"""What `evaluate` found out: the table, and the files it leaves in a run's folder.
+
+`results.json` holds machine, task and the rows of the table, `samples.jsonl` a line for each test
+pair in order, `exposure.json` the exposure-bias instruments. A figure that could not be taken is
+null there, never a number.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from textgen_agents.evaluation.exposure_report import Exposure
+from textgen_agents.evaluation.quality import Quality
+from textgen_env.tasks.task import TextTask
+from textgen_experiments.runs.folder import RunError, write_text
+
+TEACHER = "teacher"  # its name among the models
+RESULTS, SAMPLES, EXPOSURE = "results.json", "samples.jsonl", "exposure.json"
+TABLE_WIDTH = 165
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; units as the names say, scores in [0, 100].
+
+    Attributes:
+        model: what the table calls it.
+        agent: the algorithm it was trained with.
+        precision: name of the dtype that it ran in.
+        seed: of its training; None for the teacher, as all that is about training.
+        train_pairs: of its task.
+        parameters: a shared one counted once.
+        quality: of its greedy texts.
+        bleu_confidence: half the width of the 95 % interval of the greedy texts' BLEU.
+        baseline: the model that `p_value` compares it with; None for none.
+        p_value: of the difference in BLEU from the baseline, in (0, 1].
+        beam_size: of `beam`; None where it was not asked for.
+        beam: quality of its texts by beam search.
+        tokens_per_second: of greedy decoding, as all speeds here.
+        sentences_per_second: the same.
+        speedup_vs_teacher: tokens per second over those of the first row; sentences per second
+            where that one's tokens are others.
+        train_seconds: of its training.
+        teacher_tokens_queried: states at which its training asked the teacher.
+    """
+
+    model: str
+    agent: str
+    precision: str
+    seed: int | None
+    train_pairs: int | None
+    parameters: int
+    quality: Quality
+    bleu_confidence: float
+    baseline: str | None
+    p_value: float | None
+    beam_size: int | None
+    beam: Quality | None
+    tokens_per_second: float
+    sentences_per_second: float
+    speedup_vs_teacher: float
+    train_seconds: float | None
+    teacher_tokens_queried: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `results.json`: the quality's scores beside the other figures."""
+        named = asdict(self)
+        quality, beam, size = (named.pop(name) for name in ("quality", "beam", "beam_size"))
+        return {**named, **quality, "beam": None if beam is None else {"size": size, **beam}}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test pair and what was written for it; `teacher` is None without one."""
+
+    source: str
+    reference: str
+    teacher: str | None
+    hypothesis: str
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that tell them, and the teacher, apart.
+
+    Raises:
+        RunError: a folder is there twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len({TEACHER, *names}) == 1 + len(names):
+            return names
+    raise RunError(f"runs must be different folders, got {', '.join(map(str, folders))}")
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print the table."""
+    quality, beam_size = rows[0].quality, rows[0].beam_size
+    caption = f"BLEU ± half its 95 % interval: {quality.signature}; speed: greedy"
+    if rows[0].baseline:
+        caption += f"; p against {rows[0].baseline}"
+    if len({row.precision for row in rows}) > 1:
+        caption += f"; in {', '.join(f'{row.precision} {row.model}' for row in rows)}"
+    table = Table(title=escape(title), caption=escape(caption))
+    for name, *_ in _cells(rows[0], beam_size):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for _, cell in _cells(row, beam_size)))
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
+    console.print(table)
+
+
+def _cells(row: Row, beam_size: int | None) -> list[tuple[str, str]]:
+    """The heading and the text of each column."""
+    quality, overlap = row.quality, (row.quality.rouge1, row.quality.rouge2, row.quality.rougeL)
+    compared = [("p", "-" if row.p_value is None else f"{row.p_value:.3f}")]
+    searched = [(f"beam {beam_size}", f"{row.beam.bleu:.1f}" if row.beam else "-")]
+    return [
+        ("model", row.model),
+        ("BLEU", f"{quality.bleu:.1f} ± {row.bleu_confidence:.1f}"),
+        *(compared if row.baseline else []),
+        *(searched if beam_size else []),
+        ("chrF", f"{quality.chrf:.1f}"),
+        ("ROUGE-1 / 2 / L", " / ".join(f"{score:.1f}" for score in overlap)),
+        ("exact", f"{quality.exact_match:.1f} %"),
+        ("parameters", f"{row.parameters / 1e6:.2f} M"),
+        ("tokens/s", f"{row.tokens_per_second:,.0f}"),
+        ("sentences/s", f"{row.sentences_per_second:,.0f}"),
+        ("speed-up", f"{row.speedup_vs_teacher:.1f}x"),
+        ("training s", "-" if row.train_seconds is None else f"{row.train_seconds:.0f}"),
+        (
+            "teacher tokens",
+            "-" if row.teacher_tokens_queried is None else f"{row.teacher_tokens_queried:,}",
+        ),
+    ]
+
+
+def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:
+    """Write `results.json`: machine, task, rows."""
+    write_json(path, {**setting(task), "rows": [row.to_json() for row in rows]})
+
+
+def setting(task: TextTask) -> dict[str, object]:
+    """The machine and the task that figures are of."""
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "task": {
+            "name": task.name,
+            "test_pairs": len(task.test),
+            "dropped": dict(task.dropped),
+        },
+    }
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write `samples.jsonl`: a line for each test pair, in order."""
+    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
+    write_text(path, "".join(lines))
+
+
+def write_exposure(path: Path, exposure: Exposure) -> None:
+    """Write `exposure.json`."""
+    write_json(path, asdict(exposure))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON, in which no figure is NaN."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")

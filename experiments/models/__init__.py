@@ -1,0 +1,1 @@
+"""Commands that use one trained model: generation and export."""

@@ -1,0 +1,131 @@
+"""A student for other servers: written in their format, read back, compared with what it was."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from textgen_env.generation.decoding import decode_all
+from textgen_env.models.export.common import ExportError, Write
+from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.tasks.task import encode
+from textgen_experiments.models.formats import Format, extra, load_writer, save_as
+from textgen_experiments.models.generate import model_folder, task_of
+from textgen_experiments.runs.run_log import console
+
+ROWS = 64  # sentences written together
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model in a format that other programs load, and check that it writes the same.
+
+    Attributes:
+        model: folder of a finished run or of a model.
+        format: hf for `transformers`, ctranslate2, or safetensors for a folder of this project.
+        output: folder to be made; by default `export/FORMAT` in that of the model.
+        precision: of the weights; int8 for ctranslate2 alone.
+        sentences: of the validation split, the first ones, for the check.
+        least_same: share of them, in [0, 1], that must be written token for token as before.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    format: Format
+    output: Path | None = None
+    precision: Literal["float32", "int8"] = "float32"
+    sentences: int = 200
+    least_same: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise ValueError(f"sentences must be at least 1, got {self.sentences}")
+        if not 0 <= self.least_same <= 1:
+            raise ValueError(f"least_same must be in [0, 1], got {self.least_same}")
+
+    @property
+    def place(self) -> Path:
+        """The folder to be made."""
+        name = self.format if self.precision == "float32" else f"{self.format}-{self.precision}"
+        return self.output or self.model / "export" / name
+
+
+def export(options: ExportOptions) -> None:
+    """Write the folder and say how many sentences are the same.
+
+    Raises:
+        ExportError: the format has no place for the model, too few sentences are the same, or the
+            folder is there already.
+    """
+    folder = model_folder(options.model)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    task = task_of(folder, tokenizer)
+    source, max_steps = (
+        encode(task.validation[: options.sentences], task).source,
+        task.max_target_length,
+    )
+    with new_folder(options.place) as written:
+        save_as(
+            options.format,
+            model,
+            tokenizer,
+            written,
+            precision=options.precision,
+            max_steps=max_steps,
+        )
+        write = read_back(options.format, model, written)
+        rows = [write(part, max_steps) for part in source.split(ROWS)]
+        share = same_share(decode_all(model, source, max_steps), torch.cat(rows))
+        if share < options.least_same:
+            raise ExportError(
+                f"{options.format} in {options.precision} must write {options.least_same:.1%} of "
+                f"{len(source)} sentences as {options.model} does, got {share:.1%}; if that is "
+                f"enough, say --least-same {math.floor(100 * share) / 100}"
+            )
+    console.print(
+        f"{options.place}: {share:.1%} of {len(source)} sentences are written token for token as "
+        f"by {options.model}, greedily"
+    )
+
+
+def read_back(name: Format, model: Model, folder: Path) -> Write:
+    """What the program that the format is for writes greedily, from `model` saved in `folder`.
+
+    A pretrained model, causal or not, is loaded by `transformers` and decoded by this project.
+    """
+    if name != "hf" or isinstance(model, HuggingFaceModel):
+        return load_writer(folder)
+    with extra("export"):
+        from textgen_env.models.export.huggingface import load_hf
+    return load_hf(folder)
+
+
+def same_share(tokens: Tensor, others: Tensor) -> float:
+    """Share of rows, (B, T) each, that are equal from the first to the last token."""
+    return float((tokens == others).all(1).float().mean())
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which becomes `folder` unless an error is raised within.
+
+    Raises:
+        ExportError: `folder` is there already.
+    """
+    if folder.exists():
+        raise ExportError(f"output must not exist, got {folder}; remove it or choose another")
+    written = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    try:
+        yield written
+        written.rename(folder)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)

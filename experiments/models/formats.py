@@ -1,0 +1,106 @@
+"""The formats a model may lie in: the project's own, and those that other programs serve.
+
+Other programs' packages come with the extra `export` and are imported where they are used.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from textgen_env.generation.beam_search import decoder_of
+from textgen_env.models.acceleration.cuda_graph import captured
+from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.export.common import ExportError, Write
+from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.storage import Model, load_model, save_model
+from textgen_env.tokenizers.subword import TextTokenizer
+from textgen_experiments.runs.folder import DTYPES, RunError
+
+Format = Literal["hf", "ctranslate2", "safetensors"]
+MARKS: dict[Format, str] = {  # a file that tells a format, as long as none above is there
+    "hf": "generation_config.json",
+    "ctranslate2": "model.bin",
+    "safetensors": "model.safetensors",
+}
+
+
+def format_of(folder: Path) -> Format | None:
+    """The format of the model in `folder`, or None if there is none."""
+    return next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
+
+
+def load_writer(
+    folder: Path, *, beam_size: int = 1, precision: str = "float32", device: str = "cpu"
+) -> Write:
+    """What the model in `folder` writes; any model of `transformers` by this project's decoding.
+
+    Args:
+        folder: of the model.
+        beam_size: 1 for greedy.
+        precision: a name in `DTYPES`.
+        device: where it writes; CTranslate2 on CPUs alone.
+
+    Raises:
+        RunError: its package is not installed, or it has a precision of its own.
+    """
+    if format_of(folder) == "ctranslate2":
+        if precision != "float32":
+            raise RunError(
+                f"precision must be chosen when exporting to ctranslate2, got {precision}"
+            )
+        with extra("export"):
+            from textgen_env.models.export.ctranslate2 import load_ctranslate2
+        return load_ctranslate2(folder, beam_size)
+    model = load_model(folder, DTYPES[precision]).to(device)
+    return partial(decoder_of(beam_size), packed(captured(model)))
+
+
+def save_as(
+    name: Format,
+    model: Model,
+    tokenizer: TextTokenizer,
+    folder: Path,
+    *,
+    precision: Literal["float32", "int8"] = "float32",
+    max_steps: int = 128,
+) -> None:
+    """Write `model` to the empty `folder`; a pretrained one is saved as `transformers` itself does.
+
+    Args:
+        name: the format.
+        model: in float32.
+        tokenizer: its own.
+        folder: an existing one.
+        precision: of the weights; int8 for ctranslate2 alone.
+        max_steps: most tokens that `transformers` writes unless it is told otherwise; a pretrained
+            model keeps its own.
+
+    Raises:
+        ExportError: the model or the precision does not go with the format.
+        RunError: a package is not installed.
+    """
+    if precision != "float32" and name != "ctranslate2":
+        raise ExportError(f"precision must be float32 for format {name}, got {precision}")
+    if name == "safetensors" or (name == "hf" and isinstance(model, HuggingFaceModel)):
+        save_model(model, folder, tokenizer)
+    elif name == "hf":
+        with extra("export"):
+            from textgen_env.models.export.huggingface import save_hf
+        save_hf(model, tokenizer, folder, max_steps)
+    else:
+        with extra("export"):
+            from textgen_env.models.export.ctranslate2 import save_ctranslate2
+        save_ctranslate2(model, tokenizer, folder, precision)
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Name the extra that brings a package where an import within fails."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"{error.name} must be installed for this, got none: pip install 'textgen-env[{name}]'"
+        ) from error

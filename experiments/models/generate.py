@@ -1,0 +1,76 @@
+"""Text in, text out, one line each: works in a pipe, each batch shown as soon as it is written."""
+
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from textgen_env.models.storage import load_tokenizer
+from textgen_env.tasks.task import TextTask, encode_sources
+from textgen_env.tokenizers.subword import TextTokenizer
+from textgen_experiments.models.formats import format_of, load_writer
+from textgen_experiments.runs.experiment import TASKS
+from textgen_experiments.runs.factories import build_task
+from textgen_experiments.runs.folder import CONFIG, RunError, read_config
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Translate lines of standard input to lines of standard output.
+
+    Attributes:
+        model: folder of a finished run, of a model, or of what `export` wrote.
+        beam_size: 1 for greedy.
+        batch_size: lines decoded together; 1 to answer each line at once.
+        max_tokens: longest output, in tokens.
+        precision: float32, or bfloat16 where it is faster.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    beam_size: int = 1
+    batch_size: int = 64
+    max_tokens: int = 128
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "batch_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def generate(options: GenerateOptions) -> None:
+    """Write one line for each line read; an empty line for an empty one."""
+    folder = model_folder(options.model)
+    tokenizer = load_tokenizer(folder)
+    write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
+    while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
+        filled = [line for line in lines if line]
+        written = iter([])
+        if filled:
+            tokens = write(encode_sources(filled, tokenizer), options.max_tokens)
+            written = iter(tokenizer.decode(tokens.tolist()))
+        for line in lines:
+            sys.stdout.write((next(written) if line else "") + "\n")
+        sys.stdout.flush()
+
+
+def model_folder(folder: Path) -> Path:
+    """`folder` itself if a model is in it, or the model of the run in it.
+
+    Raises:
+        RunError: there is neither.
+    """
+    for candidate in (folder / "model", folder):
+        if format_of(candidate):
+            return candidate
+    raise RunError(f"model must be the folder of a finished run or of a model, got {folder}")
+
+
+def task_of(folder: Path, tokenizer: TextTokenizer) -> TextTask:
+    """The task of the run that the model in `folder` is of; that of the demo if it is of none."""
+    run = folder.parent
+    known = (run / CONFIG).is_file()
+    return build_task(read_config(run).experiment.task if known else TASKS["verses"], tokenizer)

@@ -1,0 +1,1 @@
+"""Recipes: named experiments and the commands that run several of them."""

@@ -1,0 +1,263 @@
+"""Success against length where the optimum is known: a clone of the data beside ImitKD.
+
+References never show how a wrong word is undone. Who clones them succeeds as often as nothing
+slips, which falls geometrically with the length of the text; who is corrected on prefixes of its
+own learns to undo. Both are shown beside the closed forms of `textgen_env/tasks/recovery.py`.
+Nothing is resumed: all of it takes minutes.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from gymnasium.vector import AutoresetMode
+from rich.console import Console
+from rich.table import Table
+
+from textgen_agents.agent import Agent
+from textgen_agents.imitkd import ImitKD
+from textgen_agents.mle import MLE
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_env.envs.recovery import (
+    SPECIAL,
+    UNDO,
+    RecoveryConfig,
+    Slips,
+    known_success,
+    recovered,
+    recovery_policy,
+    recovery_task,
+)
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.scripted import ScriptedExpert
+from textgen_env.generation.decoding import next_action
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.storage import Model
+from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.task import TextTask
+from textgen_env.types import Examples
+from textgen_experiments.runs.experiment import agent_name
+from textgen_experiments.runs.factories import build_model, learning_env
+from textgen_experiments.runs.folder import to_json, write_text
+from textgen_experiments.runs.run_log import console, progress
+
+AGENTS = (MLE(), ImitKD())
+STYLES = {"mle": ("#D55E00", "s"), "imitkd": ("#0072B2", "o")}
+"""Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
+STUDENT = RecurrentConfig(width=64, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
+T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+"""Number of seeds -> the 97.5 % quantile of Student's t with one degree of freedom less."""
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """Train students to copy with a slippery pen, cloning the data or by ImitKD, and compare them.
+
+    Attributes:
+        output: folder of `results.json` and `recovery.png`.
+        seeds: students of each agent, 2 to 8.
+        episodes: of each student at each length.
+        task: the texts and the slips.
+        learner: how all of them are trained, evaluated at the end only; the seed is the first one.
+    """
+
+    output: Path = Path("runs/recovery")
+    seeds: int = 5
+    episodes: int = 500
+    task: RecoveryConfig = field(
+        default_factory=lambda: RecoveryConfig(
+            CopyConfig(num_words=5, min_length=1, max_length=8, num_train=20000), slip=0.2
+        )
+    )
+    learner: LearnerConfig = field(
+        default_factory=lambda: LearnerConfig(updates=1200, learning_rate=1e-2, warmup=50)
+    )
+
+    def __post_init__(self) -> None:
+        if self.seeds not in T_QUANTILES:
+            raise ValueError(f"seeds must be 2 to {max(T_QUANTILES)}, got {self.seeds}")
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """How often the students of one agent write texts of one length.
+
+    Attributes:
+        agent: name of the agent.
+        length: words of the texts.
+        success: mean of the students' shares.
+        low: lower end of its 95 % interval over seeds.
+        high: upper end.
+        by_seed: share of each student's episodes that end with the reference.
+        never_undoing: the known share of who writes the reference and never undoes.
+        optimum: the known share of the best policy.
+    """
+
+    agent: str
+    length: int
+    success: float
+    low: float
+    high: float
+    by_seed: list[float]
+    never_undoing: float
+    optimum: float
+
+
+def recovery(options: RecoveryOptions) -> None:
+    """Train, print the table, write `results.json` and draw `recovery.png`."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # more are slower with so small a student
+    rows = compare(options)
+    show(rows)
+    content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
+    write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
+    draw(rows, options.output / "recovery.png")
+    console.print(f"written to {options.output}")
+
+
+def compare(options: RecoveryOptions, agents: Sequence[Agent] = AGENTS) -> list[Row]:
+    """A row for each of `agents` and each length."""
+    config, task = options.task, recovery_task(options.task)
+    lengths = range(config.copy.min_length, config.copy.max_length + 1)
+    tests = [make_test_env(task, config.slips, length, options.episodes) for length in lengths]
+    records = len(agents) * options.seeds * (options.learner.updates + 1)
+    rows = []
+    with progress("training", records) as advance:
+        for agent in agents:
+            by_student = []
+            for number in range(options.seeds):
+                learner = replace(options.learner, seed=options.learner.seed + number)
+                student = train(agent, task, config.slips, learner, advance)
+                by_student.append([success(student, env, learner.seed) for env in tests])
+            by_length = zip(*by_student, strict=True)
+            rows += [
+                make_row(agent, task, config.slips, length, by_seed)
+                for length, by_seed in zip(lengths, by_length, strict=True)
+            ]
+    return rows
+
+
+def train(
+    agent: Agent,
+    task: TextTask,
+    slips: Slips,
+    learner: LearnerConfig,
+    advance: Callable[[], None],
+) -> Model:
+    """A student after its training; `advance` is called for every update and at the end."""
+    vocab_size = task.tokenizer.vocab_size
+    expert = ScriptedExpert(recovery_policy, vocab_size)
+    env = learning_env(task, agent.pool * learner.batch_size, expert, noise=slips)
+    env.reset(seed=learner.seed)
+    student = build_model(replace(STUDENT, vocab_size=vocab_size), learner.seed)
+    at_the_end = replace(learner, evaluate_every=learner.updates)
+    with TemporaryDirectory() as folder:
+        trainer = Learner(agent, student, env, Path(folder), at_the_end, torch.float32)
+        trainer.train(lambda model: 0.0, lambda update, record: advance())
+    return student.eval()
+
+
+def make_test_env(task: TextTask, slips: Slips, length: int, episodes: int) -> TextGenVectorEnv:
+    """A slot for each episode, with a text of `length` words drawn for it.
+
+    Of short texts there are few, and students have seen them; of the others next to none.
+    """
+    vocab_size, generator = task.tokenizer.vocab_size, torch.Generator().manual_seed(length)
+    words = torch.randint(UNDO + 1, vocab_size, (episodes, length), generator=generator)
+    texts = F.pad(words, (0, 1), value=SPECIAL.end)
+    return TextGenVectorEnv(
+        task,
+        episodes,
+        examples=Examples(texts, texts),
+        reward=recovered,
+        noise=slips,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+
+
+@torch.no_grad()
+def success(student: SequenceModel, env: TextGenVectorEnv, seed: int) -> float:
+    """Share of episodes that the student, writing greedily, ends with the reference.
+
+    Args:
+        student: in evaluation mode.
+        env: in autoreset mode DISABLED, with an example for each slot.
+        seed: of the slips.
+    """
+    rows = torch.arange(env.num_envs)
+    env.reset(seed=seed, options={"indices": rows})
+    cache = student.start(env.examples.source, env.max_steps)
+    previous, total = torch.full_like(rows, SPECIAL.start), 0.0
+    for _ in range(env.max_steps):
+        logits, cache = student.step(previous, cache)
+        actions = next_action(logits, special=SPECIAL).masked_fill(env.state.done, SPECIAL.pad)
+        _, rewards, _, _, info = env.step(actions)
+        previous, total = info["written"], total + float(rewards.sum())
+    return total / env.num_envs
+
+
+def make_row(
+    agent: Agent, task: TextTask, slips: Slips, length: int, by_seed: Sequence[float]
+) -> Row:
+    """Mean and interval of the shares of `agent`'s students, beside what is known.
+
+    The interval is Student's: mean +- t s / sqrt(n), with s the standard deviation of the n shares.
+    """
+    mean = statistics.mean(by_seed)
+    margin = T_QUANTILES[len(by_seed)] * statistics.stdev(by_seed) / math.sqrt(len(by_seed))
+    return Row(
+        agent=agent_name(agent),
+        length=length,
+        success=mean,
+        low=mean - margin,
+        high=mean + margin,
+        by_seed=list(by_seed),
+        never_undoing=known_success(length, length + 1, slips.error),
+        optimum=known_success(length, task.max_target_length, slips.error),
+    )
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    table = Table(title="share of texts written without a mistake left, 95 % intervals over seeds")
+    for name in ("agent", "words", "success", "interval", "never undoing", "optimum"):
+        table.add_column(name, justify="left" if name == "agent" else "right")
+    for row in rows:
+        table.add_row(
+            row.agent,
+            str(row.length),
+            f"{row.success:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            f"{row.never_undoing:.3f}",
+            f"{row.optimum:.3f}",
+        )
+    Console().print(table)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Success against length, with intervals as bands and what is known as lines."""
+    from matplotlib.figure import Figure  # takes half a second that no other command shall wait for
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lengths = sorted({row.length for row in rows})
+    known = rows[: len(lengths)]  # the same beside every agent
+    axes.plot(lengths, [row.optimum for row in known], "k--", label="optimum")
+    for agent, (color, marker) in STYLES.items():
+        own = [row for row in rows if row.agent == agent]
+        low, high = [row.low for row in own], [row.high for row in own]
+        axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)
+        axes.plot(lengths, [row.success for row in own], color=color, marker=marker, label=agent)
+    axes.plot(lengths, [row.never_undoing for row in known], "k:", label="never undoing")
+    axes.set(xlabel="words of the text", ylabel="share of texts right in the end", ylim=(0, 1.02))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,214 @@
+"""What a report reads of runs' folders, and whether it belongs on one page.
+
+Nothing is measured here. What a finished run lacks is an error that says how to get it; what a run
+that is still being trained lacks is a gap. Infinite and undefined figures are gaps as well.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Sample, names_of
+from textgen_experiments.reporting import schema
+from textgen_experiments.runs.experiment import agent_name
+from textgen_experiments.runs.folder import Run, RunError, read_config
+from textgen_experiments.runs.run_log import METRICS
+from textgen_experiments.runs.train import OUTCOME
+
+Json = dict[str, Any]
+"""An object of a file."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `textgen evaluate` left in a run's folder.
+
+    Attributes:
+        teacher: the teacher's row; None if the run has no teacher.
+        row: the run's.
+        machine: where speed was measured.
+        task: "name" and number of "test_pairs".
+        samples: the test pairs in order, with what was written for them.
+        exposure: its exposure to its own mistakes; None if that was not measured.
+    """
+
+    teacher: Json | None
+    row: Json
+    machine: Json
+    task: Json
+    samples: list[Sample]
+    exposure: Json | None
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run as the report sees it.
+
+    Attributes:
+        name: its own among the runs of the report.
+        folder: where it is.
+        run: what it was started with.
+        records: figures of its updates and evaluations, in order.
+        evaluation: None while it is being trained.
+    """
+
+    name: str
+    folder: Path
+    run: Run
+    records: list[Json]
+    evaluation: Evaluation | None
+
+    @property
+    def agent(self) -> str:
+        """Name of the algorithm."""
+        return agent_name(self.run.experiment.agent)
+
+    @property
+    def progress(self) -> str:
+        """How far the training is."""
+        done = self.records[-1]["update"] if self.records else 0
+        return f"update {done:,} of {self.run.experiment.learner.updates:,}"
+
+    @property
+    def records_are_whole(self) -> bool:
+        """Whether they reach the evaluation after the last update, as those of a finished run."""
+        last = self.records[-1] if self.records else {}
+        return last.get("update") == self.run.experiment.learner.updates and "bleu" in last
+
+    @property
+    def exposure(self) -> Json:
+        """Figures of its exposure to its own mistakes; empty if they were not measured."""
+        return (self.evaluation.exposure if self.evaluation else None) or {}
+
+    @property
+    def positions(self) -> Json:
+        """Those by position, for each writer of the prefixes; empty without a teacher."""
+        return self.exposure.get("positions") or {}
+
+    @property
+    def row(self) -> Json | None:
+        """Its line of the table; None while it is being trained."""
+        return self.evaluation.row if self.evaluation else None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The test pairs with its texts; empty while it is being trained."""
+        return self.evaluation.samples if self.evaluation else []
+
+
+def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
+    """The runs, in the given order.
+
+    Raises:
+        RunError: there is no run, a finished one lacks a file or has a broken one, or they do not
+            belong on one page.
+    """
+    if not folders:
+        raise RunError("runs must be at least one folder, got none")
+    runs = [_read_run(*each) for each in zip(names_of(folders), folders, strict=True)]
+    for run in runs[1:]:
+        _check_same(runs[0], run)
+    evaluated = [run for run in runs if run.evaluation]
+    for run in evaluated[1:]:
+        _check_comparable(evaluated[0], run)
+    return runs
+
+
+def _read_run(name: str, folder: Path) -> ReportedRun:
+    run, finished = read_config(folder), (folder / OUTCOME).is_file()
+    metrics, check = folder / METRICS, schema.check_record
+    records = _read_lines(metrics, check, growing=not finished) if metrics.is_file() else []
+    return ReportedRun(name, folder, run, records, _read_evaluation(folder) if finished else None)
+
+
+def _read_evaluation(folder: Path) -> Evaluation:
+    missing = [name for name in (RESULTS, SAMPLES) if not (folder / name).is_file()]
+    if missing:
+        raise RunError(
+            f"{folder} must hold {' and '.join(missing)}, got none: "
+            f"run `textgen evaluate {folder}` first"
+        )
+    results, exposure = _read_json(folder / RESULTS, {}), None
+    if (folder / EXPOSURE).is_file():
+        exposure = _read_json(folder / EXPOSURE, schema.EXPOSURE)
+    try:
+        lines = _read_lines(folder / SAMPLES, partial(schema.check, fields=schema.SAMPLE))
+        samples = [Sample(**line) for line in lines]
+        *teacher, row = results["rows"]
+        for each in (*teacher, row):
+            schema.check(each, schema.ROW)
+        machine, task = dict(results["machine"]), dict(results["task"])
+        schema.check(task, schema.TASK)
+        if len(teacher) > 1 or len(samples) != task["test_pairs"]:
+            raise ValueError(f"{1 + len(teacher)} rows and {len(samples)} of {task} as samples")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation, got: {error}: "
+            f"{_again(folder)}"
+        ) from error
+    return Evaluation(teacher[0] if teacher else None, row, machine, task, samples, exposure)
+
+
+def _read_json(path: Path, fields: Mapping[str, schema.Kind]) -> Json:
+    try:
+        content = _loads(path.read_text(encoding="utf-8"))
+        schema.check(content, fields)
+    except ValueError as error:
+        raise RunError(f"{path} must be whole, got: {error}: {_again(path.parent)}") from error
+    return content
+
+
+def _read_lines(
+    path: Path, check: Callable[[object], None], *, growing: bool = False
+) -> list[Json]:
+    """The objects in the lines of `path`; of a growing file without a last line not yet ended."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        *lines, rest = text.split("\n")  # texts may hold other line ends
+        records = [_loads(line) for line in (lines if growing or not rest else [*lines, rest])]
+        for record in records:
+            check(record)
+    except ValueError as error:
+        raise RunError(f"{path} must have a JSON object in each line, got: {error}") from error
+    return records
+
+
+def _loads(text: str) -> Any:  # noqa: ANN401 - JSON has no narrower type
+    """A JSON value in which NaN and the infinities, which are no figures to show, are None."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _again(folder: Path) -> str:
+    return f"run `textgen evaluate {folder}` again"
+
+
+def _check_same(first: ReportedRun, other: ReportedRun) -> None:
+    """Raise unless both runs have the same task and the same teacher, here or on a server."""
+    for what in ("task", "teacher", "server"):
+        ours, theirs = (getattr(run.run.experiment, what) for run in (first, other))
+        if ours != theirs:
+            raise RunError(
+                f"runs in one report must have the same {what} as {first.folder}, "
+                f"got {other.folder} with another"
+            )
+
+
+def _check_comparable(first: ReportedRun, other: ReportedRun) -> None:
+    """Raise unless both runs were evaluated on the same pairs, beside the same teacher's texts."""
+    assert first.evaluation, "only evaluated runs are compared"
+    assert other.evaluation, "only evaluated runs are compared"
+    ours, theirs = (
+        (
+            each.row["signature"],
+            [(sample.source, sample.reference, sample.teacher) for sample in each.samples],
+        )
+        for each in (first.evaluation, other.evaluation)
+    )
+    if ours != theirs:
+        raise RunError(
+            "runs in one report must be evaluated on the same texts by the same metrics, got "
+            f"{first.folder} and {other.folder} with others: run one `textgen evaluate` on both"
+        )

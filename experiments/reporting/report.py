@@ -1,0 +1,45 @@
+"""One page from several runs: quality, speed, exposure bias, and single sentences to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from textgen_experiments.reporting.load_runs import read_runs
+from textgen_experiments.reporting.page import render
+from textgen_experiments.reporting.token_view import read_sentences
+from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.run_log import console
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a page about evaluated runs: one HTML file that needs nothing else.
+
+    Attributes:
+        runs: folders of runs of one task with one teacher.
+        output: the page.
+        sentences: test sentences to look at token by token, chosen by a hash of their text.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    sentences: int = 50
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise ValueError(f"sentences must be at least 1, got {self.sentences}")
+
+
+def report(options: ReportOptions) -> None:
+    """Read the runs' figures, look at single tokens with their models, write the page.
+
+    Raises:
+        RunError: a run is not evaluated, or the runs do not belong on one page.
+    """
+    runs = read_runs(options.runs)
+    page = render(runs, read_sentences(runs, options.sentences))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.output, page)
+    console.print(f"written to {options.output}", soft_wrap=True, markup=False)

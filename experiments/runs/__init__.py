@@ -1,0 +1,1 @@
+"""Runs: one training run from its configuration to a folder with a model."""

@@ -1,0 +1,79 @@
+"""Parts of an agent that are chosen by name: its schedule, its labels, how it writes, its kind.
+
+The command line can set the fields of a part, such as `--agent.beta.base`, but not put another part
+in its place. Here that is done before the command line is read.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
+
+from textgen_agents.agent import Agent
+from textgen_agents.f_distill import JS, KL, RKL, TVD
+from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
+from textgen_agents.rollouts.schedules import (
+    Constant,
+    Exponential,
+    Indicator,
+    Linear,
+    ReverseSigmoid,
+)
+from textgen_env.generation.decoding import Sampling
+from textgen_experiments.runs.experiment import agent_name
+
+Parts = Mapping[str, Callable[[], object]]
+
+SCHEDULES: Parts = {
+    "constant": Constant,
+    "linear": Linear,
+    "exponential": Exponential,
+    "reverse_sigmoid": ReverseSigmoid,
+    "indicator": Indicator,
+}
+LABELS: Parts = {"top1": Top1, "top_k": TopKWithTail, "dense": Dense}
+ROLL_INS: Parts = {"greedy": lambda: None, "sampled": Sampling}
+KINDS: Parts = {"kl": KL, "rkl": RKL, "js": JS, "tvd": TVD}
+PLACES: Mapping[str, tuple[str, Parts]] = {
+    "schedule": ("beta", SCHEDULES),
+    "label": ("label", LABELS),
+    "roll_in": ("sampling", ROLL_INS),
+    "kind": ("kind", KINDS),
+}
+"""Option -> the field of agents that it is for, and what can be put there."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Parts to be put in place of an agent's own; what they bring are further options.
+
+    Attributes:
+        schedule: how `beta` falls; None for the agent's own, as below.
+        label: what is asked of the teacher at every state.
+        roll_in: how the student writes.
+        kind: the divergence of f_distill.
+    """
+
+    schedule: Literal[tuple(SCHEDULES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    label: Literal[tuple(LABELS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    roll_in: Literal[tuple(ROLL_INS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    kind: Literal[tuple(KINDS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+
+
+def with_variant(agent: Agent, variant: Variant) -> Agent:
+    """`agent` with the parts that `variant` names.
+
+    Raises:
+        ValueError: the agent has no place for one of them.
+    """
+    for option, (field, parts) in PLACES.items():
+        name = asdict(variant)[option]
+        if name is None:
+            continue
+        kinds = {type(make()) for make in parts.values()}
+        if field not in vars(agent) or type(vars(agent)[field]) not in kinds:
+            raise ValueError(
+                f"{option} must be left out for {agent_name(agent)}, which has none to choose, "
+                f"got {name}"
+            )
+        agent = replace(cast("Any", agent), **{field: parts[name]()})
+    return agent

@@ -1,0 +1,102 @@
+"""From configurations to the things they describe."""
+
+import torch
+from gymnasium.vector import AutoresetMode
+
+from textgen_env.envs.rewards import no_reward
+from textgen_env.envs.vector_env import Noise, TextGenVectorEnv
+from textgen_env.experts.expert import Expert
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.storage import Model
+from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tasks.copy import CopyConfig, copy_task
+from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
+from textgen_env.tasks.hub import HubConfig, hub
+from textgen_env.tasks.task import Task, TextTask
+from textgen_env.tasks.text_files import text_files
+from textgen_env.tasks.verses import VersesConfig, verses
+from textgen_env.tokenizers.subword import TextTokenizer
+from textgen_env.types import Examples, SpecialTokens
+from textgen_experiments.runs.experiment import ModelConfig, TaskConfig
+from textgen_experiments.runs.run_log import console
+
+
+def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
+    """The task that `config` describes; its tokenizer is trained if none is given."""
+    if isinstance(config, VersesConfig):
+        return verses(config, tokenizer)
+    if isinstance(config, DescriptionsConfig):
+        return descriptions(config, tokenizer)
+    if isinstance(config, CopyConfig):
+        return copy_task(config)
+    if isinstance(config, HubConfig):
+        return hub(config, tokenizer)
+    return text_files(config, tokenizer)
+
+
+def learning_env(
+    task: Task,
+    num_envs: int,
+    expert: Expert,
+    *,
+    examples: Examples | None = None,
+    noise: Noise | None = None,
+    device: torch.device | str = "cpu",
+) -> TextGenVectorEnv:
+    """An environment as learners want it: no rewards, and slots that have ended wait.
+
+    Args:
+        task: what is to be written.
+        num_envs: slots, the batch times the agent's pool.
+        expert: who is imitated.
+        examples: to learn from; None for the task's own.
+        noise: what is written instead of an action.
+        device: where it computes.
+    """
+    return TextGenVectorEnv(
+        task,
+        num_envs,
+        examples=examples,
+        expert=expert,
+        reward=no_reward,
+        noise=noise,
+        autoreset_mode=AutoresetMode.DISABLED,
+        device=device,
+    )
+
+
+def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = None) -> Model:
+    """A freshly initialized model; the same for the same seed.
+
+    Args:
+        config: its size.
+        seed: of its weights.
+        special: its tokenizer's special tokens; None for those of tokenizers trained here.
+
+    Raises:
+        ValueError: a pretrained model is asked for, which is loaded and not built.
+    """
+    torch.manual_seed(seed)
+    match config:
+        case RecurrentConfig():
+            return Recurrent(config, special)
+        case TransformerConfig():
+            return Transformer(config, special)
+        case _:
+            raise ValueError(f"student_init must be given for a pretrained model, got {config}")
+
+
+def num_parameters(model: Model) -> int:
+    """Parameters, a shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def report_dropped(task: TextTask) -> None:
+    """Say how many pairs there are and how many were left out, and why."""
+    console.print(
+        f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation, "
+        f"{len(task.test):,} test pairs"
+    )
+    if task.dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
+        console.print(f"left out: {reasons}")

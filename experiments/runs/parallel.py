@@ -1,0 +1,115 @@
+"""Several runs at once, a process for each and the processor's cores shared out among them.
+
+A small student's update is made of many small operators, which more threads do hardly faster: two
+runs of one thread each are done sooner than one after the other with two threads.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+import torch
+
+from textgen_agents.training.learner import Record
+from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.folder import RunError
+from textgen_experiments.runs.malloc import keep_freed_memory
+from textgen_experiments.runs.run_log import Bars, console
+from textgen_experiments.runs.train import Outcome, Show, train
+
+Report = tuple[str, int, Record]  # name of the run, update, figures
+Work = Callable[[Experiment, Path, Show], Outcome]
+LOOK_EVERY = 0.2  # seconds
+
+
+def train_side_by_side(runs: Mapping[Path, Experiment], work: Work = train) -> None:
+    """Train all `runs`, by folder, or go on with them; those that take longest had best come first.
+
+    With CUDA one after the other, each with the whole device.
+
+    Args:
+        runs: what to train in which folder, if anything; folders have different names.
+        work: what is done for each, `train` or more than that; importable by its name.
+
+    Raises:
+        RunError, TrainingError, ...: as `work`, for the first run that fails or whose process is
+            killed; the others are stopped, and go on from their last checkpoints when called again.
+    """
+    if not runs:
+        return
+    cores = os.cpu_count() or 1
+    workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
+    spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    manager = SyncManager(ctx=spawn)
+    manager.start(_obey)
+    with manager, Bars() as bars:
+        reports: Queue[Report] = manager.Queue()
+        with ProcessPoolExecutor(workers, spawn, initializer=_obey) as pool:
+            before = active_children()
+            running = {}
+            for folder, experiment in runs.items():
+                bars.add(folder.name, experiment.learner.updates)
+                run = pool.submit(_work, work, experiment, folder, cores // workers, reports)
+                running[run] = folder.name
+            try:
+                _watch(running, reports, bars)
+            except BaseException as error:
+                for process in set(active_children()) - set(before):
+                    process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise RunError(
+                        "every run must have a process of its own, got one that was killed, "
+                        "perhaps for want of memory; the same command goes on"
+                    ) from error
+                raise
+
+
+def _obey() -> None:
+    """Leave it to the process that began this one to stop it, and end when that one is gone.
+
+    Otherwise a run could be gone on with while a process that was left behind still writes it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a process of the pool has one"
+    parent.join()
+    os._exit(1)
+
+
+def _work(
+    work: Work, experiment: Experiment, folder: Path, threads: int, reports: "Queue[Report]"
+) -> Outcome:
+    """What a process does; what it would say of its own is in the run's files."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    console.quiet = True
+    return work(
+        experiment, folder, lambda update, record: reports.put((folder.name, update, record))
+    )
+
+
+def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: Bars) -> None:
+    """Show how the runs get on, until all are done or one fails."""
+    waiting = set(running)
+    while waiting:
+        done, waiting = wait(waiting, LOOK_EVERY, FIRST_EXCEPTION)
+        while not reports.empty():
+            bars.show(*reports.get())
+        for run in done:
+            outcome = run.result()
+            bars.finish(
+                running[run],
+                f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update}, "
+                f"{outcome.train_seconds:.0f} s",
+            )

@@ -1,0 +1,132 @@
+"""What a run starts with: tokenizers, teacher and student."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from textgen_agents.imitkd import ImitKD
+from textgen_agents.seqinter import SeqInter
+from textgen_agents.seqkd import SeqKD
+from textgen_agents.training.distributed import this_device
+from textgen_env.experts.cross_tokenizer import RetokenizingExpert
+from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.experts.remote_config import connect
+from textgen_env.models.acceleration.cuda_graph import captured
+from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.tasks.task import TextTask
+from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
+from textgen_experiments.runs.experiment import Experiment, agent_name
+from textgen_experiments.runs.factories import build_model
+from textgen_experiments.runs.folder import Run, RunError
+
+FROM_TEXT = (SeqKD, SeqInter, ImitKD)  # agents that learn from what the expert would write
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """The tokenizers of a run.
+
+    Attributes:
+        student: the task's and the student's; None if the task is to train one.
+        teacher: the teacher's where that is another; None where it is the same.
+    """
+
+    student: TextTokenizer | None
+    teacher: TextTokenizer | None = None
+
+
+def check_parts(experiment: Experiment) -> None:
+    """Raise unless what the settings ask for has been given.
+
+    Raises:
+        RunError: the agent's teacher, or the model that adapters or EWC need, is missing.
+    """
+    if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
+        raise RunError(
+            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
+            "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
+        )
+    if experiment.student_init is not None:
+        return
+    if experiment.lora_rank is not None:
+        raise RunError(
+            "student_init must be given for adapters to be added to, got None with lora_rank "
+            f"{experiment.lora_rank}"
+        )
+    if experiment.learner.ewc_weight:
+        raise RunError(
+            "student_init must be given where ewc_weight is not 0, for what a fresh student starts "
+            "with is worth nothing, got None: give --student-init FOLDER"
+        )
+
+
+def choose_tokenizers(experiment: Experiment) -> Tokenizers:
+    """The tokenizers of the models that a run starts with.
+
+    Raises:
+        RunError: the student is given two, or its agent cannot learn from a teacher with another.
+    """
+    option, folder = "student_init", experiment.student_init
+    if experiment.student_tokenizer:
+        option, folder = "student_tokenizer", experiment.student_tokenizer
+    student = load_tokenizer(folder) if folder else None
+    if experiment.student_init and student and option == "student_tokenizer":
+        _check_same(student, folder, experiment.student_init)
+    server = experiment.server
+    teacher_folder = server.tokenizer if server else experiment.teacher
+    if teacher_folder is None:
+        return Tokenizers(student)
+    teacher = load_tokenizer(teacher_folder)
+    if student is None or same_pieces(student, teacher):
+        return Tokenizers(teacher)
+    agent = experiment.agent
+    if agent.needs_expert and not isinstance(agent, FROM_TEXT):
+        raise RunError(
+            f"{option} must have the teacher's tokenizer, got {folder}, which has another than "
+            f"{teacher_folder}: {agent_name(agent)} asks for distributions over the student's "
+            "tokens; with other ones imitkd, seqkd and seqinter learn from what it writes"
+        )
+    return Tokenizers(student, teacher)
+
+
+def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
+    """The run's teacher as an expert, or none."""
+    experiment, tokenizer = run.experiment, tokenizers.teacher or task.tokenizer
+    if experiment.server:
+        expert = connect(experiment.server, tokenizer)
+    elif experiment.teacher:
+        teacher = load_model(experiment.teacher, run.dtype).to(this_device())
+        expert = NeuralExpert(packed(captured(teacher)))
+    else:
+        return NoExpert(tokenizer.special)
+    if tokenizers.teacher is None:
+        return expert
+    references = tokenizers.teacher.encode_targets([pair.reference for pair in task.train])
+    longest = max(map(len, references)) + 1
+    return RetokenizingExpert(
+        expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
+    )
+
+
+def initial_student(experiment: Experiment) -> Model:
+    """The model that `student_init` names, with adapters if they are to be trained."""
+    assert experiment.student_init is not None, "asked for where it is given"
+    torch.manual_seed(experiment.learner.seed)  # of the adapters
+    return load_model(experiment.student_init, lora_rank=experiment.lora_rank)
+
+
+def fresh_student(experiment: Experiment, task: TextTask) -> Model:
+    """A model that has learned nothing, the same for the same seed."""
+    config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
+    return build_model(config, experiment.learner.seed, task.tokenizer.special)
+
+
+def _check_same(student: TextTokenizer, folder: Path | None, init: Path) -> None:
+    """Raise unless the model in `init` reads the student's tokens."""
+    if not same_pieces(student, load_tokenizer(init)):
+        raise RunError(
+            f"student_tokenizer must be that of student_init, got {folder}, which has another than "
+            f"{init}: leave it out"
+        )

@@ -1,0 +1,188 @@
+"""All instruments of one student: they fit together, and those without a teacher are absent."""
+
+from dataclasses import asdict
+from functools import partial
+
+import pytest
+import torch
+
+from textgen_agents.evaluation.exposure_bias import (
+    compare,
+    coverage_risk,
+    excess_accumulated_error,
+    likelihood_risk,
+    written_by,
+)
+from textgen_agents.evaluation.exposure_report import (
+    NUM_DRAWS,
+    SEED,
+    SHARES,
+    Exposure,
+    Positions,
+    Teacher,
+    exposure,
+)
+from textgen_agents.evaluation.quality import bleu, bleu_by_length
+from textgen_agents.rollouts.batches import generator_for
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.decoding import Sampling, sample
+from textgen_env.tasks.task import encode
+from textgen_env.types import Trajectories, Writer
+
+BESIDE_TEACHER = {
+    "teacher_pairs",
+    "positions",
+    "excess_accumulated_error",
+    "likelihood_risk",
+    "coverage_risk",
+    "teacher_finishes",
+}
+
+
+@pytest.fixture
+def examples(tiny_task):
+    return encode(tiny_task.train, tiny_task)
+
+
+@pytest.fixture
+def student(tiny_task, make_table_model):
+    return make_table_model(tiny_task, 3)
+
+
+@pytest.fixture
+def own(student, tiny_task, examples):
+    return written_by(student, examples, tiny_task.max_target_length, writer=Writer.STUDENT)
+
+
+@pytest.fixture
+def make_teacher(tiny_task, examples):
+    """model, number of pairs -> the teacher with its texts for them."""
+
+    def make(model, count=64):
+        steps = tiny_task.max_target_length
+        some = examples.select(examples.source.new_tensor(range(count)))
+        return Teacher.of(NeuralExpert(model), written_by(model, some, steps, writer=Writer.EXPERT))
+
+    return make
+
+
+def test_every_instrument_is_read_on_the_texts_it_is_about(
+    tiny_task, student, own, make_teacher, tiny_teacher
+):
+    teacher = make_teacher(tiny_teacher)
+    pairs, tokenizer = tiny_task.train, tiny_task.tokenizer
+    found = exposure(student, own, pairs, tokenizer, teacher)
+    gold = Trajectories.from_examples(encode(pairs, tiny_task), tokenizer.special)
+    texts = {"gold": gold, "own": own, "teacher": teacher.written}
+    for who, positions in found.positions.items():
+        expected = compare(texts[who], student, teacher.expert)
+        seen = len(positions.count)
+        assert positions.count == expected.count[:seen].tolist()
+        assert positions.agreement == expected.agreement[:seen].tolist()
+        assert positions.divergence == expected.divergence[:seen].tolist()
+        assert sum(positions.count) == texts[who].mask.sum()
+    hypotheses, references = (
+        tokenizer.decode(texts[who].actions.tolist()) for who in ("own", "gold")
+    )
+    by_teacher = tokenizer.decode(teacher.written.actions.tolist())
+    finished = {each.share: each.bleu for each in found.teacher_finishes}
+    assert tuple(finished) == (0.0, *SHARES, 1.0)
+    assert finished[0.0] == bleu(by_teacher, references)
+    assert finished[1.0] == bleu(hypotheses, references)
+    assert found.bleu_by_source_length == bleu_by_length(hypotheses, references, references)
+    assert found.teacher_pairs == len(pairs)
+    drawn = drawn_by(student, encode(pairs, tiny_task), own.actions.shape[1])
+    ours, teachers = (compare(each, student, teacher.expert) for each in (drawn, teacher.drawn))
+    assert found.likelihood_risk == likelihood_risk(ours)
+    assert found.coverage_risk == coverage_risk(teachers)
+    excess = excess_accumulated_error(ours, teachers)
+    assert found.excess_accumulated_error == excess.tolist()
+
+
+def drawn_by(student, examples, steps):
+    """Three texts for each source, each from a generator of its own."""
+    parts = []
+    for number in range(3):
+        generator = generator_for(SEED, "student draws", number)
+        decoder = partial(sample, sampling=Sampling(), generator=generator)
+        parts.append(written_by(student, examples, steps, writer=Writer.STUDENT, decoder=decoder))
+    return Trajectories.cat(parts, student.special)
+
+
+def test_the_teacher_draws_three_texts_a_source(make_teacher, tiny_teacher):
+    drawn = make_teacher(tiny_teacher, 10).drawn
+    assert NUM_DRAWS == 3
+    texts = drawn.actions.view(3, 10, -1)
+    assert torch.equal(drawn.source.view(3, 10, -1)[2], drawn.source[:10])
+    assert all(not torch.equal(texts[i], texts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert drawn.writer[drawn.mask].eq(Writer.EXPERT).all()
+
+
+def test_a_student_that_is_its_teacher_shows_no_exposure_bias(
+    tiny_task, student, own, make_teacher
+):
+    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, make_teacher(student))
+    for positions in found.positions.values():
+        assert set(positions.agreement) == {1.0}
+        assert positions.divergence == pytest.approx([0.0] * len(positions.count), abs=1e-6)
+    assert len({each.bleu for each in found.teacher_finishes}) == 1
+    assert found.likelihood_risk == pytest.approx(found.coverage_risk, rel=0.2)  # other draws
+
+
+def test_draws_are_the_same_whenever_it_is_measured(
+    tiny_task, student, own, make_teacher, tiny_teacher
+):
+    one, again = (
+        exposure(student, own, tiny_task.train, tiny_task.tokenizer, make_teacher(tiny_teacher))
+        for _ in range(2)
+    )
+    assert one == again
+
+
+def test_a_teacher_of_the_first_pairs_is_asked_about_these_alone(
+    tiny_task, student, own, make_teacher, tiny_teacher
+):
+    teacher = make_teacher(tiny_teacher, 10)
+    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher)
+    assert found.teacher_pairs == 10
+    assert found.positions["own"].count[0] == 10
+    assert sum(group.pairs for group in found.bleu_by_source_length) == len(tiny_task.train)
+
+
+def test_without_a_teacher_its_instruments_are_none_and_not_zero(tiny_task, student, own):
+    found = asdict(exposure(student, own, tiny_task.train, tiny_task.tokenizer, None))
+    assert {name for name, value in found.items() if value is None} == BESIDE_TEACHER
+    figures = exposure(student, own, tiny_task.train, tiny_task.tokenizer, None).figures()
+    assert set(figures) == {"length_ratio", "repetition_rate"}
+
+
+def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tiny_teacher):
+    teacher = make_teacher(tiny_teacher)
+    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher, shares=(0.5,))
+    gold = Trajectories.from_examples(own.examples, student.special)
+    expected = {
+        "length_ratio": found.length_ratio,
+        "repetition_rate": found.repetition_rate,
+        "likelihood_risk": found.likelihood_risk,
+        "coverage_risk": found.coverage_risk,
+    }
+    for who, texts in {"gold": gold, "own": own, "teacher": teacher.written}.items():
+        compared = compare(texts, student, teacher.expert)
+        expected[f"{who}_agreement"] = compared.mean_agreement
+        expected[f"{who}_divergence"] = compared.mean_divergence
+    for share, each in zip(("0", "0.5", "1"), found.teacher_finishes, strict=True):
+        expected[f"teacher_finishes_{share}"] = each.bleu
+    figures = found.figures()
+    assert figures.pop("excess_accumulated_error") in found.excess_accumulated_error
+    assert figures == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [([1.0, 2.0, 3.0, 4.0], 3.0), ([1.0, 2.0], 2.0), ([1.0, 2.0, None, 4.0], None)],
+)
+def test_the_error_is_that_where_half_of_the_texts_still_are(error, expected):
+    """Or the last there is; one that is not finite is no figure."""
+    own = Positions([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
+    found = Exposure(1.0, 0.0, [], [], positions={"own": own}, excess_accumulated_error=error)
+    assert found.figures().get("excess_accumulated_error") == expected

@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import sacrebleu
+import torch
+from nltk.translate.bleu_score import corpus_bleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from textgen_agents.evaluation.quality import (
+    LengthGroup,
+    bleu,
+    bleu_by_length,
+    bootstrap,
+    paired_bootstrap,
+    rouge,
+    score,
+    translate,
+    translate_texts,
+)
+
+HYPOTHESES = ["the cat sat on the mat .", "a dog barks loudly at night", "nothing here"]
+REFERENCES = ["the cat sat on a mat .", "the dog barks loudly at night", "nothing is here"]
+
+
+def test_scores_are_sacrebleus():
+    quality = score(HYPOTHESES, REFERENCES)
+    assert quality.bleu == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    assert quality.chrf == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+    assert 0 < quality.bleu < 100
+
+
+def test_the_signature_says_how_bleu_was_computed():
+    signature = score(HYPOTHESES, REFERENCES).signature
+    for part in ("nrefs:1", "case:mixed", "tok:13a", f"version:{sacrebleu.__version__}"):
+        assert part in signature
+
+
+def test_what_equals_its_reference_scores_100():
+    quality = score(REFERENCES, REFERENCES)
+    assert quality.bleu == pytest.approx(100)
+    assert quality.chrf == pytest.approx(100)
+
+
+def test_rouge_by_hand():
+    """Of 4 and 5 words 3 are common, 1 pair of 3 and 4, and "a b d" in order."""
+    scores = rouge(["A b, c d"], ["a b x d e"])
+    assert scores == pytest.approx([100 * 2 * 3 / 9, 100 * 2 * 1 / 7, 100 * 2 * 3 / 9])
+
+
+def test_rouge_of_ascii_is_the_packages_own():
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds)
+    own = [scorer.score(*texts) for texts in zip(REFERENCES, HYPOTHESES, strict=True)]
+    expected = [100 * sum(each[kind].fmeasure for each in own) / len(own) for kind in kinds]
+    assert rouge(HYPOTHESES, REFERENCES) == pytest.approx(expected)
+
+
+def test_rouge_reads_letters_of_any_script():
+    """The package's own tokenizer finds no word in these, or two halves of one."""
+    assert rouge(["привет мир"], ["привет дом"])[0] == pytest.approx(50)
+    assert rouge(["grün"], ["gran"])[0] == 0
+
+
+def test_exact_match_is_a_percentage_of_texts():
+    quality = score(["a b", "a  c", "A d", "e"], ["a b", "a c", "a d", "e"])
+    assert quality.exact_match == 50
+
+
+def test_the_papers_bleu_is_that_of_lower_cased_tokens():
+    """On text that is nothing but tokens, against another library's unsmoothed BLEU."""
+    hypotheses = ["The Cat sat on the mat .", "a Dog barks loudly at night"]
+    references = REFERENCES[:2]
+    quality = score(hypotheses, references)
+    tokens = [[text.lower().split() for text in texts] for texts in (hypotheses, references)]
+    expected = 100 * corpus_bleu([[reference] for reference in tokens[1]], tokens[0])
+    assert quality.tokenized_lowercase_bleu == pytest.approx(expected)
+    assert quality.bleu < quality.tokenized_lowercase_bleu
+    assert "case:lc" in quality.tokenized_lowercase_signature
+    assert "smooth:none" in quality.tokenized_lowercase_signature
+    assert "case:mixed" in quality.signature
+
+
+def test_texts_are_grouped_by_the_length_of_their_references():
+    references = [" ".join(["a"] * words) for words in (1, 10, 11, 20, 26, 30)]
+    hypotheses = ["a"] + ["b"] * 5
+    expected = [
+        LengthGroup(10, 2, bleu(hypotheses[:2], references[:2])),
+        LengthGroup(15, 1, bleu(["b"], references[2:3])),
+        LengthGroup(20, 1, bleu(["b"], references[3:4])),
+        LengthGroup(25, 0, None),
+        LengthGroup(None, 2, bleu(["b", "b"], references[4:])),
+    ]
+    assert bleu_by_length(hypotheses, references, references) == expected
+    sources = ["w " * 26] * 6
+    (*_, longest) = bleu_by_length(hypotheses, references, sources)
+    assert longest == LengthGroup(None, 6, bleu(hypotheses, references))
+
+
+MANY = [f"the {word} sat on {number} mats" for number, word in enumerate("abcdefghijklmnop")]
+WORSE = [text.replace("sat on", "stood by") for text in MANY]
+HALF = MANY[:8] + WORSE[8:]
+
+
+def test_confidence_is_half_the_interval_of_resampled_scores():
+    """Against sacreBLEU's own resampling, seen through another door of it."""
+    (found,) = bootstrap([HALF], MANY)
+    resampled = sacrebleu.BLEU().corpus_score(HALF, [MANY], n_bootstrap=1000)
+    assert found.confidence == pytest.approx(resampled._ci)
+    assert found.confidence > 1
+    assert found.p_value is None
+
+
+def test_systems_are_compared_with_the_baseline_in_whatever_order():
+    """A better one is found to be, the same texts are not, and the baseline has no difference."""
+    found = bootstrap([WORSE, HALF, WORSE], MANY, baseline=1)
+    assert found[1].p_value is None
+    assert found[0].p_value == found[2].p_value < 0.05
+    assert bootstrap([HALF, HALF], MANY, baseline=0)[1].p_value == 1
+    assert paired_bootstrap(HALF, WORSE, MANY) == found[0].p_value
+    intervals = [each.confidence for each in found]
+    assert intervals[0] == intervals[2] != intervals[1]
+    assert all(math.isfinite(interval) for interval in intervals)
+
+
+SCORERS = (
+    score,
+    bleu,
+    rouge,
+    lambda texts, references: bleu_by_length(texts, references, references),
+    lambda texts, references: bootstrap([texts], references),
+)
+
+
+@pytest.mark.parametrize("compare", SCORERS)
+def test_another_number_of_texts_is_refused_wherever_they_are_scored(compare):
+    with pytest.raises(ValueError, match=r"hypotheses must be as many as references \(3\), got 2"):
+        compare(HYPOTHESES[:2], REFERENCES)
+
+
+@pytest.mark.parametrize("compare", SCORERS)
+def test_no_text_has_no_score(compare):
+    with pytest.raises(ValueError, match="references must be at least one, got none"):
+        compare([], [])
+
+
+def test_lengths_of_other_texts_are_refused():
+    with pytest.raises(ValueError, match=r"lengths_of must be as many as references \(3\), got 2"):
+        bleu_by_length(HYPOTHESES, REFERENCES, REFERENCES[:2])
+
+
+@pytest.mark.parametrize("baseline", [-1, 1, 5])
+def test_a_baseline_that_is_no_system_is_refused(baseline):
+    with pytest.raises(ValueError, match=f"baseline must be from 0 to 0, or None, got {baseline}"):
+        bootstrap([HYPOTHESES], REFERENCES, baseline)
+
+
+def test_no_system_has_no_interval():
+    with pytest.raises(ValueError, match="systems must be at least one, got none"):
+        bootstrap([], REFERENCES)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_translations_are_in_the_order_of_their_sources(tiny_task, make_table_model, batch_size):
+    student = make_table_model(tiny_task, 3)
+    sources = [pair.source for pair in tiny_task.validation]
+    expected = [translate(student, tiny_task, [source])[0] for source in sources]
+    assert len(set(expected)) > 3, "the test wants different translations"
+    assert translate(student, tiny_task, sources, batch_size=batch_size) == expected
+
+
+def test_translations_keep_to_the_limit_of_tokens(tiny_task, make_table_model):
+    student = make_table_model(tiny_task, 0)
+    with torch.no_grad():
+        student.tables[..., student.special.end] = -100.0  # never ends
+    sources = [pair.source for pair in tiny_task.validation]
+    written = translate_texts(student, tiny_task.tokenizer, sources, max_steps=3)
+    assert max(len(text.split()) for text in written) <= 3

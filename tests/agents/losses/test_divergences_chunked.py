@@ -1,0 +1,110 @@
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.support.toy import Given, record
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.losses import divergences
+from textgen_agents.losses.divergences import (
+    chunked,
+    cross_entropy,
+    forward_kl,
+    generalized_jsd,
+    masked_mean,
+)
+from textgen_experiments.benchmarks.losses import BenchmarkLossesOptions, benchmark_losses
+
+ROWS, STEPS, WIDTH, VOCAB = 4, 15, 3, 50
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many float32 numbers the largest result of any operator holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+@pytest.fixture
+def parts():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, STEPS, WIDTH, generator=generator, requires_grad=True)
+    weight = torch.randn(VOCAB, WIDTH, generator=generator, requires_grad=True)
+    teacher_logits = torch.randn(ROWS, STEPS, VOCAB, generator=generator).bfloat16()
+    mask = torch.rand(ROWS, STEPS, generator=generator) < 0.7
+    return hidden, weight, teacher_logits, mask
+
+
+@pytest.mark.parametrize("rows", [1, 7, 60, 1000])
+@pytest.mark.parametrize("divergence", [forward_kl, generalized_jsd])
+def test_chunks_give_the_values_and_gradients_of_the_whole(parts, divergence, rows):
+    hidden, weight, teacher_logits, mask = parts
+
+    def loss(hidden, teacher_logits):
+        return divergence(hidden @ weight.T, teacher_logits)
+
+    whole, cut = loss(hidden, teacher_logits), chunked(loss, hidden, teacher_logits, rows=rows)
+    torch.testing.assert_close(cut, whole)
+    expected, gradients = (
+        torch.autograd.grad(masked_mean(each, mask), [hidden, weight]) for each in (whole, cut)
+    )
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_chunks_of_token_labels(parts):
+    hidden, weight, teacher_logits, _ = parts
+    actions = teacher_logits.argmax(-1)
+    cut = chunked(lambda part, labels: cross_entropy(part @ weight.T, labels), hidden, actions)
+    torch.testing.assert_close(cut, cross_entropy(hidden @ weight.T, actions))
+
+
+def test_the_whole_is_never_held_in_float32(parts):
+    hidden, weight, teacher_logits, mask = parts
+
+    def loss(hidden, teacher_logits):
+        return forward_kl(hidden @ weight.T, teacher_logits)
+
+    with LargestTensor() as cut:
+        masked_mean(chunked(loss, hidden, teacher_logits, rows=8), mask).backward()
+    with LargestTensor() as whole:
+        masked_mean(loss(hidden, teacher_logits), mask).backward()
+    assert cut.numbers == 8 * VOCAB
+    assert whole.numbers == ROWS * STEPS * VOCAB
+
+
+@pytest.mark.parametrize("large", [0, 1 << 26])
+def test_an_agent_cuts_what_is_large(parts, large, monkeypatch):
+    """Logits in bfloat16, as autocast gives them; the loss and its gradient stay the same."""
+    monkeypatch.setattr(divergences, "LARGE", large)
+    monkeypatch.setattr(divergences.chunked, "__kwdefaults__", {"rows": 8})
+    teacher_logits = parts[2]
+    trajectories = record(*[list(range(3, 3 + STEPS))] * ROWS)
+    student = Given(teacher_logits.flip(0))
+    with LargestTensor() as held:
+        loss = ImitKDFull().loss(trajectories, student, Given(teacher_logits))
+        loss.backward()
+    assert held.numbers == (ROWS * STEPS if large else 8) * VOCAB
+    exact = student.table.detach().double().requires_grad_()
+    expected = masked_mean(reference_kl(exact, teacher_logits.double()), trajectories.mask)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    torch.testing.assert_close(student.table.grad.double(), exact.grad, rtol=2e-2, atol=1e-4)
+
+
+def reference_kl(student_logits, teacher_logits):
+    p, q = teacher_logits.softmax(-1), student_logits.softmax(-1)
+    return (p * (p / q).log()).sum(-1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_states_less_memory_and_equal_gradients(capsys):
+    benchmark_losses(BenchmarkLossesOptions((20_000,), states=512, width=8, rows=16))
+    lines = capsys.readouterr().out.splitlines()
+    whole, cut = [line.split("│")[3:7] for line in lines if "│" in line]
+    assert float(cut[0]) < 0.5 * float(whole[0])
+    assert float(cut[3]) < 1e-4

@@ -1,0 +1,310 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textgen_agents.rollouts.behaviors import (
+    BelowThreshold,
+    Coins,
+    Gated,
+    InTopK,
+    OneWaySwitch,
+    StepView,
+    by_example,
+    chooser,
+    toss,
+    toss_blocks,
+)
+from textgen_env.generation.decoding import Sampling, next_action
+from textgen_env.types import SpecialTokens, Writer
+
+SPECIAL = SpecialTokens(pad=0, start=1, end=2)
+LOGITS = torch.tensor([[0.0, 0, 0, 3, 1], [9, 0, 5, 0, 1], [0, 9, 1, 0, 2]])  # best: 3, 2, 4
+DATA = torch.tensor([3, 3, 0])
+STEPS = 3
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def chooses(sampling=None, seed=0):
+    return partial(next_action, sampling=sampling, generator=seeded(seed), special=SPECIAL)
+
+
+def student_alone(count, sampling, seed=0):
+    return by_example(torch.ones(count, dtype=torch.bool), chooses(sampling, seed), STEPS)
+
+
+def view_of(logits, data, expert_logits=None, position=0):
+    rows = torch.arange(len(data))
+    return StepView(rows, torch.full_like(data, position), logits, data, expert_logits)
+
+
+def test_each_row_is_written_by_the_one_whose_row_it_is():
+    by_student = torch.tensor([True, False, True])
+    behavior = by_example(by_student, chooses(), STEPS)
+    action, writer = behavior(view_of(LOGITS, DATA))
+    assert action.tolist() == [3, 3, 4]
+    assert writer.tolist() == [Writer.STUDENT, Writer.DATA, Writer.STUDENT]
+
+
+def test_rows_that_are_left_keep_their_writers():
+    behavior = by_example(torch.tensor([True, False, True]), chooses(), STEPS)
+    action, writer = behavior(
+        StepView(torch.tensor([1, 2]), torch.zeros_like(DATA[1:]), LOGITS[1:], DATA[1:])
+    )
+    assert action.tolist() == [3, 4]
+    assert writer.tolist() == [Writer.DATA, Writer.STUDENT]
+
+
+def test_the_student_writes_neither_padding_nor_start():
+    view = view_of(LOGITS, DATA)
+    for sampling in (None, Sampling(), Sampling(temperature=9.0)):
+        action, _ = student_alone(3, sampling)(view)
+        assert action.min() >= SPECIAL.end
+
+
+def test_sampling_from_the_best_one_is_greedy():
+    action, _ = student_alone(3, Sampling(top_k=1))(view_of(LOGITS, DATA))
+    assert action.tolist() == [3, 2, 4]
+
+
+def test_samples_depend_on_the_generator_alone():
+    def draw(seed):
+        view = view_of(torch.zeros(200, 9), torch.zeros(200, dtype=torch.int64))
+        return student_alone(200, Sampling(), seed)(view)[0]
+
+    before = torch.get_rng_state()
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_have_the_students_probabilities():
+    probabilities = torch.tensor([0.0, 0.0, 0.6, 0.3, 0.1])
+    count = 20000
+    data = torch.zeros(count, dtype=torch.int64)
+    view = view_of(probabilities.log().expand(count, 5), data)
+    action, _ = student_alone(count, Sampling())(view)
+    shares = torch.bincount(action, minlength=5) / count
+    torch.testing.assert_close(shares, probabilities, rtol=0, atol=0.02)  # 6 standard deviations
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_at_the_ends_the_coin_is_certain(seed):
+    assert not toss(1.0, 1000, seeded(seed)).any()
+    assert toss(0.0, 1000, seeded(seed)).all()
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_the_student_writes_a_share_of_one_minus_beta(beta):
+    share = toss(beta, 20000, seeded()).float().mean().item()
+    assert share == pytest.approx(1 - beta, abs=0.02)
+
+
+EXPERT = torch.tensor([[0.0, 0, 5, 4, 3], [0, 0, 3, 5, 4], [0, 0, 3, 4, 5]])  # best: 2, 3, 4
+
+
+def keep(*rows):
+    """A gate that lets the proposals of these rows stay."""
+
+    def gate(view, proposal):
+        del proposal
+        return torch.isin(view.rows, torch.tensor(rows))
+
+    return gate
+
+
+def test_what_a_gate_refuses_the_data_writes():
+    action, writer = Gated(keep(1), next_action)(view_of(LOGITS, DATA))
+    assert action.tolist() == [3, 2, 0]
+    assert writer.tolist() == [Writer.DATA, Writer.STUDENT, Writer.DATA]
+
+
+def test_or_the_expert_if_it_goes_along():
+    behavior = Gated(keep(1), next_action, expert=next_action)
+    action, writer = behavior(view_of(LOGITS, DATA, EXPERT))
+    assert action.tolist() == [2, 2, 4]
+    assert writer.tolist() == [Writer.EXPERT, Writer.STUDENT, Writer.EXPERT]
+
+
+def test_a_gate_is_shown_what_the_student_would_write():
+    seen = []
+
+    def gate(view, proposal):
+        seen.append(proposal.tolist())
+        return torch.ones_like(view.rows, dtype=torch.bool)
+
+    Gated(gate, next_action)(view_of(LOGITS, DATA))
+    assert seen == [[3, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    "behavior",
+    [
+        Gated(keep(0), next_action, expert=next_action),
+        Gated(InTopK(1), next_action),
+        Gated(BelowThreshold(torch.ones(1)), next_action),
+        Gated(OneWaySwitch((3, 1), 2.0, torch.device("cpu")), next_action),
+    ],
+)
+def test_who_looks_at_an_expert_that_is_not_there_says_so(behavior):
+    with pytest.raises(ValueError, match=r"^expert must go along .*: give it to rollout"):
+        behavior(view_of(LOGITS, DATA))
+
+
+def test_a_coin_is_of_a_row_and_a_position():
+    coins = Coins(torch.tensor([[True, False], [False, True], [True, True]]))
+    view = StepView(torch.tensor([1, 2, 0]), torch.tensor([1, 0, 1]), LOGITS, DATA)
+    assert coins(view, DATA).tolist() == [True, True, False]
+
+
+def test_a_proposal_stays_if_it_is_among_the_experts_k_best():
+    proposals = torch.tensor([2, 2, 2])  # first, third and third of the expert's
+    view = view_of(LOGITS, DATA, EXPERT)
+    assert InTopK(1)(view, proposals).tolist() == [True, False, False]
+    assert InTopK(2)(view, proposals).tolist() == [True, False, False]
+    assert InTopK(3)(view, proposals).tolist() == [True, True, True]
+
+
+@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 8))
+def test_k_tokens_are_among_the_k_best(seed, k):
+    logits = torch.randn(1, 8, generator=seeded(seed)).expand(8, 8)
+    every = torch.arange(8)
+    stays = InTopK(k)(view_of(logits, every, logits), every)
+    assert set(every[stays].tolist()) == set(logits[0].topk(k).indices.tolist())
+
+
+def test_with_k_the_vocabulary_all_proposals_stay_even_impossible_ones():
+    logits = torch.full((4, 4), float("-inf"))
+    logits[:, 0] = 0.0
+    every = torch.arange(4)
+    assert InTopK(4)(view_of(logits, every, logits), every).all()
+
+
+def jensen_shannon(p, q):
+    """In double precision, nats."""
+    middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+
+    def kl(one):
+        return sum(a * math.log(a / m) for a, m in zip(one, middle, strict=True))
+
+    return (kl(p) + kl(q)) / 2
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_proposal_stays_up_to_the_threshold_of_its_position(position):
+    student, teacher = [0.7, 0.2, 0.1], [0.2, 0.5, 0.3]
+    divergence = jensen_shannon(student, teacher)
+    logits = [torch.tensor([probs]).log() + shift for probs, shift in ((student, 3), (teacher, -5))]
+    view = view_of(logits[0], torch.tensor([0]), logits[1], position)
+    for threshold, stays in ((divergence * 1.001, True), (divergence * 0.999, False)):
+        thresholds = torch.full((2,), math.inf if not stays else -1.0)
+        thresholds[position] = threshold
+        assert BelowThreshold(thresholds)(view, DATA[:1]).item() is stays
+
+
+def surprising(*surprises):
+    """Student's and expert's logits with KL(expert || student) of so many nats in each row."""
+    # An expert that is sure of the first token, of which the student has probability e^-nats.
+    student = torch.tensor([[-nats, math.log(-math.expm1(-nats))] for nats in surprises])
+    return student, torch.tensor([[0.0, -math.inf]]).expand_as(student)
+
+
+def written_under(gate, *steps):
+    """What stays, step by step and row by row, where the divergences are these."""
+    stays = []
+    for position, surprises in enumerate(steps):
+        student, expert = surprising(*surprises)
+        none = torch.zeros(len(surprises), dtype=torch.int64)
+        stays.append(gate(view_of(student, none, expert, position), none).tolist())
+    return stays
+
+
+def one_way(rows=2, window=2, factor=2.0):
+    return OneWaySwitch((rows, window), factor, torch.device("cpu"))
+
+
+def test_after_one_leap_nothing_stays():
+    steps = [(0.1, 0.1), (0.3, 0.1), (0.39, 0.21), (0.7, 0.1), (0.1, 0.1)]
+    # Means of the last two before each step: 0.2 and 0.1, 0.345 and 0.155, ...
+    assert written_under(one_way(), *steps) == [
+        [True, True],
+        [True, True],
+        [True, False],
+        [False, False],
+        [False, False],
+    ]
+
+
+def test_the_first_tokens_stay_whatever_the_divergence():
+    steps = [(0.1,), (9.0,), (99.0,)]
+    assert written_under(one_way(1, window=3), *steps) == [[True], [True], [True]]
+    assert written_under(one_way(1, window=1), *steps) == [[True], [False], [False]]
+
+
+def test_the_mean_is_of_the_last_divergences_alone():
+    steps = [(9.0,), (0.1,), (0.1,), (0.1,), (0.3,)]
+    assert written_under(one_way(1, window=2), *steps)[-1] == [False]
+    assert written_under(one_way(1, window=4), *steps)[-1] == [True]
+
+
+def test_a_switch_begins_anew_with_each_text():
+    gate, steps = one_way(), [(0.1, 0.1), (0.1, 0.1), (0.1, 0.9)]
+    assert written_under(gate, *steps) == written_under(gate, *steps)
+    assert written_under(gate, (0.1, 0.9)) == [[True, True]]
+
+
+def test_rows_that_are_left_keep_their_switch():
+    gate = one_way()
+    written_under(gate, (0.1, 0.1), (0.1, 0.1), (0.1, 0.9))
+    student, expert = surprising(0.1)
+    none = torch.zeros(1, dtype=torch.int64)
+    for row, stays in ((0, True), (1, False)):
+        view = StepView(torch.tensor([row]), torch.tensor([3]), student, none, expert)
+        assert gate(view, none).tolist() == [stays]
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 4),
+    steps=st.integers(1, 9),
+    block=st.integers(1, 12),
+)
+def test_neighbors_share_a_coin_and_the_first_of_a_block_has_one_of_its_own(
+    seed, rows, steps, block
+):
+    coins = toss_blocks(0.5, (rows, steps), seeded(seed), block)
+    assert coins.shape == (rows, steps)
+    firsts = coins[:, ::block]
+    assert torch.equal(coins, firsts.repeat_interleave(block, 1)[:, :steps])
+    assert torch.equal(firsts, toss(0.5, firsts.numel(), seeded(seed)).view(rows, -1))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("block", [1, 3])
+def test_the_student_writes_a_share_of_one_minus_beta_of_the_blocks(beta, block):
+    share = toss_blocks(beta, (100, 600), seeded(), block).float().mean().item()
+    assert share == pytest.approx(1 - beta, abs=0.02)  # 5 standard deviations
+
+
+@pytest.fixture
+def two_slots(tiny_task, make_env):
+    return make_env(tiny_task, 2)
+
+
+def test_each_chooser_has_draws_of_its_own(two_slots):
+    generator, even = seeded(), torch.zeros(200, 9)
+    one, other = (chooser(Sampling(), two_slots, generator) for _ in range(2))
+    first = one(even)
+    assert not torch.equal(first, other(even))
+    assert torch.equal(first, chooser(Sampling(), two_slots, seeded())(even))
+    assert first.min() >= SPECIAL.end
+
+
+def test_without_sampling_the_most_probable_token_is_chosen(two_slots):
+    assert chooser(None, two_slots, seeded())(LOGITS).tolist() == [3, 2, 4]

@@ -1,0 +1,218 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import textgen_agents.rollouts.rollout
+from textgen_agents.rollouts.behaviors import by_example, chooser
+from textgen_agents.rollouts.rollout import rollout, stream
+from textgen_env.envs import continuous_batching
+from textgen_env.envs.rewards import no_reward
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.generation.decoding import FEWER
+from textgen_env.models import cache_ops
+from textgen_env.types import Writer
+
+ROWS = 10
+
+
+def mixture(env, by_student):
+    return by_example(by_student, chooser(None, env, torch.Generator()), env.max_steps)
+
+
+def write(env, student, by_student, seed=0):
+    indices = torch.randperm(len(env.examples), generator=torch.Generator().manual_seed(seed))
+    indices = indices[: env.num_envs]
+    behavior = mixture(env, torch.tensor(by_student))
+    return rollout(env, behavior, indices, student), indices
+
+
+@torch.no_grad()
+def greedy(student, source, max_steps):
+    """The rows of token ids that `student` writes, by a forward pass over all for every token."""
+    rows = []
+    for row in source:
+        written = []
+        while len(written) < max_steps and student.special.end not in written:
+            actions = torch.tensor([[*written, student.special.pad]])
+            logits = student.sequence_logits(row[None, row != student.special.pad], actions)[0, -1]
+            logits[[student.special.pad, student.special.start]] = float("-inf")
+            written.append(int(logits.argmax()))
+        rows.append(written)
+    return rows
+
+
+def counted_rows(trajectories):
+    return [
+        row[mask].tolist()
+        for row, mask in zip(trajectories.actions, trajectories.mask, strict=True)
+    ]
+
+
+def text_rows(tokens, pad=0):
+    return [row[row != pad].tolist() for row in tokens]
+
+
+@pytest.fixture
+def table_model(tiny_task, make_table_model):
+    """Ends some of its texts early, some late and some never."""
+    return make_table_model(tiny_task, 3)
+
+
+def test_the_students_rows_are_its_greedy_text(tiny_task, make_env, table_model):
+    trajectories, _ = write(make_env(tiny_task, ROWS), table_model, [True] * ROWS)
+    expected = greedy(table_model, trajectories.source, tiny_task.max_target_length)
+    assert counted_rows(trajectories) == expected
+    assert len({len(row) for row in expected}) > 2, "the test wants texts of several lengths"
+
+
+def test_a_neural_students_rows_are_its_greedy_text(tiny_task, make_env, tiny_student):
+    trajectories, _ = write(make_env(tiny_task, ROWS), tiny_student, [True] * ROWS)
+    expected = greedy(tiny_student, trajectories.source, tiny_task.max_target_length)
+    assert counted_rows(trajectories) == expected
+
+
+def test_the_datas_rows_are_the_references(tiny_task, make_env, table_model):
+    env = make_env(tiny_task, ROWS)
+    trajectories, indices = write(env, table_model, [False] * ROWS)
+    assert counted_rows(trajectories) == text_rows(env.examples.reference[indices])
+    assert trajectories.writer[trajectories.mask].eq(Writer.DATA).all()
+
+
+def test_source_and_reference_are_the_examples(tiny_task, make_env, table_model):
+    env = make_env(tiny_task, ROWS)
+    trajectories, indices = write(env, table_model, [True, False] * (ROWS // 2))
+    assert text_rows(trajectories.source) == text_rows(env.examples.source[indices])
+    assert text_rows(trajectories.reference) == text_rows(env.examples.reference[indices])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), by_student=st.lists(st.booleans(), min_size=1, max_size=6))
+def test_the_record_is_what_the_environment_did(
+    tiny_task, make_env, make_table_model, seed, by_student
+):
+    env = make_env(tiny_task, len(by_student))
+    trajectories, indices = write(env, make_table_model(tiny_task, seed), by_student, seed)
+    observation, _ = env.reset(options={"indices": indices})
+    terminated = done = torch.zeros(len(by_student), dtype=torch.bool)
+    for actions, mask in zip(trajectories.actions.T, trajectories.mask.T, strict=True):
+        assert torch.equal(mask, ~done), "what is written before the end counts, and only that"
+        assert actions[done].eq(env.special.pad).all()
+        observation, _, terminated, truncated, _ = env.step(actions)
+        done = terminated | truncated
+    assert done.all(), "an episode is recorded to its end"
+    written = observation["prefix"][:, : trajectories.actions.shape[1]]
+    assert torch.equal(written, trajectories.actions)
+    assert torch.equal(observation["length"], trajectories.mask.sum(1))
+    last = trajectories.actions.gather(1, trajectories.mask.sum(1, keepdim=True) - 1).squeeze(1)
+    assert torch.equal(last == env.special.end, terminated)
+
+
+@pytest.mark.parametrize("look_every", [1, 2, 3, 100])
+@pytest.mark.parametrize("seed", range(4))
+def test_stopping_early_changes_nothing(
+    tiny_task, make_env, make_table_model, monkeypatch, look_every, seed
+):
+    env, student = make_env(tiny_task, 2), make_table_model(tiny_task, seed)
+    whole, _ = write(env, student, [True, False], seed)
+    monkeypatch.setattr(textgen_agents.rollouts.rollout, "look_every", lambda device: look_every)
+    stopped, _ = write(env, student, [True, False], seed)
+    assert counted_rows(stopped) == counted_rows(whole)
+    assert torch.equal(stopped.mask.sum(1), whole.mask.sum(1))
+
+
+def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monkeypatch):
+    monkeypatch.setattr(textgen_agents.rollouts.rollout, "look_every", lambda device: 1)
+    env = make_env(tiny_task, 3)
+    lengths = (env.examples.reference != env.special.pad).sum(1)
+    shortest = lengths.argsort()[:3]
+    behavior = mixture(env, torch.zeros(3, dtype=torch.bool))
+    trajectories = rollout(env, behavior, shortest, table_model)
+    assert trajectories.actions.shape[1] == lengths[shortest].max() < env.max_steps
+
+
+def test_rows_that_are_done_are_not_stepped(tiny_task, make_env, table_model, monkeypatch):
+    stepped, step = [], table_model.step
+
+    def counting_step(previous, cache):
+        stepped.append(len(previous))
+        return step(previous, cache)
+
+    monkeypatch.setattr(table_model, "step", counting_step)
+    trajectories, _ = write(make_env(tiny_task, ROWS), table_model, [False] * ROWS)
+    live = trajectories.mask.sum(0).tolist()
+    assert min(stepped) < ROWS == max(stepped)
+    assert all(FEWER * ours <= theirs for ours, theirs in zip(stepped, live, strict=True))
+
+
+def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
+    env = make_env(tiny_task, ROWS)
+    together, indices = write(env, tiny_student, [True] * ROWS)
+    alone = mixture(env, torch.tensor([True]))
+    for row, index in enumerate(indices):
+        single = rollout(make_env(tiny_task, 1), alone, index[None], tiny_student)
+        assert counted_rows(single)[0] == counted_rows(together)[row]
+
+
+def test_no_gradient_is_recorded(tiny_task, make_env, make_table_model, monkeypatch):
+    student = make_table_model(tiny_task, 0)
+    recorded = []
+    step = student.step
+
+    def watched(previous, cache):
+        recorded.append(torch.is_grad_enabled())
+        return step(previous, cache)
+
+    monkeypatch.setattr(student, "step", watched)
+    write(make_env(tiny_task, 2), student, [True, True])
+    assert recorded
+    assert not any(recorded)
+
+
+def streamed(task, student, indices, slots, by_student=True):
+    """Trajectories of `indices`, written in `slots` slots."""
+    env = TextGenVectorEnv(task, slots, reward=no_reward)
+    who = torch.full((slots,), by_student)
+    behavior = mixture(env, who)
+    return stream(env, behavior, indices, student)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+@pytest.mark.parametrize("kind", ["table", "neural"])
+def test_a_stream_writes_what_a_batch_writes(
+    tiny_task, make_env, table_model, make_student, slots, kind
+):
+    student = table_model if kind == "table" else make_student(5)
+    whole, indices = write(make_env(tiny_task, 40), student, [True] * 40)
+    trajectories = streamed(tiny_task, student, indices, slots)
+    for name in ("source", "reference"):
+        assert torch.equal(getattr(trajectories, name), getattr(whole, name)), name
+    assert counted_rows(trajectories) == counted_rows(whole)
+    assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
+    assert trajectories.actions.shape[1] == trajectories.mask.sum(1).max()
+
+
+def test_a_streams_neighbors_do_not_matter(tiny_task, tiny_teacher):
+    some = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    forward, backward = (
+        counted_rows(streamed(tiny_task, tiny_teacher, indices, 3))
+        for indices in (some, some.flip(0))
+    )
+    assert forward == backward[::-1]
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_the_datas_stream_is_the_references(tiny_task, make_env, table_model, slots):
+    env, indices = make_env(tiny_task, 1), torch.tensor([7, 7, 3, 60, 0, 21, 9, 8])
+    trajectories = streamed(tiny_task, table_model, indices, slots, by_student=False)
+    assert counted_rows(trajectories) == text_rows(env.examples.reference[indices])
+    assert trajectories.writer[trajectories.mask].eq(Writer.DATA).all()
+
+
+def test_looking_seldom_does_not_change_a_stream(tiny_task, table_model, monkeypatch):
+    indices = torch.arange(20)
+    often = streamed(tiny_task, table_model, indices, 3)
+    monkeypatch.setattr(textgen_agents.rollouts.rollout, "look_every", lambda device: 7)
+    monkeypatch.setattr(continuous_batching, "looking_is_free", lambda device: False)
+    monkeypatch.setattr(cache_ops, "looking_is_free", lambda device: False)
+    assert counted_rows(streamed(tiny_task, table_model, indices, 3)) == counted_rows(often)

@@ -1,0 +1,140 @@
+"""A run in two processes, started as users start it, is the run in one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.training import distributed
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.storage import save_model
+from textgen_env.models.transformer import TransformerConfig
+from textgen_env.tasks.copy import CopyConfig
+from textgen_experiments.runs.factories import build_model, build_task
+
+TASK = CopyConfig(num_words=8, max_length=5, num_train=64, num_validation=8, num_test=8)
+PROGRAM = """
+import sys
+from pathlib import Path
+from textgen_agents.dagger import DAgger
+from textgen_agents.distillm import DistiLLM
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.training.distributed import this_process
+from textgen_agents.rollouts.schedules import Constant
+from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.train import train
+from textgen_env.tasks.copy import CopyConfig
+
+class Stopped(Exception):
+    pass
+
+def run(name, agent, **regularizers):
+    experiment = Experiment(
+        task=CopyConfig(num_words=8, max_length=5, num_train=64, num_validation=8, num_test=8),
+        teacher=root / "teacher",
+        student_init=root / "student",
+        agent=agent,
+        learner=LearnerConfig(updates=8, batch_size=6, warmup=1, evaluate_every=4, **regularizers),
+        precision="float32",
+    )
+    train(experiment, folder / name, lambda update, record: None)
+
+def stop(learner, batch):
+    if learner.counters.update == 6:
+        raise Stopped
+    return update(learner, batch)
+
+root, folder = map(Path, sys.argv[1:])
+student = Constant(0.0)
+run("imitkd_full", ImitKDFull(beta=student, pool=1), gold_weight=0.5, ewc_weight=1.0)
+run("dagger", DAgger(beta=student, pool=1, capacity=6))
+if this_process().num_processes > 1:
+    update = Learner._update
+    for name, agent in {
+        "mixed": DAgger(beta=Constant(0.5), pool=1, capacity=12),
+        "adaptive": DistiLLM(student_fraction=0.6, rise=0.2, tolerance=0.0, capacity=6),
+    }.items():
+        run(name, agent)
+        Learner._update = stop
+        try:
+            run(name + "_resumed", agent)
+        except Stopped:
+            Learner._update = update
+        run(name + "_resumed", agent)
+"""
+
+
+def start(tmp_path, name, num_processes):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    folders = [str(tmp_path), str(tmp_path / name)]
+    return subprocess.Popen(
+        [sys.executable, *(launch if num_processes > 1 else []), str(program), *folders],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What one process and what two leave behind."""
+    root = tmp_path_factory.mktemp("processes")
+    tokenizer = build_task(TASK, None).tokenizer
+    size = TransformerConfig(tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
+    save_model(build_model(size, 0), root / "teacher", tokenizer)
+    student = RecurrentConfig(tokenizer.vocab_size, width=16, dropout=0.0)
+    save_model(build_model(student, 1), root / "student", tokenizer)
+    for run in (start(root, "one", 1), start(root, "two", 2)):
+        with run:
+            output, _ = run.communicate(timeout=180)
+            assert run.returncode == 0, output
+    return root / "one", root / "two"
+
+
+@pytest.mark.parametrize("name", ["imitkd_full", "dagger"])
+def test_two_processes_learn_what_one_learns(folders, name):
+    """By DAgger too, where the buffer holds one rollout and so all of it is drawn."""
+    one, two = (load_file(folder / name / "model/model.safetensors") for folder in folders)
+    for weight, values in one.items():
+        torch.testing.assert_close(two[weight], values, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixed", "adaptive"])
+def test_two_processes_go_on_with_what_each_has_kept(folders, name):
+    _, two = folders
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
+        unbroken, resumed = (load_file(two / run / file) for run in (name, f"{name}_resumed"))
+        assert unbroken.keys() == resumed.keys()
+        assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken), file
+    kept = [unbroken[f"{buffer}.source"] for buffer in ("buffer", "buffer1")]
+    assert not torch.equal(*kept), "each has rows of its own"
+    assert len(kept[0]) == len(kept[1]) == {"mixed": 6, "adaptive": 3}[name]
+
+
+class OneOfFour:
+    num_processes = 4
+
+
+def test_a_batch_is_shared_out_evenly(monkeypatch):
+    monkeypatch.setattr(distributed, "this_process", OneOfFour)
+    assert distributed.num_slots(ImitKDFull(pool=3), 64) == 3 * 16
+    with pytest.raises(ValueError, match=r"number of processes \(4\), got 6"):
+        distributed.num_slots(ImitKDFull(), 6)
+
+
+def test_attention_makes_no_plan_for_each_shape_on_cuda(monkeypatch):
+    settings = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", settings.append)
+    distributed.let_shapes_vary(torch.device("cpu"))
+    assert settings == []
+    distributed.let_shapes_vary(torch.device("cuda"))
+    assert settings == [False]

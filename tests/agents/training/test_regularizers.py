@@ -1,0 +1,293 @@
+"""What is added to a loss: the data's tokens on the data's prefixes, and the pull to the start."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tests.support.updates import (
+    CONFIG,
+    Log,
+    Sorted,
+    experience,
+    gradients_of_an_update,
+    make,
+    no_score,
+    weights_of,
+)
+from textgen_agents import AGENTS
+from textgen_agents.bases import OnTokens, SmoothedTokens
+from textgen_agents.iq_learn import IQLearn
+from textgen_agents.kid import KID
+from textgen_agents.mle import MLE
+from textgen_agents.training import regularizers
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.training.regularizers import EWC, diagonal_fisher, gold_batch
+from textgen_env.tasks.task import encode
+from textgen_env.types import Trajectories
+
+BOTH = replace(CONFIG, gold_weight=0.7, ewc_weight=3.0)
+SMOOTHED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, SmoothedTokens)}
+ON_TOKENS = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTokens)}
+
+
+def likelihood(student, source, tokens):
+    """Mean log-probability of `tokens`, in double precision, and the mean over all V instead."""
+    log_probs = student.sequence_logits(source, tokens).double().log_softmax(-1)
+    counted = tokens != student.special.pad
+    picked = log_probs.gather(-1, tokens[..., None]).squeeze(-1)
+    return picked[counted].mean(), log_probs[counted].mean()
+
+
+def gradients(loss, student):
+    student.zero_grad()
+    loss.backward()
+    return [parameter.grad.clone() for parameter in student.parameters()]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypatch, name):
+    monkeypatch.setattr(regularizers, "FISHER_BATCHES", 2)
+    learner = make_learner(make(name), BOTH)
+    batch, student = next(learner._batches(next(learner.rollouts()))), learner.student
+    states = batch.trajectories
+    own = learner.agent.loss(states, student, batch.expert(learner.env.expert)).double()
+    pairs = gold_batch(learner.gold, BOTH.batch_size, BOTH.seed, update=0)
+    gold, _ = likelihood(student, pairs.source, pairs.reference)
+    expected = gradients(own - 0.7 * gold, student)
+    student.zero_grad()
+    loss, tokens, terms = learner._backward(batch)
+    added = -0.7 * gold.item()
+    assert loss.item() == pytest.approx(own.item() + added, rel=1e-5)
+    assert terms == {"gold_term": pytest.approx(added, rel=1e-5), "ewc_term": 0.0}
+    assert tokens == states.mask.sum()
+    actual = [parameter.grad for parameter in student.parameters()]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_zero_cost_nothing_and_say_nothing(make_learner, monkeypatch):
+    for name in ("gold_batch", "ewc_tensors"):
+        monkeypatch.setattr(f"textgen_agents.training.learner.{name}", None)
+    log, learner = Log(), make_learner(MLE(), replace(BOTH, gold_weight=0.0, ewc_weight=0.0))
+    learner.train(no_score, log)
+    assert not {"gold_term", "ewc_term"} & log[1].keys()
+    assert not (learner.folder / "ewc.safetensors").exists()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_accumulation_does_not_change_what_is_added(make_learner, precision):
+    config = replace(BOTH, batch_size=8, clip=1e9, updates=1)
+    found = []
+    for accumulate in (1, 4):
+        learner = make_learner(
+            Sorted(MLE()),
+            replace(config, accumulate=accumulate),
+            str(accumulate),
+            precision=precision,
+        )
+        with torch.no_grad():
+            learner.student.embedding.weight.mul_(1.1)  # so that there is something to pull at
+        learner.ewc = EWC(learner.ewc.start, dict.fromkeys(learner.ewc.start, torch.tensor(0.5)))
+        found.append(gradients_of_an_update(learner))
+    (expected, figures), (actual, others) = found
+    close = (
+        {"rtol": 1e-4, "atol": 1e-7} if precision == torch.float32 else {"rtol": 0.1, "atol": 1e-2}
+    )
+    torch.testing.assert_close(actual, expected, **close)
+    for name in ("loss", "gold_term", "ewc_term"):
+        assert figures[name] > 0
+        assert others[name] == pytest.approx(figures[name], rel=close["rtol"] / 10), name
+
+
+def test_every_update_has_pairs_of_its_own_which_do_not_depend_on_the_update_before(tiny_task):
+    gold = encode(tiny_task.train, tiny_task)
+    first, second = (gold_batch(gold, 6, 0, update).reference for update in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(gold_batch(gold, 6, 0, update=1).reference, second)
+    assert not torch.equal(gold_batch(gold, 6, 1, update=1).reference, second)
+
+
+def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_data(
+    env, make_student, tiny_task, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(regularizers, "FISHER_BATCHES", 2)
+    gold = encode(tiny_task.train, tiny_task)
+    env.examples = replace(gold, reference=gold.reference.flip(0))
+    sums = {}
+    for name, own in (("gold", gold), ("data", None)):
+        learner = Learner(
+            MLE(), make_student(), env, tmp_path / name, BOTH, torch.float32, gold=own
+        )
+        sums[name] = learner._gold_batch().trajectories.actions.sum()
+        pairs = gold_batch(own or env.examples, BOTH.batch_size, BOTH.seed, update=0)
+        assert sums[name] == pairs.reference.sum()
+    assert sums["gold"] != sums["data"]
+
+
+def test_the_penalty_by_hand():
+    model = torch.nn.Linear(2, 1)
+    model.load_state_dict({"weight": torch.tensor([[3.0, -1.0]]), "bias": torch.tensor([0.5])})
+    ewc = EWC(
+        {"weight": torch.tensor([[1.0, 1.0]]), "bias": torch.tensor([0.0])},
+        {"weight": torch.tensor([[0.5, 0.25]]), "bias": torch.tensor([2.0])},
+    )
+    penalty = ewc.penalty(model)
+    penalty.backward()
+    assert penalty.item() == 0.5 * (0.5 * 4 + 0.25 * 4 + 2 * 0.25)
+    assert model.weight.grad.tolist() == [[0.5 * 2, 0.25 * -2]]
+    assert model.bias.grad.tolist() == [2 * 0.5]
+
+
+NUMBERS = st.floats(-10, 10, width=32)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10, width=32), NUMBERS, NUMBERS), min_size=1))
+def test_the_penalty_is_never_negative_and_its_gradient_never_points_away(weights):
+    fisher, start, now = torch.tensor(weights).T
+    model = torch.nn.Linear(len(weights), 1, bias=False)
+    model.weight.data = now[None].clone()
+    penalty = EWC({"weight": start[None]}, {"weight": fisher[None]}).penalty(model)
+    penalty.backward()
+    exact = sum(0.5 * f * (w - s) ** 2 for f, s, w in weights)
+    assert penalty.item() == pytest.approx(exact, rel=1e-5, abs=1e-30)
+    assert (model.weight.grad[0] * (now - start)).ge(0).all()
+
+
+@pytest.fixture
+def table(tiny_task, make_table_model):
+    return make_table_model(tiny_task, 1)
+
+
+@pytest.fixture
+def states(tiny_task):
+    states = Trajectories.from_examples(
+        encode(tiny_task.validation, tiny_task), tiny_task.tokenizer.special
+    )
+    assert not states.mask.all(), "the tests want padding"
+    return states
+
+
+def exact_fisher(table, states):
+    """In double precision: a logit's is q (1 - q), and every logit has a weight of each table."""
+    q = table.sequence_logits(states.source, states.actions).detach().double().softmax(-1)
+    fisher = torch.zeros_like(table.tables, dtype=torch.float64)
+    for row, step in states.mask.nonzero().tolist():
+        previous = states.actions[row, step - 1] if step else table.special.start
+        for which, place in enumerate((states.source[row, 0], previous, step)):
+            fisher[which, place] += q[row, step] * (1 - q[row, step])
+    return fisher / states.mask.sum()
+
+
+def test_fisher_information_is_estimated_without_bias(table, states):
+    """From 3,000 draws at every state; of each the error is that of a chi-square's mean, 2.6 %."""
+    draws = torch.Generator().manual_seed(0)
+    estimate = diagonal_fisher(table, [states] * 3000, draws)["tables"].double()
+    exact = exact_fisher(table, states)
+    assert torch.equal(estimate == 0, exact == 0), "what no state uses matters to none"
+    ratio = (estimate / exact)[exact > 1e-3]
+    assert len(ratio) > 100
+    assert ratio.mean().item() == pytest.approx(1, abs=0.005)
+    assert ratio.std() < 0.05
+    assert (ratio - 1).abs().max() < 0.2
+
+
+def test_the_penalty_of_one_weight_is_the_kl_from_the_start_on_the_datas_prefixes(table, states):
+    start = weights_of(table)
+    ewc = EWC(start, {"tables": exact_fisher(table, states)})
+    inputs = states.source, states.actions
+    before = table.sequence_logits(*inputs).detach().double().log_softmax(-1)
+    for which, place, token in (
+        (0, states.source[0, 0], 4),
+        (1, states.actions[0, 0], 5),
+        (2, 0, 3),
+    ):
+        table.load_state_dict(start)
+        table.tables.data[which, place, token] += 0.05
+        after = table.sequence_logits(*inputs).detach().double().log_softmax(-1)
+        kl = (before.exp() * (before - after)).sum(-1)[states.mask].mean().item()
+        assert kl > 0
+        assert ewc.penalty(table).item() == pytest.approx(kl, rel=0.05)
+
+
+def test_it_pulls_back_to_where_the_student_started(make_learner):
+    distances = {}
+    for weight in (0.0, 100.0):
+        learner = make_learner(MLE(), replace(CONFIG, ewc_weight=weight), str(weight))
+        before = weights_of(learner.student)
+        log = Log()
+        learner.train(no_score, log)
+        if weight:
+            ewc = learner.ewc
+            terms = [record["ewc_term"] for record in log.values()]
+            assert terms[0] == 0 < min(terms[1:])
+            assert all(torch.equal(ewc.start[name], before[name]) for name in ewc.fisher)
+        distances[weight] = learner.student
+    assert ewc.penalty(distances[100.0]) < 0.3 * ewc.penalty(distances[0.0])
+
+
+def test_what_matters_is_kept_and_read_again_whatever_the_student_is_then(make_learner):
+    first = make_learner(MLE(), BOTH, dropout=0.3)
+    kept = load_file(first.folder / "ewc.safetensors")
+    again = make_learner(MLE(), BOTH, dropout=0.3, seed=9)
+    assert kept.keys() == {f"{part}.{n}" for part in ("start", "fisher") for n in first.ewc.fisher}
+    for name, start in first.ewc.start.items():
+        assert torch.equal(again.ewc.start[name], start)
+        assert torch.equal(again.ewc.fisher[name], first.ewc.fisher[name])
+        assert first.ewc.fisher[name].ge(0).all()
+        assert first.ewc.fisher[name].any(), name
+
+
+def test_it_does_not_hold_what_is_not_trained_nor_what_is_not_used(env, make_student):
+    student = make_student()
+    student.embedding.requires_grad_(False)
+    student.unused = torch.nn.Parameter(torch.ones(2))
+    kept = regularizers.ewc_tensors(student, env.examples, 4, seed=0)
+    assert "fisher.embedding.weight" not in kept
+    assert not kept["fisher.unused"].any()
+    assert EWC.of(kept).penalty(student) == 0
+
+
+@pytest.mark.parametrize("name", ["gold_weight", "ewc_weight"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_weights_below_zero_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be at least 0, got {value}"):
+        LearnerConfig(**{name: value})
+
+
+def test_labels_are_smoothed_where_they_are_tokens():
+    tokens = {"mle", "scheduled_sampling", "seqkd", "seqinter", "imitkd", "imitkd_star"}
+    assert ON_TOKENS.keys() == tokens
+    assert SMOOTHED.keys() == tokens | {"kid", "iq_learn"}
+
+
+@pytest.mark.parametrize("kind", ON_TOKENS.values())
+def test_a_share_of_each_label_is_spread_evenly(env, tiny_student, kind):
+    seen = experience(kind(), env, tiny_student).trajectories
+    plain, smoothed = (
+        kind(label_smoothing=share).loss(seen, tiny_student, env.expert) for share in (0.0, 0.2)
+    )
+    logits = tiny_student.sequence_logits(seen.source, seen.actions).double()
+    even = -logits.log_softmax(-1).mean(-1)[seen.mask].mean()
+    assert smoothed.item() == pytest.approx(0.8 * plain.item() + 0.2 * even.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [KID, IQLearn])
+def test_of_a_sum_the_cross_entropy_alone_is_smoothed(env, tiny_student, kind):
+    seen = experience(kind(), env, tiny_student).trajectories
+    plain, smoothed = (
+        kind(label_smoothing=share).loss(seen, tiny_student, env.expert) for share in (0.0, 0.2)
+    )
+    gold, even = likelihood(tiny_student, seen.source, seen.reference)
+    expected = plain.item() + 0.2 * (gold - even).item()
+    assert smoothed.item() == pytest.approx(expected, rel=1e-5)
+    assert smoothed.item() != pytest.approx(plain.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", SMOOTHED.values())
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_shares_that_make_no_sense_are_refused(kind, share):
+    with pytest.raises(ValueError, match=rf"^label_smoothing must be in \[0, 1\), got {share}"):
+        kind(label_smoothing=share)

@@ -1,0 +1,69 @@
+"""Parts of agents that are chosen by name."""
+
+from dataclasses import fields
+
+import pytest
+
+from textgen_agents import AGENTS
+from textgen_agents.dagger import DAgger
+from textgen_agents.f_distill import RKL, FDistill
+from textgen_agents.imitkd import ImitKD
+from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.losses.labels import Dense, TopKWithTail
+from textgen_agents.minillm import MiniLLM
+from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_env.generation.decoding import Sampling
+from textgen_experiments.cli import parse
+from textgen_experiments.runs.agent_options import Variant, with_variant
+
+
+def test_without_a_name_an_agent_is_as_it_was():
+    for kind in AGENTS.values():
+        assert with_variant(kind(), Variant()) == kind()
+
+
+@pytest.mark.parametrize(
+    ("agent", "variant", "expected"),
+    [
+        (ImitKD(), Variant(schedule="linear"), ImitKD(beta=Linear())),
+        (
+            DAgger(),
+            Variant(label="dense", roll_in="sampled"),
+            DAgger(label=Dense(), sampling=Sampling()),
+        ),
+        (FDistill(), Variant(kind="rkl"), FDistill(kind=RKL())),
+        (ImitKDFull(), Variant(label="top_k"), ImitKDFull(label=TopKWithTail())),
+    ],
+)
+def test_a_name_puts_its_part_in_place(agent, variant, expected):
+    assert with_variant(agent, variant) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "message"),
+    [
+        ("mle", Variant(schedule="linear"), "schedule must be left out for mle, .* got linear"),
+        ("minillm", Variant(schedule="linear"), "schedule must be left out for minillm"),
+        ("seqkd", Variant(label="dense"), "label must be left out for seqkd"),
+        ("gkd", Variant(kind="js"), "kind must be left out for gkd"),
+    ],
+)
+def test_an_agent_without_a_place_for_it_refuses_it(name, variant, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        with_variant(AGENTS[name](), variant)
+
+
+def test_a_share_that_is_called_beta_is_no_schedule():
+    assert {field.name: field.type for field in fields(MiniLLM)}["beta"] is float
+
+
+def test_the_command_line_then_takes_the_parts_own_options(tmp_path):
+    words = ["train", "--output", str(tmp_path), "--agent", "imitkd_full", "--schedule", "constant"]
+    options = parse([*words, "--agent.beta.value", "0.25", "--roll-in", "sampled"])
+    assert options.experiment.agent == ImitKDFull(beta=Constant(0.25), sampling=Sampling())
+
+
+def test_the_command_line_says_who_has_no_such_part(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(["train", "--output", str(tmp_path), "--agent", "mle", "--schedule", "linear"])
+    assert "textgen: schedule must be left out for mle" in capsys.readouterr().err

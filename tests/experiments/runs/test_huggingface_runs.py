@@ -1,0 +1,203 @@
+"""Runs with pretrained teachers and students, through the real entry points."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.support.pretrained import FAMILIES, WORDS, save_family
+from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.recurrent import Recurrent
+from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_experiments.cli import main
+from textgen_experiments.runs.train import read_outcome
+
+SHORT = [
+    *("--learner.batch-size", "4", "--learner.updates", "4", "--learner.evaluate-every", "2"),
+    *("--learner.warmup", "1", "--learner.learning-rate", "1e-2", "--precision", "float32"),
+]
+SMALL = ["--student.width", "16"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folders: a teacher, a smaller student of its family, one of another, and some pairs."""
+    root = tmp_path_factory.mktemp("runs")
+    save_family(FAMILIES["llama"], root / "teacher", seed=0)
+    save_family(FAMILIES["llama"], root / "student", seed=1, width=16, layers=1)
+    save_family(FAMILIES["marian"], root / "marian", seed=2)
+    pairs = [(WORDS[place + 1 : place + 4], WORDS[place : place + 2]) for place in range(20)]
+    lines = ["\t".join(map(" ".join, pair)) for pair in pairs]
+    for split, part in {
+        "train": lines[:14],
+        "validation": lines[14:17],
+        "test": lines[17:],
+    }.items():
+        (root / f"{split}.tsv").write_text("\n".join(part) + "\n")
+    return root
+
+
+@pytest.fixture
+def run(root):
+    """Options -> what a run with them leaves."""
+
+    def run(name, *options, teacher="teacher"):
+        folder = root / name
+        task = [f"--task.{split}" for split in ("train", "validation", "test")]
+        files = [str(root / f"{split}.tsv") for split in ("train", "validation", "test")]
+        named = [word for pair in zip(task, files, strict=True) for word in pair]
+        main(
+            [
+                *("train", "--task", "text", *named, "--task.limits.max-tokens", "8"),
+                *("--teacher", str(root / teacher), "--output", str(folder), *SHORT, *options),
+            ]
+        )
+        return folder
+
+    return run
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+@pytest.mark.parametrize("agent", ["imitkd_full", "seqkd", "dagger"])
+def test_a_model_of_ones_own_learns_from_a_pretrained_one(run, root, agent):
+    folder = run(f"own-{agent}", "--agent", agent, *SMALL)
+    assert len(losses(folder)) == 4
+    model, teacher = load_model(folder / "model"), load_model(root / "teacher")
+    assert isinstance(model, Recurrent)
+    assert (model.special, model.vocab_size) == (teacher.special, teacher.vocab_size)
+    assert load_tokenizer(folder / "model").pieces == load_tokenizer(root / "teacher").pieces
+    assert read_outcome(folder).teacher_tokens_queried > 0
+    main(["evaluate", str(folder)])
+    assert json.loads((folder / "results.json").read_text())["rows"][0]["model"] == "teacher"
+
+
+def test_a_pretrained_student_learns_and_is_one_of_transformers_again(run, root):
+    folder = run("pretrained", "--agent", "imitkd_full", "--student-init", str(root / "student"))
+    model, before = load_model(folder / "model"), load_model(root / "student")
+    assert isinstance(model, HuggingFaceModel)
+    moved = [
+        not torch.equal(new, old)
+        for new, old in zip(model.parameters(), before.parameters(), strict=True)
+    ]
+    assert all(moved)
+    _, found = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
+    assert not any(found.values())
+
+
+def test_adapters_of_a_pretrained_student_learn_alone(run, root):
+    options = ["--agent", "imitkd_full", "--student-init", str(root / "student")]
+    folder = run("adapters", *options, "--lora-rank", "2")
+    kept = load_file(folder / "checkpoints" / "last.safetensors")
+    weights = [name for name in kept if name.startswith("student.")]
+    assert weights
+    assert all(".lora_" in name for name in weights)
+    trained, before = load_model(folder / "model"), load_model(root / "student")
+    changed = {
+        name
+        for name, weight in trained.state_dict().items()
+        if not torch.equal(weight, before.state_dict()[name])
+    }
+    assert changed
+    assert not any("embed" in name or "norm" in name for name in changed)
+
+
+def test_a_run_with_adapters_goes_on_as_if_never_stopped(run, root, monkeypatch):
+    options = ["--agent", "imitkd_full", "--student-init", str(root / "student")]
+    options += ["--lora-rank", "2", "--agent.pool", "1"]
+    whole = run("whole", *options)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_):
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("textgen_agents.training.learner.save_checkpoint", _second_time(stop))
+        with pytest.raises(StoppedError):
+            run("stopped", *options)
+    again = run("stopped", *options)
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
+        first, second = load_file(whole / file), load_file(again / file)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), file
+
+
+def _second_time(stop):
+    """`save_checkpoint` the first time, `stop` after."""
+    from textgen_agents.training.learner import save_checkpoint
+
+    actions = iter((save_checkpoint,))
+    return lambda *args: next(actions, stop)(*args)
+
+
+@pytest.mark.parametrize("agent", ["seqkd", "seqinter", "imitkd"])
+def test_a_student_with_another_tokenizer_learns_from_texts(run, root, agent):
+    other = ["--student-tokenizer", str(root / "marian")]
+    folder = run(f"other-{agent}", "--agent", agent, *SMALL, *other)
+    assert load_tokenizer(folder / "model").pieces == load_tokenizer(root / "marian").pieces
+    assert len(losses(folder)) == 4
+    prepared = load_file(folder / "prepared.safetensors")
+    assert set(prepared) == {"source", "reference", "expert_source"}
+    assert read_outcome(folder).teacher_tokens_queried > 0
+
+
+def test_it_is_judged_beside_its_teacher_each_in_its_own_tokens(run, root, capsys):
+    other = run("judged", "--agent", "imitkd", *SMALL, "--student-tokenizer", str(root / "marian"))
+    same = run("same", "--agent", "imitkd", *SMALL)
+    main(["evaluate", str(other)])
+    main(["evaluate", str(same)])
+    (teacher, row), (alone, _) = (
+        json.loads((folder / "results.json").read_text())["rows"] for folder in (other, same)
+    )
+    assert (teacher["model"], row["model"]) == ("teacher", "judged")
+    assert {name: teacher[name] for name in ("bleu", "chrf")} == {
+        name: alone[name] for name in ("bleu", "chrf")
+    }
+    by_sentence = row["sentences_per_second"] / teacher["sentences_per_second"]
+    assert row["speedup_vs_teacher"] == pytest.approx(by_sentence, rel=0.5)
+    main(["report", str(other), "-o", str(root / "report.html")])
+    assert (root / "report.html").stat().st_size > 10_000
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["benchmark-decode", str(other)])
+    assert "must have the tokenizer of" in capsys.readouterr().err
+
+
+def test_a_pretrained_student_of_another_family_learns_from_texts(run, root):
+    folder = run("family", "--agent", "seqkd", "--student-init", str(root / "marian"))
+    assert load_model(folder / "model").config.model_type == "marian"
+
+
+def complaint(capsys, run, *options):
+    with pytest.raises(SystemExit):
+        run("refused", *options)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("agent", ["imitkd_full", "gkd", "word_kd", "dagger"])
+@pytest.mark.parametrize("option", ["--student-tokenizer", "--student-init"])
+def test_others_say_why_they_do_not_before_training(run, root, agent, option, capsys):
+    line = complaint(capsys, run, "--agent", agent, option, str(root / "marian"))
+    assert f"{option[2:].replace('-', '_')} must have the teacher's tokenizer" in line
+    assert f"{agent} asks for distributions" in line
+    assert "imitkd, seqkd and seqinter learn from what it writes" in line
+    assert not (root / "refused").exists()
+
+
+def test_two_tokenizers_for_a_student_are_refused(run, root, capsys):
+    given = ["--student-init", str(root / "student"), "--student-tokenizer", str(root / "marian")]
+    line = complaint(capsys, run, "--agent", "seqkd", *given)
+    assert "student_tokenizer must be that of student_init" in line
+
+
+def test_adapters_without_a_model_are_refused(run, capsys):
+    line = complaint(capsys, run, "--lora-rank", "2")
+    assert "student_init must be given for adapters" in line

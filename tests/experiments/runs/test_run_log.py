@@ -1,0 +1,77 @@
+"""Where a run's figures go, read back from the files."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from textgen_env.tasks.task import Pair
+from textgen_experiments.runs.folder import flat
+from textgen_experiments.runs.run_log import RunLog
+
+
+class Shown(list):
+    """What was shown, in order."""
+
+    def __call__(self, update, record):
+        self.append((update, dict(record)))
+
+
+@pytest.fixture
+def shown():
+    return Shown()
+
+
+def updates(log, first, last, evaluations=()):
+    """Log so many updates, their number as the loss, and the evaluations after some of them."""
+    for update in range(first, last + 1):
+        log(update, {"loss": float(update)})
+        if update in evaluations:
+            log.instruments({"own_agreement": update / 10})
+            log.samples(update, [Pair("in", "out")], [f"text {update}"])
+            log(update, {"bleu": 10.0 * update})
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(folder, name):
+    events = EventAccumulator(str(folder)).Reload()
+    return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
+
+
+def test_instruments_stand_beside_the_bleu_of_their_evaluation(tmp_path, shown):
+    with RunLog(tmp_path, 0, shown) as log:
+        updates(log, 1, 3, evaluations=(2,))
+    evaluation = {"bleu": 20.0, "own_agreement": 0.2}
+    assert lines(tmp_path)[2] == {"update": 2, **evaluation}
+    assert [each for each in shown if "bleu" in each[1]] == [(2, evaluation)]
+    assert scalars(tmp_path, "validation/bleu") == [(2, 20.0)]
+    assert scalars(tmp_path, "validation/own_agreement") == [(2, 0.2)]
+    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_samples_are_readable_text(tmp_path, shown):
+    with RunLog(tmp_path, 0, shown) as log:
+        updates(log, 1, 1, evaluations=(1,))
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("samples/0/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    assert text.splitlines() == ["source: in  ", "reference: out  ", "student: text 1"]
+
+
+def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten_everywhere(tmp_path, shown):
+    with RunLog(tmp_path, 0, shown) as log:
+        updates(log, 1, 5, evaluations=(2, 4))  # the last checkpoint is of update 2
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 6, "lo')
+    with RunLog(tmp_path, 2, shown) as log:
+        updates(log, 3, 4, evaluations=(4,))
+    assert [record["update"] for record in lines(tmp_path)] == [1, 2, 2, 3, 4, 4]
+    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert scalars(tmp_path, "validation/own_agreement") == [(2, 0.2), (4, 0.4)]
+
+
+def test_settings_are_named_by_their_path():
+    nested = {"a": {"type": "A", "none": None, "sizes": [3, {"b": True}]}, "c": 0.5}
+    assert flat(nested) == {"a.type": "A", "a.sizes.0": 3, "a.sizes.1.b": True, "c": 0.5}

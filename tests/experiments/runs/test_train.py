@@ -1,0 +1,107 @@
+"""What a run prepares once and reads back, and what it measures of itself on the way."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import textgen_experiments.runs.train
+from textgen_agents.evaluation.exposure_report import Teacher
+from textgen_agents.seqkd import SeqKD
+from textgen_agents.training.distributed import this_device
+from textgen_agents.training.learner import LearnerConfig
+from textgen_agents.word_kd import WordKD
+from textgen_env.experts.expert import NeuralExpert, NoExpert
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.storage import save_model
+from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.task import Pair
+from textgen_env.types import tensors
+from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.train import _prepare, train
+
+
+@pytest.mark.parametrize("two_views", [False, True])
+def test_what_was_prepared_is_read_back(tiny_task, tiny_teacher, tmp_path, two_views):
+    path, experiment = tmp_path / "prepared.safetensors", Experiment(agent=SeqKD(beam_size=2))
+    pairs = [
+        Pair(pair.source, pair.reference, f"{pair.source} {pair.source}" if two_views else None)
+        for pair in tiny_task.train
+    ]
+    task, expert = replace(tiny_task, train=pairs), NeuralExpert(tiny_teacher.to(this_device()))
+    made, asked = _prepare(experiment, task, expert, path)
+    read, asked_then = _prepare(experiment, task, NoExpert(), path)
+    assert asked == asked_then
+    for name, tensor in tensors(made).items():
+        assert torch.equal(getattr(read, name), tensor), name
+    views = {"source", "expert_source"} if two_views else {"source"}
+    assert set(load_file(path)) == set(tensors(read)) == {"reference"} | views
+
+
+INSTRUMENTS = {
+    *("length_ratio", "repetition_rate", "likelihood_risk", "coverage_risk"),
+    *(
+        f"{who}_{what}"
+        for who in ("gold", "own", "teacher")
+        for what in ("agreement", "divergence")
+    ),
+    *("teacher_finishes_0", "teacher_finishes_0.5", "teacher_finishes_1"),
+    "excess_accumulated_error",
+}
+
+
+@pytest.fixture
+def run(tiny_task, tiny_teacher, tmp_path):
+    """Trains in the folder of the given name, with four evaluations: all runs have one teacher."""
+    save_model(tiny_teacher, tmp_path / "teacher", tiny_task.tokenizer)
+    experiment = Experiment(
+        task=CopyConfig(8, max_length=5, num_train=40, num_validation=40, num_test=8),
+        teacher=tmp_path / "teacher",
+        student=RecurrentConfig(width=16),
+        agent=WordKD(),
+        learner=LearnerConfig(updates=8, batch_size=8, evaluate_every=2),
+        precision="float32",
+    )
+
+    def make(name):
+        train(experiment, tmp_path / name, lambda update, record: None)
+        return tmp_path / name
+
+    return make
+
+
+def records_of(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+
+def test_instruments_are_read_at_each_evaluation_and_change_nothing(run, monkeypatch):
+    """Neither weights nor what the teacher is counted to have been asked."""
+    watched = run("watched")
+    monkeypatch.setattr(textgen_experiments.runs.train, "_uncounted", lambda *unused: None)
+    plain = run("plain")
+    evaluations = [record for record in records_of(watched) if "bleu" in record]
+    assert len(evaluations) == 4
+    assert all(
+        record.keys() == {"update", "bleu", "gold_loss"} | INSTRUMENTS for record in evaluations
+    )
+    beside_teacher = INSTRUMENTS - {"length_ratio", "repetition_rate"}
+    without = [
+        {name: value for name, value in record.items() if name not in beside_teacher}
+        for record in records_of(watched)
+    ]
+    assert without == records_of(plain)
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
+        weights, others = (load_file(folder / file) for folder in (watched, plain))
+        assert all(torch.equal(weights[name], others[name]) for name in others)
+
+
+def test_what_the_teacher_writes_for_the_instruments_is_made_once_a_run(run, monkeypatch):
+    made, of = [], Teacher.of
+    monkeypatch.setattr(Teacher, "of", lambda *given: made.append(of(*given)) or made[-1])
+    run("run")
+    (teacher,) = made
+    assert len(teacher.written) == 16
+    assert len(teacher.drawn) == 3 * 16

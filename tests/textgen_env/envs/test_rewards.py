@@ -1,0 +1,210 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from textgen_agents.losses.divergences import forward_kl
+from textgen_env import dynamics
+from textgen_env.envs import text_metrics
+from textgen_env.envs.rewards import (
+    NegativeDivergence,
+    Step,
+    exact_match,
+    expert_log_prob,
+    no_reward,
+    rouge_l,
+    sentence_bleu,
+)
+from textgen_env.envs.text_metrics import Texts
+from textgen_env.types import SpecialTokens
+
+SPECIAL = SpecialTokens()
+CASES = {
+    "equal": ([3, 4, 2], [3, 4, 2], 3, 1.0),
+    "equal, with room to spare": ([3, 4, 2], [3, 4, 2], 6, 1.0),
+    "equal, padded reference": ([3, 2], [3, 2, 0, 0, 0], 2, 1.0),
+    "equal, reference wider than the limit": ([3, 2], [3, 2, 0, 0, 0], 3, 1.0),
+    "another word": ([3, 5, 2], [3, 4, 2], 4, 0.0),
+    "too short": ([3, 2], [3, 4, 2], 4, 0.0),
+    "too long": ([3, 4, 5, 2], [3, 4, 2], 4, 0.0),
+    "a padding token too many": ([3, 4, 0, 2], [3, 4, 2], 4, 0.0),
+    "truncated before the end": ([3, 4], [3, 4, 2], 2, 0.0),
+    "truncated, reference the same": ([3, 4], [3, 4], 2, 1.0),
+    "longer than a reference without an end": ([3, 4, 2], [3, 4], 4, 0.0),
+    "padding after a reference without an end": ([3, 4, 0, 0], [3, 4], 4, 0.0),
+    "empty": ([2], [2], 4, 1.0),
+}
+
+
+def rewards_of(reward, actions, reference, max_steps):
+    """What each of `actions` earns."""
+    state = dynamics.initial(torch.tensor([[3, 2]]), max_steps, SPECIAL)
+    earned = []
+    for action in actions:
+        before = state
+        state = dynamics.transition(state, torch.tensor([action]), SPECIAL)
+        written = torch.tensor([action]).where(~before.done, SPECIAL.pad)
+        step = Step(state, written, ~before.done, torch.tensor([reference]), SPECIAL)
+        earned.append(reward(step))
+    return torch.cat(earned)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exact_match_by_hand(case):
+    actions, reference, max_steps, last = CASES[case]
+    earned = rewards_of(exact_match, actions, reference, max_steps)
+    assert earned.tolist() == [0.0] * (len(actions) - 1) + [last]
+
+
+def test_a_match_is_paid_once():
+    assert rewards_of(exact_match, [3, 2, 0, 2], [3, 2], 4).tolist() == [0, 1, 0, 0]
+
+
+def test_no_reward_is_nothing():
+    assert rewards_of(no_reward, [3, 2], [3, 2], 4).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("reward", [exact_match, no_reward, sentence_bleu, rouge_l])
+def test_rewards_are_float32(reward):
+    assert rewards_of(reward, [3, 2], [3, 2], 4).dtype == torch.float32
+
+
+@pytest.mark.parametrize("reward", [sentence_bleu, rouge_l])
+@pytest.mark.parametrize(
+    ("actions", "max_steps", "written"),
+    [
+        ([3, 4, 5, 2, 2], 6, [3, 4, 5]),
+        ([3, 4, 5], 3, [3, 4, 5]),  # cut off: the last token is a word
+        ([3, 0, 5, 2], 6, [3, 0, 5]),  # a padding token that was written is a wrong word
+        ([2], 6, []),
+    ],
+)
+def test_a_text_is_scored_without_its_end_token_when_it_ends(reward, actions, max_steps, written):
+    metric = getattr(text_metrics, reward.__name__)
+    texts = [
+        Texts(torch.tensor([row]).long(), torch.tensor([len(row)])) for row in (written, [3, 4])
+    ]
+    expected = torch.zeros(len(actions))
+    ends = actions.index(2) if 2 in actions else len(actions) - 1
+    expected[ends] = metric(*texts)
+    torch.testing.assert_close(rewards_of(reward, actions, [3, 4, 2, 0], max_steps), expected)
+
+
+def a_step(rows=40, device="cpu"):
+    """A step in the midst of things: some episodes end, some go on, some are over."""
+    generator = torch.Generator().manual_seed(5)
+    state = dynamics.initial(torch.full((rows, 2), 2), 7, SPECIAL)
+    actions = torch.randint(2, 6, (4, rows), generator=generator)
+    for action in actions[:-1]:
+        state = dynamics.transition(state, action, SPECIAL)
+    alive = ~state.done
+    state = dynamics.transition(state, actions[-1], SPECIAL)
+    references = torch.randint(3, 6, (rows, 5), generator=generator)
+    references[:, 3:] = torch.tensor([2, 0])
+    expert_logits, policy_logits = 3 * torch.randn(2, rows, 6, generator=generator)
+    written = actions[-1].where(alive, SPECIAL.pad)
+    step = Step(state, written, alive, references, SPECIAL, expert_logits, policy_logits)
+    assert {(bool(a), bool(d)) for a, d in zip(alive, state.done, strict=True)} == {
+        (True, True), (True, False), (False, True)
+    }  # fmt: skip
+    return _moved(step, device)
+
+
+def _moved(step, device):
+    """The step with every tensor in it on `device`."""
+    return replace(_all_moved(step, device), state=_all_moved(step.state, device))
+
+
+def _all_moved(record, device):
+    return replace(
+        record, **{field.name: _to(getattr(record, field.name), device) for field in fields(record)}
+    )
+
+
+def _to(value, device):
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+ALL = {
+    "none": no_reward,
+    "exact match": exact_match,
+    "bleu": sentence_bleu,
+    "rouge": rouge_l,
+    "log-probability": expert_log_prob,
+    "divergence": NegativeDivergence(forward_kl),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_earned_once_an_episode_is_over(name):
+    step = a_step()
+    earned = ALL[name](step)
+    assert earned.shape == (40,)
+    assert not earned[~step.alive].any()
+
+
+@pytest.mark.parametrize("name", ["bleu", "rouge"])
+def test_what_pays_at_the_end_pays_nothing_before(name):
+    step = a_step()
+    earned = ALL[name](step)
+    assert not earned[~step.finished].any()
+    assert (earned > 0).any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_device_is_not_waited_for(name):
+    """Of a meta tensor nothing can be read."""
+    assert ALL[name](a_step(device="meta")).is_meta
+
+
+def test_rows_scored_together_are_those_scored_alone():
+    """As on a device, where all rows are scored and those that go on are then left out."""
+    step = a_step()
+    length = step.state.length - step.state.terminated.long()
+    references = Texts(step.references, torch.full((40,), 3))
+    for reward in (sentence_bleu, rouge_l):
+        metric = getattr(text_metrics, reward.__name__)
+        every = metric(Texts(step.state.prefix, length), references)
+        torch.testing.assert_close(reward(step), every.where(step.finished, 0.0))
+
+
+def test_the_experts_log_probability_of_what_was_written():
+    step = a_step()
+    earned = expert_log_prob(step)
+    probabilities = step.expert_logits.double().softmax(-1)
+    for row in step.alive.nonzero().squeeze(1).tolist():
+        expected = probabilities[row, step.written[row]].log().item()
+        assert earned[row].item() == pytest.approx(expected, rel=1e-5)
+    assert (earned <= 0).all()
+
+
+def test_expert_rewards_are_float32_for_a_bfloat16_expert():
+    step = a_step()
+    coarse = replace(step, expert_logits=step.expert_logits.bfloat16())
+    for reward in (expert_log_prob, NegativeDivergence(forward_kl)):
+        assert reward(coarse).dtype == torch.float32
+        torch.testing.assert_close(reward(coarse), reward(step), rtol=0.05, atol=0.05)
+
+
+def test_the_negative_divergence_has_its_sides_right():
+    """KL(expert || policy), and the reverse where the arguments are turned around."""
+    step = a_step()
+    expert, policy = step.expert_logits.double(), step.policy_logits.double()
+    p, q = expert.softmax(-1), policy.softmax(-1)
+    forward = -(p * (p / q).log()).sum(-1).where(step.alive, 0.0)
+    reverse = -(q * (q / p).log()).sum(-1).where(step.alive, 0.0)
+    assert not torch.allclose(forward, reverse, atol=0.1)
+    turned = NegativeDivergence(lambda policy, expert: forward_kl(expert, policy))
+    torch.testing.assert_close(NegativeDivergence(forward_kl)(step), forward.float())
+    torch.testing.assert_close(turned(step), reverse.float())
+
+
+@pytest.mark.parametrize("reward", [expert_log_prob, NegativeDivergence(forward_kl)])
+def test_without_the_experts_answer_the_error_says_what_to_do(reward):
+    with pytest.raises(ValueError, match="make the environment with ask_expert=True"):
+        reward(replace(a_step(), expert_logits=None))
+
+
+def test_without_the_policys_logits_the_error_says_what_to_do():
+    with pytest.raises(ValueError, match="pass policy_logits to step"):
+        NegativeDivergence(forward_kl)(replace(a_step(), policy_logits=None))

@@ -1,0 +1,288 @@
+"""A recorded step answers as the model does; on the host a recording is the work itself."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from tests.support.pretrained import FAMILIES, TEXTS, save_family
+from tests.support.toy import random_sources
+from textgen_agents.rollouts.behaviors import chooser
+from textgen_agents.rollouts.rollout import stream
+from textgen_env.envs.rewards import no_reward
+from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.beam_search import beam_search
+from textgen_env.generation.decoding import greedy
+from textgen_env.models import cache_ops
+from textgen_env.models.acceleration import cuda_graph as module
+from textgen_env.models.acceleration.cuda_graph import WIDTHS, Captured, captured, cuda_graph
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tasks.task import encode_sources
+from textgen_env.types import SpecialTokens
+
+STEPS = 20  # more than the room that is made at a time
+OWN = {
+    "transformer": lambda vocab_size: Transformer(TransformerConfig(vocab_size, 32, 2, 64)),
+    "recurrent": lambda vocab_size: Recurrent(RecurrentConfig(vocab_size, 32)),
+}
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A device, and how steps are recorded there."""
+
+    device: str
+
+    def captured(self, model):
+        if self.device == "cuda":
+            return captured(model)
+        return Captured(model, lambda work: work)
+
+    def model(self, name, vocab_size=30):
+        torch.manual_seed(0)
+        model = OWN[name](vocab_size).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.mul_(3)  # texts vary
+        return model.to(self.device)
+
+    def sources(self, count, longest):
+        return random_sources(count, longest).to(self.device)
+
+
+@pytest.fixture(params=DEVICES)
+def setting(request):
+    return Setting(request.param)
+
+
+@pytest.fixture(params=OWN)
+def model(request, setting):
+    return setting.model(request.param)
+
+
+def assert_near(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def steps(model, cache, tokens):
+    """Logits (B, T, V) of stepping through `tokens`, and the cache after it."""
+    logits = []
+    for token in tokens.unbind(1):
+        answer, cache = model.step(token, cache)
+        logits.append(answer)
+    return torch.stack(logits, 1), cache
+
+
+def test_texts_are_those_of_the_model_in_batches_of_any_shape(setting, model):
+    quick = setting.captured(model)
+    for count, longest in ((5, 7), (3, 12), (5, 7), (4, WIDTHS + 1)):
+        source = setting.sources(count, longest)
+        assert torch.equal(greedy(quick, source, STEPS), greedy(model, source, STEPS))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_of_pretrained_models_too(setting, name, tmp_path):
+    save_family(FAMILIES[name], tmp_path)
+    model = load_model(tmp_path).requires_grad_(False).to(setting.device)
+    source = encode_sources(TEXTS, load_tokenizer(tmp_path)).to(setting.device)
+    quick = setting.captured(model)
+    expected = greedy(model, source, STEPS)
+    for _ in range(2):  # recorded, and replayed from the start
+        assert torch.equal(greedy(quick, source, STEPS), expected)
+
+
+def test_beam_search_finds_the_same(setting, model):
+    source = setting.sources(4, 8)
+    find = partial(beam_search, source=source, max_steps=STEPS, beam_size=3)
+    got, expected = find(setting.captured(model))[0], find(model)[0]
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_those_of_the_model(setting, model, dtype):
+    model = model.to(dtype)
+    source, tokens = setting.sources(6, WIDTHS), setting.sources(6, STEPS)
+    got, _ = steps(setting.captured(model), setting.captured(model).start(source, STEPS), tokens)
+    expected, _ = steps(model, model.start(source, STEPS), tokens)
+    close = {"rtol": 0.05, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(got, expected, **close)
+
+
+def test_two_texts_that_are_written_in_turn_keep_apart(setting, model):
+    quick, width = setting.captured(model), WIDTHS
+    sources = [setting.sources(5, width), setting.sources(5, width).flip(0).roll(1, 1)]
+    tokens = setting.sources(5, STEPS)
+    caches, logits = [quick.start(source, STEPS) for source in sources], ([], [])
+    for token in tokens.unbind(1):
+        for number in (0, 1):
+            answer, caches[number] = quick.step(token, caches[number])
+            logits[number].append(answer)
+    for source, answers in zip(sources, logits, strict=True):
+        assert_near(torch.stack(answers, 1), steps(model, model.start(source, STEPS), tokens)[0])
+
+
+def test_a_recording_is_used_again_once_its_text_is_over(setting, model):
+    quick, source = setting.captured(model), setting.sources(5, 8)
+    greedy(quick, source, STEPS)
+    recorded = list(quick._recordings)
+    assert recorded
+    for _ in range(3):
+        greedy(quick, source.roll(1, 0), STEPS)
+    assert quick._recordings == recorded
+
+
+def test_no_more_recordings_are_kept_than_the_limit(setting, model, monkeypatch):
+    monkeypatch.setattr(module, "RECORDINGS", 2)
+    quick = setting.captured(model)
+    for count in (2, 3, 4, 5, 2):
+        source = setting.sources(count, 8)
+        assert torch.equal(greedy(quick, source, 6), greedy(model, source, 6))
+        assert len(quick._recordings) <= 2
+
+
+def test_recordings_that_hold_too_much_go_before_another_comes(setting, model, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY", 0)
+    quick = setting.captured(model)
+    for count in (2, 3, 4):
+        source, tokens = setting.sources(count, WIDTHS), setting.sources(count, 6)
+        for _ in range(2):
+            got, _ = steps(quick, quick.start(source, 6), tokens)
+            assert_near(got, steps(model, model.start(source, 6), tokens)[0])
+        assert [len(each.logits) for each in quick._recordings] == [count]
+
+
+def test_weights_may_change_in_place(setting, model):
+    quick, source = setting.captured(model), setting.sources(5, 8)
+    before = greedy(quick, source, STEPS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.roll(1, 0))
+    assert torch.equal(greedy(quick, source, STEPS), greedy(model, source, STEPS))
+    assert not torch.equal(greedy(quick, source, STEPS), before)
+
+
+def test_rows_begin_anew_beside_others(setting, model):
+    quick = setting.captured(model)
+    source, tokens = setting.sources(6, WIDTHS), setting.sources(6, STEPS)
+    mask = torch.tensor([True, False, False, True, False, True], device=setting.device)
+    index = torch.tensor([0, 0, 0, 1, 0, 2], device=setting.device)
+    answers = []
+    for each in (quick, model):
+        _, cache = steps(each, each.start(source, STEPS), tokens[:, :5])
+        cache = cache.reset_rows(mask, each.start(source[3:].clone(), STEPS), index)
+        answers.append(steps(each, cache, tokens[:, 5:10])[0])
+    assert_near(*answers)
+
+
+def test_rows_begin_anew_after_what_was_stepped_itself(setting, model):
+    quick = setting.captured(model)
+    source, tokens = setting.sources(4, WIDTHS), setting.sources(4, STEPS)
+    mask = torch.tensor([True, False, True, False], device=setting.device)
+    index = torch.arange(4, device=setting.device)
+    answers = []
+    for each in (quick, model):
+        _, cache = steps(each, each.start(source, STEPS), tokens[:, :6])
+        _, fresh = steps(each, each.start(source.flip(0), STEPS), tokens[:, :3])
+        cache = cache.reset_rows(mask, fresh, index)
+        answers.append(steps(each, cache, tokens[:, 6:9])[0])
+    assert_near(*answers)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_texts_streamed_through_slots_are_the_same(setting, name, tiny_task):
+    model = setting.model(name, tiny_task.tokenizer.vocab_size)
+    env = TextGenVectorEnv(
+        tiny_task,
+        5,
+        reward=no_reward,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        device=setting.device,
+    )
+    indices = torch.arange(20, device=setting.device)
+    behavior = chooser(None, env, torch.Generator())
+
+    def written(student):
+        return stream(env, lambda view: _by_student(behavior, view), indices, student)
+
+    got, expected = written(setting.captured(model)), written(model)
+    assert torch.equal(got.actions, expected.actions)
+    assert torch.equal(got.mask, expected.mask)
+
+
+def _by_student(behavior, view):
+    action = behavior(view.student_logits)
+    return action, torch.zeros_like(action)
+
+
+def test_an_expert_goes_along_and_its_answers_can_be_learned_from(setting, model):
+    source, tokens = setting.sources(4, WIDTHS), setting.sources(4, 3)
+    expert = NeuralExpert(setting.captured(model))
+    with torch.inference_mode():
+        greedy(expert.model, source, STEPS)  # what is recorded there is used elsewhere
+    logits, _ = steps(expert.model, expert.start(source, STEPS), tokens)
+    weight = torch.ones_like(logits, requires_grad=True)
+    (weight * logits).sum().backward()
+    assert torch.equal(weight.grad, logits)
+
+
+def test_a_cache_of_another_kind_is_stepped_as_it_is(setting, tiny_task, make_table_model):
+    model = make_table_model(tiny_task, 0).to(setting.device)
+    source = torch.tensor([[3, 2], [4, 2]], device=setting.device)
+    quick = setting.captured(model)
+    assert torch.equal(greedy(quick, source, 4), greedy(model, source, 4))
+    assert not quick._recordings
+
+
+def test_steps_that_cannot_be_recorded_are_made_one_by_one(setting, model):
+    def refuse(work):
+        raise RuntimeError("it waits")
+
+    quick, source = Captured(model, refuse), setting.sources(4, 8)
+    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph.*got it waits"):
+        written = greedy(quick, source, STEPS)
+    assert torch.equal(written, greedy(model, source, STEPS))
+    assert torch.equal(greedy(quick, source, STEPS), written), "said once"
+
+
+def test_elsewhere_a_model_stays_as_it_is():
+    model = OWN["recurrent"](30)
+    assert captured(model) is model
+    other = object()
+    assert captured(other) is other
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_the_device_is_recorded_as_a_graph():
+    quick = captured(OWN["recurrent"](30).cuda())
+    assert isinstance(quick, Captured)
+    assert quick.record is cuda_graph
+
+
+def test_room_is_made_at_once_where_steps_are_recorded(monkeypatch):
+    from textgen_env.models import kv_cache
+
+    model = Setting("cpu").model("transformer")
+    source = random_sources(3, 8)
+    assert model.step(source[:, 0], model.start(source, 40))[1].written.shape[4] < 40
+    monkeypatch.setattr(kv_cache, "looking_is_free", lambda device: False)
+    assert model.step(source[:, 0], model.start(source, 40))[1].written.shape[4] == 40
+    assert cache_ops.looking_is_free(torch.device("cpu"))
+
+
+def test_what_it_says_of_itself_is_the_models():
+    model = OWN["transformer"](30).eval()
+    quick = Captured(model, lambda work: work)
+    assert (quick.special, quick.vocab_size) == (SpecialTokens(), 30)
+    source, actions = random_sources(2, 5), random_sources(2, 4)
+    assert_near(quick.sequence_logits(source, actions), model.sequence_logits(source, actions))

@@ -1,0 +1,87 @@
+"""Models with packed weights answer as they did, and know what they are not for."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from textgen_env.models.acceleration.prepacked import FEW, PackedLinear, packed
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.transformer import Transformer, TransformerConfig
+
+CONFIGS = {
+    "transformer": lambda: Transformer(TransformerConfig(50, 32, 2, 64)),
+    "recurrent": lambda: Recurrent(RecurrentConfig(50, 32)),
+}
+CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 0.05, "atol": 0.1}}
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    torch.manual_seed(0)
+    return CONFIGS[request.param]().eval()
+
+
+def texts(rows):
+    generator = torch.Generator().manual_seed(rows)
+    source, actions = (torch.randint(3, 50, (rows, width), generator=generator) for width in (6, 5))
+    source[:, -1] = 2
+    return source, actions
+
+
+@torch.no_grad()
+def by_steps(model, source, actions):
+    cache, previous, logits = model.start(source, 5), torch.ones_like(source[:, 0]), []
+    for action in actions.T:
+        answer, cache = model.step(previous, cache)
+        logits.append(answer)
+        previous = action
+    return torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("rows", [1, FEW, 9])
+def test_logits_are_those_of_the_model(model, dtype, rows):
+    model = model.to(dtype)
+    source, actions = texts(rows)
+    quick = packed(model)
+    assert any(isinstance(module, PackedLinear) for module in quick.modules())
+    with torch.no_grad():
+        expected = model.sequence_logits(source, actions)
+        torch.testing.assert_close(quick.sequence_logits(source, actions), expected, **CLOSE[dtype])
+    torch.testing.assert_close(by_steps(quick, source, actions), expected, **CLOSE[dtype])
+
+
+def test_the_model_itself_stays_as_it_was_and_shares_its_weights(model):
+    before = {name: (type(module), module) for name, module in model.named_modules()}
+    quick = packed(model)
+    assert {name: (type(module), module) for name, module in model.named_modules()} == before
+    pairs = zip(model.parameters(), quick.parameters(), strict=True)
+    assert all(own is shared for own, shared in pairs)
+    assert quick.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_gradient_is_not_lost():
+    layer = nn.Linear(3, 4)
+    hidden = torch.randn(8, 3, requires_grad=True)
+    packed(layer)(hidden).sum().backward()
+    torch.testing.assert_close(hidden.grad, layer.weight.detach().sum(0).expand(8, 3))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_answer_as_well(model, again):
+    source, actions = texts(7)
+    quick = packed(model)
+    torch.testing.assert_close(
+        by_steps(again(quick), source, actions), by_steps(quick, source, actions)
+    )
+
+
+def test_what_cannot_be_packed_is_returned_as_it_is():
+    nothing = object()
+    assert packed(nothing) is nothing
+    with torch.device("meta"):
+        elsewhere = nn.Linear(2, 2)
+    assert packed(elsewhere) is elsewhere

@@ -1,0 +1,1 @@
+"""Environments: the vector environment, its single-episode view, rewards and registration."""

@@ -1,0 +1,215 @@
+"""What users give the environment, checked at its doors: settings, examples, expert, ids, masks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.models.cache_ops import looking_is_free
+from textgen_env.tasks.task import Task
+from textgen_env.tokenizers.subword import TextTokenizer
+from textgen_env.types import Examples, ShapeError, check_shape
+
+Numbers = Sequence[int] | np.ndarray | Tensor
+
+RENDER_MODES = ("human", "ansi")
+OPTIONS = ("indices", "order", "reset_mask")
+MAX_PADDING = (
+    1024  # entries by which a model's vocabulary may exceed its tokenizer's: Phi-2 has 905
+)
+
+
+def check_settings(
+    task: Task, num_envs: int, autoreset_mode: AutoresetMode, render_mode: str | None
+) -> None:
+    """Raise `ValueError` or `TypeError` if no environment can be made of these."""
+    if not isinstance(num_envs, int | np.integer):
+        raise TypeError(f"num_envs must be an integer, got {num_envs!r}")
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if not isinstance(autoreset_mode, AutoresetMode):
+        raise TypeError(
+            f"autoreset_mode must be a gymnasium.vector.AutoresetMode, got {autoreset_mode!r}"
+        )
+    if render_mode not in (None, *RENDER_MODES):
+        raise ValueError(f"render_mode must be among {RENDER_MODES} or None, got {render_mode!r}")
+    if task.max_target_length < 2:
+        raise ValueError(
+            f"the task's max_target_length must be at least 2, got {task.max_target_length}"
+        )
+    special = task.tokenizer.special
+    if special.pad == special.end:
+        raise ValueError(
+            "the tokenizer's end token must differ from its padding, else no text is seen to end, "
+            f"got {special.end} for both: give padding an id of its own"
+        )
+
+
+def check_examples(examples: Examples, task: Task) -> None:
+    """Raise `ValueError` if there are none or their sources are too long for `task`."""
+    if not len(examples):
+        raise ValueError("examples must hold at least one pair, got none")
+    if examples.source.shape[1] > task.max_source_length:
+        raise ShapeError(
+            f"the sources of examples must have at most {task.max_source_length} tokens, the "
+            f"task's limit, got {examples.source.shape[1]}"
+        )
+
+
+def fitted(expert: Expert, tokenizer: TextTokenizer) -> Expert:
+    """`expert`, or where its vocabulary is the tokenizer's and padding, a view without the padding.
+
+    Models pad their vocabulary to a round number, members of one family to different ones; experts
+    that are no models have no reason to. One whose vocabulary is not known is taken on trust.
+
+    Raises:
+        ValueError: the expert's vocabulary or special tokens cannot be the tokenizer's.
+    """
+    own, wanted = expert.vocab_size, tokenizer.vocab_size
+    if own is None:
+        return expert
+    padding = MAX_PADDING if isinstance(expert, NeuralExpert) else 0
+    if not wanted <= own <= wanted + padding:
+        more = f" and at most {padding} more of padding" if padding else ""
+        raise ValueError(
+            f"the expert's vocabulary must be the tokenizer's, {wanted} tokens{more}, got {own}, "
+            f"{abs(own - wanted)} {'fewer' if own < wanted else 'more'}: "
+            "give the tokenizer that it was made for"
+        )
+    if expert.special != tokenizer.special:
+        raise ValueError(
+            f"the expert's special tokens must be the tokenizer's, {tokenizer.special}, "
+            f"got {expert.special}"
+        )
+    if isinstance(expert, NeuralExpert) and own > wanted:
+        return NeuralExpert(expert.model, wanted)
+    return expert
+
+
+def check_asked(expert: Expert) -> None:
+    """Raise `ValueError` if there is no expert to be asked at every step."""
+    if isinstance(expert, NoExpert):
+        raise ValueError(
+            "expert must be given where ask_expert is True, got none: give one, such as "
+            "NeuralExpert(model)"
+        )
+
+
+def checked_options(given: object) -> Mapping[str, Any]:
+    """The options of `reset`, none if there are none.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: an unknown option.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"options must be a mapping from names, got {given!r}")
+    if unknown := set(given) - set(OPTIONS):
+        raise ValueError(f"options must be among {OPTIONS}, got {sorted(unknown, key=str)}")
+    return given
+
+
+def checked_logits(given: object, shape: tuple[int, ...]) -> Tensor:
+    """The policy's logits as a tensor of `shape`, where they are.
+
+    Raises:
+        TypeError: they are no numbers.
+        ShapeError: another shape.
+    """
+    logits = _as_tensor("policy_logits", given)
+    check_shape("policy_logits", logits, shape)
+    return logits
+
+
+def check_rewards(rewards: object, num_envs: int) -> None:
+    """Raise `TypeError` or `ShapeError` unless a reward function gave a tensor of (num_envs,)."""
+    if not isinstance(rewards, Tensor):
+        raise TypeError(f"reward must give a tensor, a number for each slot, got {rewards!r}")
+    check_shape("what reward gives", rewards, (num_envs,))
+
+
+def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tensor:
+    """`given` as (num,) int64 in [0, limit); values that the host would wait for are trusted.
+
+    Args:
+        name: of the argument, for errors.
+        given: token ids, or indices of examples.
+        num: how many there are to be; None for any number but 0.
+        limit: what all are to be below.
+
+    Raises:
+        ShapeError: another shape, or not integers.
+        ValueError: another value.
+    """
+    values = _as_tensor(name, given)
+    check_shape(name, values, (num,))
+    if not len(values):
+        raise ShapeError(f"{name} must hold at least one integer, got none")
+    if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
+        raise ShapeError(f"{name} must be integers, got {values.dtype}")
+    ids = values.long()
+    if looking_is_free(ids.device):
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= limit:
+            raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}")
+    return ids
+
+
+def check_after_end(action: Tensor, done: Tensor, pad: int) -> None:
+    """Raise `ValueError` if a slot that has ended is given another token than padding.
+
+    Where the host would wait for the device it does not look.
+
+    Args:
+        action: (B,) int64.
+        done: (B,) bool, the slots that have ended.
+        pad: the id of padding.
+    """
+    if not looking_is_free(action.device) or torch.equal(action, action.masked_fill(done, pad)):
+        return
+    slot = int((done & (action != pad)).nonzero()[0])
+    raise ValueError(
+        f"actions must be PAD ({pad}) in slots whose episode is over, got {int(action[slot])} in "
+        f"slot {slot}: reset it, or give it PAD"
+    )
+
+
+def checked_mask(given: object, num_envs: int) -> Tensor:
+    """The option "reset_mask" as a (num_envs,) bool tensor.
+
+    Raises:
+        TypeError: not bool.
+        ShapeError: another shape.
+        ValueError: no slot is named.
+    """
+    mask = _as_tensor("reset_mask", given)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"reset_mask must be bool, got {mask.dtype}")
+    check_shape("reset_mask", mask, (num_envs,))
+    if not mask.any():
+        raise ValueError("reset_mask must have at least one True, got none")
+    return mask
+
+
+def _as_tensor(name: str, given: object) -> Tensor:
+    """A tensor as it is, anything else by way of a numpy array of its own.
+
+    Raises:
+        TypeError: it is made of something else than numbers.
+        ShapeError: its rows are of several lengths.
+    """
+    if isinstance(given, Tensor):
+        return given
+    try:
+        values = np.array(given)
+    except ValueError:
+        raise ShapeError(f"{name} must have rows of one length, got {given!r}") from None
+    if values.dtype.kind not in "biufc":
+        raise TypeError(f"{name} must be made of numbers, got {given!r}")
+    return torch.from_numpy(values)

@@ -1,0 +1,1 @@
+"""Experts: oracles that answer, at any state, which token comes next."""

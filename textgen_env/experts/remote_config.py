@@ -1,0 +1,93 @@
+"""Which server is a run's teacher; what asks it needs the extra `remote` and is loaded then."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from textgen_env.experts.expert import Expert, ExpertError
+from textgen_env.experts.label_cache import LabelCache
+from textgen_env.tasks.prompts import BARE, check_prompt
+from textgen_env.tokenizers.pretrained import PretrainedTokenizer
+from textgen_env.tokenizers.subword import TextTokenizer
+
+FEWEST = 3  # tokens a state: of so many one is neither padding nor start
+
+
+@dataclass(frozen=True)
+class RemoteTeacher:
+    """A server that is asked, and how. Its key, if it wants one, is TEXTGEN_API_KEY's value.
+
+    Those that differ only in where and how patiently the server is asked are equal, so that a run
+    goes on after its server has moved.
+
+    Attributes:
+        url: of an OpenAI-compatible server that tells prompt_logprobs, such as
+            "http://localhost:8000/v1".
+        model: its name there.
+        tokenizer: folder of the model's own tokenizer, which is the student's too.
+        k: most probable tokens that are asked for at each state; vLLM tells 20 unless it is started
+            with --max-logprobs.
+        prompt: template of what the teacher reads, with {source}.
+        batch_size: prompts a request.
+        timeout: seconds without a sign of the server's before a try is given up.
+        retries: tries after the first.
+        cache: file of all answers; runs may share it.
+    """
+
+    url: str = field(compare=False)
+    model: str
+    tokenizer: Path
+    k: int = 10
+    prompt: str = BARE
+    batch_size: int = field(default=64, compare=False)
+    timeout: float = field(default=120.0, compare=False)
+    retries: int = field(default=8, compare=False)
+    cache: Path = field(default=Path("runs/labels.sqlite"), compare=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(
+                "url must begin with http:// or https:// and hold no user or password, got "
+                f"{parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()!r}"
+            )
+        check_prompt("prompt", self.prompt)
+        for name, least in (("k", FEWEST), ("batch_size", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0, got {self.timeout}")
+
+
+def connect(teacher: RemoteTeacher, tokenizer: TextTokenizer) -> Expert:
+    """The expert that `teacher` describes; nothing is asked yet.
+
+    Args:
+        teacher: where it is.
+        tokenizer: the teacher's own.
+
+    Raises:
+        ExpertError: the extra `remote` is not installed.
+        CacheError: the cache's file cannot be used.
+        ValueError: more tokens are asked for than there are.
+    """
+    try:
+        from textgen_env.experts.completions_client import Completions
+        from textgen_env.experts.remote import RemoteExpert
+    except ImportError as error:
+        raise ExpertError(
+            f"a remote teacher needs the extra remote, got none ({error}): run "
+            "`pip install 'textgen-env[remote]'`"
+        ) from error
+    server = Completions(
+        teacher.url, teacher.model, timeout=teacher.timeout, retries=teacher.retries
+    )
+    pretrained = isinstance(tokenizer, PretrainedTokenizer)
+    return RemoteExpert(
+        server,
+        tokenizer,
+        LabelCache(teacher.cache),
+        k=teacher.k,
+        batch_size=teacher.batch_size,
+        opening=tokenizer.conventions.prefix if pretrained else (),
+    )

@@ -1,0 +1,1 @@
+"""Generation: greedy decoding, sampling and beam search over any sequence model."""

@@ -1,0 +1,1 @@
+"""Acceleration: CUDA graphs, prepacked weights and the choice of a precision."""

@@ -1,0 +1,151 @@
+"""A Transformer as a folder of CTranslate2, and back as a writer.
+
+Its weights are laid out here, because CTranslate2 has no converter for the layout that
+`export_hf.py` chooses. Needs the extra `export`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from ctranslate2 import Translator
+from ctranslate2.specs import TransformerSpec
+from torch import Tensor, nn
+
+from textgen_env.models.export.common import (
+    NEVER,
+    ExportError,
+    Write,
+    exportable,
+    served_tokenizer,
+)
+from textgen_env.models.storage import CONFIG, TOKENIZER, Model
+from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
+from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
+
+Spec = Any  # a part of a specification: a bag of names that CTranslate2 checks itself
+VOCABULARY = "shared_vocabulary.json"
+
+
+def save_ctranslate2(
+    model: Model, tokenizer: TextTokenizer, folder: Path, precision: Literal["float32", "int8"]
+) -> None:
+    """Write `model` so that `ctranslate2.Translator` loads it, and a tokenizer beside it.
+
+    Args:
+        model: a Transformer.
+        tokenizer: its own.
+        folder: an existing one.
+        precision: of the weights; int8 has a scale for each row of a matrix.
+
+    Raises:
+        ExportError: the model is none that CTranslate2 knows.
+    """
+    spec = to_spec(exportable(model, tokenizer))
+    named = {index: piece for piece, index in tokenizer.pieces.items()}
+    pieces = [named.get(index, f"<unused {index}>") for index in range(model.vocab_size)]
+    spec.register_source_vocabulary(pieces)
+    spec.register_target_vocabulary(pieces)
+    pad, start, end = (pieces[index] for index in model.special)
+    config: Spec = spec.config
+    config.bos_token, config.eos_token, config.unk_token = start, end, pad
+    config.decoder_start_token = start
+    spec.validate()
+    spec.optimize(quantization=precision)
+    spec.save(str(folder))
+    if isinstance(tokenizer, Tokenizer):
+        served_tokenizer(tokenizer).save(str(folder / TOKENIZER))
+    else:
+        tokenizer.save(folder / TOKENIZER)
+
+
+def to_spec(model: Transformer) -> TransformerSpec:
+    """The same function of the same weights; CTranslate2 makes the same sinusoids by itself."""
+    size = model.config
+    embedding = model.embedding.weight.detach().clone()  # quantization writes over what it reads
+    spec: Spec = TransformerSpec.from_config(
+        (size.num_encoder_layers, size.num_decoder_layers), size.num_heads
+    )
+    spec.encoder.embeddings[0].weight = embedding
+    spec.decoder.embeddings.weight = spec.decoder.projection.weight = embedding
+    spec.decoder.projection.bias = torch.zeros(size.vocab_size)
+    spec.decoder.projection.bias[[model.special.pad, model.special.start]] = NEVER
+    _set_norm(spec.encoder.layer_norm, model.encoder_norm)
+    _set_norm(spec.decoder.layer_norm, model.decoder_norm)
+    for part, layer in zip(
+        spec.encoder.layer, cast("Iterable[EncoderLayer]", model.encoder), strict=True
+    ):
+        _set_layer(part, layer)
+    for part, layer in zip(
+        spec.decoder.layer, cast("Iterable[DecoderLayer]", model.decoder), strict=True
+    ):
+        _set_layer(part, layer)
+        read = layer.source_attention
+        _set_norm(part.attention.layer_norm, layer.source_norm)
+        query, key_value, out = part.attention.linear
+        _set_linear(query, read.query)
+        _set_linear(key_value, read.key_value)
+        _set_linear(out, read.out)
+    return spec
+
+
+def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
+    """What the model that `save_ctranslate2` wrote writes, in the precision of its weights.
+
+    CTranslate2 works with as many threads as torch. It answers an empty source with an empty text,
+    without asking the model.
+
+    Raises:
+        ExportError: a file is missing or damaged.
+    """
+    try:
+        translator = Translator(str(folder), intra_threads=torch.get_num_threads())
+        pieces, config = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in (VOCABULARY, CONFIG)
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{folder} must hold a model for CTranslate2, got: {error}") from error
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    pad = ids[config["unk_token"]]  # as `save_ctranslate2` has it
+
+    def write(source: Tensor, max_steps: int) -> Tensor:
+        texts = [[pieces[token] for token in row if token != pad] for row in source.tolist()]
+        results = translator.translate_batch(
+            texts,
+            beam_size=beam_size,
+            max_input_length=0,  # no limit
+            min_decoding_length=0,  # the end may come at once
+            max_decoding_length=max_steps,
+            return_end_token=True,
+        )
+        tokens = source.new_full((len(source), max_steps), pad)
+        for row, result in zip(tokens, results, strict=True):
+            written = [ids[piece] for piece in result.hypotheses[0]]
+            row[: len(written)] = torch.tensor(written)
+        return tokens
+
+    return write
+
+
+def _set_layer(part: Spec, layer: EncoderLayer | DecoderLayer) -> None:
+    """What both sides have: self-attention and the feed-forward net."""
+    own = part.self_attention
+    _set_norm(own.layer_norm, layer.attention_norm)
+    _set_linear(own.linear[0], layer.attention.query, layer.attention.key_value)
+    _set_linear(own.linear[1], layer.attention.out)
+    _set_norm(part.ffn.layer_norm, layer.feed_forward_norm)
+    inner, _, outer = layer.feed_forward
+    _set_linear(part.ffn.linear_0, cast("nn.Linear", inner))
+    _set_linear(part.ffn.linear_1, cast("nn.Linear", outer))
+
+
+def _set_linear(part: Spec, *layers: nn.Linear) -> None:
+    """One product for all `layers`, which read the same."""
+    part.weight = torch.cat([layer.weight.detach() for layer in layers])
+    part.bias = torch.cat([layer.bias.detach() for layer in layers])
+
+
+def _set_norm(part: Spec, norm: nn.LayerNorm) -> None:
+    part.gamma, part.beta = norm.weight.detach(), norm.bias.detach()

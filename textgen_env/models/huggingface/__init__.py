@@ -1,0 +1,1 @@
+"""Pretrained models of the transformers library behind the sequence-model interface."""

@@ -1,0 +1,1 @@
+"""Conformance checks for vector environments of text generation."""

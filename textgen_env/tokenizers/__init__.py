@@ -1,0 +1,1 @@
+"""Tokenizers: subword tokenizers trained here, and those of pretrained models."""
