@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textgen_agents.losses.labels import Dense
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
@@ -30,7 +30,7 @@ class Agent(ABC):
 
     needs_expert: ClassVar[bool] = True
     needs_distribution: ClassVar[bool] = True
-    pool: int = 1
+    batches_per_rollout: int = 1
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, if the expert cannot give what will be asked of it.
@@ -95,13 +95,13 @@ class Agent(ABC):
         progress: float,
         generator: torch.Generator,
         buffer: Buffer | None,
-    ) -> Experience:
-        """What the next `pool` updates learn from; by default what is collected for them.
+    ) -> LabelledBatch:
+        """Return what the updates of one rollout learn from; by default what is collected for them.
 
         The arguments are those of `collect`, and what `make_buffer` made with all that was added.
         """
         del buffer
-        return Experience(self.collect(indices, env, student, progress, generator))
+        return LabelledBatch(self.collect(indices, env, student, progress, generator))
 
     @abstractmethod
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:

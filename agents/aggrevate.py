@@ -18,7 +18,7 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import masked_mean
-from textgen_agents.rollouts.behaviors import chooser
+from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.rollout import student_or_data
 from textgen_env.envs.text_metrics import Texts, sentence_bleu
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -61,7 +61,7 @@ class AggreVaTe(Agent):
     ) -> Trajectories:
         """Beginnings of the student's texts; the last token of each is the deviation."""
         del progress
-        draw, best = chooser(Sampling(), env, generator), chooser(None, env, generator)
+        draw, best = token_sampler(Sampling(), env, generator), token_sampler(None, env, generator)
         texts = student_or_data(
             indices, env, student, beta=0.0, sampling=Sampling(), generator=generator
         )

@@ -15,8 +15,8 @@ from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import Divergence, forward_kl
 from textgen_agents.losses.labels import Dense, Label, Top1, check_smoothing, label_loss
 from textgen_agents.losses.objectives import token_loss
-from textgen_agents.rollouts.behaviors import Behavior, Gate, Gated, StepView, chooser
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.behaviors import Behavior, Gate, Gated, StepView, token_sampler
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_agents.rollouts.rollout import rollout, student_or_data
 from textgen_agents.rollouts.schedules import Exponential, Schedule
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -118,7 +118,7 @@ class MixedByExample(Agent):
 
     beta: Schedule = field(default_factory=Exponential)
     sampling: Sampling | None = None
-    pool: int = 4
+    batches_per_rollout: int = 4
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """The present beta."""
@@ -175,7 +175,7 @@ class WithExpert(Agent):
         progress: float,
         generator: torch.Generator,
         buffer: Buffer | None,
-    ) -> Experience:
+    ) -> LabelledBatch:
         """What is written as `behavior` says, with what the expert said meanwhile."""
         del progress, buffer
         return noted_rollout(env, self.behavior(env, generator), indices, student)
@@ -201,8 +201,8 @@ class GatedByExpert(WithExpert):
         """The student writes, and the expert as the gate says."""
         return Gated(
             gate=self.gate(env, generator),
-            student=chooser(self.sampling, env, generator),
-            expert=chooser(self.expert_sampling, env, generator),
+            student=token_sampler(self.sampling, env, generator),
+            expert=token_sampler(self.expert_sampling, env, generator),
         )
 
 
@@ -238,7 +238,7 @@ class WithBuffer(Agent):
 
 def noted_rollout(
     env: TextGenVectorEnv, behavior: Behavior, indices: Tensor, student: SequenceModel
-) -> Experience:
+) -> LabelledBatch:
     """A rollout with the environment's expert going along, and what it says meanwhile.
 
     Its logits at all states are held together, in its precision.
@@ -258,7 +258,7 @@ def noted_rollout(
         return behavior(view)
 
     trajectories = rollout(env, noting, indices, student, env.expert)
-    return Experience(trajectories, {"logits": torch.stack(noted, 1)})
+    return LabelledBatch(trajectories, {"logits": torch.stack(noted, 1)})
 
 
 @dataclass(frozen=True)

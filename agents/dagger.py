@@ -12,8 +12,8 @@ from torch import Tensor
 
 from textgen_agents.bases import WithBuffer, noted_rollout
 from textgen_agents.losses.labels import Dense, label_loss
-from textgen_agents.rollouts.behaviors import Gated, check_block, chooser, coins_for
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.behaviors import Gated, check_block, coins_for, token_sampler
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_agents.rollouts.rollout import student_or_data
 from textgen_agents.rollouts.schedules import Constant, Indicator, Schedule
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -27,9 +27,9 @@ from textgen_env.types import Trajectories
 class DAgger(WithBuffer):
     """Learn what the expert says at all states that it and the student came to so far.
 
-    Roll-in: a coin for each token, expert with probability beta, student otherwise; `pool` batches
-    are written together, added to the buffer, and as many rows are drawn from it. Label: the
-    expert's most probable token, as it was when the state was written.
+    Roll-in: a coin for each token, expert with probability beta, student otherwise;
+    `batches_per_rollout` batches are written together, added to the buffer, and as many rows are
+    drawn from it. Label: the expert's most probable token, as it was when the state was written.
     Loss: cross-entropy; with another label forward KL.
     Differs from the paper in: the oldest rows go once the buffer is full, and the student goes on
     learning between rollouts, there it is trained anew on everything after each of a few.
@@ -47,7 +47,7 @@ class DAgger(WithBuffer):
     beta: Schedule = field(default_factory=Indicator)
     sampling: Sampling | None = None
     block: int = 1
-    pool: int = 4
+    batches_per_rollout: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +82,7 @@ class DAgger(WithBuffer):
         progress: float,
         generator: torch.Generator,
         buffer: Buffer | None,
-    ) -> Experience:
+    ) -> LabelledBatch:
         """Rows of the buffer, to which what is written now was added."""
         assert buffer is not None, "`make_buffer` makes one"
         buffer.add(self._write(indices, env, student, progress, generator), env.expert)
@@ -99,19 +99,19 @@ class DAgger(WithBuffer):
         student: SequenceModel,
         progress: float,
         generator: torch.Generator,
-    ) -> Experience:
+    ) -> LabelledBatch:
         """What is written now, with the expert's logits if it went along."""
         beta = self.beta(progress)
         sampling = self.sampling
         if not beta:
-            return Experience(
+            return LabelledBatch(
                 student_or_data(
                     indices, env, student, beta=0.0, sampling=sampling, generator=generator
                 )
             )
         mixture = Gated(
             gate=coins_for(env, beta, generator, self.block),
-            student=chooser(sampling, env, generator),
-            expert=chooser(None, env, generator),
+            student=token_sampler(sampling, env, generator),
+            expert=token_sampler(None, env, generator),
         )
         return noted_rollout(env, mixture, indices, student)

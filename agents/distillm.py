@@ -22,7 +22,7 @@ from textgen_agents.losses.divergences import (
     skewed_reverse_kl,
 )
 from textgen_agents.losses.labels import Label, TopKWithTail, label_loss
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_agents.rollouts.rollout import student_or_data
 from textgen_agents.rollouts.schedules import Linear, Schedule
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -106,18 +106,18 @@ class DistiLLM(WithBuffer):
         progress: float,
         generator: torch.Generator,
         buffer: Buffer | None,
-    ) -> Experience:
+    ) -> LabelledBatch:
         """A batch of the data's, a new one of the student's, or one from the buffer."""
         assert buffer is not None, "`make_buffer` makes one"
         coin = float(torch.rand((), generator=generator))
         if coin >= self.student_fraction:
-            return Experience(self.collect(indices, env, student, progress, generator))
+            return LabelledBatch(self.collect(indices, env, student, progress, generator))
         if buffer.full and coin >= self.student_fraction * self.fresh(progress):
             return buffer.draw(len(indices), generator)
         written = student_or_data(
             indices, env, student, beta=0.0, sampling=self.sampling, generator=generator
         )
-        buffer.add(Experience(written), env.expert)
+        buffer.add(LabelledBatch(written), env.expert)
         return buffer.latest(len(indices))
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:

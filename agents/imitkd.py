@@ -19,9 +19,9 @@ from textgen_env.types import Trajectories
 class ImitKD(MixedByExample, OnTokens):
     """Learn the teacher's best token on the student's prefixes, the data's on the data's.
 
-    Roll-in: a coin for each example, data with probability beta, student otherwise; `pool` batches
-    are written together. Label: the data's token on data prefixes, the teacher's most probable one
-    on student prefixes. Loss: cross-entropy.
+    Roll-in: a coin for each example, data with probability beta, student otherwise;
+    `batches_per_rollout` batches are written together. Label: the data's token on data prefixes,
+    the teacher's most probable one on student prefixes. Loss: cross-entropy.
     Differs from the paper in: greedy roll-ins by default (its IWSLT runs sample from the best 5).
 
     Source: Lin et al. 2020, algorithm 1 and eq. 5, arXiv:2009.07253.

@@ -13,9 +13,9 @@ from textgen_agents.bases import MixedByExample, OnDistributions
 class ImitKDFull(MixedByExample, OnDistributions):
     """Match the teacher's next-token distribution on the student's and the data's prefixes.
 
-    Roll-in: a coin for each example, data with probability beta, student otherwise; `pool` batches
-    are written together. Label: the teacher's distribution. Loss: forward KL.
-    Differs from the paper in: nothing.
+    Roll-in: a coin for each example, data with probability beta, student otherwise;
+    `batches_per_rollout` batches are written together. Label: the teacher's distribution. Loss:
+    forward KL. Differs from the paper in: nothing.
 
     Source: Lin et al. 2020, algorithm 1 and eq. 6, arXiv:2009.07253.
     """

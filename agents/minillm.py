@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textgen_agents.bases import WithExpert
 from textgen_agents.losses.divergences import cross_entropy, masked_mean, reverse_kl
-from textgen_agents.rollouts.behaviors import Behavior, Gated, chooser, coins_for
+from textgen_agents.rollouts.behaviors import Behavior, Gated, coins_for, token_sampler
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
@@ -63,8 +63,8 @@ class MiniLLM(WithExpert):
         """Student and expert write, as a coin for each token says."""
         return Gated(
             gate=coins_for(env, self.beta, generator),
-            student=chooser(Sampling(), env, generator),
-            expert=chooser(Sampling(), env, generator),
+            student=token_sampler(Sampling(), env, generator),
+            expert=token_sampler(Sampling(), env, generator),
         )
 
     def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:

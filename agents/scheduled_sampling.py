@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textgen_agents.bases import OnTokens
 from textgen_agents.losses.objectives import data_actions
-from textgen_agents.rollouts.behaviors import Gated, StepView, check_block, chooser, coins_for
+from textgen_agents.rollouts.behaviors import Gated, StepView, check_block, coins_for, token_sampler
 from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.rollouts.schedules import Linear, Schedule
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -71,7 +71,7 @@ class ScheduledSampling(OnTokens):
             over = view.data_action == pad  # if noise has written over the data's end
             return over | (coins(view, proposal) & ~ends)
 
-        behavior = Gated(gate, chooser(self.sampling, env, generator))
+        behavior = Gated(gate, token_sampler(self.sampling, env, generator))
         return rollout(env, behavior, indices, student)
 
     def labels(self, trajectories: Trajectories, expert: Expert) -> Tensor:

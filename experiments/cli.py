@@ -36,7 +36,7 @@ from textgen_experiments.recipes.teacher import TeacherOptions, teacher
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER, Experiment
-from textgen_experiments.runs.malloc import keep_freed_memory
+from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.train import train_with_bar
 
 USAGE_ERROR = 2
@@ -86,7 +86,7 @@ def run_training(options: TrainOptions) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with code 2 and one line if the user is to mend something."""
-    keep_freed_memory()
+    retain_freed_memory()
     options = parse(_with_server(_hyphenated(list(sys.argv[1:] if argv is None else argv))))
     try:
         ACTIONS[type(options)](options)

@@ -70,7 +70,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Exposure:
+class ExposureBiasReport:
     """What the instruments say of one student; those that need a teacher are None without one.
 
     Attributes:
@@ -164,7 +164,7 @@ def exposure(
     tokenizer: TextTokenizer,
     teacher: Teacher | None,
     shares: Sequence[float] = SHARES,
-) -> Exposure:
+) -> ExposureBiasReport:
     """Read all instruments.
 
     Args:
@@ -178,7 +178,7 @@ def exposure(
     """
     hypotheses = tokenizer.decode(own.actions.tolist())
     references = [pair.reference for pair in pairs]
-    alone = Exposure(
+    alone = ExposureBiasReport(
         length_ratio=length_ratio(own, student.special),
         repetition_rate=repetition_rate(own),
         bleu_by_reference_length=bleu_by_length(hypotheses, references, references),

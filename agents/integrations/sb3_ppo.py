@@ -67,7 +67,7 @@ class PPOConfig:
     seed: int = 0
 
 
-class WriterPolicy(BasePolicy):
+class SequenceModelPolicy(BasePolicy):
     """A `SequenceModel` as an actor-critic policy that reads token ids as ids.
 
     The actor is the student itself: training changes its weights. It never writes PAD nor the start
@@ -184,7 +184,7 @@ def train_ppo(
     Source: Schulman et al. 2017, arXiv:1707.06347.
     """
     ppo = PPO(
-        WriterPolicy,  # pyright: ignore[reportArgumentType] # it offers what PPO asks of a policy
+        SequenceModelPolicy,  # pyright: ignore[reportArgumentType] # it offers what PPO asks of a policy
         VecMonitor(SB3VecEnv(env)),
         policy_kwargs={"student": student},
         n_steps=config.rollout_steps,

@@ -21,7 +21,9 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 LOG_ZERO = -1e5  # nats; below all that logits of +-1e4 can give, and 0 as a probability
 LARGEST_LOG_RATIO = 80.0  # whose exponential float32 still holds
-LARGE = 1 << 26  # logits: 256 MiB in float32, of which a divergence makes several copies
+CHUNK_ABOVE_NUMEL = (
+    1 << 26
+)  # logits: 256 MiB in float32, of which a divergence makes several copies
 
 
 def cross_entropy(
@@ -272,7 +274,7 @@ def by_parts(divergence: Divergence, student_logits: Tensor, teacher_logits: Ten
     Returns:
         (B, T) float32, as `divergence` gives it.
     """
-    if student_logits.numel() <= LARGE:
+    if student_logits.numel() <= CHUNK_ABOVE_NUMEL:
         return divergence(student_logits, teacher_logits)
     return chunked(divergence, student_logits, teacher_logits)
 

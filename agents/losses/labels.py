@@ -1,7 +1,7 @@
 """What is kept of an expert's answer, and how a student is compared with what was kept.
 
 The teacher is frozen, so an answer never goes stale: it is asked for once, as a `Label` says, and
-`Remembered` gives it again whenever a loss asks.
+`RecordedExpert` gives it again whenever a loss asks.
 """
 
 from collections.abc import Mapping
@@ -185,7 +185,7 @@ def label_loss(
     return masked_mean(losses, trajectories.mask)
 
 
-class Remembered(Expert):
+class RecordedExpert(Expert):
     """Gives answers that were kept, about the states that they were given for; asks nobody.
 
     Args:

@@ -61,7 +61,7 @@ def token_loss(
 
 
 @torch.no_grad()
-def gold_loss(model: SequenceModel, examples: Examples, *, batch_size: int = 64) -> float:
+def reference_loss(model: SequenceModel, examples: Examples, *, batch_size: int = 64) -> float:
     """Mean cross-entropy of a model on all tokens of the references, each after those before it.
 
     Args:

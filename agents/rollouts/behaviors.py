@@ -39,7 +39,7 @@ class StepView:
 
 
 Behavior = Callable[[StepView], tuple[Tensor, Tensor]]
-Choose = Callable[[Tensor], Tensor]
+TokenSampler = Callable[[Tensor], Tensor]
 """(K, V) logits -> (K,) int64, the token that their owner writes."""
 Gate = Callable[[StepView, Tensor], Tensor]
 """(what is known, (K,) int64 the student's proposals) -> (K,) bool, True where they stay."""
@@ -56,8 +56,8 @@ class Gated:
     """
 
     gate: Gate
-    student: Choose
-    expert: Choose | None = None
+    student: TokenSampler
+    expert: TokenSampler | None = None
 
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
         """(K,) int64 actions and (K,) int64 writers."""
@@ -71,7 +71,7 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class Coins:
+class TokenMask:
     """A coin for each token, tossed before the first one is written.
 
     Attributes:
@@ -88,9 +88,11 @@ class Coins:
 
 def coins_for(
     env: TextGenVectorEnv, beta: float, generator: torch.Generator, block: int = 1
-) -> Coins:
+) -> TokenMask:
     """Coins for one rollout of `env`; the arguments are those of `toss_blocks`."""
-    return Coins(toss_blocks(beta, (env.num_envs, env.max_steps), generator, block).to(env.device))
+    return TokenMask(
+        toss_blocks(beta, (env.num_envs, env.max_steps), generator, block).to(env.device)
+    )
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class OneWaySwitch:
         return ~over
 
 
-def by_example(by_student: Tensor, student: Choose, max_steps: int) -> Gated:
+def by_example(by_student: Tensor, student: TokenSampler, max_steps: int) -> Gated:
     """Each row is written from start to end by the student or by the data.
 
     Args:
@@ -170,10 +172,12 @@ def by_example(by_student: Tensor, student: Choose, max_steps: int) -> Gated:
 
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
-    return Gated(Coins(by_student[:, None].expand(-1, max_steps)), student)
+    return Gated(TokenMask(by_student[:, None].expand(-1, max_steps)), student)
 
 
-def chooser(sampling: Sampling | None, env: TextGenVectorEnv, generator: torch.Generator) -> Choose:
+def token_sampler(
+    sampling: Sampling | None, env: TextGenVectorEnv, generator: torch.Generator
+) -> TokenSampler:
     """How one of the writers chooses, with draws of its own on the environment's device.
 
     Args:

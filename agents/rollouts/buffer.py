@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_agents.losses.labels import Answers, Label, Remembered
+from textgen_agents.losses.labels import Answers, Label, RecordedExpert
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.types import SpecialTokens, Trajectories
@@ -24,7 +24,7 @@ ASKED = 64  # rows that the expert is asked about at a time
 
 
 @dataclass(frozen=True)
-class Experience:
+class LabelledBatch:
     """Trajectories to learn from, with the expert's answers as far as they are known.
 
     Attributes:
@@ -51,7 +51,7 @@ class Experience:
 
     def expert(self, asked: Expert) -> Expert:
         """Whom a loss asks about these trajectories: `asked`, unless the answers are here."""
-        return Remembered(asked.special, self.answers) if self.answers else asked
+        return RecordedExpert(asked.special, self.answers) if self.answers else asked
 
 
 class Buffer:
@@ -93,7 +93,7 @@ class Buffer:
         """Whether the next row takes the place of the oldest."""
         return self.added >= self.capacity
 
-    def add(self, experience: Experience, expert: Expert) -> None:
+    def add(self, experience: LabelledBatch, expert: Expert) -> None:
         """Store trajectories with their answers; `expert` is asked for those that are missing.
 
         In parts of similar length, because one long text widens its whole part.
@@ -108,11 +108,11 @@ class Buffer:
                 self._store(name, answer, slots)
         self.added += len(experience)
 
-    def latest(self, count: int) -> Experience:
+    def latest(self, count: int) -> LabelledBatch:
         """The `count` rows that were added last, in that order."""
         return self._take(torch.arange(self.added - count, self.added) % self.capacity)
 
-    def draw(self, count: int, generator: torch.Generator) -> Experience:
+    def draw(self, count: int, generator: torch.Generator) -> LabelledBatch:
         """`count` rows at random, each once before any comes twice.
 
         Args:
@@ -155,8 +155,8 @@ class Buffer:
         token = name in STATES and name not in ("writer", "mask")
         stored[slots] = F.pad(rows, sides, value=self.special.pad if token else 0)
 
-    def _take(self, slots: Tensor) -> Experience:
+    def _take(self, slots: Tensor) -> LabelledBatch:
         """The rows in these slots."""
         rows = {name: stored[slots.to(self.device)] for name, stored in self.stored.items()}
         trajectories = Trajectories(**{name: rows.pop(name) for name in self.states})
-        return Experience(trajectories, rows).trimmed(self.special)
+        return LabelledBatch(trajectories, rows).trimmed(self.special)

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_agents.rollouts.behaviors import Behavior, StepView, by_example, chooser, toss
+from textgen_agents.rollouts.behaviors import Behavior, StepView, by_example, token_sampler, toss
 from textgen_env import dynamics
-from textgen_env.envs.continuous_batching import SourceBank, places
+from textgen_env.envs.continuous_batching import PrefillPool, places
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling, look_every, rows_to_keep
-from textgen_env.models.cache_ops import looking_is_free
+from textgen_env.generation.decoding import Sampling, rows_to_keep, sync_interval
+from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.types import Examples, Trajectories, trimmed
 
@@ -53,7 +53,7 @@ def _written(
     expert: Expert | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What is written, who wrote it and whether it counts, (B,) each, step by step."""
-    special, every = env.special, look_every(env.device)
+    special, every = env.special, sync_interval(env.device)
     cache = student.start(examples.source, env.max_steps)
     along = None if expert is None else _Along(expert, examples.expert_source, env)
     rows = torch.arange(len(examples), device=env.device)  # that are still being written
@@ -128,19 +128,19 @@ def stream(
     references = F.pad(examples.reference, (0, 1), value=env.special.pad)
 
     def sources_at(place: Tensor) -> Tensor:
-        if not looking_is_free(env.device):
+        if not host_sync_is_free(env.device):
             return examples.source[place % count]
         left = place.clamp(max=count - 1).unique_consecutive()  # what comes after is not recorded
         return trimmed(examples.source[left], env.special)
 
-    bank = SourceBank(student.start, sources_at, env.max_steps)
+    bank = PrefillPool(student.start, sources_at, env.max_steps)
     slot = torch.arange(slots, device=env.device)
     place, coming = slot, slot[-1] + 1  # in that order: of each slot's example, of the next one
     cache = student.start(examples.source[place % count], env.max_steps)
     previous = torch.full_like(place, env.special.start)
     steps: list[tuple[Tensor, ...]] = []
     while int(place.min()) < count:
-        for _ in range(look_every(env.device)):
+        for _ in range(sync_interval(env.device)):
             logits, cache = student.step(previous, cache)
             position = shown["length"]
             data_action = references[place % count, position.clamp(max=references.shape[1] - 1)]
@@ -198,6 +198,6 @@ def student_or_data(
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
     by_student = toss(beta, len(indices), generator).to(env.device)
-    student_chooses = chooser(sampling, env, generator)
+    student_chooses = token_sampler(sampling, env, generator)
     behavior = by_example(by_student, student_chooses, env.max_steps)
     return rollout(env, behavior, indices, student)

@@ -6,7 +6,7 @@ BOUNDS = (
     (("updates", "batch_size", "accumulate", "evaluate_every"), "at least 1", lambda n: n >= 1),
     (("clip",), "above 0", lambda norm: norm > 0),
     (
-        ("learning_rate", "warmup", "weight_decay", "gold_weight", "ewc_weight"),
+        ("learning_rate", "warmup", "weight_decay", "reference_weight", "ewc_weight"),
         "at least 0",
         lambda value: value >= 0,
     ),
@@ -29,8 +29,8 @@ class LearnerConfig:
             al. 2017, section 5.3, arXiv:1706.03762).
         weight_decay: AdamW's.
         clip: largest norm of the gradient.
-        gold_weight: of the mean cross-entropy on the references' tokens after their own prefixes,
-            in a batch of its own, which is added to the agent's loss, at least 0.
+        reference_weight: of the mean cross-entropy on the references' tokens after their own
+            prefixes, in a batch of its own, which is added to the agent's loss, at least 0.
         ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
             they matter on the references' prefixes (`regularizers.EWC`), at least 0.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
@@ -45,7 +45,7 @@ class LearnerConfig:
     decay: float | None = 0.9
     weight_decay: float = 0.01
     clip: float = 1.0
-    gold_weight: float = 0.0
+    reference_weight: float = 0.0
     ewc_weight: float = 0.0
     evaluate_every: int = 200
     seed: int = 0

@@ -24,7 +24,7 @@ def this_device() -> torch.device:
     return device
 
 
-def let_shapes_vary(device: torch.device) -> None:
+def disable_cudnn_attention(device: torch.device) -> None:
     """Have attention on a CUDA `device` made by kernels that take any shape at once.
 
     cuDNN's make a plan for each shape, and batches of text have many. A pass of a Transformer of 6
@@ -47,4 +47,4 @@ def num_slots(agent: Agent, batch_size: int) -> int:
             f"batch_size must be divisible by the number of processes ({processes}), "
             f"got {batch_size}"
         )
-    return agent.pool * batch_size // processes
+    return agent.batches_per_rollout * batch_size // processes

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from textgen_agents.agent import Agent
-from textgen_agents.losses.objectives import gold_loss, token_loss
+from textgen_agents.losses.objectives import reference_loss, token_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
-from textgen_agents.rollouts.buffer import Experience
+from textgen_agents.rollouts.buffer import LabelledBatch
 from textgen_agents.training.checkpoint import (
     Counters,
     load_checkpoint,
@@ -29,11 +29,11 @@ from textgen_agents.training.checkpoint import (
     save_checkpoint,
 )
 from textgen_agents.training.config import LearnerConfig
-from textgen_agents.training.distributed import let_shapes_vary
-from textgen_agents.training.regularizers import EWC, ewc_tensors, gold_batch
+from textgen_agents.training.distributed import disable_cudnn_attention
+from textgen_agents.training.regularizers import EWC, ewc_tensors, reference_batch
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.models.acceleration.cuda_graph import captured
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model
 from textgen_env.types import Examples, Trajectories, Writer
 
@@ -80,14 +80,14 @@ class Learner:
     ) -> None:
         agent.check_expert(env.expert)
         _check_vocabulary(student, env)
-        let_shapes_vary(env.device)
+        disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
         self.precision, self.validation = precision, validation
         self.gold = env.examples if gold is None else gold.to(env.device)
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
-        self._captured = captured(self.actor)
+        self._captured = with_cuda_graphs(self.actor)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=config.learning_rate,
@@ -155,9 +155,9 @@ class Learner:
                 self._evaluate(evaluate, log)
         return self.counters
 
-    def rollouts(self) -> Iterator[Experience]:
-        """What `pool` updates learn from, from the present update on."""
-        config, pool = self.config, self.agent.pool
+    def rollouts(self) -> Iterator[LabelledBatch]:
+        """What `batches_per_rollout` updates learn from, from the present update on."""
+        config, pool = self.config, self.agent.batches_per_rollout
         lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
         first = self.counters.update
         batches = batch_indices(lengths, config.batch_size, config.seed, first)
@@ -178,9 +178,9 @@ class Learner:
     def _acting(self) -> Model:
         """A copy of the student as it is now, to act with."""
         copy_weights(self.student, self.actor)
-        return packed(self._captured)
+        return with_prepacked_weights(self._captured)
 
-    def learn(self, experience: Experience) -> Iterator[Record]:
+    def learn(self, experience: LabelledBatch) -> Iterator[Record]:
         """The updates that `experience` is for, each made when its figures are asked for."""
         return map(self._update, self._batches(experience))
 
@@ -192,12 +192,12 @@ class Learner:
         """A name for this process's own randomness."""
         return f"{purpose} of process {self.accelerator.process_index}"
 
-    def _batches(self, experience: Experience) -> Iterator[Experience]:
+    def _batches(self, experience: LabelledBatch) -> Iterator[LabelledBatch]:
         """What each update learns from, as long as there are updates left.
 
         Those of similar length come together, because one long text widens its whole batch.
         """
-        pool, update = self.agent.pool, self.counters.update
+        pool, update = self.agent.batches_per_rollout, self.counters.update
         lengths = experience.trajectories.mask.sum(1)
         by_length = lengths.argsort(stable=True).view(pool, -1)
         generator = generator_for(self.config.seed, "pool", update)
@@ -205,7 +205,7 @@ class Learner:
             if self.counters.update < self.config.updates:
                 yield experience.select(rows).trimmed(self.env.special)
 
-    def _update(self, batch: Experience) -> Record:
+    def _update(self, batch: LabelledBatch) -> Record:
         """One optimizer update; returns its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
@@ -243,14 +243,16 @@ class Learner:
             **self.agent.coefficients(update / config.updates),
         }
 
-    def _backward(self, batch: Experience) -> tuple[Tensor, int, Record]:
+    def _backward(self, batch: LabelledBatch) -> tuple[Tensor, int, Record]:
         """Gradients of the whole loss; its value, the actions counted, and what was added to it."""
         self.student.train()
         config, added = self.config, {}
         loss, tokens = self._add_mean(self._agent_loss, batch)
-        if config.gold_weight:
-            gold = self._gold_batch()
-            added["gold_term"], _ = self._add_mean(self._gold_loss, gold, config.gold_weight)
+        if config.reference_weight:
+            gold = self._reference_batch()
+            added["reference_term"], _ = self._add_mean(
+                self._reference_loss, gold, config.reference_weight
+            )
         if self.ewc is not None:
             share = config.ewc_weight / self.accelerator.num_processes
             added["ewc_term"] = self._add(share * self.ewc.penalty(self.student))
@@ -261,15 +263,15 @@ class Learner:
         terms = {name: self._sum(term) for name, term in added.items()}
         return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
 
-    def _gold_batch(self) -> Experience:
+    def _reference_batch(self) -> LabelledBatch:
         """This process's part of the task's pairs that are learned from beside the batch."""
         config, special = self.config, self.env.special
-        examples = gold_batch(self.gold, config.batch_size, config.seed, self.counters.update)
+        examples = reference_batch(self.gold, config.batch_size, config.seed, self.counters.update)
         own = examples.select(self._share(torch.arange(len(examples), device=self.env.device)))
-        return Experience(Trajectories.from_examples(own.trimmed(special), special))
+        return LabelledBatch(Trajectories.from_examples(own.trimmed(special), special))
 
     def _add_mean(
-        self, loss_of: Callable[[Experience], Tensor], batch: Experience, weight: float = 1.0
+        self, loss_of: Callable[[LabelledBatch], Tensor], batch: LabelledBatch, weight: float = 1.0
     ) -> tuple[Tensor, int]:
         """Add the gradients of `weight` times a mean over the batch's counted actions.
 
@@ -290,10 +292,10 @@ class Learner:
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _agent_loss(self, part: Experience) -> Tensor:
+    def _agent_loss(self, part: LabelledBatch) -> Tensor:
         return self.agent.loss(part.trajectories, self.student, part.expert(self.env.expert))
 
-    def _gold_loss(self, part: Experience) -> Tensor:
+    def _reference_loss(self, part: LabelledBatch) -> Tensor:
         states = part.trajectories
         return token_loss(states, self.student, states.actions)
 
@@ -309,7 +311,7 @@ class Learner:
     def _due(self) -> bool:
         """Whether an update just done, or one of its pool, calls for an evaluation."""
         update = self.counters.update
-        every = update % self.config.evaluate_every < self.agent.pool
+        every = update % self.config.evaluate_every < self.agent.batches_per_rollout
         return every or update == self.config.updates
 
     def _evaluate(
@@ -319,7 +321,9 @@ class Learner:
         counters, main = self.counters, self.accelerator.is_main_process
         (figures,) = broadcast_object_list([self._figures(evaluate) if main else {}])
         counters.validation.append(figures["bleu"])
-        counters.validation_losses += [figures["gold_loss"]] if "gold_loss" in figures else []
+        counters.validation_losses += (
+            [figures["reference_loss"]] if "reference_loss" in figures else []
+        )
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if not main:
             return
@@ -334,7 +338,7 @@ class Learner:
         actor = self._acting()
         figures = {"bleu": evaluate(actor)}
         if self.validation is not None:
-            figures["gold_loss"] = gold_loss(actor, self.validation)
+            figures["reference_loss"] = reference_loss(actor, self.validation)
         return figures
 
 

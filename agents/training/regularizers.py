@@ -1,10 +1,10 @@
 """What can be added to any agent's loss so that the student stays good on the data's prefixes.
 
 Who learns on prefixes of its own may forget what it could do on correct ones. Two remedies: to go
-on learning the references' tokens there (`gold_batch`), or to hold on to the weights that matter
-there (`EWC`). Both look at the task's own pairs, also where an agent learns from texts that the
-teacher has written. The learner adds them; the first is a mean over its own actions, whatever the
-agent's loss is a mean over.
+on learning the references' tokens there (`reference_batch`), or to hold on to the weights that
+matter there (`EWC`). Both look at the task's own pairs, also where an agent learns from texts that
+the teacher has written. The learner adds them; the first is a mean over its own actions, whatever
+the agent's loss is a mean over.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ from textgen_env.types import Examples, SpecialTokens, Trajectories
 FISHER_BATCHES = 100  # a chi-square variable each: a weight's Fisher information to about 14 %
 
 
-def gold_batch(gold: Examples, rows: int, seed: int, update: int) -> Examples:
+def reference_batch(gold: Examples, rows: int, seed: int, update: int) -> Examples:
     """`rows` of the task's pairs for one update, drawn evenly: the same whenever asked for."""
     draws = generator_for(seed, "gold", update)
     return gold.select(torch.randint(len(gold), (rows,), generator=draws).to(gold.source.device))

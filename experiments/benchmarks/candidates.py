@@ -19,8 +19,8 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_experiments.benchmarks.losses import memory, return_freed_memory
-from textgen_experiments.benchmarks.worker_process import InOwnProcess
-from textgen_experiments.models.formats import load_writer, save_as
+from textgen_experiments.benchmarks.worker_process import WorkerProcess
+from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
 
@@ -35,7 +35,7 @@ VARIANTS = 64  # that a step is compiled in at most: for one row, for a cache wi
 
 
 @dataclass(frozen=True)
-class Contestant:
+class BenchmarkCase:
     """A model in one setting: all that another process needs to load it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Contestant:
             model = load_model(self.folder, DTYPES[self.precision])
             return partial(greedy, Compiled(model))
         exported = self.engine == "ctranslate2"  # has the precision that it was exported in
-        return load_writer(self.folder, precision="float32" if exported else self.precision)
+        return load_generator(self.folder, precision="float32" if exported else self.precision)
 
     def load_beside_others(self) -> Write:
         """The same, apart from others in this process where they would slow each other."""
@@ -93,7 +93,7 @@ class Compiled:
 
 def contestants(
     models: Mapping[Path, str], settings: Sequence[tuple[Engine, Precision]], exports: Path
-) -> Iterator[Contestant]:
+) -> Iterator[BenchmarkCase]:
     """Each model in each setting that it can run in.
 
     Args:
@@ -112,11 +112,11 @@ def contestants(
                 loaded.mkdir()
                 assert precision != "bfloat16", "PRECISIONS has no such setting"
                 save_as(engine, model, tokenizer, loaded, precision=precision)
-            yield Contestant(name, folder, num_parameters(model), engine, precision, loaded)
+            yield BenchmarkCase(name, folder, num_parameters(model), engine, precision, loaded)
 
 
 @dataclass
-class Passes:
+class TimedGeneration:
     """Writes the same batches again and again.
 
     Attributes:
@@ -148,7 +148,7 @@ class Passes:
 
 
 def peak_memory(
-    contestant: Contestant, batches: Sequence[Tensor], max_steps: int
+    contestant: BenchmarkCase, batches: Sequence[Tensor], max_steps: int
 ) -> list[float | None]:
     """MiB at the highest, up to the end of each batch, in a process of the contestant's own.
 
@@ -165,7 +165,7 @@ def peak_memory(
 
 
 def _peaks(
-    contestant: Contestant, batches: Sequence[Tensor], max_steps: int, threads: int
+    contestant: BenchmarkCase, batches: Sequence[Tensor], max_steps: int, threads: int
 ) -> list[float | None]:
     torch.set_num_threads(threads)
     return_freed_memory()
@@ -192,11 +192,11 @@ def load_apart(folder: Path) -> Write:
     CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one
     process they are more than there are cores, stop waiting actively, and slow each other.
     """
-    write = InOwnProcess(_lists_writer, folder)
+    write = WorkerProcess(_lists_writer, folder)
     return lambda source, max_steps: torch.tensor(write(source.tolist(), max_steps))
 
 
 def _lists_writer(folder: Path) -> Callable[[list[list[int]], int], list[list[int]]]:
     """The same here, from lists to lists."""
-    write = load_writer(folder)
+    write = load_generator(folder)
     return lambda source, max_steps: write(torch.tensor(source), max_steps).tolist()

@@ -103,9 +103,9 @@ def measure(
     if teacher is not None:
         expert = NeuralExpert(build_model(replace(teacher, vocab_size=vocab_size), 0).eval())
     agent = _at_its_mean(experiment.agent)
-    task = _random_task(vocab_size, source_tokens, target_tokens, agent.pool * rows)
-    env = learning_env(task, agent.pool * rows, expert)
-    updates = 2 * agent.pool
+    task = _random_task(vocab_size, source_tokens, target_tokens, agent.batches_per_rollout * rows)
+    env = learning_env(task, agent.batches_per_rollout * rows, expert)
+    updates = 2 * agent.batches_per_rollout
     config = replace(
         experiment.learner, updates=updates, batch_size=rows, accumulate=1, evaluate_every=updates
     )

@@ -25,15 +25,15 @@ from textgen_env.tasks.task import TextTask, encode
 from textgen_env.types import SpecialTokens, trimmed
 from textgen_experiments.benchmarks.candidates import (
     PRECISIONS,
-    Contestant,
+    BenchmarkCase,
     Engine,
-    Passes,
     Precision,
+    TimedGeneration,
     contestants,
     peak_memory,
 )
 from textgen_experiments.evaluation.results import setting, write_json
-from textgen_experiments.evaluation.timing import in_turn, ratio
+from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
@@ -164,8 +164,8 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
 
 
 def measure(
-    entrants: Sequence[Contestant], base: Path, task: TextTask, options: BenchmarkDecodeOptions
-) -> list[tuple[Contestant, DecodeRow]]:
+    entrants: Sequence[BenchmarkCase], base: Path, task: TextTask, options: BenchmarkDecodeOptions
+) -> list[tuple[BenchmarkCase, DecodeRow]]:
     """A row for each batch size and contestant.
 
     Args:
@@ -195,10 +195,10 @@ def measure(
         writers = {entrant: entrant.load_beside_others() for entrant in entrants}
         for size, parts in batches.items():
             group = {
-                entrant: Passes(write, parts, max_steps, special.pad)
+                entrant: TimedGeneration(write, parts, max_steps, special.pad)
                 for entrant, write in writers.items()
             }
-            rates = in_turn(group, options.rounds)
+            rates = interleaved_rates(group, options.rounds)
             bases = {each.setting: rates[each] for each in entrants if each.model == base}
             for entrant, passes in group.items():
                 row = decode_row(
@@ -215,8 +215,8 @@ def measure(
 
 
 def decode_row(
-    entrant: Contestant,
-    passes: Passes,
+    entrant: BenchmarkCase,
+    passes: TimedGeneration,
     rates: Sequence[float],
     *,
     base: Sequence[float] | None,

@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from textgen_agents.rollouts.behaviors import by_example, chooser
+from textgen_agents.rollouts.behaviors import by_example, token_sampler
 from textgen_agents.rollouts.rollout import rollout, stream
 from textgen_env.envs.rewards import no_reward, sentence_bleu
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.generation.decoding import greedy, next_action
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
-from textgen_experiments.evaluation.timing import Work, in_turn, ratio
+from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 
@@ -109,10 +109,10 @@ def benchmark_env(options: BenchmarkEnvOptions) -> None:
     table = Table(title=f"{options.sentences} texts in {options.slots} slots, float32")
     for name in ("what", "a second", "ratio", "asked"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    model = packed(load_model(folder, torch.float32))
+    model = with_prepacked_weights(load_model(folder, torch.float32))
     stepping = steppers(task, examples, options.stepping_slots, options.stepping_steps)
     for group in (stepping, writers(task, model, examples, options.slots)):
-        rates = in_turn(group, options.rounds)
+        rates = interleaved_rates(group, options.rounds)
         for name, own in rates.items():
             table.add_row(name, f"{statistics.median(own):,.0f}")
         table.add_section()
@@ -167,7 +167,7 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
     env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
     batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()
     student = torch.ones(slots, dtype=torch.bool)
-    greedily = chooser(None, batched, torch.Generator())
+    greedily = token_sampler(None, batched, torch.Generator())
     behavior = by_example(student, greedily, batched.max_steps)
     batches = torch.arange(len(examples)).split(slots)
     sources = [examples.select(batch).trimmed(model.special).source for batch in batches]

@@ -2,7 +2,7 @@
 
 Both project hidden states onto the vocabulary, take the forward KL and its gradient, each in a
 process of its own, whose peak the kernel (Linux) tells. It leaves out the rest of the model, and
-the holes in the heap that `keep_freed_memory` trades for speed.
+the holes in the heap that `retain_freed_memory` trades for speed.
 """
 
 import ctypes

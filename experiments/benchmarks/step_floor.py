@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model
 from textgen_experiments.models.generate import model_folder
@@ -33,7 +33,7 @@ PRODUCTS = (
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
 )
-PACKED = "mkldnn::_linear_pointwise"  # the product of models that `packed` made
+PACKED = "mkldnn::_linear_pointwise"  # the product of models that `with_prepacked_weights` made
 
 Shape = tuple[int, ...]
 """(rows, inner, outer) of a matrix product; how many an operator makes stands before, if many."""
@@ -64,7 +64,7 @@ def benchmark(options: BenchmarkOptions) -> None:
         table.add_column(name, justify="left" if name in ("model", "precision") else "right")
     for path in options.models:
         for precision in options.precisions:
-            model = packed(load_model(model_folder(path), DTYPES[precision]))
+            model = with_prepacked_weights(load_model(model_folder(path), DTYPES[precision]))
             step, floor = step_and_floor(model, options.batch_size, DTYPES[precision])
             rate, most = options.batch_size / step, options.batch_size / floor
             table.add_row(
@@ -108,7 +108,7 @@ def products_seconds(shapes: Mapping[Shape, int], dtype: torch.dtype) -> float:
             ways = [partial(torch.bmm, mat2=torch.ones(*many, inner, outer, dtype=dtype))]
         else:
             layer = nn.Linear(inner, outer, bias=False, dtype=dtype)
-            ways = [layer, packed(layer)]
+            ways = [layer, with_prepacked_weights(layer)]
         total += count * min(_median_seconds(partial(way, left)) for way in ways)
     return total
 

@@ -10,7 +10,7 @@ import torch
 T = TypeVar("T")
 
 
-class InOwnProcess(Generic[T]):
+class WorkerProcess(Generic[T]):
     """What `make(*arguments)` gives, made and called in a process with as many threads as this one.
 
     Args:

@@ -9,12 +9,12 @@ import torch
 import tyro
 
 from textgen_agents.evaluation.exposure_bias import written_by
-from textgen_agents.evaluation.exposure_report import Exposure, Teacher, exposure
+from textgen_agents.evaluation.exposure_report import ExposureBiasReport, Teacher, exposure
 from textgen_agents.evaluation.quality import Quality, bootstrap, score
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import Decoder, greedy
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode, in_tokens_of
 from textgen_env.tokenizers.subword import same_pieces
@@ -72,7 +72,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ModelScores:
     """A model and what it writes for the test split.
 
     Attributes:
@@ -199,7 +199,7 @@ def run_entry(name: str, folder: Path, run: Run, outcome: Outcome, task: TextTas
         agent=agent_name(run.experiment.agent),
         precision=run.precision,
         seed=run.experiment.learner.seed,
-        model=packed(load_model(folder / "model", run.dtype)),
+        model=with_prepacked_weights(load_model(folder / "model", run.dtype)),
         task=task,
         outcome=outcome,
     )
@@ -207,12 +207,12 @@ def run_entry(name: str, folder: Path, run: Run, outcome: Outcome, task: TextTas
 
 def teacher_entry(folder: Path, run: Run, task: TextTask) -> Entry:
     """A run's teacher, for the first line; `task` may be in other tokens than its own."""
-    model = packed(load_model(folder, run.dtype))
+    model = with_prepacked_weights(load_model(folder, run.dtype))
     own = in_tokens_of(load_tokenizer(folder), task)
     return Entry(TEACHER, TEACHER, run.precision, None, model, own, None)
 
 
-def judge(entry: Entry, *, beam_size: int = 1, batch_size: int = 64) -> Judged:
+def judge(entry: Entry, *, beam_size: int = 1, batch_size: int = 64) -> ModelScores:
     """Write and score the test split, greedily and, with a beam above 1, by beam search.
 
     Args:
@@ -236,11 +236,11 @@ def judge(entry: Entry, *, beam_size: int = 1, batch_size: int = 64) -> Judged:
         return written, hypotheses, score(hypotheses, references)
 
     *_, beam = texts(decoder_of(beam_size)) if beam_size > 1 else (None,)
-    return Judged(entry, *texts(greedy), beam)
+    return ModelScores(entry, *texts(greedy), beam)
 
 
 def table(
-    judged: Sequence[Judged],
+    judged: Sequence[ModelScores],
     baseline: int | None = None,
     *,
     beam_size: int = 1,
@@ -294,7 +294,7 @@ def _reader(entry: Entry) -> Reader:
     return Reader(entry.model, source, entry.task.max_target_length)
 
 
-def _samples(judged: Judged, task: TextTask, teachers: Sequence[str] | None) -> list[Sample]:
+def _samples(judged: ModelScores, task: TextTask, teachers: Sequence[str] | None) -> list[Sample]:
     """The test pairs with what the teacher, if there is one, and the student wrote."""
     return [
         Sample(pair.source, pair.reference, by_teacher, hypothesis)
@@ -304,7 +304,7 @@ def _samples(judged: Judged, task: TextTask, teachers: Sequence[str] | None) -> 
     ]
 
 
-def _figures(row: Row, found: Exposure) -> dict[str, float]:
+def _figures(row: Row, found: ExposureBiasReport) -> dict[str, float]:
     """All figures of a row, and one of each instrument."""
     named = {name: value for name, value in row.to_json().items() if isinstance(value, float)}
     beam = {} if row.beam is None else {"beam_bleu": row.beam.bleu}

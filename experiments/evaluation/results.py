@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from textgen_agents.evaluation.exposure_report import Exposure
+from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality
 from textgen_env.tasks.task import TextTask
 from textgen_experiments.runs.folder import RunError, write_text
@@ -173,7 +173,7 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     write_text(path, "".join(lines))
 
 
-def write_exposure(path: Path, exposure: Exposure) -> None:
+def write_exposure(path: Path, exposure: ExposureBiasReport) -> None:
     """Write `exposure.json`."""
     write_json(path, asdict(exposure))
 

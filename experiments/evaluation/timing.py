@@ -39,12 +39,12 @@ class Speed:
 
 def compare(group: Mapping[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
     """Median rate a second of each, and the median of its ratios to the first one."""
-    rates = in_turn(group, rounds)
+    rates = interleaved_rates(group, rounds)
     first = next(iter(rates.values()))
     return {name: (statistics.median(own), ratio(own, first)) for name, own in rates.items()}
 
 
-def in_turn(group: Mapping[Name, Work], rounds: int) -> dict[Name, list[float]]:
+def interleaved_rates(group: Mapping[Name, Work], rounds: int) -> dict[Name, list[float]]:
     """Rates a second of each, by round, after a round that is not counted.
 
     Every other round goes backwards, so that none always follows the same one.

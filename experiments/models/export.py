@@ -17,7 +17,7 @@ from textgen_env.models.export.common import ExportError, Write
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode
-from textgen_experiments.models.formats import Format, extra, load_writer, save_as
+from textgen_experiments.models.formats import Format, extra, load_generator, save_as
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.run_log import console
 
@@ -101,7 +101,7 @@ def read_back(name: Format, model: Model, folder: Path) -> Write:
     A pretrained model, causal or not, is loaded by `transformers` and decoded by this project.
     """
     if name != "hf" or isinstance(model, HuggingFaceModel):
-        return load_writer(folder)
+        return load_generator(folder)
     with extra("export"):
         from textgen_env.models.export.huggingface import load_hf
     return load_hf(folder)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from textgen_env.generation.beam_search import decoder_of
-from textgen_env.models.acceleration.cuda_graph import captured
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.export.common import ExportError, Write
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_model, save_model
@@ -31,7 +31,7 @@ def format_of(folder: Path) -> Format | None:
     return next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
 
 
-def load_writer(
+def load_generator(
     folder: Path, *, beam_size: int = 1, precision: str = "float32", device: str = "cpu"
 ) -> Write:
     """What the model in `folder` writes; any model of `transformers` by this project's decoding.
@@ -54,7 +54,7 @@ def load_writer(
             from textgen_env.models.export.ctranslate2 import load_ctranslate2
         return load_ctranslate2(folder, beam_size)
     model = load_model(folder, DTYPES[precision]).to(device)
-    return partial(decoder_of(beam_size), packed(captured(model)))
+    return partial(decoder_of(beam_size), with_prepacked_weights(with_cuda_graphs(model)))
 
 
 def save_as(

@@ -11,7 +11,7 @@ import tyro
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
-from textgen_experiments.models.formats import format_of, load_writer
+from textgen_experiments.models.formats import format_of, load_generator
 from textgen_experiments.runs.experiment import TASKS
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
@@ -45,7 +45,7 @@ def generate(options: GenerateOptions) -> None:
     """Write one line for each line read; an empty line for an empty one."""
     folder = model_folder(options.model)
     tokenizer = load_tokenizer(folder)
-    write = load_writer(folder, beam_size=options.beam_size, precision=options.precision)
+    write = load_generator(folder, beam_size=options.beam_size, precision=options.precision)
     while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
         written = iter([])

@@ -13,7 +13,7 @@ from textgen_experiments.evaluation.results import RESULTS, show, write_results
 from textgen_experiments.recipes import configs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.experiment import Experiment, agent_name
-from textgen_experiments.runs.parallel import train_side_by_side
+from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.run_log import console
 
 SETTING = (
@@ -57,7 +57,7 @@ def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setti
         setting: what the table's title says of them.
     """
     runs = {output / name: experiment for name, experiment in experiments.items()}
-    train_side_by_side(dict(reversed(runs.items())))
+    train_in_parallel(dict(reversed(runs.items())))
     task, rows = judge_runs(list(runs))
     show(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)

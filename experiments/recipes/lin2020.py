@@ -65,7 +65,7 @@ def iwslt14(agent: Agent) -> Experiment:
         task=IWSLT14,
         teacher=None,
         student=RecurrentConfig(width=368, num_encoder_layers=2, num_decoder_layers=2),
-        agent=_mixing(agent, base=200.0, pool=4, sampling=Sampling(top_k=5)),
+        agent=_mixing(agent, base=200.0, batches_per_rollout=4, sampling=Sampling(top_k=5)),
         learner=_noam(
             factor, warmup=warmup, updates=80_000, batch_size=128, clip=5.0, evaluate_every=1000
         ),
@@ -99,7 +99,7 @@ def wmt16(agent: Agent) -> Experiment:
         task=WMT16,
         teacher=None,
         student=RecurrentConfig(width=592, num_encoder_layers=4, num_decoder_layers=4),
-        agent=_mixing(agent, base=2.0 if _starred(agent) else 200.0, pool=1),
+        agent=_mixing(agent, base=2.0 if _starred(agent) else 200.0, batches_per_rollout=1),
         learner=_epochs_of_wmt16(WMT16_PAIRS, batch_size=512),
         validation_pairs=1000,
     )
@@ -122,7 +122,7 @@ def cnn_dailymail(agent: Agent) -> Experiment:
         task=CNN_DAILYMAIL,
         teacher=None,
         student=RecurrentConfig(width=368, num_encoder_layers=2, num_decoder_layers=2),
-        agent=_mixing(agent, base=10.0, pool=4),
+        agent=_mixing(agent, base=10.0, batches_per_rollout=4),
         learner=_noam(
             0.1, warmup=2000, updates=200_000, batch_size=32, clip=5.0, evaluate_every=2000
         ),
@@ -163,12 +163,16 @@ PAPER: dict[str, Callable[[Agent], Experiment]] = {
 }
 
 
-def _mixing(agent: Agent, *, base: float, pool: int, sampling: Sampling | None = None) -> Agent:
+def _mixing(
+    agent: Agent, *, base: float, batches_per_rollout: int, sampling: Sampling | None = None
+) -> Agent:
     """The agent as the paper lets it mix prefixes; `sampling` is of those that learn one token."""
     if not isinstance(agent, MixedByExample):
         return agent
     draws = sampling if isinstance(agent, ImitKD | ImitKDStar) else None
-    return replace(agent, beta=Exponential(base), pool=pool, sampling=draws)
+    return replace(
+        agent, beta=Exponential(base), batches_per_rollout=batches_per_rollout, sampling=draws
+    )
 
 
 def _starred(agent: Agent) -> bool:

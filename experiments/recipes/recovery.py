@@ -156,7 +156,7 @@ def train(
     """A student after its training; `advance` is called for every update and at the end."""
     vocab_size = task.tokenizer.vocab_size
     expert = ScriptedExpert(recovery_policy, vocab_size)
-    env = learning_env(task, agent.pool * learner.batch_size, expert, noise=slips)
+    env = learning_env(task, agent.batches_per_rollout * learner.batch_size, expert, noise=slips)
     env.reset(seed=learner.seed)
     student = build_model(replace(STUDENT, vocab_size=vocab_size), learner.seed)
     at_the_end = replace(learner, evaluate_every=learner.updates)

@@ -22,12 +22,12 @@ from textgen_agents.evaluation.quality import LENGTHS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.models.storage import load_tokenizer
-from textgen_experiments.evaluation.scores import Judged, read_judged, train_and_judge
+from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_judge
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import write_text
-from textgen_experiments.runs.parallel import train_side_by_side
+from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import PREPARED, Outcome, Show, read_outcome
 
@@ -105,11 +105,11 @@ class Row:
         bleu: mean over seeds.
         bleu_error: standard error of the mean; None of one seed.
         chrf: mean over seeds.
-        bleu_by_length: means over seeds, as in `Judged`.
+        bleu_by_length: means over seeds, as in `ModelScores`.
         better: seeds in which it is significantly better than seqkd (paired bootstrap).
         worse: seeds in which it is significantly worse.
-        own_agreement: mean over seeds, in [0, 1].
-        gold_agreement: mean over seeds, in [0, 1].
+        student_prefix_agreement: mean over seeds, in [0, 1].
+        reference_prefix_agreement: mean over seeds, in [0, 1].
         teacher_tokens: states asked about, mean over seeds.
         train_seconds: mean over seeds, on one core of the machine; mle's first half included.
     """
@@ -122,8 +122,8 @@ class Row:
     bleu_by_length: list[float | None]
     better: int
     worse: int
-    own_agreement: float
-    gold_agreement: float
+    student_prefix_agreement: float
+    reference_prefix_agreement: float
     teacher_tokens: float
     train_seconds: float
 
@@ -131,8 +131,8 @@ class Row:
 def study(options: StudyOptions) -> None:
     """Train and judge all runs, print the table, write `results.json`, `tables.md`, `pairs.png`."""
     runs = study_runs(options)
-    train_side_by_side(starting_runs(options))
-    train_side_by_side(runs, train_and_judge_one)
+    train_in_parallel(starting_runs(options))
+    train_in_parallel(runs, train_and_judge_one)
     rows = summarize(options, runs)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
@@ -221,7 +221,7 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
     seeds = range(options.seeds)
     folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
     starts = [folder_of(options, START, pairs, seed) for seed in seeds if agent in STARTED]
-    judged = [read_judged(folder) for folder in folders]
+    judged = [read_scores(folder) for folder in folders]
     outcomes = [read_outcome(folder) for folder in folders]
     seconds = [each.train_seconds for each in (*outcomes, *map(read_outcome, starts))]
     better = worse = 0
@@ -229,13 +229,13 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
         baseline = folder_of(options, BASELINE, pairs, seed)
         if agent == BASELINE or not baseline.exists():
             continue
-        other = read_judged(baseline)
+        other = read_scores(baseline)
         p_value = paired_bootstrap(other.hypotheses, each.hypotheses, references)
         better += p_value < SIGNIFICANT and each.bleu > other.bleu
         worse += p_value < SIGNIFICANT and each.bleu < other.bleu
     bleu = [each.bleu for each in judged]
 
-    def mean(value: Callable[[Judged], float]) -> float:
+    def mean(value: Callable[[ModelScores], float]) -> float:
         return statistics.mean(map(value, judged))
 
     return Row(
@@ -250,8 +250,8 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
         ],
         better=better,
         worse=worse,
-        own_agreement=mean(lambda each: each.own_agreement),
-        gold_agreement=mean(lambda each: each.gold_agreement),
+        student_prefix_agreement=mean(lambda each: each.student_prefix_agreement),
+        reference_prefix_agreement=mean(lambda each: each.reference_prefix_agreement),
         teacher_tokens=statistics.mean(each.teacher_tokens_queried for each in outcomes),
         train_seconds=sum(seconds) / len(folders),
     )
@@ -266,8 +266,8 @@ def cells(options: StudyOptions, row: Row) -> list[str]:
         f"{row.bleu:.1f}{error}",
         f"{row.chrf:.1f}",
         "" if baseline else f"{row.better} / {row.worse} of {options.seeds}",
-        f"{row.own_agreement:.1%}",
-        f"{row.gold_agreement:.1%}",
+        f"{row.student_prefix_agreement:.1%}",
+        f"{row.reference_prefix_agreement:.1%}",
         *("" if bleu is None else f"{bleu:.1f}" for bleu in row.bleu_by_length),
         f"{row.teacher_tokens / 1e6:.2f} M",
         f"{row.train_seconds:.0f}",

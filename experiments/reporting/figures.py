@@ -57,8 +57,12 @@ def learning(runs: Sequence[ReportedRun]) -> list[Chart]:
         ("loss", "Loss", _axis("each agent's own loss", rangemode="tozero")),
         ("student_share", "Tokens that the student wrote", _axis("share of the prefixes", **SHARE)),
         ("beta", "Beta", _axis("chance of data or expert", **SHARE)),
-        ("own_agreement", "Agreement on its own prefixes", _axis(ALIKE, **SHARE)),
-        ("gold_agreement", "Agreement on the references' prefixes", _axis(ALIKE, **SHARE)),
+        ("student_prefix_agreement", "Agreement on its own prefixes", _axis(ALIKE, **SHARE)),
+        (
+            "reference_prefix_agreement",
+            "Agreement on the references' prefixes",
+            _axis(ALIKE, **SHARE),
+        ),
     )
     return [
         line_chart(

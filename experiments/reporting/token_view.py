@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textgen_agents.evaluation.exposure_bias import written_by
 from textgen_env.experts.expert import Expert, NeuralExpert
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Pair, Task, encode, text_hash
@@ -121,7 +121,8 @@ def _read_run(run: ReportedRun, places: Sequence[int]) -> list[list[Token]]:
             f"run `textgen evaluate {run.folder}` again"
         )
     student, teacher = (
-        packed(load_model(path, run.run.dtype)) for path in (folder, experiment.teacher)
+        with_prepacked_weights(load_model(path, run.run.dtype))
+        for path in (folder, experiment.teacher)
     )
     texts = read_tokens(student, NeuralExpert(teacher), task, [task.test[i] for i in places])
     same = sum(

@@ -7,7 +7,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 LARGEST_INT = 2**31 - 1
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Tell glibc not to return freed memory to the kernel.
 
     By default each large tensor is mapped anew and its pages are faulted in and zeroed: a training

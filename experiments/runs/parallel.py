@@ -20,7 +20,7 @@ import torch
 from textgen_agents.training.learner import Record
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
-from textgen_experiments.runs.malloc import keep_freed_memory
+from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.run_log import Bars, console
 from textgen_experiments.runs.train import Outcome, Show, train
 
@@ -29,7 +29,7 @@ Work = Callable[[Experiment, Path, Show], Outcome]
 LOOK_EVERY = 0.2  # seconds
 
 
-def train_side_by_side(runs: Mapping[Path, Experiment], work: Work = train) -> None:
+def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> None:
     """Train all `runs`, by folder, or go on with them; those that take longest had best come first.
 
     With CUDA one after the other, each with the whole device.
@@ -91,7 +91,7 @@ def _work(
     work: Work, experiment: Experiment, folder: Path, threads: int, reports: "Queue[Report]"
 ) -> Outcome:
     """What a process does; what it would say of its own is in the run's files."""
-    keep_freed_memory()
+    retain_freed_memory()
     torch.set_num_threads(threads)
     console.quiet = True
     return work(

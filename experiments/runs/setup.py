@@ -9,11 +9,11 @@ from textgen_agents.imitkd import ImitKD
 from textgen_agents.seqinter import SeqInter
 from textgen_agents.seqkd import SeqKD
 from textgen_agents.training.distributed import this_device
-from textgen_env.experts.cross_tokenizer import RetokenizingExpert
+from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.experts.remote_config import connect
-from textgen_env.models.acceleration.cuda_graph import captured
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
@@ -98,14 +98,14 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
         expert = connect(experiment.server, tokenizer)
     elif experiment.teacher:
         teacher = load_model(experiment.teacher, run.dtype).to(this_device())
-        expert = NeuralExpert(packed(captured(teacher)))
+        expert = NeuralExpert(with_prepacked_weights(with_cuda_graphs(teacher)))
     else:
         return NoExpert(tokenizer.special)
     if tokenizers.teacher is None:
         return expert
     references = tokenizers.teacher.encode_targets([pair.reference for pair in task.train])
     longest = max(map(len, references)) + 1
-    return RetokenizingExpert(
+    return CrossTokenizerExpert(
         expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
     )
 

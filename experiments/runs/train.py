@@ -15,8 +15,8 @@ from textgen_agents.evaluation.quality import bleu
 from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
 from textgen_agents.training.distributed import num_slots, this_device, this_process
 from textgen_agents.training.learner import Learner, Record
-from textgen_env.envs.validation import fitted
-from textgen_env.experts.cross_tokenizer import RetokenizingExpert
+from textgen_env.envs.validation import match_vocabulary
+from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
 from textgen_env.models.acceleration.precision import measure_precision, onednn_float32
 from textgen_env.models.storage import Model, save_model
@@ -127,7 +127,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         task = take_train_pairs(task, experiment.train_pairs)
     if experiment.server:
         task = with_expert_prompts(task, experiment.server.prompt)
-    expert = fitted(build_expert(run, task, tokenizers), task.tokenizer)
+    expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / PREPARED)
@@ -136,7 +136,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
-    added = experiment.learner.gold_weight or experiment.learner.ewc_weight
+    added = experiment.learner.reference_weight or experiment.learner.ewc_weight
     gold = encode(task.train, task) if added else None
     learner = Learner(
         experiment.agent,
@@ -256,7 +256,7 @@ def _prepare(
         prepared, metadata = load_tensors(path)
         return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
     gold = encode(task.train, task)
-    if isinstance(expert, RetokenizingExpert):
+    if isinstance(expert, CrossTokenizerExpert):
         gold = replace(gold, expert_source=expert.view([pair.expert_view for pair in task.train]))
     with console.status("the expert writes the training data"):
         examples = experiment.agent.prepare(gold.to(this_device()), expert, task.max_target_length)

@@ -46,7 +46,9 @@ def make_learner(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
     """agent, config, folder -> a learner of a fresh student."""
 
     def make(agent, config=CONFIG, folder="run", *, precision=torch.float32, dropout=0.0, seed=2):
-        env = make_env(tiny_task, agent.pool * config.batch_size, NeuralExpert(tiny_teacher))
+        env = make_env(
+            tiny_task, agent.batches_per_rollout * config.batch_size, NeuralExpert(tiny_teacher)
+        )
         student = make_student(seed, dropout)
         return Learner(agent, student, env, tmp_path / folder, config, precision)
 

@@ -240,7 +240,7 @@ def test_the_coin_is_as_the_schedule_says_at_that_progress(env, tiny_student, ki
 
 @pytest.mark.parametrize("kind", MIXED.values())
 def test_the_papers_schedule_and_pool_are_the_defaults(kind):
-    assert kind() == kind(beta=Exponential(base=200.0), sampling=None, pool=4)
+    assert kind() == kind(beta=Exponential(base=200.0), sampling=None, batches_per_rollout=4)
 
 
 @pytest.mark.parametrize("kind", MIXED.values())

@@ -131,7 +131,7 @@ def test_the_teacher_is_never_asked_twice_about_a_state(
     tiny_task, make_env, expert, student, tmp_path, monkeypatch
 ):
     """In a whole training that starts with the expert writing and ends with the student alone."""
-    agent = DAgger(beta=Linear(), capacity=30, pool=2)
+    agent = DAgger(beta=Linear(), capacity=30, batches_per_rollout=2)
     config = LearnerConfig(updates=12, batch_size=5, warmup=1, evaluate_every=4)
     added, add = [], Buffer.add
 

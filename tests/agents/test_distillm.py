@@ -180,7 +180,7 @@ def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path, monkeypatch
             agent, student, env, tmp_path / folder, config, torch.float32, env.examples
         )
         monkeypatch.setattr(
-            "textgen_agents.training.learner.gold_loss", lambda model, examples: next(left)
+            "textgen_agents.training.learner.reference_loss", lambda model, examples: next(left)
         )
         learner.train(lambda _: 0.0, lambda update, record: records.setdefault(update, record))
         return records, student.state_dict()

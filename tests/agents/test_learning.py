@@ -49,7 +49,7 @@ def train(task, make_env, tmp_path_factory):
         examples = encode(task.train, task)
         if expert is not None:
             examples = agent.prepare(examples, expert, task.max_target_length)
-        env = make_env(task, agent.pool * config.batch_size, expert, examples)
+        env = make_env(task, agent.batches_per_rollout * config.batch_size, expert, examples)
         folder, matches = tmp_path_factory.mktemp("run"), {}
         learner = Learner(agent, student, env, folder, config, torch.float32)
 

@@ -17,10 +17,10 @@ from tests.support.updates import ROWS, learn
 from textgen_agents import AGENTS
 from textgen_agents.evaluation.exposure_bias import compare, written_by
 from textgen_agents.losses.labels import Top1
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_agents.rollouts.rollout import rollout, stream
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.experts.dynamic_oracle import ReferenceExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.generation.decoding import Sampling, next_action
@@ -111,7 +111,7 @@ def pair_of_experts(kind, teacher, one_view, two_views):
         scripts = copy_the_source, copy_it_unscrambled
         return [ScriptedExpert(script, vocab_size) for script in scripts]
     if kind == "reference":
-        return [ReferenceExpert(examples, vocab_size) for examples in (two_views, one_view)]
+        return [DynamicOracle(examples, vocab_size) for examples in (two_views, one_view)]
     return [NeuralExpert(model) for model in (teacher, Unscrambling(teacher))]
 
 
@@ -212,7 +212,7 @@ def test_a_buffer_asks_about_the_experts_view_and_keeps_it(
         tiny_student, two_views.select(torch.arange(ROWS)), 6, writer=Writer.STUDENT
     )
     buffer = Buffer(env, capacity=ROWS, label=Top1())
-    buffer.add(Experience(students), expert)
+    buffer.add(LabelledBatch(students), expert)
     kept = buffer.latest(ROWS)
     assert torch.equal(kept.trajectories.expert_source, students.trimmed(env.special).expert_source)
     best = expert.best_actions(kept.trajectories)

@@ -87,15 +87,15 @@ def test_a_student_is_held_to_the_data_and_to_where_it_started(teacher_run, tmp_
     train(
         tmp_path,
         *("--agent", "mle", "--student-init", str(start), "--agent.label-smoothing", "0.1"),
-        *("--learner.gold-weight", "0.5", "--learner.ewc-weight", "2"),
+        *("--learner.reference-weight", "0.5", "--learner.ewc-weight", "2"),
     )
     assert loaded == [start]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     updates = [record for record in records if "loss" in record]
-    assert all(record["gold_term"] > 0 for record in updates)
+    assert all(record["reference_term"] > 0 for record in updates)
     assert [record["ewc_term"] > 0 for record in updates] == [False, True, True]
-    assert all(record["gold_loss"] > 0 for record in records if "bleu" in record)
+    assert all(record["reference_loss"] > 0 for record in records if "bleu" in record)
 
 
 def test_where_it_started_must_be_given(teacher_run, tmp_path, capsys):

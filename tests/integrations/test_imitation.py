@@ -7,7 +7,7 @@ from imitation.algorithms.bc import BC
 from imitation.algorithms.dagger import SimpleDAggerTrainer
 from imitation.util import logger as imitation_logger
 
-from textgen_agents.integrations.sb3_ppo import WriterPolicy
+from textgen_agents.integrations.sb3_ppo import SequenceModelPolicy
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.integrations.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv
@@ -25,7 +25,7 @@ def test_dagger_brings_the_student_to_its_expert(
     venv.seed(0)
     spaces, width = (venv.observation_space, venv.action_space), tiny_task.max_source_length
     teacher = ExpertPolicy(expert, *spaces, max_source_length=width)
-    student = WriterPolicy(
+    student = SequenceModelPolicy(
         *spaces, lambda remaining: 1e-3, student=make_student(), max_source_length=width
     )
     cloner = BC(

@@ -12,14 +12,14 @@ from gymnasium.vector import AutoresetMode
 from tests.support.toy import permitted
 from tests.support.updates import CONFIG, ROWS, Log, assert_same_bits, make, no_score, weights_of
 from textgen_agents import AGENTS
-from textgen_agents.rollouts.behaviors import chooser
+from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.training.learner import Learner
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.decoding import Sampling, decode_all, sample
-from textgen_env.models.acceleration.cuda_graph import Captured, captured
+from textgen_env.models.acceleration.cuda_graph import Captured, with_cuda_graphs
 from textgen_env.testing.checker import check_vector_env
 from textgen_env.types import Writer
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture
 def expert(tiny_teacher):
-    return NeuralExpert(captured(tiny_teacher.requires_grad_(False).cuda()))
+    return NeuralExpert(with_cuda_graphs(tiny_teacher.requires_grad_(False).cuda()))
 
 
 def make_env(task, expert, num_envs=ROWS, mode=AutoresetMode.DISABLED, **settings):
@@ -73,9 +73,9 @@ def test_the_environment_keeps_its_promises(tiny_task, expert, mode):
 def test_texts_are_those_that_are_written_on_the_host(tiny_task, tiny_student, expert):
     env, indices = make_env(tiny_task, expert), torch.arange(ROWS)
     expected = decode_all(tiny_student, env.examples.source[:ROWS].cpu(), env.max_steps)
-    student = captured(tiny_student.requires_grad_(False).cuda())
+    student = with_cuda_graphs(tiny_student.requires_grad_(False).cuda())
     assert isinstance(student, Captured)
-    behavior = chooser(None, env, torch.Generator())
+    behavior = token_sampler(None, env, torch.Generator())
 
     def by_student(view):
         action = behavior(view.student_logits)
@@ -89,7 +89,7 @@ def test_texts_are_those_that_are_written_on_the_host(tiny_task, tiny_student, e
 
 def test_draws_are_the_same_for_the_same_seed(tiny_student, tiny_task, expert):
     env = make_env(tiny_task, expert)
-    student = captured(tiny_student.requires_grad_(False).cuda())
+    student = with_cuda_graphs(tiny_student.requires_grad_(False).cuda())
 
     def draw(seed):
         generator = torch.Generator("cuda").manual_seed(seed)
@@ -104,7 +104,10 @@ def test_draws_are_the_same_for_the_same_seed(tiny_student, tiny_task, expert):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_every_agent_learns(tiny_task, make_student, expert, tmp_path, name, precision):
     agent = make(name)
-    env, student = make_env(tiny_task, expert, agent.pool * CONFIG.batch_size), make_student()
+    env, student = (
+        make_env(tiny_task, expert, agent.batches_per_rollout * CONFIG.batch_size),
+        make_student(),
+    )
     examples = agent.prepare(env.examples, expert, env.max_steps)
     env = make_env(tiny_task, expert, env.num_envs, examples=examples)
     before, teacher, log = weights_of(student), weights_of(expert.model.model), Log()

@@ -46,7 +46,7 @@ VARIANTS = {
     "gkd, jsd": "--agent gkd --agent.teacher-weight 0.5",
     "mle, smoothed": "--agent mle --agent.label-smoothing 0.1",
     "f_distill, tvd": "--agent f_distill --kind tvd",
-    "mle, gold anchor": "--agent mle --learner.gold-weight 0.5",
+    "mle, gold anchor": "--agent mle --learner.reference-weight 0.5",
 }
 
 

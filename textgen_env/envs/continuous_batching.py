@@ -13,7 +13,7 @@ from torch import Tensor
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import next_action
-from textgen_env.models.cache_ops import looking_is_free
+from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.sequence_model import AnyCache
 
 Start = Callable[[Tensor, int], AnyCache]
@@ -46,7 +46,7 @@ def places(coming: Tensor, begun: Tensor) -> Tensor:
     return coming + begun.cumsum(0) - 1
 
 
-class SourceBank:
+class PrefillPool:
     """A model's memory of the next K examples, for B slots that are refilled.
 
     At most B examples come at a step, so K = `READ_AHEAD` * B last for `READ_AHEAD` steps whatever
@@ -76,7 +76,7 @@ class SourceBank:
             begun: (B,) bool, the slots that begin.
             coming: () int64, the place of the first example that they take.
         """
-        slots, looks = len(begun), looking_is_free(begun.device)
+        slots, looks = len(begun), host_sync_is_free(begun.device)
         held = slots if looks else slots * READ_AHEAD
         self._used += slots
         if looks and self._held is not None and self._used > held:
@@ -115,7 +115,7 @@ class Adviser:
             self.logits = logits.where(mask[:, None], self.logits)
             self._cache = self._cache.reset_rows(mask, cache, same)
         # Only slots that are refilled come to it; another order needs another one.
-        self._bank = SourceBank(self._expert.start, self._source_at, self._max_steps)
+        self._bank = PrefillPool(self._expert.start, self._source_at, self._max_steps)
 
     def follow(self, state: State, written: Tensor, begun: Tensor | None, coming: Tensor) -> None:
         """Go on to `state`, which the tokens `written`, (B,) int64, have led to.

@@ -14,7 +14,7 @@ from torch import Tensor
 from textgen_env.dynamics import State
 from textgen_env.envs import text_metrics
 from textgen_env.envs.text_metrics import Texts
-from textgen_env.models.cache_ops import looking_is_free
+from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.types import SpecialTokens
 
 
@@ -139,7 +139,7 @@ def _at_the_end(step: Step, metric: Callable[[Texts, Texts], Tensor]) -> Tensor:
     the host would have to wait to know which they are, so that all are scored, side by side.
     """
     finished = step.finished
-    if not looking_is_free(finished.device):
+    if not host_sync_is_free(finished.device):
         return metric(*_texts(step, slice(None))).where(finished, 0.0)
     earned, rows = no_reward(step), finished.nonzero().squeeze(1)
     if len(rows):

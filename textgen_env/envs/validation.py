@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
-from textgen_env.models.cache_ops import looking_is_free
+from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.tasks.task import Task
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, ShapeError, check_shape
@@ -60,7 +60,7 @@ def check_examples(examples: Examples, task: Task) -> None:
         )
 
 
-def fitted(expert: Expert, tokenizer: TextTokenizer) -> Expert:
+def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:
     """`expert`, or where its vocabulary is the tokenizer's and padding, a view without the padding.
 
     Models pad their vocabulary to a round number, members of one family to different ones; experts
@@ -154,7 +154,7 @@ def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tenso
     if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
         raise ShapeError(f"{name} must be integers, got {values.dtype}")
     ids = values.long()
-    if looking_is_free(ids.device):
+    if host_sync_is_free(ids.device):
         low, high = (int(end) for end in ids.aminmax())
         if low < 0 or high >= limit:
             raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}")
@@ -171,7 +171,7 @@ def check_after_end(action: Tensor, done: Tensor, pad: int) -> None:
         done: (B,) bool, the slots that have ended.
         pad: the id of padding.
     """
-    if not looking_is_free(action.device) or torch.equal(action, action.masked_fill(done, pad)):
+    if not host_sync_is_free(action.device) or torch.equal(action, action.masked_fill(done, pad)):
         return
     slot = int((done & (action != pad)).nonzero()[0])
     raise ValueError(

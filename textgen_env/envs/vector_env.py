@@ -33,7 +33,7 @@ from textgen_env.envs.validation import (
     checked_logits,
     checked_mask,
     checked_options,
-    fitted,
+    match_vocabulary,
 )
 from textgen_env.experts.expert import Expert, NoExpert
 from textgen_env.tasks.task import Task, encode
@@ -101,7 +101,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     Raises:
         ValueError: `num_envs` below 1, a length limit below 2, another render mode, no examples,
             sources longer than the task's limit, a tokenizer that ends texts with padding, an
-            expert with another vocabulary (`checks.fitted`), or none where it is to be asked.
+            expert with another vocabulary (`checks.match_vocabulary`), or none where it is to be
+            asked.
         TypeError: an autoreset mode that is none of Gymnasium's, `num_envs` that is no integer.
     """
 
@@ -129,7 +130,9 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.max_steps = task.max_target_length
         self.examples = examples.to(device)
         self.device = self.examples.source.device  # with its number, as tensors have it
-        self.expert = NoExpert(self.special) if expert is None else fitted(expert, task.tokenizer)
+        self.expert = (
+            NoExpert(self.special) if expert is None else match_vocabulary(expert, task.tokenizer)
+        )
         self.reward = reward
         self.noise = noise
         self.autoreset_mode = autoreset_mode

@@ -30,7 +30,7 @@ SHOWN = 200  # characters of a server's message that an error repeats
 Choice = Mapping[str, Any]
 
 
-class Completions:
+class CompletionsClient:
     """One model of one server.
 
     Args:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, ExpertError, Queries
-from textgen_env.experts.token_text import NO_TEXT, Pieces, is_text
+from textgen_env.experts.token_text import NO_TEXT, TokenText, is_text
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tasks.task import encode_sources
@@ -28,7 +28,7 @@ Asked = tuple[int, tuple[int, ...]]
 """A state of the expert's: the row of its source, and the tokens written."""
 
 
-class RetokenizingExpert(Expert):
+class CrossTokenizerExpert(Expert):
     """Another expert, asked for texts and for its most probable next token.
 
     The examples that it is given have as `expert_source` what `view` made.
@@ -49,7 +49,7 @@ class RetokenizingExpert(Expert):
     ) -> None:
         super().__init__(student_tokenizer.special)
         self.expert, self.max_steps = expert, max_steps
-        self.pieces, self.student_pieces = Pieces(tokenizer), Pieces(student_tokenizer)
+        self.pieces, self.student_pieces = TokenText(tokenizer), TokenText(student_tokenizer)
 
     @property
     def queries(self) -> Queries:

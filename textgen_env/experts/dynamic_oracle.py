@@ -45,7 +45,7 @@ class ReferenceCache:
         )
 
 
-class ReferenceExpert(Expert):
+class DynamicOracle(Expert):
     """Knows the reference and what is best after a mistake: no teacher is asked.
 
     An action is optimal if some text that goes on with it has the fewest edits (insertions,

@@ -20,9 +20,9 @@ from textgen_env.generation.decoding import (
     Sampling,
     best_actions,
     decode_all,
-    look_every,
     next_action,
     sample,
+    sync_interval,
 )
 from textgen_env.models.ensemble import CutVocabulary
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
@@ -165,7 +165,7 @@ class Expert(ABC):
             (B, T) int64, PAD after the end token.
         """
         state = dynamics.initial(source, prefix.shape[1], self.special)
-        cache, every = self.start(source, prefix.shape[1]), look_every(source.device)
+        cache, every = self.start(source, prefix.shape[1]), sync_interval(source.device)
         previous = torch.full_like(length, self.special.start)
         for step, given in enumerate(prefix.unbind(1)):
             logits, cache = self.step(state, previous, cache)

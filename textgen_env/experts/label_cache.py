@@ -71,7 +71,7 @@ class LabelCache:
 
     @contextmanager
     def _complaints(self) -> Iterator[None]:
-        """Turn SQLite's errors into one of ours."""
+        """Transition SQLite's errors into one of ours."""
         try:
             yield
         except sqlite3.Error as error:

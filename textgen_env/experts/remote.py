@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from textgen_env.dynamics import State
-from textgen_env.experts.completions_client import Completions
+from textgen_env.experts.completions_client import CompletionsClient
 from textgen_env.experts.expert import Expert, ExpertError, TopK
 from textgen_env.experts.label_cache import LabelCache
 from textgen_env.generation.decoding import Sampling
@@ -54,7 +54,7 @@ class RemoteExpert(Expert):
 
     def __init__(
         self,
-        server: Completions,
+        server: CompletionsClient,
         tokenizer: TextTokenizer,
         cache: LabelCache,
         *,

@@ -72,14 +72,14 @@ def connect(teacher: RemoteTeacher, tokenizer: TextTokenizer) -> Expert:
         ValueError: more tokens are asked for than there are.
     """
     try:
-        from textgen_env.experts.completions_client import Completions
+        from textgen_env.experts.completions_client import CompletionsClient
         from textgen_env.experts.remote import RemoteExpert
     except ImportError as error:
         raise ExpertError(
             f"a remote teacher needs the extra remote, got none ({error}): run "
             "`pip install 'textgen-env[remote]'`"
         ) from error
-    server = Completions(
+    server = CompletionsClient(
         teacher.url, teacher.model, timeout=teacher.timeout, retries=teacher.retries
     )
     pretrained = isinstance(tokenizer, PretrainedTokenizer)

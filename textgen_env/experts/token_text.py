@@ -12,7 +12,7 @@ from textgen_env.tokenizers.subword import TextTokenizer
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are only a part of a character
 
 
-class Pieces:
+class TokenText:
     """The pieces of a tokenizer, and texts of them with all their spaces.
 
     Args:

@@ -17,8 +17,8 @@ from textgen_env.generation.decoding import (
     Decoder,
     check_decoding,
     greedy,
-    look_every,
     rows_to_keep,
+    sync_interval,
 )
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens
@@ -223,7 +223,7 @@ class _Beam:
 def _search(
     model: SequenceModel, source: Tensor, beam: _Beam, length_penalty: float
 ) -> tuple[Tensor, Tensor]:
-    (_, places, max_steps), every = beam.tokens.shape, look_every(source.device)
+    (_, places, max_steps), every = beam.tokens.shape, sync_interval(source.device)
     tokens, score = beam.best_tokens.clone(), beam.best_score.clone()
     rows = torch.arange(len(source), device=source.device)
     cache = model.start(source, max_steps).repeat_rows(places)

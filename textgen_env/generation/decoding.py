@@ -3,7 +3,7 @@
 Everything here asks a `SequenceModel` for `start` and `step` alone. Beam search has a file of its
 own.
 
-On CUDA devices `models.captured` replays the step. On CPUs it runs as it is, not under
+On CUDA devices `models.with_cuda_graphs` replays the step. On CPUs it runs as it is, not under
 `torch.compile`. Measured with Transformers of 2 and 6 layers a side, width 256, 64 rows, on an x86
 machine: compiled with the cache as it is, a step took 1.01 to 1.27 of the plain one's time; with
 the cache split into one tensor a layer 0.79 to 0.83 in bfloat16 and 0.94 in float32, after 6 to
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textgen_env.models.cache_ops import looking_is_free
+from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, check_shape
 
@@ -24,7 +24,7 @@ Decoder = Callable[[SequenceModel, Tensor, int], Tensor]
 """(model, (B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
 
 DEFAULT_SPECIAL = SpecialTokens()
-FEWER = 0.75  # rows are dropped once at most this part of them is still being written
+DROP_ROWS_BELOW = 0.75  # rows are dropped once at most this part of them is still being written
 BLOCK = 128  # tokens; other sizes that are a multiple of a vector are as good
 NUCLEUS_GUESS = 128  # candidates looked at first: sorting 64 rows of 4,000 takes 6 times as long
 
@@ -186,9 +186,9 @@ def check_decoding(source: Tensor, max_steps: int) -> None:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
 
 
-def look_every(device: torch.device) -> int:
+def sync_interval(device: torch.device) -> int:
     """Steps between two looks at which rows are done: a look makes the host wait for the device."""
-    return 1 if looking_is_free(device) else 8
+    return 1 if host_sync_is_free(device) else 8
 
 
 def rows_to_keep(done: Tensor) -> Tensor | None:
@@ -198,7 +198,7 @@ def rows_to_keep(done: Tensor) -> Tensor | None:
     and its shape is to stay as it was recorded: rows are dropped when all are done.
     """
     live = len(done) - int(done.sum())
-    few = FEWER * len(done) if looking_is_free(done.device) else 0
+    few = DROP_ROWS_BELOW * len(done) if host_sync_is_free(done.device) else 0
     return None if live > few else (~done).nonzero().squeeze(1)
 
 
@@ -214,7 +214,7 @@ def _write(
 def _written(
     model: SequenceModel, source: Tensor, max_steps: int, choose: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    special, every = model.special, look_every(source.device)
+    special, every = model.special, sync_interval(source.device)
     written = source.new_full((len(source), max_steps), special.pad)
     rows = torch.arange(len(source), device=source.device)
     previous, done = torch.full_like(rows, special.start), torch.zeros_like(rows, dtype=torch.bool)
@@ -278,7 +278,7 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
 
 def _sorted_nucleus(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The most probable tokens in falling order, at least as many as hold `top_p`."""
-    if looking_is_free(probs.device) and probs.shape[-1] > NUCLEUS_GUESS:
+    if host_sync_is_free(probs.device) and probs.shape[-1] > NUCLEUS_GUESS:
         top, tokens = probs.topk(NUCLEUS_GUESS)
         if bool((top.sum(-1) >= top_p).all()):
             return top, tokens

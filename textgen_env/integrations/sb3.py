@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 from torch import Tensor
 
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.experts.dynamic_oracle import ReferenceExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import Expert
 from textgen_env.types import SpecialTokens
 
@@ -176,7 +176,7 @@ class ExpertPolicy(BasePolicy):
         max_source_length: S, where a flat observation's source ends.
 
     Raises:
-        TypeError: a `ReferenceExpert`.
+        TypeError: a `DynamicOracle`.
     """
 
     def __init__(
@@ -187,9 +187,9 @@ class ExpertPolicy(BasePolicy):
         *,
         max_source_length: int,
     ) -> None:
-        if isinstance(expert, ReferenceExpert):
+        if isinstance(expert, DynamicOracle):
             raise TypeError(
-                "expert must answer by what is observed, got a ReferenceExpert, which looks at "
+                "expert must answer by what is observed, got a DynamicOracle, which looks at "
                 "references: make the environment with ask_expert=True and take "
                 'info["expert_action"]'
             )

@@ -12,12 +12,12 @@ C = TypeVar("C")
 SPARE = 16  # positions that a memory may be wider than what its rows need
 
 
-def looking_is_free(device: torch.device) -> bool:
+def host_sync_is_free(device: torch.device) -> bool:
     """Whether the host may read values on `device` without waiting for it."""
     return device.type == "cpu"
 
 
-def put_rows(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int = 0) -> None:
+def scatter_rows_(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int = 0) -> None:
     """Write over `own`: its row i becomes row index[i] of `fresh` wherever mask[i] is True.
 
     Where looking is free, only those rows are touched. Elsewhere the host does not ask how many
@@ -31,7 +31,7 @@ def put_rows(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int =
         index: (B,) int64 in [0, K), where `mask` is False too.
         dim: of the rows.
     """
-    if looking_is_free(own.device):
+    if host_sync_is_free(own.device):
         rows = mask.nonzero().squeeze(1)
         own.index_copy_(dim, rows, fresh.index_select(dim, index.index_select(0, rows)))
     else:
@@ -40,7 +40,7 @@ def put_rows(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int =
         torch.where(mask.view(shape), fresh.index_select(dim, index), own, out=own)
 
 
-def at_least(memory: Tensor, width: int, dim: int) -> Tensor:
+def pad_to(memory: Tensor, width: int, dim: int) -> Tensor:
     """`memory`, made `width` positions wide along `dim` if it was narrower.
 
     The new ones hold minus infinity in a bias, whose positions are its last dimension, and zeros,
@@ -54,7 +54,7 @@ def at_least(memory: Tensor, width: int, dim: int) -> Tensor:
     return F.pad(memory, around, value=float("-inf") if last else 0.0)
 
 
-def no_more_than(memory: Tensor, width: int, dim: int) -> Tensor:
+def trim_to(memory: Tensor, width: int, dim: int) -> Tensor:
     """`memory`, cut to `width` positions along `dim` (rounded up) if that spares enough to pay."""
     rounded = -(-width // SPARE) * SPARE
     if memory.shape[dim] - rounded < SPARE:

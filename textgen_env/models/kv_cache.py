@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_env.models.cache_ops import at_least, looking_is_free, no_more_than, put_rows
+from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
 
 ROOM = 16  # positions added at a time
 
@@ -62,13 +62,13 @@ class KeyValueCache:
             window=0,
         )
 
-    def with_room(self) -> Self:
+    def reserve(self) -> Self:
         """The cache with a position that is free in every row, or all of them."""
         room, limit = self.written.shape[4], len(self.signals)
         if self.window < room or room == limit:
             return self
         # A step that is recorded has one shape: room is made at once where steps are.
-        more = min(ROOM, limit - room) if looking_is_free(self.length.device) else limit - room
+        more = min(ROOM, limit - room) if host_sync_is_free(self.length.device) else limit - room
         return replace(
             self,
             written=F.pad(self.written, (0, 0, 0, more)),
@@ -77,7 +77,7 @@ class KeyValueCache:
 
     def opened(self) -> tuple[Self, Tensor]:
         """The cache with the next position of each row visible, and where `write` puts it."""
-        cache = self.with_room()
+        cache = self.reserve()
         rows, heads, _, room = cache.bias.shape
         first = torch.arange(0, cache.bias.numel(), room, device=self.length.device)
         keys = first.view(rows, heads) + self.length[:, None]
@@ -143,26 +143,26 @@ class KeyValueCache:
 
         What the old rows wrote stays in memory unseen.
         """
-        if looking_is_free(mask.device) and not mask.any():
+        if host_sync_is_free(mask.device) and not mask.any():
             return self
         room, width = fresh.bias.shape[-1], fresh.source.shape[4]
         cache = replace(
             self,
-            written=at_least(self.written, room, dim=4),
-            bias=at_least(self.bias, room, dim=3),
-            source=at_least(self.source, width, dim=4),
-            source_bias=at_least(self.source_bias, width, dim=3),
+            written=pad_to(self.written, room, dim=4),
+            bias=pad_to(self.bias, room, dim=3),
+            source=pad_to(self.source, width, dim=4),
+            source_bias=pad_to(self.source_bias, width, dim=3),
             window=max(self.window, fresh.window),
         )
         begun = mask[:, None, None, None]
         for bias in (cache.bias, cache.source_bias):
             bias.masked_fill_(begun, float("-inf"))
-        put_rows(cache.bias[..., :room], fresh.bias, mask, index)
-        put_rows(cache.written[..., :room, :], fresh.written, mask, index, dim=2)
-        put_rows(cache.source[..., :width, :], fresh.source, mask, index, dim=2)
-        put_rows(cache.source_bias[..., :width], fresh.source_bias, mask, index)
-        put_rows(cache.length, fresh.length, mask, index)
-        return cache._narrowed() if looking_is_free(mask.device) else cache
+        scatter_rows_(cache.bias[..., :room], fresh.bias, mask, index)
+        scatter_rows_(cache.written[..., :room, :], fresh.written, mask, index, dim=2)
+        scatter_rows_(cache.source[..., :width, :], fresh.source, mask, index, dim=2)
+        scatter_rows_(cache.source_bias[..., :width], fresh.source_bias, mask, index)
+        scatter_rows_(cache.length, fresh.length, mask, index)
+        return cache._narrowed() if host_sync_is_free(mask.device) else cache
 
     def _narrowed(self) -> Self:
         """The cache without the room that no row needs any more; the host looks how much that is.
@@ -174,10 +174,10 @@ class KeyValueCache:
         tokens = int((self.source_bias[:, 0, 0] == 0).sum(-1).max())
         return replace(
             self,
-            written=no_more_than(self.written, window + 1, dim=4),
-            bias=no_more_than(self.bias, window + 1, dim=3),
-            source=no_more_than(self.source, tokens, dim=4),
-            source_bias=no_more_than(self.source_bias, tokens, dim=3),
+            written=trim_to(self.written, window + 1, dim=4),
+            bias=trim_to(self.bias, window + 1, dim=3),
+            source=trim_to(self.source, tokens, dim=4),
+            source_bias=trim_to(self.source_bias, tokens, dim=3),
             window=window,
         )
 

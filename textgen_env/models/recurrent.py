@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
-from textgen_env.models.cache_ops import at_least, looking_is_free, no_more_than, put_rows
+from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
 from textgen_env.models.layers import Dropout, TiedEmbedding
 from textgen_env.types import SpecialTokens
 
@@ -68,7 +68,7 @@ class RecurrentCache:
     source_values: Tensor
     source_bias: Tensor
 
-    def with_room(self) -> Self:
+    def reserve(self) -> Self:
         """The cache itself: the memory does not grow."""
         return self
 
@@ -97,22 +97,22 @@ class RecurrentCache:
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True."""
-        looks = looking_is_free(mask.device)
+        looks = host_sync_is_free(mask.device)
         if looks and not mask.any():
             return self
         width = fresh.source_bias.shape[2]
-        keys = at_least(self.source_keys, width, dim=1)
-        values = at_least(self.source_values, width, dim=1)
-        bias = at_least(self.source_bias, width, dim=2)
+        keys = pad_to(self.source_keys, width, dim=1)
+        values = pad_to(self.source_values, width, dim=1)
+        bias = pad_to(self.source_bias, width, dim=2)
         bias.masked_fill_(mask[:, None, None], float("-inf"))
-        put_rows(self.states, fresh.states, mask, index, dim=1)
-        put_rows(keys[:, :width], fresh.source_keys, mask, index)
-        put_rows(values[:, :width], fresh.source_values, mask, index)
-        put_rows(bias[..., :width], fresh.source_bias, mask, index)
+        scatter_rows_(self.states, fresh.states, mask, index, dim=1)
+        scatter_rows_(keys[:, :width], fresh.source_keys, mask, index)
+        scatter_rows_(values[:, :width], fresh.source_values, mask, index)
+        scatter_rows_(bias[..., :width], fresh.source_bias, mask, index)
         if looks:
             tokens = int((bias == 0).sum(-1).max())
-            keys, values = (no_more_than(memory, tokens, dim=1) for memory in (keys, values))
-            bias = no_more_than(bias, tokens, dim=2)
+            keys, values = (trim_to(memory, tokens, dim=1) for memory in (keys, values))
+            bias = trim_to(bias, tokens, dim=2)
         return replace(self, source_keys=keys, source_values=values, source_bias=bias)
 
 

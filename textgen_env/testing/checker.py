@@ -1,7 +1,7 @@
 """The environment's contract as checks that can be run on any vector environment of its form.
 
 `check_vector_env` plays an environment with drawn actions (`playing.py`) and holds what it shows
-against `CLAUSES` (`checks.py`). Left out: what rewards are worth, what an expert says, speed, and
+against `CHECKS` (`checks.py`). Left out: what rewards are worth, what an expert says, speed, and
 environments with noise, whose slots draw different tokens and so break the clause of the neighbors.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from textgen_env.testing import checks
-from textgen_env.testing.recorder import AnyVectorEnv, Play, play
+from textgen_env.testing.recorder import AnyVectorEnv, Recording, play
 from textgen_env.types import SpecialTokens
 
 
@@ -28,14 +28,14 @@ class Clause:
     """
 
     rule: str
-    breach: Callable[[Play], str | None]
+    breach: Callable[[Recording], str | None]
     remedy: str
 
 
 def check_vector_env(
     env: AnyVectorEnv, *, special: SpecialTokens | None = None, seed: int = 0
 ) -> None:
-    """Play `env` with drawn actions, hold it against `CLAUSES`, and close it.
+    """Play `env` with drawn actions, hold it against `CHECKS`, and close it.
 
     Args:
         env: not reset yet, since it is to refuse a step before that. Observations as
@@ -49,13 +49,13 @@ def check_vector_env(
         TypeError: the spaces are of another form, so that there is nothing to play.
     """
     record = play(env, special or SpecialTokens(), seed)
-    for clause in CLAUSES:
+    for clause in CHECKS:
         found = clause.breach(record)
         if found is not None:
             raise ContractError(f"{clause.rule}, got {found}: {clause.remedy}")
 
 
-CLAUSES = (
+CHECKS = (
     Clause(
         "autoreset_mode: the same AutoresetMode as attribute and in the metadata",
         checks.modes_agree,

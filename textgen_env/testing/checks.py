@@ -14,9 +14,9 @@ from gymnasium.vector import AutoresetMode
 
 from textgen_env.testing.recorder import (
     Arrays,
-    Play,
-    Round,
-    Turn,
+    Recording,
+    Segment,
+    Transition,
     as_array,
     copied,
     go_on,
@@ -25,7 +25,7 @@ from textgen_env.testing.recorder import (
 )
 
 
-def modes_agree(record: Play) -> str | None:
+def modes_agree(record: Recording) -> str | None:
     """Gymnasium reads the mode in the metadata, TorchRL the attribute."""
     attribute = getattr(record.env.unwrapped, "autoreset_mode", None)  # no attribute of every class
     if isinstance(record.mode, AutoresetMode) and attribute is record.mode:
@@ -33,7 +33,7 @@ def modes_agree(record: Play) -> str | None:
     return f"{record.mode} in the metadata and {attribute} as attribute"
 
 
-def spaces_hold(record: Play) -> str | None:
+def spaces_hold(record: Recording) -> str | None:
     """Batched and single spaces."""
     env = record.env
     for shown, when in record.observations():
@@ -49,7 +49,7 @@ def spaces_hold(record: Play) -> str | None:
     return None
 
 
-def observations_have_their_form(record: Play) -> str | None:
+def observations_have_their_form(record: Recording) -> str | None:
     """As the single space has it, a row for each slot."""
     space = record.env.single_observation_space
     assert isinstance(space, spaces.Dict), "else it could not have been played"
@@ -61,7 +61,7 @@ def observations_have_their_form(record: Play) -> str | None:
     return None
 
 
-def padding_follows(record: Play) -> str | None:
+def padding_follows(record: Recording) -> str | None:
     """In source and prefix."""
     for shown, when in record.observations():
         for name, length in (("source", "source_length"), ("prefix", "length")):
@@ -72,18 +72,18 @@ def padding_follows(record: Play) -> str | None:
     return None
 
 
-def step_waits_for_reset(record: Play) -> str | None:
+def step_waits_for_reset(record: Recording) -> str | None:
     """The first one."""
     return "a step that was taken" if record.began_by_itself else None
 
 
-def reset_begins(record: Play) -> str | None:
+def reset_begins(record: Recording) -> str | None:
     """Every slot, without a mask."""
     begun = [one.start["length"].any() for one in record.rounds]
     return "a length above 0" if any(begun) else None
 
 
-def flags_are_bool(record: Play) -> str | None:
+def flags_are_bool(record: Recording) -> str | None:
     """One of each a slot."""
     for turn in record.turns:
         for flags in (turn.terminated, turn.truncated):
@@ -92,12 +92,12 @@ def flags_are_bool(record: Play) -> str | None:
     return None
 
 
-def never_both(record: Play) -> str | None:
+def never_both(record: Recording) -> str | None:
     """A text that ends at the limit has ended."""
     return record.anywhere(lambda turn: turn.terminated & turn.truncated, "both")
 
 
-def rewards_are_numbers(record: Play) -> str | None:
+def rewards_are_numbers(record: Recording) -> str | None:
     """One a slot."""
     for turn in record.turns:
         rewards = turn.rewards
@@ -106,7 +106,7 @@ def rewards_are_numbers(record: Play) -> str | None:
     return record.anywhere(lambda turn: ~np.isfinite(turn.rewards), "another number")
 
 
-def same_step_refills(record: Play) -> str | None:
+def same_step_refills(record: Recording) -> str | None:
     """What was shown at the end is in `info`, exactly where an episode ended."""
     if record.mode != AutoresetMode.SAME_STEP:
         return None
@@ -124,7 +124,7 @@ def same_step_refills(record: Play) -> str | None:
     )
 
 
-def next_step_refills(record: Play) -> str | None:
+def next_step_refills(record: Recording) -> str | None:
     """The action after an end does nothing."""
     if record.mode != AutoresetMode.NEXT_STEP:
         return None
@@ -133,7 +133,7 @@ def next_step_refills(record: Play) -> str | None:
     )
 
 
-def disabled_absorbs(record: Play) -> str | None:
+def disabled_absorbs(record: Recording) -> str | None:
     """Observation and flags stay."""
     if record.mode != AutoresetMode.DISABLED:
         return None
@@ -143,12 +143,12 @@ def disabled_absorbs(record: Play) -> str | None:
     )
 
 
-def _flags_changed(turn: Turn) -> np.ndarray:
+def _flags_changed(turn: Transition) -> np.ndarray:
     earlier = turn.earlier or turn
     return (turn.terminated != earlier.terminated) | (turn.truncated != earlier.truncated)
 
 
-def terminated_by_end_token(record: Play) -> str | None:
+def terminated_by_end_token(record: Recording) -> str | None:
     """Where the episode was not over."""
     end = record.special.end
     return record.anywhere(
@@ -156,21 +156,21 @@ def terminated_by_end_token(record: Play) -> str | None:
     )
 
 
-def truncated_by_limit(record: Play) -> str | None:
+def truncated_by_limit(record: Recording) -> str | None:
     """Where the episode was not over."""
     _, max_steps = sizes(record.env)
 
-    def wrong(turn: Turn) -> np.ndarray:
+    def wrong(turn: Transition) -> np.ndarray:
         at_limit = (turn.end["length"] == max_steps) & (turn.last != record.special.end)
         return ~turn.over & (turn.truncated != at_limit)
 
     return record.anywhere(wrong, "another flag")
 
 
-def prefix_grows(record: Play) -> str | None:
+def prefix_grows(record: Recording) -> str | None:
     """By the token that was written; the source stays."""
 
-    def wrong(turn: Turn) -> np.ndarray:
+    def wrong(turn: Transition) -> np.ndarray:
         expected = {name: array.copy() for name, array in turn.before.items()}
         rows = np.flatnonzero(~turn.over)
         expected["prefix"][rows, expected["length"][rows]] = turn.written[rows]
@@ -180,12 +180,12 @@ def prefix_grows(record: Play) -> str | None:
     return record.anywhere(wrong, "another observation")
 
 
-def rewards_end(record: Play) -> str | None:
+def rewards_end(record: Recording) -> str | None:
     """Also in the step that `NEXT_STEP` spends on the next episode."""
     return record.anywhere(lambda turn: turn.over & (turn.rewards != 0), "a reward")
 
 
-def observations_stay(record: Play) -> str | None:
+def observations_stay(record: Recording) -> str | None:
     """What was handed out is the receiver's."""
     for one in record.rounds:
         copies = [one.start, *(turn.shown for turn in one.turns)]
@@ -195,7 +195,7 @@ def observations_stay(record: Play) -> str | None:
     return None
 
 
-def seed_reproduces(record: Play) -> str | None:
+def seed_reproduces(record: Recording) -> str | None:
     """The same actions give the same rounds."""
     for number, (one, actions) in enumerate(zip(record.rounds, record.actions, strict=True)):
         again = play_round(record.env, actions, record.special.pad, seed=record.seed + number)
@@ -204,7 +204,7 @@ def seed_reproduces(record: Play) -> str | None:
     return None
 
 
-def _other_round(one: Round, other: Round) -> str | None:
+def _other_round(one: Segment, other: Segment) -> str | None:
     """The first step that is not the same, in words."""
     if _differs(one.start, other.start).any():
         return "another example"
@@ -214,12 +214,12 @@ def _other_round(one: Round, other: Round) -> str | None:
     return None
 
 
-def _turns_differ(turn: Turn, other: Turn) -> np.ndarray:
+def _turns_differ(turn: Transition, other: Transition) -> np.ndarray:
     flags = (turn.terminated != other.terminated) | (turn.truncated != other.truncated)
     return flags | (turn.rewards != other.rewards) | _differs(turn.shown, other.shown)
 
 
-def global_generators_rest(record: Play) -> str | None:
+def global_generators_rest(record: Recording) -> str | None:
     """Those of torch, numpy and the standard library; neither seeded nor drawn from."""
     before = _global_states()
     play_round(record.env, record.actions[0], record.special.pad, seed=record.seed)
@@ -236,7 +236,7 @@ def _global_states() -> dict[str, str]:
     }
 
 
-def indices_choose(record: Play) -> str | None:
+def indices_choose(record: Recording) -> str | None:
     """The examples of earlier episodes come back, in the opposite order of slots."""
     for one in record.rounds:
         if "index" not in one.info:
@@ -249,7 +249,7 @@ def indices_choose(record: Play) -> str | None:
     return None
 
 
-def index_follows(record: Play) -> str | None:
+def index_follows(record: Recording) -> str | None:
     """At every step; a reset to what it says shows the same source."""
     for one in record.rounds:
         index = one.info["index"]
@@ -270,7 +270,7 @@ def index_follows(record: Play) -> str | None:
     return None
 
 
-def mask_chooses(record: Play) -> str | None:
+def mask_chooses(record: Recording) -> str | None:
     """In mode `DISABLED`, where alone there is one."""
     if record.mode != AutoresetMode.DISABLED:
         return None
@@ -285,7 +285,7 @@ def mask_chooses(record: Play) -> str | None:
     return None
 
 
-def neighbors_do_not_matter(record: Play) -> str | None:
+def neighbors_do_not_matter(record: Recording) -> str | None:
     """The same examples in other slots, up to each one's first end, give the same."""
     index, actions, pad = record.rounds[0].info["index"], record.actions[0], record.special.pad
     moved = np.roll(np.arange(record.env.num_envs), 1)
@@ -302,7 +302,7 @@ def neighbors_do_not_matter(record: Play) -> str | None:
     return None
 
 
-def arrays_are_taken(record: Play) -> str | None:
+def arrays_are_taken(record: Recording) -> str | None:
     """Where observations are arrays, all actions were."""
     pad, [one, *_], [actions, *_] = record.special.pad, record.rounds, record.actions
     try:
@@ -312,7 +312,7 @@ def arrays_are_taken(record: Play) -> str | None:
     return _other_round(one, other)
 
 
-def copies_go_on(record: Play) -> str | None:
+def copies_go_on(record: Recording) -> str | None:
     """From the middle of episodes."""
     pad, actions = record.special.pad, record.actions[0]
     first, later = np.array_split(actions, 2)
@@ -325,7 +325,7 @@ def copies_go_on(record: Play) -> str | None:
     return _other_round(go_on(record.env, begun, later, pad, first=len(first)), other)
 
 
-def closes(record: Play) -> str | None:
+def closes(record: Recording) -> str | None:
     """Also when it is closed already; nothing can be looked at after this."""
     for time in ("first", "second"):
         try:

@@ -20,7 +20,7 @@ AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 
 @dataclass(frozen=True)
-class Turn:
+class Transition:
     """One step of B slots, copied to arrays.
 
     Attributes:
@@ -45,7 +45,7 @@ class Turn:
     terminated: np.ndarray
     truncated: np.ndarray
     info: dict[str, Any]
-    earlier: "Turn | None"
+    earlier: "Transition | None"
 
     @property
     def done(self) -> np.ndarray:
@@ -86,18 +86,18 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Round:
+class Segment:
     """Some steps after a reset: what it showed and said, and every observation as it was given."""
 
     mode: AutoresetMode | None
     start: Arrays
     info: dict[str, Any]
-    turns: list[Turn]
+    turns: list[Transition]
     given: list[Any]
 
 
 @dataclass(frozen=True)
-class Play:
+class Recording:
     """What the clauses look at: an environment, and two rounds of it."""
 
     env: AnyVectorEnv
@@ -105,7 +105,7 @@ class Play:
     seed: int
     began_by_itself: bool  # it took a step before the first reset
     actions: list[np.ndarray]  # (steps, B) of each round
-    rounds: list[Round]
+    rounds: list[Segment]
 
     @property
     def mode(self) -> AutoresetMode | None:
@@ -113,7 +113,7 @@ class Play:
         return mode_of(self.env)
 
     @property
-    def turns(self) -> Iterator[Turn]:
+    def turns(self) -> Iterator[Transition]:
         """The steps of all rounds."""
         return (turn for one in self.rounds for turn in one.turns)
 
@@ -123,7 +123,7 @@ class Play:
             yield one.start, "after a reset"
             yield from ((turn.shown, f"at step {turn.number}") for turn in one.turns)
 
-    def anywhere(self, find: Callable[[Turn], np.ndarray], what: str) -> str | None:
+    def anywhere(self, find: Callable[[Transition], np.ndarray], what: str) -> str | None:
         """`what` with the first slot and step where `find`, (B,) bool, or None."""
         for turn in self.turns:
             slots = np.flatnonzero(find(turn))
@@ -132,7 +132,7 @@ class Play:
         return None
 
 
-def play(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Play:
+def play(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Recording:
     """A step too early, and two rounds of drawn actions, the second after another seed."""
     actions = _draw_actions(env, special, np.random.default_rng(seed))
     began_by_itself = _takes(env, actions[0][0])
@@ -141,7 +141,7 @@ def play(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Play:
         play_round(env, part, special.pad, seed=seed + number, first=number * steps)
         for number, part in enumerate(actions)
     ]
-    return Play(env, special, seed, began_by_itself, actions, rounds)
+    return Recording(env, special, seed, began_by_itself, actions, rounds)
 
 
 def _takes(env: AnyVectorEnv, row: np.ndarray) -> bool:
@@ -180,23 +180,23 @@ def play_round(
     first: int = 0,
     indices: np.ndarray | None = None,
     as_arrays: bool = False,
-) -> Round:
+) -> Segment:
     """Reset, to the examples at `indices` if there are any, and take (steps, B) `actions`."""
     options = None if indices is None else {"indices": indices}
     shown, info = env.reset(seed=seed, options=options)
-    begun = Round(mode_of(env), copied(shown), copied(info), [], [shown])
+    begun = Segment(mode_of(env), copied(shown), copied(info), [], [shown])
     return go_on(env, begun, actions, pad, first=first, as_arrays=as_arrays)
 
 
 def go_on(
     env: AnyVectorEnv,
-    begun: Round,
+    begun: Segment,
     actions: np.ndarray,
     pad: int,
     *,
     first: int = 0,
     as_arrays: bool = False,
-) -> Round:
+) -> Segment:
     """A round that goes on from where `begun` has come to, by (steps, B) `actions`.
 
     In mode `DISABLED`, slots that have ended are given `pad` instead. Actions are given in the form
@@ -209,7 +209,7 @@ def go_on(
             row = np.where(earlier.done, pad, row)
         shown, *results, info = env.step(row if as_arrays else _in_form_of(given[0], row))
         rewards, terminated, truncated = map(as_array, results)
-        turn = Turn(
+        turn = Transition(
             number=number,
             mode=begun.mode,
             before=begun.start if earlier is None else earlier.shown,

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from textgen_env.models.acceleration.precision import measure_precision
-from textgen_experiments.benchmarks.candidates import Passes
+from textgen_experiments.benchmarks.candidates import TimedGeneration
 from textgen_experiments.benchmarks.peers.updates import LearnerUpdates, Updates, distillers
-from textgen_experiments.evaluation.timing import Work, in_turn, ratio
+from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.folder import DTYPES
@@ -114,7 +114,7 @@ Cells = dict[str, str]
 
 def _rows(group: Group, precision: str, rounds: int) -> list[Cells]:
     """A row for each side."""
-    rates = in_turn(group, rounds)
+    rates = interleaved_rates(group, rounds)
     speeds = list(rates.values())
     above = [None, *(ratio(own, other) for other, own in pairwise(speeds))]
     return [
@@ -132,8 +132,8 @@ def _rows(group: Group, precision: str, rounds: int) -> list[Cells]:
 def _cells(group: Group, name: str, rates: Sequence[float]) -> Cells:
     """What was measured of a side, beyond its speed compared to the others'."""
     side = group[name]
-    if isinstance(side, Passes):
-        first = cast("Passes", next(iter(group.values())))
+    if isinstance(side, TimedGeneration):
+        first = cast("TimedGeneration", next(iter(group.values())))
         same = same_share(torch.cat(side.written), torch.cat(first.written))
         rate = statistics.median(rates)
         return {"tokens/s": f"{rate:,.0f}", "texts as the first": f"{same:.1%}"}

@@ -11,10 +11,10 @@ from textgen_env.models.export.huggingface import load_hf
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 from textgen_env.types import trimmed
-from textgen_experiments.benchmarks.candidates import Passes, load_apart
+from textgen_experiments.benchmarks.candidates import TimedGeneration, load_apart
 from textgen_experiments.benchmarks.decode import by_length
 from textgen_experiments.benchmarks.peers.models import Size, random_words, save_marian
-from textgen_experiments.models.formats import Format, load_writer, save_as
+from textgen_experiments.models.formats import Format, load_generator, save_as
 from textgen_experiments.runs.experiment import TASKS, VERSES_TEACHER
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import DTYPES
@@ -26,7 +26,7 @@ BATCHES = 4
 
 def marian_writers(
     folder: Path, size: Size, precision: str, device: str = "cpu"
-) -> dict[str, Passes]:
+) -> dict[str, TimedGeneration]:
     """A random Marian, by `generate` of `transformers` and by this project.
 
     Args:
@@ -40,17 +40,17 @@ def marian_writers(
     source = torch.cat([words, torch.full_like(words[:, :1], special.end)], 1)
     writers = {
         GENERATE: load_hf(folder, DTYPES[precision], device),
-        GREEDY: load_writer(folder, precision=precision, device=device),
+        GREEDY: load_generator(folder, precision=precision, device=device),
     }
     return {
-        name: Passes(write, [source.to(device)], size.max_steps, special.pad)
+        name: TimedGeneration(write, [source.to(device)], size.max_steps, special.pad)
         for name, write in writers.items()
     }
 
 
 def teacher_writers(
     folder: Path, batch_size: int, precision: str, device: str = "cpu"
-) -> dict[str, Passes]:
+) -> dict[str, TimedGeneration]:
     """The shipped teacher, by `transformers`, by CTranslate2 in float32, and by this project.
 
     Args:
@@ -71,8 +71,8 @@ def teacher_writers(
     writers = {GENERATE: load_hf(folder / "hf", DTYPES[precision], device)}
     if "ctranslate2" in forms:
         writers["CTranslate2"] = load_apart(folder / "ctranslate2")
-    writers[GREEDY] = load_writer(VERSES_TEACHER, precision=precision, device=device)
+    writers[GREEDY] = load_generator(VERSES_TEACHER, precision=precision, device=device)
     return {
-        name: Passes(write, batches, task.max_target_length, special.pad)
+        name: TimedGeneration(write, batches, task.max_target_length, special.pad)
         for name, write in writers.items()
     }

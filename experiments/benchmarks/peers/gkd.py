@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from textgen_agents.gkd import GKD
-from textgen_env.models.acceleration.cuda_graph import captured
+from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Pair, TextTask
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
@@ -32,10 +32,10 @@ from textgen_experiments.benchmarks.peers.updates import (
     finish,
     learner_of,
 )
-from textgen_experiments.benchmarks.worker_process import InOwnProcess
+from textgen_experiments.benchmarks.worker_process import WorkerProcess
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.factories import learning_env
-from textgen_experiments.runs.malloc import keep_freed_memory
+from textgen_experiments.runs.malloc import retain_freed_memory
 
 TEACHER_WEIGHT = 0.5
 RATE = 1e-4  # of learning
@@ -149,7 +149,7 @@ class TRLUpdatesApart:
         size: of the pair.
         bfloat16: as for `TRLUpdates`.
         device: likewise.
-        keep: whether `keep_freed_memory`; if not, every large tensor is mapped anew.
+        keep: whether `retain_freed_memory`; if not, every large tensor is mapped anew.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class TRLUpdatesApart:
     ) -> None:
         self.seconds: list[Seconds] = []
         self.tokens: list[float] = []
-        self._update = InOwnProcess(_trl_update, folder, size, bfloat16, device, keep)
+        self._update = WorkerProcess(_trl_update, folder, size, bfloat16, device, keep)
 
     def __call__(self) -> int:
         """One update; this process waits."""
@@ -186,7 +186,7 @@ def our_updates(
         "random", tokenizer, texts, texts, texts, size.source_tokens, size.max_steps, {}
     )
     examples = Examples(source=torch.cat([words, ends], 1), reference=ends)
-    expert = WatchedExpert(captured(load_model(folder / "teacher", precision).to(device)))
+    expert = WatchedExpert(with_cuda_graphs(load_model(folder / "teacher", precision).to(device)))
     learner = learner_of(
         GKD(student_fraction=1.0, teacher_weight=TEACHER_WEIGHT),
         load_model(folder / "student"),
@@ -234,7 +234,7 @@ def _trl_update(
 ) -> Callable[[], tuple[Seconds, float]]:
     """Makes an update in this process and tells where its time went."""
     if keep:
-        keep_freed_memory()
+        retain_freed_memory()
     updates = TRLUpdates(folder, size, bfloat16, device)
 
     def update() -> tuple[Seconds, float]:

@@ -19,9 +19,9 @@ from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.learner import Learner
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.models.acceleration.cuda_graph import captured
+from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.precision import onednn_float32
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode, take_train_pairs
@@ -173,7 +173,9 @@ def learner_of(
         precision: of autocast and of the student that writes.
     """
     config = LearnerConfig(
-        updates=ENDLESS, batch_size=env.num_envs // agent.pool, evaluate_every=ENDLESS
+        updates=ENDLESS,
+        batch_size=env.num_envs // agent.batches_per_rollout,
+        evaluate_every=ENDLESS,
     )
     return Learner(agent, student, env, folder, config, precision)
 
@@ -204,15 +206,17 @@ def distillers(
     """
     by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
     task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
-    task = take_train_pairs(task, by_student.pool * batch_size)
-    expert = WatchedExpert(packed(captured(load_model(VERSES_TEACHER, precision).to(device))))
+    task = take_train_pairs(task, by_student.batches_per_rollout * batch_size)
+    expert = WatchedExpert(
+        with_prepacked_weights(with_cuda_graphs(load_model(VERSES_TEACHER, precision).to(device)))
+    )
     gold = encode(task.train, task).to(device)
     examples = by_teacher.prepare(gold, expert, task.max_target_length)
     config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, seed=0) if start is None else load_model(start)
 
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
-        slots = agent.pool * batch_size
+        slots = agent.batches_per_rollout * batch_size
         env = learning_env(task, slots, expert, examples=examples, device=device)
         learner = learner_of(agent, student, env, folder=folder, precision=precision)
         return LearnerUpdates(learner, expert, onednn)

@@ -17,7 +17,7 @@ from textgen_agents.evaluation.exposure_report import (
     NUM_DRAWS,
     SEED,
     SHARES,
-    Exposure,
+    ExposureBiasReport,
     Positions,
     Teacher,
     exposure,
@@ -184,5 +184,7 @@ def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tin
 def test_the_error_is_that_where_half_of_the_texts_still_are(error, expected):
     """Or the last there is; one that is not finite is no figure."""
     own = Positions([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
-    found = Exposure(1.0, 0.0, [], [], positions={"own": own}, excess_accumulated_error=error)
+    found = ExposureBiasReport(
+        1.0, 0.0, [], [], positions={"own": own}, excess_accumulated_error=error
+    )
     assert found.figures().get("excess_accumulated_error") == expected

@@ -6,7 +6,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from textgen_agents.evaluation.quality import translate
 from textgen_agents.imitkd import ImitKD
-from textgen_agents.integrations.sb3_ppo import PPOConfig, WriterPolicy, train_ppo
+from textgen_agents.integrations.sb3_ppo import PPOConfig, SequenceModelPolicy, train_ppo
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
@@ -30,7 +30,7 @@ def right_so_far(step):
 
 
 def policy_for(venv, student, task):
-    return WriterPolicy(
+    return SequenceModelPolicy(
         venv.observation_space,
         venv.action_space,
         lambda remaining: 1e-3,
@@ -147,7 +147,7 @@ def test_training_changes_the_student_and_is_the_same_for_a_seed(tiny_task, make
 def test_it_goes_on_from_an_imitkd_student(
     tiny_task, tiny_teacher, make_student, make_env, tmp_path
 ):
-    agent = ImitKD(pool=1)
+    agent = ImitKD(batches_per_rollout=1)
     config = LearnerConfig(updates=4, batch_size=8, evaluate_every=4, seed=0)
     env = make_env(tiny_task, 8, NeuralExpert(tiny_teacher))
     student = make_student()
@@ -193,7 +193,11 @@ def test_an_imitkd_student_goes_on_with_verses(make_env, tmp_path):
 
     task = verses(VersesConfig(max_tokens=32, max_words=12), load_tokenizer(VERSES_TEACHER))
     agent, learning = ImitKD(), LearnerConfig(updates=100, batch_size=16, evaluate_every=100)
-    env = make_env(task, agent.pool * learning.batch_size, NeuralExpert(load_model(VERSES_TEACHER)))
+    env = make_env(
+        task,
+        agent.batches_per_rollout * learning.batch_size,
+        NeuralExpert(load_model(VERSES_TEACHER)),
+    )
     student = Recurrent(RecurrentConfig(task.tokenizer.vocab_size, 64))
     learner = Learner(agent, student, env, tmp_path, learning, torch.float32)
     learner.train(lambda model: 0.0, lambda update, record: None)

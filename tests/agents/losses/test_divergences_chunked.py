@@ -80,7 +80,7 @@ def test_the_whole_is_never_held_in_float32(parts):
 @pytest.mark.parametrize("large", [0, 1 << 26])
 def test_an_agent_cuts_what_is_large(parts, large, monkeypatch):
     """Logits in bfloat16, as autocast gives them; the loss and its gradient stay the same."""
-    monkeypatch.setattr(divergences, "LARGE", large)
+    monkeypatch.setattr(divergences, "CHUNK_ABOVE_NUMEL", large)
     monkeypatch.setattr(divergences.chunked, "__kwdefaults__", {"rows": 8})
     teacher_logits = parts[2]
     trajectories = record(*[list(range(3, 3 + STEPS))] * ROWS)

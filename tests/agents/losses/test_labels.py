@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from textgen_agents.losses.divergences import forward_kl, reverse_kl
-from textgen_agents.losses.labels import Dense, Remembered, Top1, TopKWithTail, label_loss
+from textgen_agents.losses.labels import Dense, RecordedExpert, Top1, TopKWithTail, label_loss
 from textgen_agents.losses.objectives import distribution_loss, token_loss
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.tasks.task import encode
@@ -51,7 +51,7 @@ def test_a_loss_cannot_tell_what_was_kept_from_the_expert(
             lambda: label_loss(trajectories, student, asked, label, **chosen), student
         )
 
-    kept = Remembered(expert.special, label.ask(trajectories, expert))
+    kept = RecordedExpert(expert.special, label.ask(trajectories, expert))
     asked = expert.queries.tokens
     loss, gradient = loss_by(kept)
     assert asked == trajectories.mask.sum()
@@ -112,7 +112,7 @@ def test_top_k_with_tail_by_hand(trajectories, expert, student):
 
 
 def test_what_was_kept_whole_answers_every_question(trajectories, expert):
-    kept = Remembered(expert.special, Dense().ask(trajectories, expert))
+    kept = RecordedExpert(expert.special, Dense().ask(trajectories, expert))
     assert torch.equal(kept.best_actions(trajectories), expert.best_actions(trajectories))
     actual, expected = kept.top_k(trajectories, 4), expert.top_k(trajectories, 4)
     for name in ("tokens", "log_probs", "tail_log_prob"):
@@ -121,7 +121,7 @@ def test_what_was_kept_whole_answers_every_question(trajectories, expert):
 
 @pytest.mark.parametrize("label", [Top1(), TopKWithTail(k=3)])
 def test_what_was_not_kept_is_not_made_up(label, trajectories, expert):
-    kept = Remembered(expert.special, label.ask(trajectories, expert))
+    kept = RecordedExpert(expert.special, label.ask(trajectories, expert))
     with pytest.raises(ExpertError, match=r"label must be Dense\(\) .* got one that keeps"):
         kept.logits(trajectories)
     for ask in (

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from textgen_agents.rollouts.behaviors import (
     BelowThreshold,
-    Coins,
     Gated,
     InTopK,
     OneWaySwitch,
     StepView,
+    TokenMask,
     by_example,
-    chooser,
+    token_sampler,
     toss,
     toss_blocks,
 )
@@ -158,7 +158,7 @@ def test_who_looks_at_an_expert_that_is_not_there_says_so(behavior):
 
 
 def test_a_coin_is_of_a_row_and_a_position():
-    coins = Coins(torch.tensor([[True, False], [False, True], [True, True]]))
+    coins = TokenMask(torch.tensor([[True, False], [False, True], [True, True]]))
     view = StepView(torch.tensor([1, 2, 0]), torch.tensor([1, 0, 1]), LOGITS, DATA)
     assert coins(view, DATA).tolist() == [True, True, False]
 
@@ -299,12 +299,12 @@ def two_slots(tiny_task, make_env):
 
 def test_each_chooser_has_draws_of_its_own(two_slots):
     generator, even = seeded(), torch.zeros(200, 9)
-    one, other = (chooser(Sampling(), two_slots, generator) for _ in range(2))
+    one, other = (token_sampler(Sampling(), two_slots, generator) for _ in range(2))
     first = one(even)
     assert not torch.equal(first, other(even))
-    assert torch.equal(first, chooser(Sampling(), two_slots, seeded())(even))
+    assert torch.equal(first, token_sampler(Sampling(), two_slots, seeded())(even))
     assert first.min() >= SPECIAL.end
 
 
 def test_without_sampling_the_most_probable_token_is_chosen(two_slots):
-    assert chooser(None, two_slots, seeded())(LOGITS).tolist() == [3, 2, 4]
+    assert token_sampler(None, two_slots, seeded())(LOGITS).tolist() == [3, 2, 4]

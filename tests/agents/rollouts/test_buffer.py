@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support.toy import SPECIAL
 from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Trajectories, Writer
 
@@ -48,12 +48,12 @@ def written(env, lengths, seed=0):
         mask=mask,
         reference=examples.reference,
     )
-    return Experience(trajectories)
+    return LabelledBatch(trajectories)
 
 
 def labelled(experience, expert, label):
     """Experience with what the expert says row by row."""
-    return Experience(experience.trajectories, label.ask(experience.trajectories, expert))
+    return LabelledBatch(experience.trajectories, label.ask(experience.trajectories, expert))
 
 
 def rows_of(experience):

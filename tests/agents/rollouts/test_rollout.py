@@ -4,12 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import textgen_agents.rollouts.rollout
-from textgen_agents.rollouts.behaviors import by_example, chooser
+from textgen_agents.rollouts.behaviors import by_example, token_sampler
 from textgen_agents.rollouts.rollout import rollout, stream
 from textgen_env.envs import continuous_batching
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.generation.decoding import FEWER
+from textgen_env.generation.decoding import DROP_ROWS_BELOW
 from textgen_env.models import cache_ops
 from textgen_env.types import Writer
 
@@ -17,7 +17,7 @@ ROWS = 10
 
 
 def mixture(env, by_student):
-    return by_example(by_student, chooser(None, env, torch.Generator()), env.max_steps)
+    return by_example(by_student, token_sampler(None, env, torch.Generator()), env.max_steps)
 
 
 def write(env, student, by_student, seed=0):
@@ -108,21 +108,23 @@ def test_the_record_is_what_the_environment_did(
     assert torch.equal(last == env.special.end, terminated)
 
 
-@pytest.mark.parametrize("look_every", [1, 2, 3, 100])
+@pytest.mark.parametrize("sync_interval", [1, 2, 3, 100])
 @pytest.mark.parametrize("seed", range(4))
 def test_stopping_early_changes_nothing(
-    tiny_task, make_env, make_table_model, monkeypatch, look_every, seed
+    tiny_task, make_env, make_table_model, monkeypatch, sync_interval, seed
 ):
     env, student = make_env(tiny_task, 2), make_table_model(tiny_task, seed)
     whole, _ = write(env, student, [True, False], seed)
-    monkeypatch.setattr(textgen_agents.rollouts.rollout, "look_every", lambda device: look_every)
+    monkeypatch.setattr(
+        textgen_agents.rollouts.rollout, "sync_interval", lambda device: sync_interval
+    )
     stopped, _ = write(env, student, [True, False], seed)
     assert counted_rows(stopped) == counted_rows(whole)
     assert torch.equal(stopped.mask.sum(1), whole.mask.sum(1))
 
 
 def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monkeypatch):
-    monkeypatch.setattr(textgen_agents.rollouts.rollout, "look_every", lambda device: 1)
+    monkeypatch.setattr(textgen_agents.rollouts.rollout, "sync_interval", lambda device: 1)
     env = make_env(tiny_task, 3)
     lengths = (env.examples.reference != env.special.pad).sum(1)
     shortest = lengths.argsort()[:3]
@@ -142,7 +144,7 @@ def test_rows_that_are_done_are_not_stepped(tiny_task, make_env, table_model, mo
     trajectories, _ = write(make_env(tiny_task, ROWS), table_model, [False] * ROWS)
     live = trajectories.mask.sum(0).tolist()
     assert min(stepped) < ROWS == max(stepped)
-    assert all(FEWER * ours <= theirs for ours, theirs in zip(stepped, live, strict=True))
+    assert all(DROP_ROWS_BELOW * ours <= theirs for ours, theirs in zip(stepped, live, strict=True))
 
 
 def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
@@ -212,7 +214,7 @@ def test_the_datas_stream_is_the_references(tiny_task, make_env, table_model, sl
 def test_looking_seldom_does_not_change_a_stream(tiny_task, table_model, monkeypatch):
     indices = torch.arange(20)
     often = streamed(tiny_task, table_model, indices, 3)
-    monkeypatch.setattr(textgen_agents.rollouts.rollout, "look_every", lambda device: 7)
-    monkeypatch.setattr(continuous_batching, "looking_is_free", lambda device: False)
-    monkeypatch.setattr(cache_ops, "looking_is_free", lambda device: False)
+    monkeypatch.setattr(textgen_agents.rollouts.rollout, "sync_interval", lambda device: 7)
+    monkeypatch.setattr(continuous_batching, "host_sync_is_free", lambda device: False)
+    monkeypatch.setattr(cache_ops, "host_sync_is_free", lambda device: False)
     assert counted_rows(streamed(tiny_task, table_model, indices, 3)) == counted_rows(often)

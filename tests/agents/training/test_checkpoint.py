@@ -6,7 +6,7 @@ from torch import nn
 
 import textgen_agents.training.checkpoint
 from textgen_agents.losses.labels import Top1
-from textgen_agents.rollouts.buffer import Buffer, Experience
+from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
 from textgen_agents.training.checkpoint import (
     CheckpointError,
     Counters,
@@ -114,7 +114,7 @@ def test_a_buffer_is_kept_bit_for_bit(path, make_buffer, tiny_task, tiny_teacher
     examples = encode(tiny_task.validation[:3], tiny_task)
     for _ in range(2):
         states = Trajectories.from_examples(examples, tiny_task.tokenizer.special)
-        kept.add(Experience(states), NeuralExpert(tiny_teacher))
+        kept.add(LabelledBatch(states), NeuralExpert(tiny_teacher))
     other = make_buffer()
     save_checkpoint(path, model, optimizer, COUNTERS, [other.state_dict(), kept.state_dict()])
     load_checkpoint(path, model, optimizer, resumed, process=1)

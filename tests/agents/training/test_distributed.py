@@ -52,12 +52,13 @@ def stop(learner, batch):
 
 root, folder = map(Path, sys.argv[1:])
 student = Constant(0.0)
-run("imitkd_full", ImitKDFull(beta=student, pool=1), gold_weight=0.5, ewc_weight=1.0)
-run("dagger", DAgger(beta=student, pool=1, capacity=6))
+full = ImitKDFull(beta=student, batches_per_rollout=1)
+run("imitkd_full", full, reference_weight=0.5, ewc_weight=1.0)
+run("dagger", DAgger(beta=student, batches_per_rollout=1, capacity=6))
 if this_process().num_processes > 1:
     update = Learner._update
     for name, agent in {
-        "mixed": DAgger(beta=Constant(0.5), pool=1, capacity=12),
+        "mixed": DAgger(beta=Constant(0.5), batches_per_rollout=1, capacity=12),
         "adaptive": DistiLLM(student_fraction=0.6, rise=0.2, tolerance=0.0, capacity=6),
     }.items():
         run(name, agent)
@@ -126,7 +127,7 @@ class OneOfFour:
 
 def test_a_batch_is_shared_out_evenly(monkeypatch):
     monkeypatch.setattr(distributed, "this_process", OneOfFour)
-    assert distributed.num_slots(ImitKDFull(pool=3), 64) == 3 * 16
+    assert distributed.num_slots(ImitKDFull(batches_per_rollout=3), 64) == 3 * 16
     with pytest.raises(ValueError, match=r"number of processes \(4\), got 6"):
         distributed.num_slots(ImitKDFull(), 6)
 
@@ -134,7 +135,7 @@ def test_a_batch_is_shared_out_evenly(monkeypatch):
 def test_attention_makes_no_plan_for_each_shape_on_cuda(monkeypatch):
     settings = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", settings.append)
-    distributed.let_shapes_vary(torch.device("cpu"))
+    distributed.disable_cudnn_attention(torch.device("cpu"))
     assert settings == []
-    distributed.let_shapes_vary(torch.device("cuda"))
+    distributed.disable_cudnn_attention(torch.device("cuda"))
     assert settings == [False]

@@ -102,7 +102,7 @@ def test_accumulation_does_not_change_the_gradient(make_learner, inner):
 
 
 def test_rollouts_of_a_pool_are_cut_into_batches_of_similar_length(make_learner):
-    learner, seen = make_learner(ImitKD(beta=Constant(1.0), pool=4), CONFIG), []
+    learner, seen = make_learner(ImitKD(beta=Constant(1.0), batches_per_rollout=4), CONFIG), []
     for batch in learner._batches(next(learner.rollouts())):
         seen.append(batch.trajectories.mask.sum(1))
     assert len(torch.cat(seen)) == 4 * CONFIG.batch_size
@@ -159,7 +159,7 @@ def test_the_loss_falls(make_learner):
 def test_evaluations_come_after_the_pool_in_which_they_are_due(
     make_learner, pool, every, updates, expected
 ):
-    log, agent = Log(), ImitKDFull(pool=pool)
+    log, agent = Log(), ImitKDFull(batches_per_rollout=pool)
     config = replace(CONFIG, updates=updates, evaluate_every=every, batch_size=2)
     make_learner(agent, config).train(no_score, log)
     assert list(log.validation) == expected
@@ -224,9 +224,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(make_l
 RESUMED = [
     (MLE(), CONFIG),
     (ImitKD(beta=Constant(0.5)), CONFIG),
-    (ImitKDFull(), replace(CONFIG, gold_weight=0.5, ewc_weight=2.0, accumulate=2)),
+    (ImitKDFull(), replace(CONFIG, reference_weight=0.5, ewc_weight=2.0, accumulate=2)),
     (DAgger(beta=Linear(), capacity=40), CONFIG),
-    (DAgger(beta=Constant(0.5), label=Dense(), pool=2, capacity=12), CONFIG),
+    (DAgger(beta=Constant(0.5), label=Dense(), batches_per_rollout=2, capacity=12), CONFIG),
     (DistiLLM(student_fraction=0.5, rise=0.3, fresh=Constant(0.2), capacity=9), CONFIG),
 ]
 

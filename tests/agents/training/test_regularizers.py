@@ -25,11 +25,11 @@ from textgen_agents.kid import KID
 from textgen_agents.mle import MLE
 from textgen_agents.training import regularizers
 from textgen_agents.training.learner import Learner, LearnerConfig
-from textgen_agents.training.regularizers import EWC, diagonal_fisher, gold_batch
+from textgen_agents.training.regularizers import EWC, diagonal_fisher, reference_batch
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories
 
-BOTH = replace(CONFIG, gold_weight=0.7, ewc_weight=3.0)
+BOTH = replace(CONFIG, reference_weight=0.7, ewc_weight=3.0)
 SMOOTHED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, SmoothedTokens)}
 ON_TOKENS = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTokens)}
 
@@ -55,25 +55,25 @@ def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypat
     batch, student = next(learner._batches(next(learner.rollouts()))), learner.student
     states = batch.trajectories
     own = learner.agent.loss(states, student, batch.expert(learner.env.expert)).double()
-    pairs = gold_batch(learner.gold, BOTH.batch_size, BOTH.seed, update=0)
+    pairs = reference_batch(learner.gold, BOTH.batch_size, BOTH.seed, update=0)
     gold, _ = likelihood(student, pairs.source, pairs.reference)
     expected = gradients(own - 0.7 * gold, student)
     student.zero_grad()
     loss, tokens, terms = learner._backward(batch)
     added = -0.7 * gold.item()
     assert loss.item() == pytest.approx(own.item() + added, rel=1e-5)
-    assert terms == {"gold_term": pytest.approx(added, rel=1e-5), "ewc_term": 0.0}
+    assert terms == {"reference_term": pytest.approx(added, rel=1e-5), "ewc_term": 0.0}
     assert tokens == states.mask.sum()
     actual = [parameter.grad for parameter in student.parameters()]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_of_zero_cost_nothing_and_say_nothing(make_learner, monkeypatch):
-    for name in ("gold_batch", "ewc_tensors"):
+    for name in ("reference_batch", "ewc_tensors"):
         monkeypatch.setattr(f"textgen_agents.training.learner.{name}", None)
-    log, learner = Log(), make_learner(MLE(), replace(BOTH, gold_weight=0.0, ewc_weight=0.0))
+    log, learner = Log(), make_learner(MLE(), replace(BOTH, reference_weight=0.0, ewc_weight=0.0))
     learner.train(no_score, log)
-    assert not {"gold_term", "ewc_term"} & log[1].keys()
+    assert not {"reference_term", "ewc_term"} & log[1].keys()
     assert not (learner.folder / "ewc.safetensors").exists()
 
 
@@ -97,17 +97,17 @@ def test_accumulation_does_not_change_what_is_added(make_learner, precision):
         {"rtol": 1e-4, "atol": 1e-7} if precision == torch.float32 else {"rtol": 0.1, "atol": 1e-2}
     )
     torch.testing.assert_close(actual, expected, **close)
-    for name in ("loss", "gold_term", "ewc_term"):
+    for name in ("loss", "reference_term", "ewc_term"):
         assert figures[name] > 0
         assert others[name] == pytest.approx(figures[name], rel=close["rtol"] / 10), name
 
 
 def test_every_update_has_pairs_of_its_own_which_do_not_depend_on_the_update_before(tiny_task):
     gold = encode(tiny_task.train, tiny_task)
-    first, second = (gold_batch(gold, 6, 0, update).reference for update in (0, 1))
+    first, second = (reference_batch(gold, 6, 0, update).reference for update in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(gold_batch(gold, 6, 0, update=1).reference, second)
-    assert not torch.equal(gold_batch(gold, 6, 1, update=1).reference, second)
+    assert torch.equal(reference_batch(gold, 6, 0, update=1).reference, second)
+    assert not torch.equal(reference_batch(gold, 6, 1, update=1).reference, second)
 
 
 def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_data(
@@ -121,8 +121,8 @@ def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_
         learner = Learner(
             MLE(), make_student(), env, tmp_path / name, BOTH, torch.float32, gold=own
         )
-        sums[name] = learner._gold_batch().trajectories.actions.sum()
-        pairs = gold_batch(own or env.examples, BOTH.batch_size, BOTH.seed, update=0)
+        sums[name] = learner._reference_batch().trajectories.actions.sum()
+        pairs = reference_batch(own or env.examples, BOTH.batch_size, BOTH.seed, update=0)
         assert sums[name] == pairs.reference.sum()
     assert sums["gold"] != sums["data"]
 
@@ -250,7 +250,7 @@ def test_it_does_not_hold_what_is_not_trained_nor_what_is_not_used(env, make_stu
     assert EWC.of(kept).penalty(student) == 0
 
 
-@pytest.mark.parametrize("name", ["gold_weight", "ewc_weight"])
+@pytest.mark.parametrize("name", ["reference_weight", "ewc_weight"])
 @pytest.mark.parametrize("value", [-0.1, float("nan")])
 def test_weights_below_zero_are_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be at least 0, got {value}"):

@@ -15,10 +15,10 @@ from textgen_env.tokenizers.subword import Tokenizer
 from textgen_env.types import SpecialTokens
 from textgen_experiments.benchmarks import candidates as module
 from textgen_experiments.benchmarks import decode as command
-from textgen_experiments.benchmarks.candidates import Contestant, Passes, peak_memory
+from textgen_experiments.benchmarks.candidates import BenchmarkCase, TimedGeneration, peak_memory
 from textgen_experiments.benchmarks.decode import by_length, decode_row
 from textgen_experiments.cli import main
-from textgen_experiments.models.formats import load_writer
+from textgen_experiments.models.formats import load_generator
 from textgen_experiments.runs.folder import DTYPES, read_config, write_config
 
 TASK = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
@@ -27,7 +27,7 @@ LEARNER = ["--learner.batch-size", "4", "--learner.updates", "2", "--learner.eva
 
 
 def contestant(engine="eager", precision="float32", folder=Path("model")):
-    return Contestant("student", folder, 7, engine, precision, folder)
+    return BenchmarkCase("student", folder, 7, engine, precision, folder)
 
 
 def train(folder, *options):
@@ -95,7 +95,7 @@ def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypat
 def passes_of(batch_sizes, seconds):
     """Passes over batches of 3 tokens a sentence, which took so long."""
     written = [torch.tensor([[4, 5, 2, 0]]).repeat(size, 1) for size in batch_sizes]
-    return Passes(lambda source, _: source, written, 4, 0, seconds, written)
+    return TimedGeneration(lambda source, _: source, written, 4, 0, seconds, written)
 
 
 def test_figures_of_a_row_by_hand():
@@ -137,7 +137,9 @@ def test_a_sentence_waits_for_its_batch_and_has_no_ratio_without_a_base():
 def test_passes_keep_the_time_of_each_batch(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 13.0, 20.0, 21.0, 30.0, 35.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    passes = Passes(lambda source, steps: source[:, :steps], [torch.tensor([[3, 2, 0]])] * 2, 2, 0)
+    passes = TimedGeneration(
+        lambda source, steps: source[:, :steps], [torch.tensor([[3, 2, 0]])] * 2, 2, 0
+    )
     assert [passes(), passes()] == [4, 4]
     assert passes.seconds == [[2, 3], [1, 5]]
     assert torch.cat(passes.written).tolist() == [[3, 2]] * 2
@@ -157,7 +159,7 @@ def test_a_writer_has_packed_weights_and_writes_what_the_model_writes(tmp_path, 
     torch.manual_seed(0)
     model = Recurrent(RecurrentConfig(60, 32)).to(DTYPES[precision]).eval()
     save_model(model, tmp_path / "m")
-    write = load_writer(tmp_path / "m", precision=precision)
+    write = load_generator(tmp_path / "m", precision=precision)
     assert isinstance(write.args[0].join_output, PackedLinear)
     source = torch.tensor([[5, 9, 2], [7, 2, 0]]).repeat(4, 1)
     assert torch.equal(write(source, 9), greedy(model, source, 9))

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import textgen_experiments.evaluation.evaluate
-from textgen_agents.evaluation.exposure_report import Exposure
+from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality, score, translate
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
@@ -142,7 +142,7 @@ def test_samples_are_the_test_pairs_in_order_with_all_that_was_written(evaluated
 def test_exposure_has_every_instrument(evaluated):
     for folder in evaluated:
         found = read(folder / EXPOSURE)
-        assert set(found) == set(Exposure.__dataclass_fields__)
+        assert set(found) == set(ExposureBiasReport.__dataclass_fields__)
         assert set(found["positions"]) == {"gold", "own", "teacher"}
         assert found["positions"]["gold"]["count"][0] == len(TEST)
         assert None not in found.values()

@@ -3,7 +3,7 @@
 import pytest
 
 from textgen_experiments.evaluation import timing
-from textgen_experiments.evaluation.timing import compare, in_turn
+from textgen_experiments.evaluation.timing import compare, interleaved_rates
 
 
 @pytest.fixture
@@ -33,12 +33,14 @@ def test_a_ratio_is_taken_round_by_round(clock):
 
 
 def test_the_first_round_is_not_counted(clock):
-    rates = in_turn({"one": taking(clock, [100, 1, 2]), "two": taking(clock, [100, 4, 8])}, 2)
+    rates = interleaved_rates(
+        {"one": taking(clock, [100, 1, 2]), "two": taking(clock, [100, 4, 8])}, 2
+    )
     assert rates == {"one": [8, 4], "two": [2, 1]}
 
 
 def test_every_other_round_goes_backwards(clock):
     log = []
     group = {name: taking(clock, [1] * 5, log, name) for name in "abc"}
-    in_turn(group, rounds=4)
+    interleaved_rates(group, rounds=4)
     assert "".join(log) == "cbaabccbaabccba"

@@ -114,7 +114,7 @@ def test_updates_are_the_papers():
 )
 def test_prefixes_are_mixed_as_in_the_paper(name, agent, base, pool, sampling):
     made = PAPER[name](AGENTS[agent]()).agent
-    assert (made.beta.base, made.pool, made.sampling) == (base, pool, sampling)
+    assert (made.beta.base, made.batches_per_rollout, made.sampling) == (base, pool, sampling)
 
 
 def test_only_summaries_are_smoothed():

@@ -13,7 +13,7 @@ from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.evaluation import scores
-from textgen_experiments.evaluation.scores import read_judged
+from textgen_experiments.evaluation.scores import read_scores
 from textgen_experiments.recipes import configs, study
 from textgen_experiments.recipes.study import StudyOptions, study_runs
 from textgen_experiments.runs.experiment import Experiment
@@ -62,12 +62,12 @@ def test_every_agent_has_a_row_for_each_amount_of_data(small, capsys):
     for row in rows:
         pairs = 0 if row["pairs"] == 40 else row["pairs"]
         judged = [
-            read_judged(study.folder_of(small, row["agent"], pairs, seed)) for seed in range(2)
+            read_scores(study.folder_of(small, row["agent"], pairs, seed)) for seed in range(2)
         ]
         bleu = [each.bleu for each in judged]
         assert row["bleu"] == pytest.approx(statistics.mean(bleu))
         assert row["bleu_error"] == pytest.approx(abs(bleu[0] - bleu[1]) / 2)
-        assert 0 <= row["own_agreement"] <= 1
+        assert 0 <= row["student_prefix_agreement"] <= 1
     assert "20 pairs, 2 seeds" in (small.output / "tables.md").read_text()
     assert (small.output / "pairs.png").stat().st_size > 1000
     assert "20 pairs, 2 seeds" in capsys.readouterr().out
@@ -79,12 +79,12 @@ def test_what_was_judged_is_not_judged_again(small, monkeypatch):
     scores.train_and_judge(experiment, folder, lambda update, record: None)
     monkeypatch.delattr(scores, "judge")
     scores.train_and_judge(experiment, folder, lambda update, record: None)
-    assert len(read_judged(folder).hypotheses) == TASK.num_test
+    assert len(read_scores(folder).hypotheses) == TASK.num_test
 
 
 def test_a_run_that_was_not_judged_is_named(tmp_path):
     with pytest.raises(RunError, match="run must have been judged"):
-        read_judged(tmp_path)
+        read_scores(tmp_path)
 
 
 def test_one_seed_has_no_error(small):

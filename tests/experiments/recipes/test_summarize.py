@@ -30,7 +30,7 @@ def small(tmp_path, monkeypatch):
     texts = {"extract": "An article is a text.", "description": "Text"}
     path.write_text(json.dumps({f"article {number}": texts for number in range(100)}))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(demo, "train_side_by_side", one_after_the_other)
+    monkeypatch.setattr(demo, "train_in_parallel", one_after_the_other)
     for name, size in (
         ("descriptions_teacher", TransformerConfig(width=16, num_heads=2, feed_forward=16)),
         ("descriptions_student", RecurrentConfig(width=16)),

@@ -109,7 +109,7 @@ def test_adapters_of_a_pretrained_student_learn_alone(run, root):
 
 def test_a_run_with_adapters_goes_on_as_if_never_stopped(run, root, monkeypatch):
     options = ["--agent", "imitkd_full", "--student-init", str(root / "student")]
-    options += ["--lora-rank", "2", "--agent.pool", "1"]
+    options += ["--lora-rank", "2", "--agent.batches_per_rollout", "1"]
     whole = run("whole", *options)
 
     class StoppedError(Exception):

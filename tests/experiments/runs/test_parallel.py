@@ -16,7 +16,7 @@ from textgen_agents.training.learner import LearnerConfig, TrainingError
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.runs.experiment import Experiment
-from textgen_experiments.runs.parallel import train_side_by_side
+from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.train import read_outcome, train
 
 EXPERIMENT = Experiment(
@@ -36,7 +36,7 @@ def with_learner(**settings):
 def test_they_end_as_they_would_have_alone(tmp_path):
     torch.set_num_threads(1)
     runs = {tmp_path / str(seed): with_learner(seed=seed) for seed in range(3)}
-    train_side_by_side(runs)
+    train_in_parallel(runs)
     for folder, experiment in runs.items():
         train(experiment, tmp_path / "alone" / folder.name, lambda update, record: None)
         once, again = (
@@ -44,7 +44,7 @@ def test_they_end_as_they_would_have_alone(tmp_path):
             for run in (folder, tmp_path / "alone" / folder.name)
         )
         assert all(torch.equal(again[name], once[name]) for name in once)
-    train_side_by_side(runs)  # finished runs have nothing left to do
+    train_in_parallel(runs)  # finished runs have nothing left to do
     assert [read_outcome(folder).best_update for folder in runs]
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_fails_stops_the_others_and_is_named(tmp_path):
         tmp_path / "bad": with_learner(learning_rate=1e30),
     }
     with pytest.raises(TrainingError, match="loss and gradient must be finite"):
-        train_side_by_side(runs)
+        train_in_parallel(runs)
     assert not (tmp_path / "long" / "outcome.json").exists()
 
 
@@ -62,11 +62,11 @@ ENDLESS = """
 from pathlib import Path
 import sys
 from tests.experiments.runs.test_parallel import with_learner
-from textgen_experiments.runs.parallel import train_side_by_side
+from textgen_experiments.runs.parallel import train_in_parallel
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    train_side_by_side({folder / str(n): with_learner(updates=10**7, seed=n) for n in (0, 1)})
+    train_in_parallel({folder / str(n): with_learner(updates=10**7, seed=n) for n in (0, 1)})
 """
 
 

@@ -69,7 +69,7 @@ def last_line(capsys):
 
 
 OPTIONS = {
-    "imitkd": ["--agent.pool", "1"],
+    "imitkd": ["--agent.batches_per_rollout", "1"],
     "seqkd": ["--agent.beam-size", "2"],
     "distillm": ["--agent.label.k", "4", "--agent.student-fraction", "1"],
     "imitkd_full": ["--agent.label.k", "4"],
@@ -110,9 +110,9 @@ def test_a_run_that_lost_its_server_goes_on_and_asks_nothing_twice(run, server, 
 
 
 def test_a_run_goes_on_after_its_server_has_moved(run, server):
-    folder = run("run", "imitkd", "--agent.pool", "1")
+    folder = run("run", "imitkd", "--agent.batches_per_rollout", "1")
     (folder / "outcome.json").unlink()
-    again = run("run", "imitkd", "--agent.pool", "1", "--server.timeout", "7")
+    again = run("run", "imitkd", "--agent.batches_per_rollout", "1", "--server.timeout", "7")
     assert (again / "outcome.json").exists()
     assert read_config(folder).experiment.server.url == server.url
 
@@ -136,7 +136,7 @@ def test_what_is_missing_is_one_line(capsys, tmp_path):
 
 
 def test_a_run_with_a_server_is_evaluated_without_it(run, server, capsys):
-    folder = run("run", "imitkd", "--agent.pool", "1")
+    folder = run("run", "imitkd", "--agent.batches_per_rollout", "1")
     asked = len(server.asked)
     main(["evaluate", str(folder)])
     (row,) = json.loads((folder / "results.json").read_text())["rows"]

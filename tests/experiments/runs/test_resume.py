@@ -132,7 +132,7 @@ for number in itertools.cycle((1, 2, 3, 4, 4, 3, 2, 4, 4, 6)):
 """
 
 
-KEEPING = ("--agent.capacity", "16", "--agent.pool", "2")
+KEEPING = ("--agent.capacity", "16", "--agent.batches_per_rollout", "2")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, age
     )
     assert killed == unbroken
     evaluations = [record for record in killed if "bleu" in record]
-    assert all(0 <= record["own_agreement"] <= 1 for record in evaluations)
+    assert all(0 <= record["student_prefix_agreement"] <= 1 for record in evaluations)
     for drawn in ("coverage_risk", "excess_accumulated_error", "teacher_finishes_0.5"):
         assert all(drawn in record for record in evaluations)
     for file in ("model/model.safetensors", "checkpoints/last.safetensors", "prepared.safetensors"):

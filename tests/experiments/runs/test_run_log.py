@@ -27,7 +27,7 @@ def updates(log, first, last, evaluations=()):
     for update in range(first, last + 1):
         log(update, {"loss": float(update)})
         if update in evaluations:
-            log.instruments({"own_agreement": update / 10})
+            log.instruments({"student_prefix_agreement": update / 10})
             log.samples(update, [Pair("in", "out")], [f"text {update}"])
             log(update, {"bleu": 10.0 * update})
 
@@ -44,11 +44,11 @@ def scalars(folder, name):
 def test_instruments_stand_beside_the_bleu_of_their_evaluation(tmp_path, shown):
     with RunLog(tmp_path, 0, shown) as log:
         updates(log, 1, 3, evaluations=(2,))
-    evaluation = {"bleu": 20.0, "own_agreement": 0.2}
+    evaluation = {"bleu": 20.0, "student_prefix_agreement": 0.2}
     assert lines(tmp_path)[2] == {"update": 2, **evaluation}
     assert [each for each in shown if "bleu" in each[1]] == [(2, evaluation)]
     assert scalars(tmp_path, "validation/bleu") == [(2, 20.0)]
-    assert scalars(tmp_path, "validation/own_agreement") == [(2, 0.2)]
+    assert scalars(tmp_path, "validation/student_prefix_agreement") == [(2, 0.2)]
     assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
@@ -69,7 +69,7 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten_everywhere(t
         updates(log, 3, 4, evaluations=(4,))
     assert [record["update"] for record in lines(tmp_path)] == [1, 2, 2, 3, 4, 4]
     assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
-    assert scalars(tmp_path, "validation/own_agreement") == [(2, 0.2), (4, 0.4)]
+    assert scalars(tmp_path, "validation/student_prefix_agreement") == [(2, 0.2), (4, 0.4)]
 
 
 def test_settings_are_named_by_their_path():

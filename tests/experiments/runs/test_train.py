@@ -85,7 +85,8 @@ def test_instruments_are_read_at_each_evaluation_and_change_nothing(run, monkeyp
     evaluations = [record for record in records_of(watched) if "bleu" in record]
     assert len(evaluations) == 4
     assert all(
-        record.keys() == {"update", "bleu", "gold_loss"} | INSTRUMENTS for record in evaluations
+        record.keys() == {"update", "bleu", "reference_loss"} | INSTRUMENTS
+        for record in evaluations
     )
     beside_teacher = INSTRUMENTS - {"length_ratio", "repetition_rate"}
     without = [

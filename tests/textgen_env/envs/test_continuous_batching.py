@@ -8,10 +8,10 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.toy import permitted
 from tests.textgen_env.envs.test_vector_env import NoWaiting, assert_same, look
-from textgen_env.envs.continuous_batching import READ_AHEAD, SourceBank, places
+from textgen_env.envs.continuous_batching import READ_AHEAD, PrefillPool, places
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.experts.dynamic_oracle import ReferenceExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.models.ensemble import Ensemble
@@ -61,7 +61,7 @@ class Numbers:
 @pytest.mark.parametrize("often", [0.05, 0.5, 1.0])
 def test_a_slot_takes_the_row_of_its_example(looking, often):
     slots, order, generator = 5, Order(), torch.Generator().manual_seed(0)
-    bank = SourceBank(order.start, order.source_at, max_steps=9)
+    bank = PrefillPool(order.start, order.source_at, max_steps=9)
     numbers, coming = Numbers(torch.arange(slots)), torch.tensor(slots)
     for _ in range(60):
         begun = torch.rand(slots, generator=generator) < often
@@ -79,7 +79,7 @@ def test_a_slot_takes_the_row_of_its_example(looking, often):
 def test_slots_that_begin_after_the_end_of_the_order_take_the_last_row(monkeypatch):
     look(monkeypatch, True)
     order = Order()
-    bank = SourceBank(
+    bank = PrefillPool(
         order.start, lambda place: place.clamp(max=6).unique_consecutive()[:, None], max_steps=9
     )
     numbers, everywhere = Numbers(torch.arange(4)), torch.ones(4, dtype=torch.bool)
@@ -142,7 +142,7 @@ def any_expert(request, tiny_task, teacher, make_table_model):
     if request.param == "scripted":
         return ScriptedExpert(last_or_next, vocab_size)
     if request.param == "reference":
-        return ReferenceExpert(encode(tiny_task.train, tiny_task), vocab_size)
+        return DynamicOracle(encode(tiny_task.train, tiny_task), vocab_size)
     if request.param == "ensemble":
         return NeuralExpert(Ensemble((teacher, make_table_model(tiny_task, 3))))
     return NeuralExpert(teacher)

@@ -8,7 +8,7 @@ import torch
 from tests.support.toy import SPECIAL, TabularModel
 from textgen_env import dynamics
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.experts.dynamic_oracle import ReferenceExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -111,7 +111,7 @@ def scripted(vocab_size, special=None):
 
 
 def by_reference(vocab_size, special=None):
-    return ReferenceExpert(EXAMPLES, vocab_size, special)
+    return DynamicOracle(EXAMPLES, vocab_size, special)
 
 
 @pytest.mark.parametrize("kind", [scripted, by_reference])

@@ -77,7 +77,7 @@ def random_tokens(actions, generator):
 def look(monkeypatch, free):
     """Have the host look at values freely, as on a CPU, or never, as on an accelerator."""
     for module in (validation, kv_cache, recurrent, continuous_batching, rewards, cache_ops):
-        monkeypatch.setattr(module, "looking_is_free", lambda device: free)
+        monkeypatch.setattr(module, "host_sync_is_free", lambda device: free)
 
 
 class NoWaiting(TorchDispatchMode):

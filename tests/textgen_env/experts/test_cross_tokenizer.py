@@ -11,9 +11,9 @@ from textgen_agents.imitkd import ImitKD
 from textgen_agents.imitkd_full import ImitKDFull
 from textgen_agents.seqinter import SeqInter
 from textgen_agents.seqkd import SeqKD
-from textgen_env.experts.cross_tokenizer import RetokenizingExpert
+from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert
-from textgen_env.experts.token_text import Pieces, is_text
+from textgen_env.experts.token_text import TokenText, is_text
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import encode, encode_sources
@@ -52,7 +52,7 @@ def inner(words):
 
 @pytest.fixture
 def expert(inner, words, task):
-    return RetokenizingExpert(inner, words, task.tokenizer, STEPS)
+    return CrossTokenizerExpert(inner, words, task.tokenizer, STEPS)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_agents_that_learn_from_texts_prepare_their_data(agent, expert, examples
 def test_no_token_of_the_experts_is_taken_for_padding(inner, words, task):
     others = copy.copy(task.tokenizer)
     others.special = SpecialTokens(pad=5, start=1, end=2)
-    expert = RetokenizingExpert(inner, words, others, STEPS)
+    expert = CrossTokenizerExpert(inner, words, others, STEPS)
     texts = [pair.source for pair in task.train]
     view, own = expert.view(texts), encode_sources(texts, words)
     assert (own == 5).any()
@@ -184,17 +184,17 @@ def states_along(rows, expert):
 
 def test_labels_spell_what_the_expert_would_write(tokenizers):
     theirs, ours = tokenizers
-    expert = RetokenizingExpert(Speller(theirs), theirs, ours, LONG)
+    expert = CrossTokenizerExpert(Speller(theirs), theirs, ours, LONG)
     (row,) = ours.encode([TEXT])
     assert len(row) > len(theirs.encode([TEXT])[0])
     (labels,) = expert.best_actions(states_along([row], expert)).tolist()
     boundaries = theirs.encode([TEXT])[0]
     for step, label in enumerate(labels[:-1]):
-        text = Pieces(ours).texts([[*row[:step], label]])[0].rstrip("\N{REPLACEMENT CHARACTER}")
+        text = TokenText(ours).texts([[*row[:step], label]])[0].rstrip("\N{REPLACEMENT CHARACTER}")
         assert TEXT.startswith(text) or label == ours.special.end, (step, text)
     assert labels[-1] == ours.special.end
-    read = Pieces(theirs).texts(boundaries[:stop] for stop in range(len(boundaries)))
-    for step, text in enumerate(Pieces(ours).texts(row[:step] for step in range(len(row)))):
+    read = TokenText(theirs).texts(boundaries[:stop] for stop in range(len(boundaries)))
+    for step, text in enumerate(TokenText(ours).texts(row[:step] for step in range(len(row)))):
         if text in read:
             assert labels[step] != ours.special.end, "a state that the expert knows"
     assert labels[-3:-1] == row[-2:], "the ö, byte by byte"
@@ -207,13 +207,13 @@ def test_a_label_is_what_the_expert_says_of_the_text_so_far(tokenizers):
         TransformerConfig(theirs.vocab_size, width=16, num_heads=2, feed_forward=32)
     ).eval()
     inner = NeuralExpert(model)
-    expert = RetokenizingExpert(inner, theirs, ours, LONG)
+    expert = CrossTokenizerExpert(inner, theirs, ours, LONG)
     rows = ours.encode(LINES)
     rows = [one[:5] + other[3:] for one, other in pairwise([*rows, rows[0]])]
     states = states_along(rows, expert)
     labels = expert.best_actions(states)
     source = encode_sources([f"red {line}" for line in LINES[: len(rows)]], theirs)
-    distinct, looks, known = set(), Pieces(theirs), Pieces(ours)
+    distinct, looks, known = set(), TokenText(theirs), TokenText(ours)
     for row, step in states.mask.nonzero().tolist():
         text = known.texts([rows[row][:step]])[0]
         tokens = theirs.encode([text])[0]
@@ -233,7 +233,7 @@ def test_a_label_is_what_the_expert_says_of_the_text_so_far(tokenizers):
 
 def test_a_text_longer_than_the_expert_writes_is_over(tokenizers):
     theirs, ours = tokenizers
-    expert = RetokenizingExpert(Speller(theirs), theirs, ours, 2)
+    expert = CrossTokenizerExpert(Speller(theirs), theirs, ours, 2)
     (row,) = ours.encode([TEXT])
     labels = expert.best_actions(states_along([row], expert))
     assert labels[0, 0] != ours.special.end
@@ -242,7 +242,7 @@ def test_a_text_longer_than_the_expert_writes_is_over(tokenizers):
 
 def test_imitkd_learns_from_labels_in_the_students_tokens(tokenizers):
     theirs, ours = tokenizers
-    expert = RetokenizingExpert(Speller(theirs), theirs, ours, LONG)
+    expert = CrossTokenizerExpert(Speller(theirs), theirs, ours, LONG)
     states = states_along([ours.encode([TEXT])[0]], expert)
     own = replace(states, writer=torch.full_like(states.writer, Writer.STUDENT))
     agent = ImitKD()

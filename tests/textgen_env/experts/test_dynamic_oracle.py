@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from textgen_env import dynamics
-from textgen_env.experts.dynamic_oracle import ReferenceCache, ReferenceExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle, ReferenceCache
 from textgen_env.experts.expert import ExpertError
 from textgen_env.generation.decoding import next_action
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
@@ -65,7 +65,7 @@ def trajectories(cases):
 
 @pytest.fixture
 def expert(trajectories):
-    return ReferenceExpert(Examples(trajectories.source, trajectories.reference), vocab_size=6)
+    return DynamicOracle(Examples(trajectories.source, trajectories.reference), vocab_size=6)
 
 
 def test_optimal_actions_are_those_of_all_completions(expert, cases, trajectories):
@@ -95,7 +95,7 @@ def test_longer_texts_by_brute_force():
     prefixes = [(3, 5, 4), (3, 3, 5), (4, 3, 5), (5, 5, 5)]
     actions = padded([(*prefix, SPECIAL.end) for prefix in prefixes], 4)
     them = trajectories_of(actions, padded([(*row, SPECIAL.end) for row in references], 6))
-    logits = ReferenceExpert(Examples(them.source, them.reference), 6).logits(them)
+    logits = DynamicOracle(Examples(them.source, them.reference), 6).logits(them)
     for row in range(4):
         for step in range(4):
             found = set((logits[row, step] > 0).nonzero().squeeze(1).tolist())
@@ -119,7 +119,7 @@ def test_the_mass_is_even_over_optimal_actions(expert, trajectories):
 def test_without_mistakes_it_goes_on_with_the_reference():
     references = padded([(3, 4, 5, 3, 2), (5, 2)], 5)
     them = trajectories_of(references, references)
-    best = ReferenceExpert(Examples(them.source, references), 6).best_actions(them)
+    best = DynamicOracle(Examples(them.source, references), 6).best_actions(them)
     assert torch.equal(best[them.mask], references[them.mask])
 
 
@@ -127,7 +127,7 @@ def test_without_mistakes_it_goes_on_with_the_reference():
 def test_it_ends_where_the_reference_ends_marked_or_not(ended):
     reference = padded([(3, 4, SPECIAL.end) if ended else (3, 4)], 3 if ended else 2)
     them = trajectories_of(torch.tensor([[3, 4, 3]]), reference)
-    best = ReferenceExpert(Examples(them.source, reference), 6).best_actions(them)
+    best = DynamicOracle(Examples(them.source, reference), 6).best_actions(them)
     assert best.tolist() == [[3, 4, SPECIAL.end]]
 
 
@@ -192,7 +192,7 @@ def test_sources_are_known_whatever_their_padding(expert, trajectories):
 
 def test_of_equal_sources_the_first_counts():
     examples = Examples(torch.tensor([[3, 2], [3, 2]]), torch.tensor([[4, 2], [5, 2]]))
-    cache = ReferenceExpert(examples, 6).start(torch.tensor([[3, 2]]), 3)
+    cache = DynamicOracle(examples, 6).start(torch.tensor([[3, 2]]), 3)
     assert cache.reference.tolist() == [[4, 2, 0]]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from textgen_env.experts.token_text import Pieces, is_text
+from textgen_env.experts.token_text import TokenText, is_text
 from textgen_env.tokenizers.subword import Tokenizer
 
 TEXTS = ["the house is red", "the houses there", "Ein Haus, schön!", "red  red"]
@@ -11,7 +11,7 @@ TEXTS = ["the house is red", "the houses there", "Ein Haus, schön!", "red  red"
 @pytest.fixture(scope="module")
 def pieces():
     """Of bytes and a few pairs of them."""
-    return Pieces(Tokenizer.train(TEXTS * 3, 280))
+    return TokenText(Tokenizer.train(TEXTS * 3, 280))
 
 
 def spelled(pieces, text):
@@ -54,7 +54,7 @@ def test_the_longest_piece_that_fits_comes_next(pieces):
 
 
 def test_a_character_is_written_byte_by_byte():
-    pieces = Pieces(Tokenizer.train(["a b c"], 259))
+    pieces = TokenText(Tokenizer.train(["a b c"], 259))
     first, second = (pieces.tokenizer.pieces[piece] for piece in ("Ã", "¶"))  # of an ö
     assert pieces.next("sch", [], "ön") == first
     assert pieces.next("sch", [first], "ön") == second
@@ -63,7 +63,7 @@ def test_a_character_is_written_byte_by_byte():
 
 
 def test_pieces_may_be_words_or_characters():
-    words = Pieces(Tokenizer.from_words(["one", "two"]))
+    words = TokenText(Tokenizer.from_words(["one", "two"]))
     one, two = words.tokenizer.encode(["one two"])[0]
     assert words.texts([[], [one], [one, two]]) == ["", "one", "one two"]
     assert words.next("one", [], " two") == two
@@ -78,4 +78,4 @@ def test_nothing_to_be_seen_is_no_text(look):
 
 def test_a_tokenizer_without_letters_is_refused():
     with pytest.raises(ValueError, match="must have a piece of letters or digits"):
-        Pieces(Tokenizer.from_words(["-", "+"]))
+        TokenText(Tokenizer.from_words(["-", "+"]))

@@ -136,8 +136,8 @@ def test_more_than_a_beam_holds_is_refused(model, count):
 @pytest.mark.parametrize("fewer", [0.0, 1.0])
 @pytest.mark.parametrize("every", [1, 2])
 def test_stopping_and_dropping_change_nothing(model, monkeypatch, fewer, every):
-    monkeypatch.setattr(module, "look_every", lambda device: every)
-    monkeypatch.setattr(decoding, "FEWER", fewer)
+    monkeypatch.setattr(module, "sync_interval", lambda device: every)
+    monkeypatch.setattr(decoding, "DROP_ROWS_BELOW", fewer)
     expected = [plain_beam(model, source, STEPS, 3, 1.0) for source in range(SOURCES)]
     sources = model.sources(SOURCES)
     best = [texts[0] for texts in expected]

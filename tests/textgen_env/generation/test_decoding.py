@@ -50,8 +50,8 @@ def test_sorting_and_batching_change_nothing(writer, sources, batch_size, max_st
 @pytest.mark.parametrize("every", [1, 3, 8])
 def test_dropping_finished_rows_changes_nothing(writer, sources, monkeypatch, fewer, every):
     expected = naive_greedy(writer, sources, 20)
-    monkeypatch.setattr(decoding, "FEWER", fewer)
-    monkeypatch.setattr(decoding, "look_every", lambda device: every)
+    monkeypatch.setattr(decoding, "DROP_ROWS_BELOW", fewer)
+    monkeypatch.setattr(decoding, "sync_interval", lambda device: every)
     assert torch.equal(greedy(writer, sources, 20), expected)
 
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.experts.dynamic_oracle import ReferenceExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.integrations.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv, texts
 
@@ -227,11 +227,9 @@ def test_both_forms_hold_the_same_texts(tiny_task):
 
 def test_an_expert_that_looks_at_references_is_no_policy(venv):
     """No observation shows them: of empty ones it would write the end token, always."""
-    expert = ReferenceExpert(venv.env.examples, venv.env.vocab_size)
+    expert = DynamicOracle(venv.env.examples, venv.env.vocab_size)
     spaces = venv.observation_space, venv.action_space
-    with pytest.raises(
-        TypeError, match=r'got a ReferenceExpert.*ask_expert=True and .*"expert_act'
-    ):
+    with pytest.raises(TypeError, match=r'got a DynamicOracle.*ask_expert=True and .*"expert_act'):
         ExpertPolicy(expert, *spaces, max_source_length=5)
 
 

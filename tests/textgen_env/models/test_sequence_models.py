@@ -123,7 +123,7 @@ def test_selecting_rows_then_stepping_is_stepping_then_selecting(model, source, 
 def looking(request, monkeypatch):
     """The way rows are put where the host may look at a mask, and the way where it may not."""
     for module in (kv_cache, recurrent, cache_ops):
-        monkeypatch.setattr(module, "looking_is_free", lambda device: request.param)
+        monkeypatch.setattr(module, "host_sync_is_free", lambda device: request.param)
 
 
 @torch.no_grad()

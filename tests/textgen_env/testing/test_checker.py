@@ -10,7 +10,7 @@ from gymnasium.wrappers.vector import ArrayConversion
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.testing.checker import CLAUSES, ContractError, check_vector_env
+from textgen_env.testing.checker import CHECKS, ContractError, check_vector_env
 from textgen_env.testing.recorder import play
 from textgen_env.types import SpecialTokens
 
@@ -428,7 +428,7 @@ def test_singles_under_gymnasiums_own_vector_keep_what_applies_to_them():
     env.autoreset_mode = SAME_STEP
     record = play(env, SpecialTokens(), seed=0)
     others = ("rewards: finite", "indices:", "info", "slots:", "pickle:")
-    for clause in CLAUSES:
+    for clause in CHECKS:
         if not clause.rule.startswith(others):
             assert clause.breach(record) is None, clause.rule
 
@@ -453,7 +453,7 @@ def test_a_wrapper_without_a_fault_passes():
 
 @pytest.mark.parametrize(("spoil", "mode", "clause", "found"), FAULTS)
 def test_a_fault_is_found_and_named_by_its_clause(spoil, mode, clause, found):
-    [broken] = [part for part in CLAUSES if part.rule.startswith(clause)]
+    [broken] = [part for part in CHECKS if part.rule.startswith(clause)]
     with pytest.raises(ContractError, match=found) as caught:
         check_vector_env(spoil(make(mode)))
     assert str(caught.value).startswith(f"{broken.rule}, got ")
@@ -462,4 +462,4 @@ def test_a_fault_is_found_and_named_by_its_clause(spoil, mode, clause, found):
 
 def test_every_clause_has_a_fault_that_breaks_it():
     faults = tuple(fault[2] for fault in FAULTS)
-    assert all(clause.rule.startswith(faults) for clause in CLAUSES)
+    assert all(clause.rule.startswith(faults) for clause in CHECKS)

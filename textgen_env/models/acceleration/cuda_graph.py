@@ -35,10 +35,10 @@ RECORDINGS, MEMORY = 32, 2**30  # how many are kept of a model, and bytes that t
 
 
 @runtime_checkable
-class SteadyCache(Cache, Protocol):
+class StaticShapeCache(Cache, Protocol):
     """A cache that a step leaves in the shape in which it found it, if there was room."""
 
-    def with_room(self) -> Self:
+    def reserve(self) -> Self:
         """The cache with room for one more step."""
         ...
 
@@ -47,7 +47,7 @@ class SteadyCache(Cache, Protocol):
         ...
 
 
-def captured(model: M) -> M:
+def with_cuda_graphs(model: M) -> M:
     """A model that shares `model`'s weights and replays its steps, if it is on a CUDA device.
 
     Args:
@@ -73,7 +73,7 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], object]:
 
 
 class Captured:
-    """A `SequenceModel` that replays the steps of another one, if its caches are `SteadyCache`s.
+    """A `SequenceModel` that replays the steps of another one with static-shape caches.
 
     No gradient comes out of such steps.
 
@@ -106,9 +106,9 @@ class Captured:
     def step(self, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
         """Logits (B, V) of the next token, and the cache after this step."""
         held = cache if isinstance(cache, _Held) else None
-        if held is None and not (self._can and isinstance(cache, SteadyCache)):
+        if held is None and not (self._can and isinstance(cache, StaticShapeCache)):
             return self.model.step(previous, cache)
-        inner = (held.cache if held else cast("SteadyCache", cache)).with_room()
+        inner = (held.cache if held else cast("StaticShapeCache", cache)).reserve()
         try:
             with torch.inference_mode(False), torch.no_grad():
                 recording = self._recording(previous, inner, held)
@@ -127,7 +127,7 @@ class Captured:
         return self.model.sequence_logits(source, actions)
 
     def _recording(
-        self, previous: Tensor, cache: SteadyCache, held: "_Held | None"
+        self, previous: Tensor, cache: StaticShapeCache, held: "_Held | None"
     ) -> "_Recording":
         """One that is held by this text or by none, and has the shapes of `cache`."""
         shapes = _shapes(cache)
@@ -163,7 +163,7 @@ class _Recording:
     """
 
     def __init__(
-        self, model: SequenceModel, previous: Tensor, cache: SteadyCache, record: Record
+        self, model: SequenceModel, previous: Tensor, cache: StaticShapeCache, record: Record
     ) -> None:
         self.shapes = _shapes(cache)
         self.nbytes = sum(tensor.nbytes for tensor in tensors_of(cache))
@@ -178,17 +178,17 @@ class _Recording:
         """Whether nobody goes on from what it holds."""
         return self._holder() is None
 
-    def take(self, previous: Tensor, cache: SteadyCache) -> None:
+    def take(self, previous: Tensor, cache: StaticShapeCache) -> None:
         """Have the next step begin with these."""
         self._previous.copy_(previous)
         _copy(cache, self._cache)
 
-    def own(self, known: SteadyCache) -> SteadyCache:
+    def own(self, known: StaticShapeCache) -> StaticShapeCache:
         """The cache after the last step; `known` has what the host knows of it."""
         tensors = iter(tensors_of(self._cache))
         return each_tensor(known, lambda _: next(tensors))
 
-    def hold(self, cache: SteadyCache) -> "_Held":
+    def hold(self, cache: StaticShapeCache) -> "_Held":
         """`cache`, which may share memory with this recording, and so nobody else shall use it."""
         held = _Held(cache, self)
         self._holder = weakref.ref(held)
@@ -204,7 +204,7 @@ class _Recording:
 class _Held:
     """A cache whose tensors are a recording's, which nobody else uses as long as this exists."""
 
-    cache: SteadyCache
+    cache: StaticShapeCache
     recording: _Recording
 
     def select_rows(self, index: Tensor) -> Cache:
@@ -225,12 +225,12 @@ class _Held:
         return self.recording.hold(self.cache.reset_rows(mask, begun, index))
 
 
-def _copy(cache: SteadyCache, own: SteadyCache) -> None:
+def _copy(cache: StaticShapeCache, own: StaticShapeCache) -> None:
     """Write into `own`'s tensors what `cache`'s hold, if those are others."""
     for mine, other in zip(tensors_of(own), tensors_of(cache), strict=True):
         if mine is not other:
             mine.copy_(other)
 
 
-def _shapes(cache: SteadyCache) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+def _shapes(cache: StaticShapeCache) -> tuple[tuple[torch.Size, torch.dtype], ...]:
     return tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(cache))

@@ -21,7 +21,7 @@ M = TypeVar("M")
 FEW = 4  # rows for which float32 is better left to the plain product
 
 
-def packed(model: M) -> M:
+def with_prepacked_weights(model: M) -> M:
     """A copy of `model` that shares its weights and makes products faster, if it is on a CPU.
 
     Args:

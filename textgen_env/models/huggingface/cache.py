@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
-from textgen_env.models.cache_ops import each_tensor, looking_is_free, put_rows
+from textgen_env.models.cache_ops import each_tensor, host_sync_is_free, scatter_rows_
 
 ROOM = 16  # slots added at a time
 
@@ -102,14 +102,14 @@ class RowCache:
             counting=counting,
         )
 
-    def with_room(self) -> Self:
+    def reserve(self) -> Self:
         """The cache with a slot for the next token."""
         if self.used < self.seen.shape[1]:
             return self
         kept = min(self.used, self.window)  # what is older no row looks at any more
         first = self.used - kept
         # A step that is recorded has one shape: room is made at once where steps are.
-        more = ROOM if looking_is_free(self.seen.device) else max(ROOM, self.window - kept)
+        more = ROOM if host_sync_is_free(self.seen.device) else max(ROOM, self.window - kept)
         return replace(
             self,
             written=tuple(F.pad(t[:, :, first:], (0, 0, 0, more)) for t in self.written),
@@ -120,7 +120,7 @@ class RowCache:
 
     def opened(self) -> Self:
         """The cache with a slot for the next token of each row, which the row may look at."""
-        cache = self.with_room()
+        cache = self.reserve()
         cache.seen.index_fill_(1, cache.slot[:1], True)
         return cache
 
@@ -188,16 +188,16 @@ class RowCache:
         assert fresh.used <= self.used, "fresh rows are stepped no further"
         own = slice(self.used - fresh.used, self.used)  # so that the newest slots meet
         for old, new in zip(self.written, fresh.written, strict=True):
-            put_rows(old[:, :, own], new[:, :, : fresh.used], mask, index)
+            scatter_rows_(old[:, :, own], new[:, :, : fresh.used], mask, index)
         width = fresh.source_mask.shape[1]  # may be less than what the others were read with
         for old, new in zip(self.source, fresh.source, strict=True):
-            put_rows(old[:, :, :width], new, mask, index)
+            scatter_rows_(old[:, :, :width], new, mask, index)
         self.source_mask.masked_fill_(mask[:, None], False)
-        put_rows(self.source_mask[:, :width], fresh.source_mask, mask, index)
+        scatter_rows_(self.source_mask[:, :width], fresh.source_mask, mask, index)
         self.seen.masked_fill_(mask[:, None], False)
-        put_rows(self.seen[:, own], fresh.seen[:, : fresh.used], mask, index)
+        scatter_rows_(self.seen[:, own], fresh.seen[:, : fresh.used], mask, index)
         for name in ("length", "opening"):
-            put_rows(getattr(self, name), getattr(fresh, name), mask, index)
+            scatter_rows_(getattr(self, name), getattr(fresh, name), mask, index)
         return self
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from textgen_agents.imitkd_full import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant
-from textgen_env.models.acceleration.prepacked import packed
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.tasks.task import encode
 from textgen_experiments.benchmarks import step_floor
 from textgen_experiments.benchmarks.peers import compare as command
@@ -33,7 +33,10 @@ from textgen_experiments.runs.factories import learning_env
 @pytest.fixture
 def updates(tiny_task, tiny_teacher, tiny_student, tmp_path):
     """Of `imitkd_full`, two batches of four texts written together."""
-    agent, expert = ImitKDFull(beta=Constant(0.0), pool=2), WatchedExpert(tiny_teacher)
+    agent, expert = (
+        ImitKDFull(beta=Constant(0.0), batches_per_rollout=2),
+        WatchedExpert(tiny_teacher),
+    )
     env = learning_env(tiny_task, 8, expert, examples=encode(tiny_task.train, tiny_task))
     learner = learner_of(agent, tiny_student, env, folder=tmp_path, precision=torch.float32)
     return LearnerUpdates(learner, expert, onednn=False)
@@ -77,7 +80,7 @@ def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_products_are_noted_whatever_way_they_are_made(mode):
     left, weight, out = torch.ones(2, 3), torch.ones(5, 3), torch.ones(2, 5)
-    layer = packed(torch.nn.Linear(3, 5))
+    layer = with_prepacked_weights(torch.nn.Linear(3, 5))
     with mode(), ProductRecorder() as recorder:
         assert torch.equal(F.linear(left, weight), torch.full((2, 5), 3.0))
         F.linear(left, weight, out[0])
@@ -141,7 +144,7 @@ def test_cells_are_medians_without_the_first_round():
 def test_rows_compare_with_the_first_and_with_the_one_above(monkeypatch, capsys):
     rates = {"one": [1.0, 1.0, 1.0], "two": [2.0, 2.0, 4.0], "three": [3.0, 6.0, 4.0]}
     sides = {name: Side([Seconds(1, 1, 1)] * 4) for name in rates}
-    monkeypatch.setattr(command, "in_turn", lambda group, rounds: rates)
+    monkeypatch.setattr(command, "interleaved_rates", lambda group, rounds: rates)
     monkeypatch.setattr(command, "distillers", lambda *_: sides)
     command.benchmark_peers(BenchmarkPeersOptions(("updates",), precisions=("float32",)))
     lines = [line for line in capsys.readouterr().out.splitlines() if "float32" in line]

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 from tests.support.pretrained import FAMILIES, TEXTS, save_family
 from tests.support.toy import random_sources
-from textgen_agents.rollouts.behaviors import chooser
+from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.rollout import stream
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -18,7 +18,12 @@ from textgen_env.generation.beam_search import beam_search
 from textgen_env.generation.decoding import greedy
 from textgen_env.models import cache_ops
 from textgen_env.models.acceleration import cuda_graph as module
-from textgen_env.models.acceleration.cuda_graph import WIDTHS, Captured, captured, cuda_graph
+from textgen_env.models.acceleration.cuda_graph import (
+    WIDTHS,
+    Captured,
+    cuda_graph,
+    with_cuda_graphs,
+)
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -44,9 +49,9 @@ class Setting:
 
     device: str
 
-    def captured(self, model):
+    def with_cuda_graphs(self, model):
         if self.device == "cuda":
-            return captured(model)
+            return with_cuda_graphs(model)
         return Captured(model, lambda work: work)
 
     def model(self, name, vocab_size=30):
@@ -210,7 +215,7 @@ def test_texts_streamed_through_slots_are_the_same(setting, name, tiny_task):
         device=setting.device,
     )
     indices = torch.arange(20, device=setting.device)
-    behavior = chooser(None, env, torch.Generator())
+    behavior = token_sampler(None, env, torch.Generator())
 
     def written(student):
         return stream(env, lambda view: _by_student(behavior, view), indices, student)
@@ -257,14 +262,14 @@ def test_steps_that_cannot_be_recorded_are_made_one_by_one(setting, model):
 
 def test_elsewhere_a_model_stays_as_it_is():
     model = OWN["recurrent"](30)
-    assert captured(model) is model
+    assert with_cuda_graphs(model) is model
     other = object()
-    assert captured(other) is other
+    assert with_cuda_graphs(other) is other
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_model_on_the_device_is_recorded_as_a_graph():
-    quick = captured(OWN["recurrent"](30).cuda())
+    quick = with_cuda_graphs(OWN["recurrent"](30).cuda())
     assert isinstance(quick, Captured)
     assert quick.record is cuda_graph
 
@@ -275,9 +280,9 @@ def test_room_is_made_at_once_where_steps_are_recorded(monkeypatch):
     model = Setting("cpu").model("transformer")
     source = random_sources(3, 8)
     assert model.step(source[:, 0], model.start(source, 40))[1].written.shape[4] < 40
-    monkeypatch.setattr(kv_cache, "looking_is_free", lambda device: False)
+    monkeypatch.setattr(kv_cache, "host_sync_is_free", lambda device: False)
     assert model.step(source[:, 0], model.start(source, 40))[1].written.shape[4] == 40
-    assert cache_ops.looking_is_free(torch.device("cpu"))
+    assert cache_ops.host_sync_is_free(torch.device("cpu"))
 
 
 def test_what_it_says_of_itself_is_the_models():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from textgen_env.models.acceleration.prepacked import FEW, PackedLinear, packed
+from textgen_env.models.acceleration.prepacked import FEW, PackedLinear, with_prepacked_weights
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 
@@ -46,7 +46,7 @@ def by_steps(model, source, actions):
 def test_logits_are_those_of_the_model(model, dtype, rows):
     model = model.to(dtype)
     source, actions = texts(rows)
-    quick = packed(model)
+    quick = with_prepacked_weights(model)
     assert any(isinstance(module, PackedLinear) for module in quick.modules())
     with torch.no_grad():
         expected = model.sequence_logits(source, actions)
@@ -56,7 +56,7 @@ def test_logits_are_those_of_the_model(model, dtype, rows):
 
 def test_the_model_itself_stays_as_it_was_and_shares_its_weights(model):
     before = {name: (type(module), module) for name, module in model.named_modules()}
-    quick = packed(model)
+    quick = with_prepacked_weights(model)
     assert {name: (type(module), module) for name, module in model.named_modules()} == before
     pairs = zip(model.parameters(), quick.parameters(), strict=True)
     assert all(own is shared for own, shared in pairs)
@@ -66,14 +66,14 @@ def test_the_model_itself_stays_as_it_was_and_shares_its_weights(model):
 def test_a_gradient_is_not_lost():
     layer = nn.Linear(3, 4)
     hidden = torch.randn(8, 3, requires_grad=True)
-    packed(layer)(hidden).sum().backward()
+    with_prepacked_weights(layer)(hidden).sum().backward()
     torch.testing.assert_close(hidden.grad, layer.weight.detach().sum(0).expand(8, 3))
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_answer_as_well(model, again):
     source, actions = texts(7)
-    quick = packed(model)
+    quick = with_prepacked_weights(model)
     torch.testing.assert_close(
         by_steps(again(quick), source, actions), by_steps(quick, source, actions)
     )
@@ -81,7 +81,7 @@ def test_copies_answer_as_well(model, again):
 
 def test_what_cannot_be_packed_is_returned_as_it_is():
     nothing = object()
-    assert packed(nothing) is nothing
+    assert with_prepacked_weights(nothing) is nothing
     with torch.device("meta"):
         elsewhere = nn.Linear(2, 2)
-    assert packed(elsewhere) is elsewhere
+    assert with_prepacked_weights(elsewhere) is elsewhere

@@ -78,7 +78,7 @@ def test_a_small_student_learns_from_it(folder, tmp_path):
                 "--learner.evaluate-every",
                 "4",
             ),
-            *("--agent.pool", "1", "--learner.warmup", "1"),
+            *("--agent.batches_per_rollout", "1", "--learner.warmup", "1"),
         ]
     )
     records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

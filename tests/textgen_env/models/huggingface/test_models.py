@@ -177,7 +177,7 @@ def test_repeated_and_reordered_rows_are_selected_rows(model, source):
 @pytest.fixture(params=[True, False], ids=["looking", "without looking"])
 def looking(request, monkeypatch):
     """The way rows are put where the host may look at a mask, and the way where it may not."""
-    monkeypatch.setattr(cache_ops, "looking_is_free", lambda device: request.param)
+    monkeypatch.setattr(cache_ops, "host_sync_is_free", lambda device: request.param)
 
 
 @torch.no_grad()
