@@ -99,6 +99,6 @@ def worth(trajectories: Trajectories, expert: Expert) -> Tensor:
     limit = (LONGEST * (trajectories.reference != special.pad).sum(1)).long()
     missing = max(0, int(limit.max()) - actions.shape[1])
     prefix = F.pad(actions, (0, missing), value=special.pad)
-    text = Texts.of(expert.complete(trajectories.expert_source, prefix, length), special)
+    text = Texts.of(expert.complete(trajectories.expert_view, prefix, length), special)
     cut = Texts(text.tokens, torch.minimum(text.length, limit))
     return sentence_bleu(cut, Texts.of(trajectories.reference, special))

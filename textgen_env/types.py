@@ -9,9 +9,9 @@ state is in `dynamics.py`, what is learned from trajectories is in `agents/`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import NamedTuple, Self, cast
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +48,6 @@ class Writer(IntEnum):
     EXPERT = 2
 
 
-SAME_AS_SOURCE = cast("Tensor", None)  # only until a record is made: none that exists has it
-
-
 @dataclass(frozen=True)
 class Examples:
     """Encoded pairs of a split, or a batch of them.
@@ -58,32 +55,37 @@ class Examples:
     Attributes:
         source: (B, S) int64 source token ids, PAD after the end token.
         reference: (B, T) int64 target token ids, the end token included, PAD after it.
-        expert_source: (B, E) int64, what the expert reads instead of `source`; the same tensor
-            where it is not given. Who replaces the source of a record has to replace both.
+        expert_source: (B, E) int64, what the expert reads in place of `source`; None where it reads
+            the same.
     """
 
     source: Tensor
     reference: Tensor
-    expert_source: Tensor = SAME_AS_SOURCE
+    expert_source: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_shape("source", self.source, (None, None))
         check_shape("reference", self.reference, (self.source.shape[0], None))
-        _settle_expert_source(self)
+        _check_expert_source(self)
 
     def __len__(self) -> int:
         return self.source.shape[0]
 
+    @property
+    def expert_view(self) -> Tensor:
+        """Tokens that the expert reads, (B, E) int64."""
+        return self.source if self.expert_source is None else self.expert_source
+
     def select(self, index: Tensor) -> Self:
-        """The examples at `index`, (K,) int64, in that order."""
+        """Return the examples at `index`, (K,) int64, in that order."""
         return type(self)(**{name: rows[index] for name, rows in tensors(self).items()})
 
     def trimmed(self, special: SpecialTokens) -> Self:
-        """The examples without the columns that are padding in all of them."""
+        """Return the examples without the columns that are padding in all of them."""
         return type(self)(**{name: trimmed(t, special) for name, t in tensors(self).items()})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same examples on `device`."""
+        """Return the same examples on `device`."""
         return type(self)(**{name: tensor.to(device) for name, tensor in tensors(self).items()})
 
 
@@ -98,8 +100,8 @@ class Trajectories:
         mask: (B, T) bool, True for actions taken before the episode was over: the end token counts,
             the absorbing PAD after it does not.
         reference: (B, R) int64, the data set's target for the same sources.
-        expert_source: (B, E) int64, what the expert reads instead of `source`; the same tensor
-            where it is not given. Who replaces the source of a record has to replace both.
+        expert_source: (B, E) int64, what the expert reads in place of `source`; None where it reads
+            the same.
     """
 
     source: Tensor
@@ -107,7 +109,7 @@ class Trajectories:
     writer: Tensor
     mask: Tensor
     reference: Tensor
-    expert_source: Tensor = SAME_AS_SOURCE
+    expert_source: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_shape("source", self.source, (None, None))
@@ -116,7 +118,7 @@ class Trajectories:
         check_shape("writer", self.writer, (rows, steps))
         check_shape("mask", self.mask, (rows, steps))
         check_shape("reference", self.reference, (rows, None))
-        _settle_expert_source(self)
+        _check_expert_source(self)
         if self.mask.dtype != torch.bool:
             raise ShapeError(f"mask must be bool, got {self.mask.dtype}")
 
@@ -125,37 +127,44 @@ class Trajectories:
 
     @classmethod
     def of(cls, examples: Examples, actions: Tensor, writer: Tensor, mask: Tensor) -> Self:
-        """What was written for `examples`, a row for each."""
+        """Return trajectories of what was written for `examples`, a row each."""
         return cls(actions=actions, writer=writer, mask=mask, **tensors(examples))
 
     @classmethod
     def from_examples(cls, examples: Examples, special: SpecialTokens) -> Self:
-        """Trajectories whose every token was written by the data."""
+        """Return trajectories in which the data wrote every token."""
         mask = examples.reference != special.pad
         writer = torch.full_like(examples.reference, Writer.DATA)
         return cls.of(examples, examples.reference, writer, mask)
 
     @classmethod
     def cat(cls, parts: Sequence[Self], special: SpecialTokens) -> Self:
-        """The rows of all `parts`, at least one, in that order, padded to the widest."""
+        """Return the rows of all `parts`, at least one, in that order, padded to the widest."""
+        two_views = any(part.expert_source is not None for part in parts)
+        if two_views:
+            parts = [replace(part, expert_source=part.expert_view) for part in parts]
         fill = {"writer": Writer.DATA, "mask": False}
-        names = {name for part in parts for name in tensors(part)}
-        columns = {name: [getattr(part, name) for part in parts] for name in names}
+        columns = {name: [getattr(part, name) for part in parts] for name in tensors(parts[0])}
         return cls(
             **{name: _stacked(c, fill.get(name, special.pad)) for name, c in columns.items()}
         )
 
     @property
+    def expert_view(self) -> Tensor:
+        """Tokens that the expert reads, (B, E) int64."""
+        return self.source if self.expert_source is None else self.expert_source
+
+    @property
     def examples(self) -> Examples:
-        """What was to be written: a row for each trajectory."""
+        """Examples that the trajectories were written for, a row each."""
         return Examples(self.source, self.reference, self.expert_source)
 
     def select(self, index: Tensor) -> Self:
-        """The trajectories at `index`, (K,) int64, in that order."""
+        """Return the trajectories at `index`, (K,) int64, in that order."""
         return type(self)(**{name: rows[index] for name, rows in tensors(self).items()})
 
     def trimmed(self, special: SpecialTokens) -> Self:
-        """The trajectories without the columns that are padding in all of them."""
+        """Return the trajectories without the columns that are padding in all of them."""
         width = int(self.mask.sum(1).max())
         written = ("actions", "writer", "mask")
         return type(self)(
@@ -166,34 +175,28 @@ class Trajectories:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """The same trajectories on `device`."""
+        """Return the same trajectories on `device`."""
         return type(self)(**{name: tensor.to(device) for name, tensor in tensors(self).items()})
 
 
 def tensors(record: Examples | Trajectories) -> dict[str, Tensor]:
-    """The fields of `record` by name, without an `expert_source` that is the source itself.
-
-    A record that is made of them, changed or not, has one view of the source again.
-    """
+    """Return the tensors of `record` by the names of their fields."""
     named = {field.name: getattr(record, field.name) for field in fields(record)}
-    if record.expert_source is record.source:
-        del named["expert_source"]
-    return named
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _settle_expert_source(record: Examples | Trajectories) -> None:
-    """Let the expert read the source where nothing else was given."""
-    if record.expert_source is SAME_AS_SOURCE:
-        object.__setattr__(record, "expert_source", record.source)
-    check_shape("expert_source", record.expert_source, (len(record), None))
+def _check_expert_source(record: Examples | Trajectories) -> None:
+    """Raise `ShapeError` unless the expert's view has a row for each example."""
+    if record.expert_source is not None:
+        check_shape("expert_source", record.expert_source, (len(record), None))
 
 
 def _stacked(parts: Sequence[Tensor], fill: int) -> Tensor:
-    """All rows of the (B, L) `parts`, as wide as the widest, `fill` after their end."""
+    """Return all rows of the (B, L) `parts`, with `fill` up to the widest."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 
 def trimmed(tokens: Tensor, special: SpecialTokens) -> Tensor:
-    """(B, L) tokens without the columns that are padding in every row."""
+    """Return (B, L) tokens without the columns that are padding in every row."""
     return tokens[:, : int((tokens != special.pad).sum(1).max())]

@@ -108,7 +108,7 @@ def written_by(
         decoder: how it writes.
         batch_size: texts written together.
     """
-    source = examples.expert_source if writer == Writer.EXPERT else examples.source
+    source = examples.expert_view if writer == Writer.EXPERT else examples.source
     actions = decode_all(model, source, max_steps, decoder=decoder, batch_size=batch_size)
     return record(examples, actions, writer, model.special)
 
@@ -196,9 +196,9 @@ def teacher_finishes(
     """
     special = expert.special
     kept = (share * own.mask.sum(1)).round().long()
-    order = (own.expert_source != special.pad).sum(1).argsort(stable=True)
+    order = (own.expert_view != special.pad).sum(1).argsort(stable=True)
     finished = [
-        expert.complete(trimmed(own.expert_source[rows], special), own.actions[rows], kept[rows])
+        expert.complete(trimmed(own.expert_view[rows], special), own.actions[rows], kept[rows])
         for rows in order.split(batch_size)
     ]
     return torch.cat(finished)[order.argsort()]

@@ -17,7 +17,7 @@ from torch import Tensor
 from textgen_agents.losses.labels import Answers, Label, RecordedExpert
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.types import SpecialTokens, Trajectories
+from textgen_env.types import SpecialTokens, Trajectories, tensors
 
 STATES = tuple(field.name for field in fields(Trajectories))
 ASKED = 64  # rows that the expert is asked about at a time
@@ -77,10 +77,8 @@ class Buffer:
             )
         self.capacity, self.label = capacity // processes, label
         self.special, self.device, self.max_steps = env.special, env.device, env.max_steps
-        self.widths = {
-            field.name: getattr(env.examples, field.name).shape[1] for field in fields(env.examples)
-        }
-        one_view = env.examples.expert_source is env.examples.source
+        self.widths = {name: tensor.shape[1] for name, tensor in tensors(env.examples).items()}
+        one_view = env.examples.expert_source is None
         self.states = tuple(n for n in STATES if not (one_view and n == "expert_source"))
         self.added = 0  # rows in all, those that had to go included
         self.stored: dict[str, Tensor] = {}  # (capacity, width, ...) each

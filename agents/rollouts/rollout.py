@@ -55,7 +55,7 @@ def _written(
     """What is written, who wrote it and whether it counts, (B,) each, step by step."""
     special, every = env.special, sync_interval(env.device)
     cache = student.start(examples.source, env.max_steps)
-    along = None if expert is None else _Along(expert, examples.expert_source, env)
+    along = None if expert is None else _Along(expert, examples.expert_view, env)
     rows = torch.arange(len(examples), device=env.device)  # that are still being written
     reference = F.pad(examples.reference, (0, env.max_steps), value=special.pad)
     previous = torch.full_like(rows, special.start)

@@ -290,7 +290,7 @@ def table(
 def _reader(entry: Entry) -> Reader:
     """The model with what it reads of the first test pairs: as the teacher, its own view."""
     test = encode(entry.task.test[:SPEED_SENTENCES], entry.task)
-    source = test.expert_source if entry.writer == Writer.EXPERT else test.source
+    source = test.expert_view if entry.writer == Writer.EXPERT else test.source
     return Reader(entry.model, source, entry.task.max_target_length)
 
 

@@ -101,7 +101,7 @@ def test_every_agent_learns_what_the_expert_says_of_its_own_view(
 def test_what_is_prepared_has_both_views(two_views, teacher, name):
     prepared = make(name).prepare(two_views, NeuralExpert(teacher), 6)
     assert torch.equal(prepared.source, two_views.source)
-    assert torch.equal(prepared.expert_source, two_views.expert_source)
+    assert torch.equal(prepared.expert_view, two_views.expert_view)
 
 
 def pair_of_experts(kind, teacher, one_view, two_views):
@@ -124,7 +124,7 @@ def test_the_experts_answers_are_about_its_own_view(kind, teacher, one_view, two
     ]
     assert torch.equal(written[0].reference, written[1].reference)
     assert torch.equal(written[0].source, one_view.source)
-    assert torch.equal(written[0].expert_source, two_views.expert_source)
+    assert torch.equal(written[0].expert_view, two_views.expert_view)
     labels = [
         expert.best_actions(written_by(teacher, examples, 6, writer=Writer.STUDENT))
         for expert, examples in ((seeing, two_views), (finding, one_view))
@@ -192,7 +192,7 @@ def test_in_a_rollout_it_reads_its_own_view(
     )
     assert torch.equal(ours.actions, theirs.actions)
     chosen = two_views.select(torch.arange(40, 40 + ROWS)).trimmed(tiny_student.special)
-    assert torch.equal(ours.expert_source, chosen.expert_source)
+    assert torch.equal(ours.expert_view, chosen.expert_view)
 
 
 def test_a_stream_keeps_the_experts_view(tiny_task, two_views, tiny_student):
@@ -201,7 +201,7 @@ def test_a_stream_keeps_the_experts_view(tiny_task, two_views, tiny_student):
     streamed = stream(env, mixture(env, torch.ones(3).bool()), indices, tiny_student)
     chosen = two_views.select(indices).trimmed(env.special)
     assert torch.equal(streamed.source, chosen.source)
-    assert torch.equal(streamed.expert_source, chosen.expert_source)
+    assert torch.equal(streamed.expert_view, chosen.expert_view)
 
 
 def test_a_buffer_asks_about_the_experts_view_and_keeps_it(
@@ -214,7 +214,7 @@ def test_a_buffer_asks_about_the_experts_view_and_keeps_it(
     buffer = Buffer(env, capacity=ROWS, label=Top1())
     buffer.add(LabelledBatch(students), expert)
     kept = buffer.latest(ROWS)
-    assert torch.equal(kept.trajectories.expert_source, students.trimmed(env.special).expert_source)
+    assert torch.equal(kept.trajectories.expert_view, students.trimmed(env.special).expert_view)
     best = expert.best_actions(kept.trajectories)
     mask = kept.trajectories.mask
     assert torch.equal(kept.answers["best_actions"][mask], best[mask])

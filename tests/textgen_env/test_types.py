@@ -83,28 +83,34 @@ RECORDS = [TWO_VIEWS, Trajectories.from_examples(TWO_VIEWS, SPECIAL)]
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_the_experts_view_goes_along_and_has_a_width_of_its_own(record):
-    assert torch.equal(record.expert_source, TWO_VIEWS.expert_source)
+    assert torch.equal(record.expert_view, TWO_VIEWS.expert_view)
     row = record.select(torch.tensor([1, 0]))
-    assert row.expert_source[0].tolist() == [3, 2, 0, 0, 0, 0]
+    assert row.expert_view[0].tolist() == [3, 2, 0, 0, 0, 0]
     cut = row.trimmed(SPECIAL)
-    assert cut.expert_source.tolist() == [[3, 2, 0, 0, 0], [3, 4, 4, 4, 2]]
+    assert cut.expert_view.tolist() == [[3, 2, 0, 0, 0], [3, 4, 4, 4, 2]]
     assert cut.source.shape == (2, 3)
-    assert record.to("meta").expert_source.shape == (2, 6)
-    assert tensors(record)["expert_source"] is record.expert_source
+    assert record.to("meta").expert_view.shape == (2, 6)
+    assert tensors(record)["expert_source"] is record.expert_view
 
 
 @pytest.mark.parametrize("record", [EXAMPLES, Trajectories.from_examples(EXAMPLES, SPECIAL)])
 def test_without_one_the_expert_reads_the_source_which_is_kept_once(record):
     changed = [record, record.select(torch.tensor([1])), record.trimmed(SPECIAL), record.to("meta")]
     for each in changed:
-        assert each.expert_source is each.source
+        assert each.expert_view is each.source
         assert "expert_source" not in tensors(each)
-    assert dataclasses.replace(record).expert_source is record.source
+    assert dataclasses.replace(record).expert_view is record.source
+
+
+@pytest.mark.parametrize("record", [EXAMPLES, Trajectories.from_examples(EXAMPLES, SPECIAL)])
+def test_where_the_source_is_replaced_the_expert_reads_the_new_one(record):
+    changed = dataclasses.replace(record, source=record.source + 1)
+    assert changed.expert_view is changed.source
 
 
 def test_examples_need_an_experts_source_for_each_source():
     with pytest.raises(ShapeError, match=r"expert_source must have shape \(2, any\), got \(1, 6\)"):
-        dataclasses.replace(EXAMPLES, expert_source=TWO_VIEWS.expert_source[:1])
+        dataclasses.replace(EXAMPLES, expert_source=TWO_VIEWS.expert_view[:1])
 
 
 def test_rows_of_several_records_are_stacked_to_the_widest():
@@ -123,18 +129,16 @@ def test_rows_of_several_records_are_stacked_to_the_widest():
     assert both.reference[0].tolist() == [9, 9, 9, 9, 9, 9, 2]
     assert both.reference[2].tolist() == [7, 2, 0, 0, 0, 0, 0]
     back = both.select(torch.tensor([0])).trimmed(SPECIAL)
-    assert all(
-        torch.equal(getattr(back, f.name), getattr(one, f.name)) for f in dataclasses.fields(one)
-    )
+    assert all(torch.equal(tensors(back)[name], tensor) for name, tensor in tensors(one).items())
 
 
 def test_stacked_rows_have_one_view_if_all_of_them_have():
     one, two = (Trajectories.from_examples(e, SPECIAL) for e in (EXAMPLES, TWO_VIEWS))
     both = Trajectories.cat([one, one], SPECIAL)
-    assert both.expert_source is both.source
+    assert both.expert_view is both.source
     mixed = Trajectories.cat([one, two], SPECIAL)
-    views = [*one.expert_source.tolist(), *two.expert_source.tolist()]
-    unpadded = [[token for token in row if token] for row in mixed.expert_source.tolist()]
+    views = [*one.expert_view.tolist(), *two.expert_view.tolist()]
+    unpadded = [[token for token in row if token] for row in mixed.expert_view.tolist()]
     assert unpadded == [[token for token in row if token] for row in views]
 
 
@@ -167,6 +171,5 @@ def test_a_mask_must_be_bool():
 
 def test_records_move_with_all_their_fields():
     moved = Trajectories.from_examples(EXAMPLES, SPECIAL).to("meta")
-    fields = dataclasses.fields(moved)
-    assert {getattr(moved, field.name).device.type for field in fields} == {"meta"}
+    assert {tensor.device.type for tensor in tensors(moved).values()} == {"meta"}
     assert EXAMPLES.to("meta").source.device.type == "meta"

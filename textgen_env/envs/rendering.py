@@ -35,7 +35,7 @@ def as_text(
         last = shown["length"][rows] - 1
         asked = examples.select(rows).trimmed(expert.special)
         prefix = shown["prefix"][rows, : int(last.max()) + 1]
-        choice = expert.best_actions_at(asked.expert_source, prefix, last, asked.reference)
+        choice = expert.best_actions_at(asked.expert_view, prefix, last, asked.reference)
         written = prefix.gather(1, last[:, None]).squeeze(1)
         for row, *tokens in torch.stack([rows, written, choice], 1).tolist():
             policys, best = (_piece(token, tokenizer) for token in tokens)

@@ -195,7 +195,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         before, fresh = self._state, self._begin(mask, chosen)
         self._state = fresh if before is None else dynamics.replace_rows(before, mask, fresh)
         if self._adviser is not None:
-            source = self.examples.expert_source.index_select(0, self._index)
+            source = self.examples.expert_view.index_select(0, self._index)
             self._adviser.begin(self._state, source, mask)
         if self.render_mode == "human":
             self.render()
@@ -303,7 +303,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         return {"expert_action": action, "_expert_action": self._state.alive}
 
     def _expert_source_at(self, place: Tensor) -> Tensor:
-        return self.examples.expert_source.index_select(0, self._example_at(place))
+        return self.examples.expert_view.index_select(0, self._example_at(place))
 
     def _example_at(self, place: Tensor) -> Tensor:
         """The examples, int64, at places in the order; after its end it begins again."""

@@ -111,7 +111,7 @@ class CrossTokenizerExpert(Expert):
                 whole = step
             else:
                 read.append((read[-1][0], written[row][whole:step]))
-        source = self._own_source(trajectories.expert_source)
+        source = self._own_source(trajectories.expert_view)
         rows = [row for row, _ in states]
         answers = self._continuations(source, rows, [text for text, _ in read])
         labels = torch.full(trajectories.actions.shape, self.special.pad)
@@ -207,7 +207,7 @@ class CrossTokenizerExpert(Expert):
 
     def _own(self, examples: Examples) -> Examples:
         """The examples as the expert reads them."""
-        return Examples(self._own_source(examples.expert_source), examples.reference)
+        return Examples(self._own_source(examples.expert_view), examples.reference)
 
     def _own_source(self, view: Tensor) -> Tensor:
         """(N, E) int64 in its own tokens, of what `view` made."""

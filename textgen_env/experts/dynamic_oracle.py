@@ -73,7 +73,7 @@ class DynamicOracle(Expert):
         self._vocab_size = vocab_size
         self._reference = _ended(examples.reference, self.special)
         self._place: dict[tuple[int, ...], int] = {}
-        for place, key in enumerate(self._keys(examples.expert_source)):
+        for place, key in enumerate(self._keys(examples.expert_view)):
             self._place.setdefault(key, place)
 
     @property

@@ -136,7 +136,7 @@ class Expert(ABC):
         nothing = examples.source.new_full((len(examples), max_steps), self.special.pad)
         length = torch.zeros_like(nothing[:, 0])
         written = self.complete(
-            examples.expert_source, nothing, length, sampling=sampling, generator=generator
+            examples.expert_view, nothing, length, sampling=sampling, generator=generator
         )
         return replace(examples, reference=written)
 
@@ -270,7 +270,7 @@ class NeuralExpert(Expert):
     def logits(self, trajectories: Trajectories) -> Tensor:
         """(B, T, V) in one parallel pass; entries at padding mean nothing."""
         start = time.perf_counter()
-        logits = self.model.sequence_logits(trajectories.expert_source, trajectories.actions)
+        logits = self.model.sequence_logits(trajectories.expert_view, trajectories.actions)
         self.count(trajectories.mask.sum(), start)
         return logits
 
@@ -312,7 +312,7 @@ class NeuralExpert(Expert):
     ) -> Tensor:
         """What `decoder` writes; `asked` states are counted for every token of it."""
         start = time.perf_counter()
-        written = decode_all(self.model, examples.expert_source, max_steps, decoder=decoder)
+        written = decode_all(self.model, examples.expert_view, max_steps, decoder=decoder)
         self.count(asked * (written != self.special.pad).sum(), start)
         return written
 

@@ -170,7 +170,7 @@ class RemoteExpert(Expert):
         manner = self._drawing(None, None)
         if beam_size > 1:
             manner |= {"n": beam_size, "use_beam_search": True}
-        written = self._texts(self._prompts(examples.expert_source), max_steps, manner)
+        written = self._texts(self._prompts(examples.expert_view), max_steps, manner)
         texts = torch.stack([self._padded(row, max_steps) for row in written])
         return texts.to(examples.source.device)
 
@@ -180,7 +180,7 @@ class RemoteExpert(Expert):
         position = torch.arange(1, width + 1, device=trajectories.mask.device)
         steps = (position * trajectories.mask).amax(1).tolist()
         written = [row[:n] for row, n in zip(trajectories.actions.tolist(), steps, strict=True)]
-        prompts = self._prompts(trajectories.expert_source)
+        prompts = self._prompts(trajectories.expert_view)
         firsts = [len(prompt) for prompt in prompts]
         asked = [[*prompt, *text] for prompt, text in zip(prompts, written, strict=True)]
         tokens = torch.arange(self.k).repeat(len(asked), width, 1)

@@ -76,7 +76,7 @@ class ScriptedExpert(Expert):
         rows, steps = trajectories.actions.shape
         prefixes = _prefixes(trajectories.actions, self.special)
         length = torch.arange(steps, device=prefixes.device).repeat(rows)
-        source = trajectories.expert_source.repeat_interleave(steps, 0)
+        source = trajectories.expert_view.repeat_interleave(steps, 0)
         actions = self.script(source, prefixes.flatten(0, 1), length)
         self.count(trajectories.mask.sum(), start)
         return actions.view(rows, steps)
@@ -103,7 +103,7 @@ class ScriptedExpert(Expert):
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """What the script writes; it is sure, so that every beam size gives the same."""
         start = time.perf_counter()
-        state = dynamics.initial(examples.expert_source, max_steps, self.special)
+        state = dynamics.initial(examples.expert_view, max_steps, self.special)
         for _ in range(max_steps):
             actions = self.script(state.source, state.prefix, state.length)
             state = dynamics.transition(state, actions, self.special)

@@ -238,7 +238,7 @@ def test_of_one_view_one_is_kept(env, expert, make_buffer):
     buffer = make_buffer()
     buffer.add(written(env, [3, 5, 1, 2]), expert)
     drawn = everything(buffer).trajectories
-    assert drawn.expert_source is drawn.source
+    assert drawn.expert_view is drawn.source
     twice = {**buffer.state_dict(), "expert_source": buffer.stored["source"].clone()}
     older = make_buffer()
     older.load_state_dict(twice)

@@ -162,7 +162,7 @@ def test_best_actions_are_those_of_the_same_teacher_here(make, server, teacher, 
     best = expert.best_actions(trajectories)
     assert torch.equal(best[mask], local.best_actions(trajectories)[mask])
     place = mask.sum(1) - 1
-    state = trajectories.expert_source, trajectories.actions, place, trajectories.reference
+    state = trajectories.expert_view, trajectories.actions, place, trajectories.reference
     assert torch.equal(expert.best_actions_at(*state), local.best_actions_at(*state))
 
 
@@ -204,7 +204,7 @@ def test_the_last_token_decides_nothing_and_is_not_part_of_the_question(make, se
     actions = trajectories.actions.scatter(1, last, 7)
     other = Trajectories(
         trajectories.source, actions, trajectories.writer, trajectories.mask,
-        trajectories.reference, trajectories.expert_source,
+        trajectories.reference, trajectories.expert_view,
     )  # fmt: skip
     assert torch.equal(expert.top_k(other, K).tokens, labels.tokens)
     assert len(server.asked) == 1
@@ -462,7 +462,7 @@ def test_it_goes_on_from_where_a_text_stops_as_here(make, teacher, examples):
     length = torch.arange(ROWS) % 4
     length[0] = prefix.shape[1]  # over already
     texts, expected = (
-        e.complete(examples.expert_source, prefix, length) for e in (make(), NeuralExpert(teacher))
+        e.complete(examples.expert_view, prefix, length) for e in (make(), NeuralExpert(teacher))
     )
     assert torch.equal(texts, expected)
 

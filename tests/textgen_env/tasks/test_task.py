@@ -154,9 +154,9 @@ def test_the_experts_view_is_encoded_whatever_its_length():
     pairs = [Pair("a", "h", "b c d e f"), Pair("d c", "g h")]
     examples = encode(pairs, task_of(PAIRS))
     assert examples.source.tolist() == [[3, 2, 0], [6, 5, 2]]
-    assert examples.expert_source.tolist() == [[4, 5, 6, 7, 8, 2], [6, 5, 2, 0, 0, 0]]
+    assert examples.expert_view.tolist() == [[4, 5, 6, 7, 8, 2], [6, 5, 2, 0, 0, 0]]
     same = encode(PAIRS, task_of(PAIRS))
-    assert same.expert_source is same.source
+    assert same.expert_view is same.source
 
 
 def test_the_same_examples_are_taken_however_much_the_student_may_read():
