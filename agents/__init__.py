@@ -1,28 +1,21 @@
-"""The algorithms, one file each, by name."""
+"""The algorithms, one file a paper, and the registry of their names."""
 
-from textgen_agents.adaswitch import AdaSwitch
 from textgen_agents.agent import Agent
 from textgen_agents.aggrevate import AggreVaTe
 from textgen_agents.atkd import ATKD
 from textgen_agents.dagger import DAgger
-from textgen_agents.distillm import DistiLLM
-from textgen_agents.distillm2 import DistiLLM2
+from textgen_agents.distillm import DistiLLM, DistiLLM2
 from textgen_agents.f_distill import FDistill
 from textgen_agents.gkd import GKD
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
-from textgen_agents.imitkd_star import ImitKDStar
-from textgen_agents.imitkd_star_full import ImitKDStarFull
+from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
 from textgen_agents.iq_learn import IQLearn
 from textgen_agents.kid import KID
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
 from textgen_agents.scheduled_sampling import ScheduledSampling
-from textgen_agents.seqinter import SeqInter
-from textgen_agents.seqkd import SeqKD
-from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
-from textgen_agents.switch import Switch
+from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.word_kd import WordKD
 
 AGENTS: dict[str, type[Agent]] = {

@@ -1,59 +1,90 @@
-"""What an algorithm is: where prefixes come from, and what is learned from them.
+"""The interface of an algorithm: `collect` writes and labels prefixes, `loss` learns from them.
 
 An agent is a frozen dataclass and thereby its own configuration. It holds no weights, no optimizer
-and no loop. What most algorithms share are defaults here: gold data, prefixes written by the data.
+and no loop. Each algorithm has a file of its own beside this one; what several share are functions
+in `rollouts/` and `losses/`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
-from textgen_agents.losses.labels import Dense
-from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch
+from textgen_agents.rollouts.buffer import Buffer
+from textgen_agents.rollouts.context import Context
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Examples
+
+
+class LearnsFrom(Enum):
+    """The most that an algorithm asks of an expert; each value includes those before it."""
+
+    REFERENCES = "references"  # nothing: the data set's own texts
+    TEXTS = "texts"  # texts that the expert writes
+    TOKENS = "tokens"  # its most probable token at a state
+    DISTRIBUTION = "distribution"  # its probabilities at a state
 
 
 class Agent(ABC):
-    """One imitation-learning algorithm.
+    """An imitation-learning algorithm.
 
     Attributes:
-        needs_expert: whether it asks the expert at all.
-        needs_distribution: whether it asks for more than texts and the most probable token.
-        pool: M, the batches that are collected together: a rollout is up to M - 1 updates old.
+        learns_from: the most that it asks of the expert.
+        queries_while_writing: whether the expert is queried at every step of its rollouts.
+        expects_trained_student: whether its paper begins with a student that can write already.
+        learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
+        label: what the expert is asked at every state, if it learns from tokens or distributions.
+        batches_per_rollout: M, the batches that are collected together. A batch is learned from up
+            to M - 1 updates after its prefixes were written.
     """
 
-    needs_expert: ClassVar[bool] = True
-    needs_distribution: ClassVar[bool] = True
+    learns_from: ClassVar[LearnsFrom] = LearnsFrom.DISTRIBUTION
+    queries_while_writing: ClassVar[bool] = False
+    expects_trained_student: ClassVar[bool] = False
+    learning_rate_factor: ClassVar[float] = 1.0
+    label: Label = Dense()
     batches_per_rollout: int = 1
+
+    @property
+    def needs_expert(self) -> bool:
+        """Whether the expert is asked anything."""
+        return self.learns_from is not LearnsFrom.REFERENCES
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, if the expert cannot give what will be asked of it.
 
         Raises:
-            ExpertError: it does not know the whole distribution, and that is needed.
-            ValueError: more tokens are wanted of it than there are.
+            ExpertError: the expert knows less than the whole distribution, and that is needed.
+            ValueError: more tokens are asked for than the vocabulary has.
         """
-        if self.needs_expert and self.needs_distribution:
+        if self.learns_from in (LearnsFrom.TOKENS, LearnsFrom.DISTRIBUTION):
+            self.label.check(expert)
+        if self.queries_while_writing:
             Dense().check(expert)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
-        """The data to learn from, made once before training; by default the gold pairs."""
+        """Return the data to learn from, made once before training; by default the references.
+
+        Args:
+            examples: the task's training pairs.
+            expert: may write texts in place of the references.
+            max_steps: T, the longest text in tokens.
+        """
         del expert, max_steps
         return examples
 
     def make_buffer(self, env: TextGenVectorEnv, processes: int = 1) -> Buffer | None:
-        """Where one of `processes` keeps what it collects in `env`; by default it is used once."""
+        """Return where one of `processes` keeps its batches; None to use each batch once."""
         del env, processes
         return None
 
     def adapted(self, validation_losses: Sequence[float]) -> Self:
-        """The algorithm after evaluations so far; by default it takes no notice.
+        """Return the algorithm as the evaluations so far change it; by default unchanged.
 
         Args:
             validation_losses: mean cross-entropy on the references of validation pairs, nats, at
@@ -63,46 +94,25 @@ class Agent(ABC):
         return self
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """What a schedule says at `progress`, by name, to be logged."""
+        """Return the values of its schedules at `progress`, in [0, 1], by name, to be logged."""
         del progress
         return {}
 
-    def collect(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-    ) -> Trajectories:
-        """Write prefixes for the examples at `indices`; by default they are the data's own.
+    @abstractmethod
+    def collect(self, context: Context) -> LabelledBatch:
+        """Return prefixes, and what is known of them, for the next `batches_per_rollout` updates.
 
         Args:
-            indices: (B,) int64, B the environment's number of slots.
-            env: steps what is written; in autoreset mode DISABLED.
-            student: the policy as it is now, to act with, without gradient.
-            progress: share of training done, in [0, 1].
-            generator: of every random choice made here.
+            context: the examples, the environment and the student, without gradient.
         """
-        del student, progress, generator
-        return Trajectories.from_examples(env.examples.select(indices), env.special)
-
-    def experience(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-        buffer: Buffer | None,
-    ) -> LabelledBatch:
-        """Return what the updates of one rollout learn from; by default what is collected for them.
-
-        The arguments are those of `collect`, and what `make_buffer` made with all that was added.
-        """
-        del buffer
-        return LabelledBatch(self.collect(indices, env, student, progress, generator))
 
     @abstractmethod
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Mean loss over the counted actions, scalar, in nats."""
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the mean loss over the counted actions of `batch`, scalar, in nats.
+
+        Args:
+            batch: rows that `collect` returned. They may be a part of an update's batch, so a
+                statistic of the whole belongs in `collect`.
+            student: the model to be trained.
+            expert: answers about `batch`, from its labels where they hold the answer.
+        """

@@ -1,40 +1,45 @@
-"""ATKD: of tokens that the teacher is sure of, only what it says about the others is taught."""
+"""ATKD: tokens that the teacher is sure of are taught by what it says about the others."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from textgen_agents.bases import GatedByExpert
+from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import masked_mean
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.topk import atkd_split
-from textgen_agents.rollouts.behaviors import Gate, check_block, coins_for
-from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_agents.rollouts.behaviors import Gated, check_block, token_mask, token_sampler
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class ATKD(GatedByExpert):
-    """Teach what the teacher is sure of otherwise than what it doubts.
+class ATKD(Agent):
+    """Distillation that treats tokens the teacher is sure of otherwise than those it doubts.
 
-    Roll-in: a coin for each token, student or teacher; both write their most probable token.
+    Roll-in: each token by student or teacher, who write their most probable one.
     Label: the teacher's distribution. Loss: with w the `easy_weight`, where the teacher's doubt
     about the token written is below the median, 2 w times the forward KL among all other tokens;
     elsewhere 2 (1 - w) times the sum of that and the one about writing the token or not.
-    Differs from the paper in: a coin for each token of each text (its program: for each position of
+    Differs from the paper in: a draw for each token of each text (its program: for each position of
     the whole batch); one mean over all tokens (there one over each half).
 
     Attributes:
+        sampling: how the student writes; None for greedy.
+        expert_sampling: how the teacher writes; None for greedy.
         student_fraction: probability that the student writes a token, in [0, 1].
         easy_weight: w, in [0, 1].
-        block: neighboring tokens that share a coin, at least 1.
+        block: neighboring tokens that share a draw, at least 1.
 
     Source: Zhong et al. 2024, arXiv:2402.11890.
     """
 
+    queries_while_writing = True
+    expects_trained_student = True
     sampling: Sampling | None = None
     expert_sampling: Sampling | None = None
     student_fraction: float = 0.5
@@ -50,16 +55,20 @@ class ATKD(GatedByExpert):
                 raise ValueError(f"{name} must be in [0, 1], got {share}")
         check_block(self.block)
 
-    def gate(self, env: TextGenVectorEnv, generator: torch.Generator) -> Gate:
-        """Tokens whose coin says so stay."""
-        return coins_for(env, 1 - self.student_fraction, generator, self.block)
+    def collect(self, context: Context) -> LabelledBatch:
+        """Write each token by student or teacher, and keep the teacher's distribution."""
+        behavior = Gated(
+            gate=token_mask(context, 1 - self.student_fraction, self.block),
+            student=token_sampler(self.sampling, context),
+            expert=token_sampler(self.expert_sampling, context),
+        )
+        return rollout(context, behavior, record_expert_logits=True)
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Mean of what is taught at each state; the median is that of these states."""
-        teacher_logits = expert.logits(trajectories)
-        logits = student.sequence_logits(trajectories.source, trajectories.actions)
-        about, others, uncertainty = atkd_split(logits, teacher_logits, trajectories.actions)
-        easy = uncertainty < uncertainty.where(trajectories.mask, torch.nan).nanmedian()
-        weight = self.easy_weight
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the mean of the losses of easy and of hard tokens."""
+        states, weight = batch.trajectories, self.easy_weight
+        logits = student.sequence_logits(states.source, states.actions)
+        about, others, uncertainty = atkd_split(logits, expert.logits(states), states.actions)
+        easy = uncertainty < uncertainty.where(states.mask, torch.nan).nanmedian()
         losses = torch.where(easy, weight * others, (1 - weight) * (about + others))
-        return masked_mean(2 * losses, trajectories.mask)
+        return masked_mean(2 * losses, states.mask)

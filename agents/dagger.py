@@ -1,117 +1,97 @@
-"""DAgger: student and expert write together, and all that was written so far is learned from.
+"""DAgger: student and expert write together, and everything written so far is learned from.
 
-While the expert goes along, its answers are noted, so that it is asked about each state once; where
-the student writes alone, it is asked in one pass afterwards. No gradient flows through the writing.
+Where the expert is queried at every step its answers are recorded, so that it is asked about each
+state once; where the student writes alone the expert is asked in one pass afterwards. No gradient
+flows through the writing.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from textgen_agents.bases import WithBuffer, noted_rollout
-from textgen_agents.losses.labels import Dense, label_loss
-from textgen_agents.rollouts.behaviors import Gated, check_block, coins_for, token_sampler
-from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
-from textgen_agents.rollouts.rollout import student_or_data
+from textgen_agents.agent import Agent, LearnsFrom
+from textgen_agents.losses.divergences import forward_kl
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1
+from textgen_agents.losses.objectives import loss_for
+from textgen_agents.rollouts.behaviors import Gated, check_block, token_mask, token_sampler
+from textgen_agents.rollouts.buffer import Buffer, check_capacity
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout, student_rollout
 from textgen_agents.rollouts.schedules import Constant, Indicator, Schedule
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class DAgger(WithBuffer):
-    """Learn what the expert says at all states that it and the student came to so far.
+class DAgger(Agent):
+    """Imitation of the expert at all states that it and the student have come to so far.
 
-    Roll-in: a coin for each token, expert with probability beta, student otherwise;
-    `batches_per_rollout` batches are written together, added to the buffer, and as many rows are
-    drawn from it. Label: the expert's most probable token, as it was when the state was written.
-    Loss: cross-entropy; with another label forward KL.
-    Differs from the paper in: the oldest rows go once the buffer is full, and the student goes on
-    learning between rollouts, there it is trained anew on everything after each of a few.
+    Roll-in: each token by the expert with probability beta, else by the student; the rows are added
+    to the buffer, and as many are drawn from it. Label: the expert's most probable token, as it was
+    when the state was written. Loss: cross-entropy; with another label forward KL.
+    Differs from the paper in: the oldest rows are replaced once the buffer is full, and the student
+    goes on learning between rollouts, where it is trained anew on everything after each of a few.
 
     Attributes:
+        capacity: rows kept, at least those that are collected together. Each of several processes
+            keeps its share.
+        label: what is kept of the expert's answers.
         beta: progress -> probability that the expert writes a token.
         sampling: how the student writes; None for greedy.
-        block: neighboring tokens that share a coin, at least 1.
-        pool: batches written together; where the expert goes along, its logits at all of their
-            states are held until labels are made of them.
+        block: neighboring tokens that share a draw, at least 1.
+        batches_per_rollout: M, batches written together; where the expert is queried at every step,
+            its logits at all of their states are held until labels are made of them.
 
     Source: Ross et al. 2011, algorithm 3.1, arXiv:1011.0686.
     """
 
+    learns_from = LearnsFrom.TOKENS
+    capacity: int = 8192
+    label: Label = field(default_factory=Top1)
     beta: Schedule = field(default_factory=Indicator)
     sampling: Sampling | None = None
     block: int = 1
     batches_per_rollout: int = 4
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_capacity(self.capacity)
         check_block(self.block)
 
     def check_expert(self, expert: Expert) -> None:
-        """Raise, before any training, unless it gives the label, and all where it goes along."""
+        """Raise, before any training, unless the expert gives the label, and all if it writes."""
         super().check_expert(expert)
         if self.beta != Constant(0.0):
             Dense().check(expert)
 
+    def make_buffer(self, env: TextGenVectorEnv, processes: int = 1) -> Buffer:
+        """Return an empty buffer."""
+        return Buffer(env, capacity=self.capacity, label=self.label, processes=processes)
+
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """The present beta."""
+        """Return the present beta."""
         return {"beta": self.beta(progress)}
 
-    def collect(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-    ) -> Trajectories:
-        """Prefixes by student and expert, as a coin for each token says."""
-        return self._write(indices, env, student, progress, generator).trajectories
+    def collect(self, context: Context) -> LabelledBatch:
+        """Write prefixes by student and expert, aggregate them, and draw from the aggregate."""
+        assert context.buffer is not None, "`make_buffer` makes one"
+        context.buffer.add(self._write(context), context.env.expert)
+        return context.buffer.draw(len(context.indices), context.generator)
 
-    def experience(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-        buffer: Buffer | None,
-    ) -> LabelledBatch:
-        """Rows of the buffer, to which what is written now was added."""
-        assert buffer is not None, "`make_buffer` makes one"
-        buffer.add(self._write(indices, env, student, progress, generator), env.expert)
-        return buffer.draw(len(indices), generator)
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the forward KL from the label: cross-entropy where that is one token."""
+        return loss_for(self.label, forward_kl, batch.trajectories, student, expert)
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Forward KL from the label, which is cross-entropy where that is one token."""
-        return label_loss(trajectories, student, expert, self.label)
-
-    def _write(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-    ) -> LabelledBatch:
-        """What is written now, with the expert's logits if it went along."""
-        beta = self.beta(progress)
-        sampling = self.sampling
+    def _write(self, context: Context) -> LabelledBatch:
+        """Write prefixes, with the expert's logits if it writes too."""
+        beta = self.beta(context.progress)
         if not beta:
-            return LabelledBatch(
-                student_or_data(
-                    indices, env, student, beta=0.0, sampling=sampling, generator=generator
-                )
-            )
+            return student_rollout(context, self.sampling)
         mixture = Gated(
-            gate=coins_for(env, beta, generator, self.block),
-            student=token_sampler(sampling, env, generator),
-            expert=token_sampler(None, env, generator),
+            gate=token_mask(context, beta, self.block),
+            student=token_sampler(self.sampling, context),
+            expert=token_sampler(None, context),
         )
-        return noted_rollout(env, mixture, indices, student)
+        return rollout(context, mixture, record_expert_logits=True)

@@ -1,4 +1,4 @@
-"""f-distill: an f-divergence of whole texts, split into steps, each on the texts that it is over.
+"""f-distill: an f-divergence of whole texts as a sum over steps, each on the texts of its side.
 
 KL is an expectation over the teacher's texts, reverse KL over the student's, Jensen-Shannon and
 total variation over both. The teacher's texts are drawn once, the student's anew for every batch.
@@ -8,9 +8,10 @@ No gradient flows through the drawing.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from textgen_agents.bases import OnBothTexts
+from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import (
     Divergence,
     forward_kl,
@@ -19,10 +20,14 @@ from textgen_agents.losses.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import loss_by_writer
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import data_rollout, student_rollout
 from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Examples, Writer
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class KL:
 
     @property
     def terms(self) -> Mapping[Writer, Divergence]:
-        """Forward KL."""
+        """Forward KL on the teacher's texts."""
         return {Writer.DATA: forward_kl}
 
 
@@ -41,13 +46,13 @@ class RKL:
 
     @property
     def terms(self) -> Mapping[Writer, Divergence]:
-        """Reverse KL."""
+        """Reverse KL on the student's texts."""
         return {Writer.STUDENT: reverse_kl}
 
 
 @dataclass(frozen=True)
 class JS:
-    """Weighted Jensen-Shannon divergence, half of it on each one's texts.
+    """Weighted Jensen-Shannon divergence, one half on the texts of each writer.
 
     With p the teacher, q the student, w the weight and m = w p + (1 - w) q: w KL(p || m) on the
     teacher's texts and (1 - w) KL(q || m) on the student's.
@@ -67,7 +72,7 @@ class JS:
 
     @property
     def terms(self) -> Mapping[Writer, Divergence]:
-        """Both halves, twice as large, because each is over half of the states."""
+        """Both halves, doubled, because each is a mean over half of the states."""
         weight = self.teacher_weight
 
         def on_teacher_text(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -82,11 +87,11 @@ class JS:
 
 @dataclass(frozen=True)
 class TVD:
-    """Total variation, half of it on each one's texts; a difference of probabilities, not nats."""
+    """Total variation on the texts of both writers: a difference of probabilities, not nats."""
 
     @property
     def terms(self) -> Mapping[Writer, Divergence]:
-        """Total variation on both: the mean over all states is the half of both means."""
+        """Total variation on both: the mean over all states is half the sum of both means."""
         return {Writer.DATA: total_variation, Writer.STUDENT: total_variation}
 
 
@@ -94,29 +99,45 @@ Kind = KL | RKL | JS | TVD
 
 
 @dataclass(frozen=True)
-class FDistill(OnBothTexts):
-    """Match the teacher step by step on its texts, on the student's, or on both.
+class FDistill(Agent):
+    """Distillation step by step on the teacher's texts, on the student's, or on both.
 
     Roll-in: for each example a text drawn from the teacher before training and one drawn from the
-    student; only those that the kind has a term for. Label: the teacher's distribution.
-    Loss: the kind's term on each text; one mean over the states of both.
+    student, if the kind has a term for it; both come into the same batch. Label: the teacher's
+    distribution. Loss: the kind's term on each text; one mean over the states of both.
     Differs from the paper in: teacher and student draw from their whole distributions (there the
     teacher's texts are of a beam, the student's of the best 40), and the mean is over all states,
     so that a side with longer texts weighs more.
 
     Attributes:
+        sampling: how both draw.
         kind: the divergence.
 
     Source: Wen et al. 2023, section 3, arXiv:2307.15190.
     """
 
+    expects_trained_student = True
+    sampling: Sampling = field(default_factory=Sampling)
     kind: Kind = field(default_factory=JS)
 
-    @property
-    def terms(self) -> Mapping[Writer, Divergence]:
-        """The kind's."""
-        return self.kind.terms
+    def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
+        """Return the sources with draws of the teacher, the same whatever the run's seed."""
+        if Writer.DATA not in self.kind.terms:
+            return examples
+        generator = torch.Generator(examples.source.device).manual_seed(0)
+        return expert.sample(
+            examples, max_steps=max_steps, sampling=self.sampling, generator=generator
+        )
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Each writer's term on its own prefixes."""
-        return loss_by_writer(trajectories, student, expert, self.terms)
+    def collect(self, context: Context) -> LabelledBatch:
+        """Return the texts of each writer that the kind has a term for, of the same examples."""
+        batches = []
+        if Writer.DATA in self.kind.terms:
+            batches.append(data_rollout(context))
+        if Writer.STUDENT in self.kind.terms:
+            batches.append(student_rollout(context, self.sampling))
+        return LabelledBatch.cat(batches, context.env.special)
+
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the mean of each writer's term on its own prefixes."""
+        return loss_by_writer(batch.trajectories, student, expert, self.kind.terms)

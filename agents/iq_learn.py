@@ -5,21 +5,22 @@ log of the sum of their exponentials as the value of a state; cross-entropy make
 good, the regularizer keeps the reward that this implies small. Left out: the online version.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_agents.bases import SmoothedTokens
+from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.losses.divergences import cross_entropy, masked_mean
+from textgen_agents.losses.labels import LabelledBatch, check_smoothing
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class IQLearn(SmoothedTokens):
+class IQLearn(Agent):
     """Train on gold pairs, with soft values that obey the Bellman equation.
 
     Roll-in: data. Label: the data's next token. Loss: cross-entropy plus `td_weight` times the
@@ -30,25 +31,32 @@ class IQLearn(SmoothedTokens):
     Attributes:
         td_weight: of the squared errors, at least 0.
         discount: of the next state's value, in [0, 1].
+        label_smoothing: share of the label spread evenly over the vocabulary, in [0, 1).
 
     Source: Wulfmeier et al. 2024, arXiv:2409.01369; Garg et al. 2021, arXiv:2106.12142.
     """
 
-    needs_expert: ClassVar[bool] = False
+    learns_from = LearnsFrom.REFERENCES
     td_weight: float = 0.1
     discount: float = 1.0
+    label_smoothing: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_smoothing(self.label_smoothing)
         if not self.td_weight >= 0:
             raise ValueError(f"td_weight must be at least 0, got {self.td_weight}; 0 is mle")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be in [0, 1], got {self.discount}")
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on the data's tokens, and the errors of the values along them."""
-        actions, mask = trajectories.actions, trajectories.mask
-        logits = student.sequence_logits(trajectories.source, actions).float()
+    def collect(self, context: Context) -> LabelledBatch:
+        """Return the references as prefixes."""
+        return data_rollout(context)
+
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the cross-entropy on the data's tokens and the errors of the values along them."""
+        states = batch.trajectories
+        actions, mask = states.actions, states.mask
+        logits = student.sequence_logits(states.source, actions).float()
         ended = actions == expert.special.end
         chosen = logits.gather(-1, actions[..., None]).squeeze(-1)
         following = F.pad(logits.logsumexp(-1)[:, 1:], (0, 1))

@@ -1,79 +1,83 @@
-"""KID: gold text with the student's likely mistakes in it, at the price of one forward pass.
+"""KID: references with the student's likely mistakes in them, at the price of one forward pass.
 
-The student does not write on from its mistakes, so no environment is stepped; what it would have
-written there is guessed from the gold prefix.
+The student does not write on from its mistakes, so no environment is stepped: its token at each
+position is guessed from the reference's prefix.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from textgen_agents.bases import SmoothedTokens
+from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import reverse_kl
-from textgen_agents.losses.objectives import data_actions, distribution_loss, token_loss
-from textgen_agents.rollouts.behaviors import toss_blocks
-from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_smoothing
+from textgen_agents.losses.objectives import data_actions, loss_for, token_loss
+from textgen_agents.rollouts.behaviors import bernoulli_mask
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import best_actions
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Writer
 
 
 @dataclass(frozen=True)
-class KID(SmoothedTokens):
-    """Learn gold text, and the teacher's distribution along gold text that the student has spoiled.
+class KID(Agent):
+    """Training on references, and distillation along references that the student has spoiled.
 
-    Roll-in: gold, with `student_fraction` of the tokens replaced by the student's most probable one
-    after the gold prefix. Label: the gold token after gold prefixes, the teacher's distribution on
-    the spoiled ones. Loss: cross-entropy + `weight` * reverse KL, each a mean over positions.
-    Differs from the paper in: what is replaced is not hidden from the student first, which has no
-    mask token; the end token is neither replaced nor put in; the weight is a choice of ours.
+    Roll-in: references, with `student_fraction` of the tokens replaced by the student's most
+    probable one after the reference's prefix. Label: the reference's token after its own prefixes,
+    the teacher's distribution on the spoiled ones. Loss: cross-entropy + `weight` * reverse KL,
+    each a mean over positions.
+    Differs from the paper in: a token is not hidden from the student before it is replaced, since
+    the student has no mask token; the end token is neither replaced nor put in; the weight is a
+    choice of ours.
 
     Attributes:
         student_fraction: probability that a token is replaced, in [0, 1].
         weight: of the reverse KL, at least 0.
+        label: what the teacher is asked; less than its distribution is no longer the paper's.
+        label_smoothing: share of the reference's token spread evenly over the vocabulary in the
+            cross-entropy, in [0, 1).
 
     Source: Zhong et al. 2024, arXiv:2410.11371.
     """
 
     student_fraction: float = 0.2
     weight: float = 1.0
+    label: Label = field(default_factory=Dense, kw_only=True)
+    label_smoothing: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_smoothing(self.label_smoothing)
         if not 0 <= self.student_fraction <= 1:
             raise ValueError(f"student_fraction must be in [0, 1], got {self.student_fraction}")
         if not self.weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight}; 0 leaves gold text")
+            raise ValueError(f"weight must be at least 0, got {self.weight}; 0 is mle")
 
-    def collect(
-        self,
-        indices: Tensor,
-        env: TextGenVectorEnv,
-        student: SequenceModel,
-        progress: float,
-        generator: torch.Generator,
-    ) -> Trajectories:
-        """Gold text with some of the student's tokens in it, from one pass over the gold text."""
-        gold = super().collect(indices, env, student, progress, generator)
+    def collect(self, context: Context) -> LabelledBatch:
+        """Return references with some of the student's tokens in them, from one forward pass."""
+        env, states = context.env, data_rollout(context).trajectories
         with torch.no_grad():
-            logits = student.sequence_logits(gold.source, gold.actions)
+            logits = context.student.sequence_logits(states.source, states.actions)
         proposals = best_actions(logits, env.special)
-        shape = len(indices), env.max_steps
-        chosen = toss_blocks(1 - self.student_fraction, shape, generator).to(env.device)
-        ends = (gold.actions == env.special.end) | (proposals == env.special.end)
-        replaced = chosen[:, : gold.actions.shape[1]] & gold.mask & ~ends
-        return replace(
-            gold,
-            actions=proposals.where(replaced, gold.actions),
+        count = len(states) * env.max_steps
+        kept = bernoulli_mask(1 - self.student_fraction, count, context.generator)
+        chosen = ~kept.view(len(states), -1)[:, : states.actions.shape[1]].to(env.device)
+        ends = (states.actions == env.special.end) | (proposals == env.special.end)
+        replaced = chosen & states.mask & ~ends
+        spoiled = replace(
+            states,
+            actions=proposals.where(replaced, states.actions),
             writer=torch.where(replaced, Writer.STUDENT, Writer.DATA),
         )
+        return LabelledBatch(spoiled)
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Cross-entropy on gold text + weight * reverse KL on the spoiled text."""
-        gold = replace(trajectories, actions=data_actions(trajectories, student.special))
-        divergence = distribution_loss(trajectories, student, expert, reverse_kl)
-        smoothing = self.label_smoothing
-        likelihood = token_loss(gold, student, gold.actions, label_smoothing=smoothing)
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return cross-entropy on the references + weight * reverse KL on the spoiled texts."""
+        states, smoothing = batch.trajectories, self.label_smoothing
+        references = replace(states, actions=data_actions(states, student.special))
+        divergence = loss_for(self.label, reverse_kl, states, student, expert)
+        likelihood = token_loss(references, student, references.actions, label_smoothing=smoothing)
         return likelihood + self.weight * divergence

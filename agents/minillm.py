@@ -1,10 +1,10 @@
-"""MiniLLM: the reverse KL of whole texts by policy gradient, with one step's part exact.
+"""MiniLLM: the reverse KL of whole texts by policy gradient, with the present step's part exact.
 
-What a token costs now is known exactly, summed over the vocabulary; what it leads to is known from
-the text that was written. It is for a student that writes already: the rewards of a poor one's
-tokens are all far below zero, so that it learns to end its texts at once. Left out: several passes
-over one rollout, whose clipped ratio would follow the student as it changes (here each rollout is
-used for one update); the loss on pre-training text; the scaling of rewards.
+The cost of a token itself is summed over the vocabulary; the cost of its consequences is known from
+the text that was written. The student must write already: the rewards of a poor one's tokens are
+all far below zero, so that it learns to end its texts at once. Left out: several passes over one
+rollout, whose clipped ratio would follow the student as it changes (here each rollout is used for
+one update); the loss on pre-training text; the scaling of rewards.
 """
 
 from dataclasses import dataclass
@@ -12,25 +12,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textgen_agents.bases import WithExpert
+from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import cross_entropy, masked_mean, reverse_kl
-from textgen_agents.rollouts.behaviors import Behavior, Gated, coins_for, token_sampler
-from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
 
 LARGEST_REWARD = 100.0  # nats, either way; the authors'
 
 
 @dataclass(frozen=True)
-class MiniLLM(WithExpert):
-    """Lower the reverse KL from the teacher, now and in the rest of the text.
+class MiniLLM(Agent):
+    """Minimization of the reverse KL from the teacher, of each token and of the text after it.
 
-    Roll-in: a coin for each token, a draw of the teacher with probability `beta`, of the student
-    otherwise. Label: the teacher's distribution, and its log-probability of what comes after.
-    Loss: with p the teacher, q the student, m = beta p + (1 - beta) q what was drawn from,
+    Roll-in: each token drawn by the teacher with probability `beta`, else by the student. Label:
+    the teacher's distribution, and its log-probability of the tokens that come after.
+    Loss: with p the teacher, q the student, m = beta p + (1 - beta) q the law that was drawn from,
     w = q / m and R the mean of log p - log q over the later tokens: w KL(q || p) - w' R, where the
     gradient flows through KL and through w', which is w, clipped where R would push it further.
     Differs from the paper in: what the module says is left out; later rewards are discounted as in
@@ -38,12 +39,15 @@ class MiniLLM(WithExpert):
 
     Attributes:
         beta: probability that the teacher writes a token, in [0, 1).
-        discount: of a reward for each token in between, in [0, 1].
-        clip_range: how far w may be from 1 and still be changed, at least 0.
+        discount: factor of a reward for each token in between, in [0, 1].
+        clip_range: largest distance of w from 1 at which it is still changed, at least 0.
 
     Source: Gu et al. 2024, section 2.2 and algorithm 1, arXiv:2306.08543.
     """
 
+    queries_while_writing = True
+    expects_trained_student = True
+    learning_rate_factor = 0.1
     beta: float = 0.2
     discount: float = 0.95
     clip_range: float = 0.2
@@ -59,32 +63,34 @@ class MiniLLM(WithExpert):
         if not self.clip_range >= 0:
             raise ValueError(f"clip_range must be at least 0, got {self.clip_range}")
 
-    def behavior(self, env: TextGenVectorEnv, generator: torch.Generator) -> Behavior:
-        """Student and expert write, as a coin for each token says."""
-        return Gated(
-            gate=coins_for(env, self.beta, generator),
-            student=token_sampler(Sampling(), env, generator),
-            expert=token_sampler(Sampling(), env, generator),
+    def collect(self, context: Context) -> LabelledBatch:
+        """Draw each token by student or teacher, and keep the teacher's distribution."""
+        behavior = Gated(
+            gate=token_mask(context, self.beta),
+            student=token_sampler(Sampling(), context),
+            expert=token_sampler(Sampling(), context),
         )
+        return rollout(context, behavior, record_expert_logits=True)
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Exact reverse KL of this token, policy gradient for those after it."""
-        teacher_logits = expert.logits(trajectories)
-        logits = student.sequence_logits(trajectories.source, trajectories.actions)
-        log_prob = -cross_entropy(logits, trajectories.actions)
-        then = log_prob.detach()  # but for dropout the student is as it was when it wrote
-        reward = -cross_entropy(teacher_logits, trajectories.actions) - then
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the exact reverse KL of each token and the policy gradient for those after it."""
+        states = batch.trajectories
+        teacher_logits = expert.logits(states)
+        logits = student.sequence_logits(states.source, states.actions)
+        log_prob = -cross_entropy(logits, states.actions)
+        then = log_prob.detach()  # that of writing, but for dropout
+        reward = -cross_entropy(teacher_logits, states.actions) - then
         reward = reward.clamp(-LARGEST_REWARD, LARGEST_REWARD)
         weight = 1 / (1 - self.beta + self.beta * reward.exp())
         ratio = weight * (log_prob - then).exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-        later = mean_later_reward(reward, trajectories.mask, self.discount)
+        later = mean_later_reward(reward, states.mask, self.discount)
         gain = torch.minimum(ratio * later, clipped * later)
-        return masked_mean(weight * reverse_kl(logits, teacher_logits) - gain, trajectories.mask)
+        return masked_mean(weight * reverse_kl(logits, teacher_logits) - gain, states.mask)
 
 
 def mean_later_reward(reward: Tensor, mask: Tensor, discount: float) -> Tensor:
-    """(B, T), at each step the discounted sum of the rewards after it / their number; 0 if none.
+    """Return the discounted sum of the rewards after each step / their number; 0 if none, (B, T).
 
     Args:
         reward: (B, T) float.

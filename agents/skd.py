@@ -1,29 +1,28 @@
-"""Speculative knowledge distillation: the student's texts without what the teacher finds unlikely.
+"""Speculative knowledge distillation: the student's texts without tokens unlikely to the teacher.
 
-Between supervised and on-policy distillation: with k = 1 only the teacher's own best tokens are
-kept, with k = V the student writes alone.
+No gradient flows through the writing.
 """
 
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from textgen_agents.bases import GatedByExpert
-from textgen_agents.losses.labels import check_k
-from textgen_agents.losses.objectives import distribution_loss
-from textgen_agents.rollouts.behaviors import Gate, InTopK
-from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_agents.agent import Agent
+from textgen_agents.losses.divergences import forward_kl
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_k
+from textgen_agents.losses.objectives import loss_for
+from textgen_agents.rollouts.behaviors import Gated, InTopK, token_sampler
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
 
 
 @dataclass(frozen=True)
-class SKD(GatedByExpert):
-    """Match the teacher's distribution along texts of the student that the teacher has mended.
+class SKD(Agent):
+    """Distillation along the student's texts, in which the teacher replaces unlikely tokens.
 
     Roll-in: the student draws every token; one that is not among the teacher's k most probable is
     replaced by a draw of the teacher. Label: the teacher's distribution. Loss: forward KL.
@@ -31,16 +30,22 @@ class SKD(GatedByExpert):
     which writes the same texts.
 
     Attributes:
+        sampling: how the student writes; None for greedy.
+        expert_sampling: how the teacher writes; None for greedy.
         k: the teacher's tokens among which the student's must be, from 1 to V.
+        label: what is learned of the teacher's distribution; less is no longer the paper's.
 
     Source: Xu et al. 2025, arXiv:2410.11325.
     """
 
-    k: int = 25
+    queries_while_writing = True
+    expects_trained_student = True
     sampling: Sampling | None = field(default_factory=partial(Sampling, temperature=0.5, top_p=0.5))
     expert_sampling: Sampling | None = field(
         default_factory=partial(Sampling, temperature=0.2, top_p=0.5)
     )
+    k: int = 25
+    label: Label = field(default_factory=Dense, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -53,10 +58,15 @@ class SKD(GatedByExpert):
         super().check_expert(expert)
         check_k(self.k, expert)
 
-    def gate(self, env: TextGenVectorEnv, generator: torch.Generator) -> Gate:
-        """The teacher's k most probable tokens stay."""
-        return InTopK(self.k)
+    def collect(self, context: Context) -> LabelledBatch:
+        """Write by the student, and by the teacher where its top k refuse the student's token."""
+        behavior = Gated(
+            gate=InTopK(self.k),
+            student=token_sampler(self.sampling, context),
+            expert=token_sampler(self.expert_sampling, context),
+        )
+        return rollout(context, behavior, record_expert_logits=True)
 
-    def loss(self, trajectories: Trajectories, student: SequenceModel, expert: Expert) -> Tensor:
-        """Forward KL on all prefixes."""
-        return distribution_loss(trajectories, student, expert)
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the forward KL from the teacher's distribution on all prefixes."""
+        return loss_for(self.label, forward_kl, batch.trajectories, student, expert)

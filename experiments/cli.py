@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union
+from typing import Annotated, Any, Literal, NoReturn, Union, cast
 
 import tyro
 
 from textgen_agents import AGENTS
-from textgen_agents.bases import OnDistributions
-from textgen_agents.losses.labels import TopKWithTail
+from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.training.learner import TrainingError
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
@@ -145,8 +144,8 @@ def _choice(arguments: list[str]) -> Choice:
 def _experiment(choice: Choice, *, served: bool) -> Experiment:
     """The defaults of `train`."""
     agent = AGENTS[choice.agent]()
-    if served and isinstance(agent, OnDistributions):
-        agent = replace(agent, label=TopKWithTail())  # which is all that a server tells
+    if served and vars(agent).get("label") == Dense():
+        agent = replace(cast("Any", agent), label=TopKWithTail())  # all that a server tells
     agent = with_variant(agent, choice.variant)
     if choice.paper is not None:
         experiment = PAPER[choice.paper](agent)

@@ -1,30 +1,25 @@
-"""What is kept of an expert's answer, and how a student is compared with what was kept.
+"""Labels: what the expert is asked at every state, and the batches that keep its answers.
 
-The teacher is frozen, so an answer never goes stale: it is asked for once, as a `Label` says, and
+The teacher is frozen, so an answer never goes stale: it is asked for once, as a `Label` says, and a
 `RecordedExpert` gives it again whenever a loss asks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from textgen_agents.losses.divergences import (
-    Divergence,
-    by_parts,
-    cross_entropy,
-    forward_kl,
-    masked_mean,
-)
+from textgen_agents.losses.divergences import Divergence, by_parts, cross_entropy, forward_kl
 from textgen_agents.losses.topk import with_tail
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, ExpertError, TopK
-from textgen_env.models.sequence_model import AnyCache, SequenceModel
+from textgen_env.models.sequence_model import AnyCache
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
-Answers = Mapping[str, Tensor]
-"""Parts of an answer by name, (B, T, ...) each, about every state of B trajectories."""
+Labels = Mapping[str, Tensor]
+"""Tensors by name, (B, T, ...) each: what is known of every state of B trajectories."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,10 @@ class Top1:
         check_smoothing(self.label_smoothing)
 
     def check(self, expert: Expert) -> None:
-        """Every expert gives it."""
+        """Accept `expert`: every expert gives its most probable token."""
 
-    def ask(self, trajectories: Trajectories, expert: Expert) -> Answers:
-        """What is kept."""
+    def ask(self, trajectories: Trajectories, expert: Expert) -> Labels:
+        """Return the expert's most probable token at every state."""
         return {"best_actions": expert.best_actions(trajectories)}
 
     def losses(
@@ -55,9 +50,9 @@ class Top1:
         expert: Expert,
         divergence: Divergence,
     ) -> Tensor:
-        """(B, T) nats, of that token and all others as one."""
+        """Return the (B, T) divergence, nats, with all other tokens as one."""
         tokens = expert.best_actions(trajectories)
-        if divergence is forward_kl:  # the same in half the time
+        if divergence is forward_kl:  # the same, without a distribution to be made
             return cross_entropy(student_logits, tokens, label_smoothing=self.label_smoothing)
         none = torch.full(tokens.shape, float("-inf"), device=tokens.device)
         certain = TopK(tokens[..., None], torch.zeros_like(none)[..., None], none)
@@ -79,7 +74,7 @@ class TopKWithTail:
             raise ValueError(f"k must be at least 1, got {self.k}")
 
     def check(self, expert: Expert) -> None:
-        """Raise unless the expert gives as many.
+        """Raise unless the expert gives as many tokens.
 
         Raises:
             ExpertError: it gives fewer.
@@ -89,8 +84,8 @@ class TopKWithTail:
         if expert.largest_k is not None and self.k > expert.largest_k:
             raise _too_little(f"the {self.k} most probable tokens", expert)
 
-    def ask(self, trajectories: Trajectories, expert: Expert) -> Answers:
-        """What is kept."""
+    def ask(self, trajectories: Trajectories, expert: Expert) -> Labels:
+        """Return the k tokens, their log-probabilities and that of the tail at every state."""
         answer = expert.top_k(trajectories, self.k)
         return {field.name: getattr(answer, field.name) for field in fields(answer)}
 
@@ -101,7 +96,7 @@ class TopKWithTail:
         expert: Expert,
         divergence: Divergence,
     ) -> Tensor:
-        """(B, T) nats, of k tokens and all others as one."""
+        """Return the (B, T) divergence, nats, on k tokens and all others as one."""
         return divergence(*with_tail(student_logits, expert.top_k(trajectories, self.k)))
 
 
@@ -110,7 +105,7 @@ class Dense:
     """The whole distribution, in the teacher's precision: 2 V or 4 V bytes a state."""
 
     def check(self, expert: Expert) -> None:
-        """Raise unless the expert gives it.
+        """Raise unless the expert gives its whole distribution.
 
         Raises:
             ExpertError: it gives less.
@@ -118,8 +113,8 @@ class Dense:
         if expert.largest_k is not None:
             raise _too_little("the whole distribution", expert)
 
-    def ask(self, trajectories: Trajectories, expert: Expert) -> Answers:
-        """What is kept."""
+    def ask(self, trajectories: Trajectories, expert: Expert) -> Labels:
+        """Return the expert's logits at every state."""
         return {"logits": expert.logits(trajectories)}
 
     def losses(
@@ -129,7 +124,7 @@ class Dense:
         expert: Expert,
         divergence: Divergence,
     ) -> Tensor:
-        """(B, T) nats."""
+        """Return the (B, T) divergence, nats, on the whole vocabulary."""
         return by_parts(divergence, student_logits, expert.logits(trajectories))
 
 
@@ -164,71 +159,89 @@ def _too_little(wanted: str, expert: Expert) -> ExpertError:
     )
 
 
-def label_loss(
-    trajectories: Trajectories,
-    student: SequenceModel,
-    expert: Expert,
-    label: Label,
-    divergence: Divergence = forward_kl,
-) -> Tensor:
-    """Mean divergence of the student from the expert's labels at every state, nats.
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Trajectories to learn from, with what is known of their states.
 
-    Args:
-        trajectories: the states.
-        student: the model to be trained.
-        expert: is asked for what `label` keeps.
-        label: with `Top1`, forward KL is the cross-entropy on the expert's token.
-        divergence: of the student from the label.
+    Attributes:
+        trajectories: B of them.
+        labels: answers of the expert, and what an agent decided when it collected the batch; empty
+            where the expert is still to be asked.
     """
-    logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    losses = label.losses(logits, trajectories, expert, divergence)
-    return masked_mean(losses, trajectories.mask)
+
+    trajectories: Trajectories
+    labels: Labels = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    @classmethod
+    def cat(cls, batches: Sequence[Self], special: SpecialTokens) -> Self:
+        """Return the rows of `batches`, which have no labels yet, in that order."""
+        assert not any(batch.labels for batch in batches), "labels are made of whole batches"
+        return cls(Trajectories.cat([batch.trajectories for batch in batches], special))
+
+    def select(self, index: Tensor) -> Self:
+        """Return the rows at `index`, (K,) int64, in that order."""
+        labels = {name: label[index] for name, label in self.labels.items()}
+        return type(self)(self.trajectories.select(index), labels)
+
+    def trimmed(self, special: SpecialTokens) -> Self:
+        """Return the rows without the columns that are padding in all of them."""
+        trajectories = self.trajectories.trimmed(special)
+        width = trajectories.mask.shape[1]
+        labels = {name: label[:, :width] for name, label in self.labels.items()}
+        return type(self)(trajectories, labels)
+
+    def expert(self, asked: Expert) -> Expert:
+        """Return the expert that a loss asks: `asked`, unless its answers are recorded here."""
+        return RecordedExpert(asked.special, self.labels) if self.labels else asked
 
 
 class RecordedExpert(Expert):
-    """Gives answers that were kept, about the states that they were given for; asks nobody.
+    """Expert that repeats recorded answers about the states they were given for.
 
     Args:
-        special: the ids of padding, start and end.
-        answers: what was kept.
+        special: ids of padding, start and end.
+        labels: the recorded answers.
     """
 
-    def __init__(self, special: SpecialTokens, answers: Answers) -> None:
+    def __init__(self, special: SpecialTokens, labels: Labels) -> None:
         super().__init__(special)
-        self.answers = answers
+        self.labels = labels
 
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """The whole distribution."""
-        if "logits" not in self.answers:
+        """Return the recorded logits."""
+        if "logits" not in self.labels:
             raise ExpertError(
                 "label must be Dense() for a loss that needs the whole distribution, got one that "
-                f"keeps {', '.join(self.answers)}"
+                f"keeps {', '.join(self.labels)}"
             )
-        return self.answers["logits"]
+        return self.labels["logits"]
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
-        """The most probable tokens, kept themselves or taken from the whole distribution."""
-        if "best_actions" in self.answers:
-            return self.answers["best_actions"]
+        """Return the most probable tokens, recorded themselves or taken from the logits."""
+        if "best_actions" in self.labels:
+            return self.labels["best_actions"]
         return super().best_actions(trajectories)
 
     def top_k(self, trajectories: Trajectories, k: int) -> TopK:
-        """The k most probable tokens, kept themselves or taken from the whole distribution."""
-        if "tokens" in self.answers:
-            return TopK(**self.answers)
+        """Return the k most probable tokens, recorded themselves or taken from the logits."""
+        if "tokens" in self.labels:
+            return TopK(**{field.name: self.labels[field.name] for field in fields(TopK)})
         return super().top_k(trajectories, k)
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """Never answers."""
+        """Raise: nothing is asked."""
         raise self._error()
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """Never answers."""
+        """Raise: nothing is asked."""
         raise self._error()
 
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """Never answers."""
+        """Raise: nothing is asked."""
         raise self._error()
 
     def _error(self) -> ExpertError:
-        return ExpertError("answers that were kept are about finished trajectories: ask the expert")
+        return ExpertError("recorded answers are about finished trajectories: ask the expert")

@@ -1,7 +1,7 @@
-"""From trajectories to one number: the losses that several algorithms share.
+"""Objectives: means over the counted actions of a batch, as several agents minimize them.
 
-What differs between algorithms is who wrote the prefixes, what is asked of the expert and which
-divergence is taken: here these are arguments. No gradient flows into labels.
+The writers of the prefixes, the label and the divergence are arguments here: they are what
+algorithms differ in. No gradient flows into labels.
 """
 
 from collections.abc import Mapping
@@ -14,24 +14,25 @@ from textgen_agents.losses.divergences import (
     Divergence,
     by_parts,
     cross_entropy,
-    forward_kl,
     masked_mean,
 )
+from textgen_agents.losses.labels import Label
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 
 def data_actions(trajectories: Trajectories, special: SpecialTokens) -> Tensor:
-    """(B, T) int64, what the data has at every state, whoever wrote; PAD where its text is over."""
+    """Return the reference's token at every state, (B, T) int64; PAD after the reference's end."""
     missing = trajectories.actions.shape[1] - trajectories.reference.shape[1]
     return F.pad(trajectories.reference, (0, missing), value=special.pad)
 
 
 def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
-    """(B, T) int64, the data's token on the data's prefixes, on others the expert's most probable.
+    """Return the label of base ImitKD for every state, (B, T) int64.
 
-    The data's choice and not what was written: noise may have put another token there.
+    It is the reference's token on prefixes of the data and the expert's most probable token on
+    others. The reference counts and not what was written, where noise may have put another token.
     """
     data = data_actions(trajectories, expert.special)
     by_data = (trajectories.writer == Writer.DATA) & (data != expert.special.pad)
@@ -45,12 +46,12 @@ def token_loss(
     *,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean cross-entropy of the student on one token at every state, nats.
+    """Return the mean cross-entropy of the student on one token at every state, nats.
 
     Args:
         trajectories: the states.
         student: the model to be trained.
-        labels: (B, T) int64; what stands outside the mask does not count.
+        labels: (B, T) int64; those outside the mask do not count.
         label_smoothing: share of the target spread evenly over V, in [0, 1).
 
     Source: Lin et al. 2020, eq. 5, arXiv:2009.07253.
@@ -62,12 +63,12 @@ def token_loss(
 
 @torch.no_grad()
 def reference_loss(model: SequenceModel, examples: Examples, *, batch_size: int = 64) -> float:
-    """Mean cross-entropy of a model on all tokens of the references, each after those before it.
+    """Return the mean cross-entropy of a model on the references, each token after its prefix.
 
     Args:
         model: in evaluation mode.
         examples: at least one.
-        batch_size: examples looked at together.
+        batch_size: examples of one forward pass.
 
     Returns:
         Nats an action.
@@ -82,25 +83,27 @@ def reference_loss(model: SequenceModel, examples: Examples, *, batch_size: int 
     return total / count
 
 
-def distribution_loss(
+def loss_for(
+    label: Label,
+    divergence: Divergence,
     trajectories: Trajectories,
     student: SequenceModel,
     expert: Expert,
-    divergence: Divergence = forward_kl,
 ) -> Tensor:
-    """Mean divergence of the student from the teacher at every state, nats.
+    """Return the mean divergence of the student from the expert's label at every state, nats.
 
     Args:
+        label: what the expert is asked; with `Top1`, forward KL is the cross-entropy on its token.
+        divergence: of the student from the label.
         trajectories: the states.
         student: the model to be trained.
-        expert: is asked for its whole distribution.
-        divergence: the paper's L_full, up to a constant, by default.
+        expert: the teacher, or its recorded answers.
 
-    Source: Lin et al. 2020, eq. 6, arXiv:2009.07253.
+    Source: Lin et al. 2020, eq. 6 with `Dense` and `forward_kl`, arXiv:2009.07253.
     """
-    teacher_logits = expert.logits(trajectories)
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    return masked_mean(by_parts(divergence, logits, teacher_logits), trajectories.mask)
+    losses = label.losses(logits, trajectories, expert, divergence)
+    return masked_mean(losses, trajectories.mask)
 
 
 def loss_by_writer(
@@ -109,13 +112,13 @@ def loss_by_writer(
     expert: Expert,
     terms: Mapping[Writer, Divergence],
 ) -> Tensor:
-    """Mean loss over all states, by another divergence at those of each writer, nats.
+    """Return the mean loss over all states, with a divergence for each writer, nats.
 
     Args:
         trajectories: the states.
         student: the model to be trained.
         expert: is asked for its whole distribution.
-        terms: the divergence for each writer; what others wrote adds nothing but counts.
+        terms: the divergence for each writer; the states of other writers add 0 but count.
     """
     teacher_logits = expert.logits(trajectories)
     logits = student.sequence_logits(trajectories.source, trajectories.actions)

@@ -1,9 +1,8 @@
-"""Who writes the next token while prefixes are collected.
+"""Behavior policies: who writes the next token while prefixes are collected.
 
-A behavior is a function of what is known at a step; it gives each row's action and who chose it.
-Where several write one text, the student proposes every token and a gate says which ones stay. The
-unit of mixing is a matter of how coins are shared (`toss_blocks`): a token, a block of them or a
-whole text.
+A behavior is a function of what is known at a step; it returns each row's action and its writer.
+Where several write one text, the student proposes every token and a gate decides which ones stay.
+The unit of mixing is the number of tokens that share a draw of `token_mask`: one, a block or all.
 """
 
 from collections.abc import Callable
@@ -14,21 +13,21 @@ import torch
 from torch import Tensor
 
 from textgen_agents.losses.divergences import forward_kl, generalized_jsd
-from textgen_env.envs.vector_env import TextGenVectorEnv
+from textgen_agents.rollouts.context import Context
 from textgen_env.generation.decoding import Sampling, next_action
 from textgen_env.types import Writer
 
 
 @dataclass(frozen=True)
 class StepView:
-    """What a behavior may look at: K of the rollout's B rows, those that are still being written.
+    """View of one step: K of the rollout's B rows, those that are still being written.
 
     Attributes:
-        rows: (K,) int64, which rows they are.
+        rows: (K,) int64, their places among the B rows.
         position: (K,) int64, tokens that each has written.
         student_logits: (K, V) float.
         data_action: (K,) int64, the data's token at this step; PAD after the data's end.
-        expert_logits: (K, V) float, or None where the expert does not go along.
+        expert_logits: (K, V) float; None where the expert is not queried at every step.
     """
 
     rows: Tensor
@@ -40,19 +39,19 @@ class StepView:
 
 Behavior = Callable[[StepView], tuple[Tensor, Tensor]]
 TokenSampler = Callable[[Tensor], Tensor]
-"""(K, V) logits -> (K,) int64, the token that their owner writes."""
+"""(K, V) logits -> (K,) int64, the tokens that their owner writes."""
 Gate = Callable[[StepView, Tensor], Tensor]
-"""(what is known, (K,) int64 the student's proposals) -> (K,) bool, True where they stay."""
+"""(view, (K,) int64 tokens that the student proposes) -> (K,) bool, True where they stay."""
 
 
 @dataclass(frozen=True)
 class Gated:
-    """The student proposes every token; where a gate refuses it, the expert or the data writes.
+    """Behavior in which a gate decides which of the student's tokens stay.
 
     Attributes:
-        gate: says which proposals stay.
-        student: how the student chooses.
-        expert: how the expert chooses; None if the data writes what the student does not.
+        gate: decides which proposals stay.
+        student: chooses the student's tokens.
+        expert: chooses the tokens that replace the others; None to take the data's.
     """
 
     gate: Gate
@@ -60,19 +59,19 @@ class Gated:
     expert: TokenSampler | None = None
 
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
-        """(K,) int64 actions and (K,) int64 writers."""
+        """Return the actions and their writers, (K,) int64 each."""
         proposal = self.student(view.student_logits)
         stays = self.gate(view, proposal)
         if self.expert is None:
             other, writer = view.data_action, Writer.DATA
         else:
-            other, writer = self.expert(_asked(view)), Writer.EXPERT
+            other, writer = self.expert(_expert_logits(view)), Writer.EXPERT
         return proposal.where(stays, other), torch.where(stays, Writer.STUDENT, writer)
 
 
 @dataclass(frozen=True)
 class TokenMask:
-    """A coin for each token, tossed before the first one is written.
+    """Gate whose decisions are drawn before the first token is written.
 
     Attributes:
         by_student: (B, T) bool, the tokens that the student writes.
@@ -81,23 +80,30 @@ class TokenMask:
     by_student: Tensor
 
     def __call__(self, view: StepView, proposal: Tensor) -> Tensor:
-        """(K,) bool, True where the coin says so."""
+        """Return a (K,) bool mask, True where the student writes."""
         del proposal
         return self.by_student[view.rows, view.position]
 
 
-def coins_for(
-    env: TextGenVectorEnv, beta: float, generator: torch.Generator, block: int = 1
-) -> TokenMask:
-    """Coins for one rollout of `env`; the arguments are those of `toss_blocks`."""
-    return TokenMask(
-        toss_blocks(beta, (env.num_envs, env.max_steps), generator, block).to(env.device)
-    )
+def token_mask(context: Context, beta: float, block: int = 1) -> TokenMask:
+    """Return a gate that keeps each token of the student with probability 1 - beta.
+
+    Args:
+        context: of the collection.
+        beta: probability that another writes a token, in [0, 1].
+        block: neighboring tokens that share a draw, counted from the start of a text: 1 for a
+            draw for each token, T for one for each text.
+    """
+    env, steps = context.env, context.env.max_steps
+    blocks = -(-steps // block)
+    others = bernoulli_mask(beta, env.num_envs * blocks, context.generator)
+    by_student = ~others.view(-1, blocks).repeat_interleave(block, 1)[:, :steps]
+    return TokenMask(by_student.to(env.device))
 
 
 @dataclass(frozen=True)
 class InTopK:
-    """A proposal stays if it is one of the expert's k most probable tokens.
+    """Gate that keeps a proposal if it is one of the expert's k most probable tokens.
 
     Attributes:
         k: at least 1; all proposals stay if it is V.
@@ -108,17 +114,18 @@ class InTopK:
     k: int
 
     def __call__(self, view: StepView, proposal: Tensor) -> Tensor:
-        """(K,) bool, True where fewer than k tokens are more probable."""
-        logits = _asked(view)
+        """Return a (K,) bool mask, True where fewer than k tokens are more probable."""
+        logits = _expert_logits(view)
         return (logits > logits.gather(1, proposal[:, None])).sum(1) < self.k
 
 
 @dataclass(frozen=True)
 class BelowThreshold:
-    """A proposal stays where student and expert diverge little, by a measure for each position.
+    """Gate that keeps a proposal where student and expert diverge little.
 
     Attributes:
-        threshold: (T,) float, nats, the largest Jensen-Shannon divergence at which it stays.
+        threshold: (T,) float, nats, the largest Jensen-Shannon divergence at which a proposal
+            stays, by position.
 
     Source: Koo et al. 2025, arXiv:2410.19503.
     """
@@ -126,19 +133,19 @@ class BelowThreshold:
     threshold: Tensor
 
     def __call__(self, view: StepView, proposal: Tensor) -> Tensor:
-        """(K,) bool, True where the divergence is not above the threshold."""
+        """Return a (K,) bool mask, True where the divergence is not above the threshold."""
         del proposal
-        divergence = generalized_jsd(view.student_logits, _asked(view))
+        divergence = generalized_jsd(view.student_logits, _expert_logits(view))
         return divergence <= self.threshold[view.position]
 
 
 class OneWaySwitch:
-    """Proposals stay until the divergence leaps above its recent mean, and none after that.
+    """Gate that keeps proposals until the divergence leaps above its recent mean.
 
     Args:
-        shape: (B, L), rows and how many of the last divergences make up the mean; the first L
-            proposals of a text stay.
-        factor: how many times the mean is a leap.
+        shape: (B, L), the rows, and the number of last divergences that make up the mean; the
+            first L proposals of a text stay.
+        factor: multiple of the mean that is a leap.
         device: of the rollout.
 
     Source: Peng et al. 2025, arXiv:2510.07842.
@@ -150,10 +157,10 @@ class OneWaySwitch:
         self.over = torch.zeros(shape[0], dtype=torch.bool, device=device)
 
     def __call__(self, view: StepView, proposal: Tensor) -> Tensor:
-        """(K,) bool, True before the leap; must be asked at every position of a text."""
+        """Return a (K,) bool mask, True before the leap; called at every position of a text."""
         del proposal
         rows, window = view.rows, self.recent.shape[1]
-        divergence = forward_kl(view.student_logits, _asked(view))
+        divergence = forward_kl(view.student_logits, _expert_logits(view))
         leaps = divergence > self.factor * self.recent[rows].mean(1)
         begun = view.position > 0
         over = (self.over[rows] & begun) | (leaps & (view.position >= window))
@@ -163,69 +170,46 @@ class OneWaySwitch:
 
 
 def by_example(by_student: Tensor, student: TokenSampler, max_steps: int) -> Gated:
-    """Each row is written from start to end by the student or by the data.
+    """Return a behavior in which each row is written from start to end by student or data.
 
     Args:
         by_student: (B,) bool, the rows that the student writes.
-        student: how it chooses.
-        max_steps: T.
+        student: chooses its tokens.
+        max_steps: T, the length limit.
 
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
     return Gated(TokenMask(by_student[:, None].expand(-1, max_steps)), student)
 
 
-def token_sampler(
-    sampling: Sampling | None, env: TextGenVectorEnv, generator: torch.Generator
-) -> TokenSampler:
-    """How one of the writers chooses, with draws of its own on the environment's device.
+def token_sampler(sampling: Sampling | None, context: Context) -> TokenSampler:
+    """Return how one of the writers chooses, with draws of its own on the environment's device.
 
     Args:
         sampling: how to draw; None for the most probable token.
-        env: has the device and the ids that nobody writes.
-        generator: gives the seed of the draws; on the CPU.
+        context: of the collection; its generator gives the seed of the draws.
     """
-    seed = int(torch.randint(2**62, (), generator=generator))
-    draws = torch.Generator(env.device).manual_seed(seed)
-    return partial(next_action, sampling=sampling, generator=draws, special=env.special)
+    seed = int(torch.randint(2**62, (), generator=context.generator))
+    draws = torch.Generator(context.env.device).manual_seed(seed)
+    return partial(next_action, sampling=sampling, generator=draws, special=context.env.special)
 
 
-def toss(beta: float, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) bool, True with probability 1 - beta: the examples that the student writes."""
-    return torch.rand(count, generator=generator, device=generator.device) >= beta
-
-
-def toss_blocks(
-    beta: float, shape: tuple[int, int], generator: torch.Generator, block: int = 1
-) -> Tensor:
-    """Coins for tokens, of which neighbors may share one.
-
-    Args:
-        beta: probability that the student does not write, in [0, 1].
-        shape: (B, T).
-        generator: of the coins.
-        block: tokens that share a coin, counted from the start of a text: 1 for a coin for each
-            token, T for one for each text.
-
-    Returns:
-        (B, T) bool, True with probability 1 - beta: the tokens that the student writes.
-    """
-    rows, steps = shape
-    blocks = -(-steps // block)
-    coins = toss(beta, rows * blocks, generator).view(rows, blocks)
-    return coins.repeat_interleave(block, 1)[:, :steps]
+def bernoulli_mask(probability: float, count: int, generator: torch.Generator) -> Tensor:
+    """Return a (count,) bool mask, True with `probability`, on the generator's device."""
+    return torch.rand(count, generator=generator, device=generator.device) < probability
 
 
 def check_block(block: int) -> None:
-    """Raise `ValueError` unless so many tokens can share a coin."""
+    """Raise `ValueError` unless `block` is a number of tokens that can share a draw."""
     if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}; 1 is a coin a token")
+        raise ValueError(f"block must be at least 1, got {block}; 1 is a draw for each token")
 
 
-def _asked(view: StepView) -> Tensor:
-    """(K, V) float logits of the expert, which must be there to be looked at."""
+def _expert_logits(view: StepView) -> Tensor:
+    """Return the expert's (K, V) logits, which the rollout must have asked for."""
     if view.expert_logits is None:
         raise ValueError(
-            "expert must go along with a behavior that looks at it, got None: give it to rollout"
+            "the expert must be queried at every step for a behavior that looks at its logits, got "
+            "None: call rollout with record_expert_logits=True"
         )
     return view.expert_logits

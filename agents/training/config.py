@@ -1,4 +1,4 @@
-"""How a student is trained, whatever the agent: the options of `learner.py`."""
+"""Configuration of the learner: its options, whatever the agent."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,18 @@ BOUNDS = (
         lambda value: value >= 0,
     ),
 )
-"""Names of settings, what they must be, and whether a value is that."""
+"""Names of settings, the rule for their values, and its test."""
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How a student is trained, whatever the agent.
+    """Settings of a training run, whatever the agent.
 
     Attributes:
-        updates: optimizer updates in all.
-        batch_size: examples an update.
+        updates: number of optimizer updates.
+        batch_size: examples of an update.
         accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
-        learning_rate: at its highest.
+        learning_rate: its maximum.
         warmup: updates in which the rate rises from 0.
         decay: share of the updates, at the end, in which the rate falls to 0 along a line; None to
             let it fall from the warm-up on as one over the square root of the update (Vaswani et
@@ -63,7 +63,7 @@ class LearnerConfig:
             raise ValueError(f"decay must be in [0, 1] or None, got {self.decay}")
 
     def learning_rate_at(self, update: int) -> float:
-        """The rate of update number `update`, counted from 0."""
+        """Return the learning rate of update number `update`, counted from 0."""
         rising = (update + 1) / max(1, self.warmup)
         if self.decay is None:
             falling = max(rising, 1.0) ** -0.5

@@ -1,14 +1,14 @@
-"""The one training loop: collect, loss, update, log, evaluate, checkpoint.
+"""Learner: the one training loop, which collects, updates, logs, evaluates and checkpoints.
 
-It knows no algorithm, but holds what one keeps. Placement and the sum over processes are
-`accelerate`'s. It leaves out learning-rate schedules other than warm-up and linear decay, and any
-choice of what to log where: each update's figures go to a function.
+It knows no algorithm. Placement and the sum over processes are `accelerate`'s. Left out: learning
+rates other than those of `LearnerConfig`, and where figures go: they are handed to a function.
 """
 
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from textgen_agents.agent import Agent
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import reference_loss, token_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
-from textgen_agents.rollouts.buffer import LabelledBatch
+from textgen_agents.rollouts.context import Context
 from textgen_agents.training.checkpoint import (
     Counters,
     load_checkpoint,
@@ -41,49 +42,65 @@ Record = Mapping[str, float]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on."""
+    """A loss or gradient with which training cannot continue."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The task's own pairs, which a learner looks at whatever its agent learns from.
+
+    Attributes:
+        train: pairs of the terms that `LearnerConfig` may add to the agent's loss; None for the
+            environment's examples.
+        validation: pairs whose cross-entropy is logged, and told to the agent, at each evaluation;
+            None for no such loss.
+    """
+
+    train: Examples | None = None
+    validation: Examples | None = None
+
+
+NO_REFERENCES = References()
 
 
 class Learner:
-    """Trains one student with one agent, resumably.
+    """Training of one student by one agent, which can be resumed.
 
     Args:
         agent: the algorithm.
         student: the model to be trained; its weights are changed.
         env: the environment that rollouts step, with `num_slots` slots.
-        folder: `last.safetensors`, by validation `best.safetensors`, and with EWC what it holds on
-            to, `ewc.safetensors`, are written here.
+        folder: of the checkpoints: `last.safetensors`, `best.safetensors` by validation, and the
+            anchor of EWC, `ewc.safetensors`.
         config: how to train.
         precision: dtype of autocast and of the copy of the student that acts.
-        validation: whose references' cross-entropy is logged, and told to the agent, at each
-            evaluation; None for no such loss.
-        gold: the task's own pairs, for what is added to the agent's loss; None for the
-            environment's examples.
+        references: the task's own pairs.
 
     Raises:
         ExpertError: the agent needs more than the environment's expert gives.
-        ValueError: the agent keeps fewer rows than are collected together, or wants to know of more
-            tokens than there are; or the student's vocabulary is not the environment's.
-        CheckpointError: the folder's checkpoint cannot be gone on from.
+        ValueError: the agent keeps fewer rows than are collected together, or asks for more tokens
+            than there are; or the student's vocabulary is not the environment's.
+        CheckpointError: the folder's checkpoint cannot be resumed from.
     """
 
     def __init__(
         self,
         agent: Agent,
         student: Model,
+        *,
         env: TextGenVectorEnv,
         folder: Path,
         config: LearnerConfig,
         precision: torch.dtype,
-        validation: Examples | None = None,
-        gold: Examples | None = None,
+        references: References = NO_REFERENCES,
     ) -> None:
         agent.check_expert(env.expert)
         _check_vocabulary(student, env)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
-        self.precision, self.validation = precision, validation
-        self.gold = env.examples if gold is None else gold.to(env.device)
+        self.precision, self.validation = precision, references.validation
+        train = references.train
+        self.references = env.examples if train is None else train.to(env.device)
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
@@ -108,26 +125,28 @@ class Learner:
 
     @property
     def agent(self) -> Agent:
-        """The algorithm, adapted to the evaluations so far."""
+        """Algorithm as the evaluations so far have adapted it."""
         return self._agent.adapted(self.counters.validation_losses)
 
     @property
     def last(self) -> Path:
-        """The file to resume from."""
+        """Path of the checkpoint to resume from."""
         return self.folder / "last.safetensors"
 
     @property
     def best(self) -> Path:
-        """The student's weights that were best on validation."""
+        """Path of the weights that were best on validation."""
         return self.folder / "best.safetensors"
 
     def _ewc(self) -> EWC:
-        """Of the student as it was given, kept in the run's folder from then on."""
+        """Return the anchor of the student as it was given, made once and kept in the folder."""
         path, config = self.folder / "ewc.safetensors", self.config
         start, rows = time.perf_counter(), config.batch_size // config.accumulate
         with self.accelerator.main_process_first():
             if not path.exists():
-                save_atomically(path, ewc_tensors(self.student, self.gold, rows, config.seed), {})
+                save_atomically(
+                    path, ewc_tensors(self.student, self.references, rows, config.seed), {}
+                )
         self.counters.seconds += time.perf_counter() - start
         return EWC.of(load_file(path, str(self.env.device)))
 
@@ -147,8 +166,8 @@ class Learner:
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
                 last good checkpoint.
         """
-        for experience in self.rollouts():
-            for record in self.learn(experience):
+        for batch in self.rollouts():
+            for record in self.learn(batch):
                 if self.accelerator.is_main_process:
                     log(self.counters.update, record)
             if self._due():
@@ -156,57 +175,59 @@ class Learner:
         return self.counters
 
     def rollouts(self) -> Iterator[LabelledBatch]:
-        """What `batches_per_rollout` updates learn from, from the present update on."""
-        config, pool = self.config, self.agent.batches_per_rollout
+        """Yield what `batches_per_rollout` updates learn from, from the present update on."""
+        config, count = self.config, self.agent.batches_per_rollout
         lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
         first = self.counters.update
         batches = batch_indices(lengths, config.batch_size, config.seed, first)
         while (update := self.counters.update) < config.updates:
             start = time.perf_counter()
-            indices = torch.cat([self._share(next(batches)) for _ in range(pool)])
-            experience = self.agent.experience(
-                indices.to(self.env.device),
-                self.env,
-                self._acting(),
-                update / config.updates,
-                generator_for(config.seed, self._own("collect"), update),
-                self.buffer,
+            indices = torch.cat([self._share(next(batches)) for _ in range(count)])
+            context = Context(
+                indices=indices.to(self.env.device),
+                env=self.env,
+                student=self._acting(),
+                progress=update / config.updates,
+                generator=generator_for(config.seed, self._own("collect"), update),
+                buffer=self.buffer,
+                gather=self._gather,
             )
+            batch = self.agent.collect(context)
             self.counters.seconds += time.perf_counter() - start
-            yield experience
+            yield batch
 
     def _acting(self) -> Model:
-        """A copy of the student as it is now, to act with."""
+        """Return a copy of the student as it is now, to act with."""
         copy_weights(self.student, self.actor)
         return with_prepacked_weights(self._captured)
 
-    def learn(self, experience: LabelledBatch) -> Iterator[Record]:
-        """The updates that `experience` is for, each made when its figures are asked for."""
-        return map(self._update, self._batches(experience))
+    def learn(self, batch: LabelledBatch) -> Iterator[Record]:
+        """Make the updates that `batch` is for, each when its figures are asked for."""
+        return map(self._update, self._batches(batch))
 
     def _share(self, indices: Tensor) -> Tensor:
-        """This process's part of a batch."""
+        """Return this process's part of a batch."""
         return indices[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _own(self, purpose: str) -> str:
-        """A name for this process's own randomness."""
+        """Return a name for this process's own randomness."""
         return f"{purpose} of process {self.accelerator.process_index}"
 
-    def _batches(self, experience: LabelledBatch) -> Iterator[LabelledBatch]:
-        """What each update learns from, as long as there are updates left.
+    def _batches(self, collected: LabelledBatch) -> Iterator[LabelledBatch]:
+        """Yield the batch of each update, as long as there are updates left.
 
-        Those of similar length come together, because one long text widens its whole batch.
+        Texts of similar length share a batch, because one long text widens all of it.
         """
-        pool, update = self.agent.batches_per_rollout, self.counters.update
-        lengths = experience.trajectories.mask.sum(1)
-        by_length = lengths.argsort(stable=True).view(pool, -1)
+        count, update = self.agent.batches_per_rollout, self.counters.update
+        lengths = collected.trajectories.mask.sum(1)
+        by_length = lengths.argsort(stable=True).view(count, -1)
         generator = generator_for(self.config.seed, "pool", update)
-        for rows in by_length[torch.randperm(pool, generator=generator)]:
+        for rows in by_length[torch.randperm(count, generator=generator)]:
             if self.counters.update < self.config.updates:
-                yield experience.select(rows).trimmed(self.env.special)
+                yield collected.select(rows).trimmed(self.env.special)
 
     def _update(self, batch: LabelledBatch) -> Record:
-        """One optimizer update; returns its figures."""
+        """Make one optimizer update and return its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
         loss, tokens, terms = self._backward(batch)
@@ -227,7 +248,7 @@ class Learner:
         self.counters.update += 1
         self.counters.seconds += seconds
         asked, self._asked = self._asked, self.env.expert.queries.tokens
-        asked = self._asked - asked  # while this update's text was written and now
+        asked = self._asked - asked  # since the last update, its rollout included
         states = batch.trajectories
         written = ((states.writer == Writer.STUDENT) & states.mask).sum()
         asked, written = self._sum(torch.stack([written.new_tensor(asked), written])).tolist()
@@ -244,7 +265,7 @@ class Learner:
         }
 
     def _backward(self, batch: LabelledBatch) -> tuple[Tensor, int, Record]:
-        """Gradients of the whole loss; its value, the actions counted, and what was added to it."""
+        """Add all gradients; return the loss, the number of actions, and the terms added to it."""
         self.student.train()
         config, added = self.config, {}
         loss, tokens = self._add_mean(self._agent_loss, batch)
@@ -264,9 +285,11 @@ class Learner:
         return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
 
     def _reference_batch(self) -> LabelledBatch:
-        """This process's part of the task's pairs that are learned from beside the batch."""
+        """Return this process's part of the references that are learned from beside the batch."""
         config, special = self.config, self.env.special
-        examples = reference_batch(self.gold, config.batch_size, config.seed, self.counters.update)
+        examples = reference_batch(
+            self.references, config.batch_size, config.seed, self.counters.update
+        )
         own = examples.select(self._share(torch.arange(len(examples), device=self.env.device)))
         return LabelledBatch(Trajectories.from_examples(own.trimmed(special), special))
 
@@ -275,8 +298,10 @@ class Learner:
     ) -> tuple[Tensor, int]:
         """Add the gradients of `weight` times a mean over the batch's counted actions.
 
-        One denominator, however the batch is cut into parts and spread over processes. Returns this
-        process's share of the value, and the number of actions.
+        The denominator is the same however the batch is cut into parts and spread over processes.
+
+        Returns:
+            This process's share of the value, and the number of actions.
         """
         tokens = self._sum(batch.trajectories.mask.sum())
         total = torch.zeros((), device=self.env.device)
@@ -288,28 +313,34 @@ class Learner:
         return total, int(tokens)
 
     def _add(self, loss: Tensor) -> Tensor:
-        """Add the gradients of `loss`; returns its value."""
+        """Add the gradients of `loss` and return its value."""
         self.accelerator.backward(loss)
         return loss.detach()
 
     def _agent_loss(self, part: LabelledBatch) -> Tensor:
-        return self.agent.loss(part.trajectories, self.student, part.expert(self.env.expert))
+        return self.agent.loss(part, self.student, part.expert(self.env.expert))
 
     def _reference_loss(self, part: LabelledBatch) -> Tensor:
         states = part.trajectories
         return token_loss(states, self.student, states.actions)
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes."""
+        """Return the sum over processes."""
         return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
 
+    def _gather(self, values: Tensor) -> Tensor:
+        """Return the (K,) values of all processes, each of which may have another number."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return torch.cat(gather_object([values.cpu()])).to(values.device)
+
     def _autocast(self) -> torch.autocast:
-        """PyTorch's own: `accelerate` fixes one precision for all runs of a process."""
+        """Return PyTorch's context: `accelerate` fixes one precision for a whole process."""
         enabled = self.precision != torch.float32
         return torch.autocast(self.env.device.type, self.precision, enabled=enabled)
 
     def _due(self) -> bool:
-        """Whether an update just done, or one of its pool, calls for an evaluation."""
+        """Return whether an update of the present rollout calls for an evaluation."""
         update = self.counters.update
         every = update % self.config.evaluate_every < self.agent.batches_per_rollout
         return every or update == self.config.updates
@@ -334,7 +365,7 @@ class Learner:
         save_checkpoint(self.last, self.student, self.optimizer, counters, held)
 
     def _figures(self, evaluate: Callable[[Model], float]) -> Record:
-        """What an evaluation gives."""
+        """Return the figures of an evaluation."""
         actor = self._acting()
         figures = {"bleu": evaluate(actor)}
         if self.validation is not None:

@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from textgen_agents.agent import Agent
-from textgen_agents.bases import MixedByExample
+from textgen_agents.imitkd import ImitKDVariant
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.training.learner import Learner
 from textgen_env.experts.expert import NeuralExpert, NoExpert
@@ -111,7 +111,9 @@ def measure(
     )
     rate = measure_precision(experiment.student.width).float32
     with tempfile.TemporaryDirectory() as folder, Counting() as counting:
-        learner = Learner(agent, student, env, Path(folder), config, torch.float32)
+        learner = Learner(
+            agent, student, env=env, folder=Path(folder), config=config, precision=torch.float32
+        )
         done = learner.train(lambda _: 0.0, lambda *_: None)
     return Measured(done.seconds / updates, rows, counting.operators // updates, rate)
 
@@ -136,7 +138,7 @@ class Counting(TorchDispatchMode):
 
 
 def _at_its_mean(agent: Agent) -> Agent:
-    if not isinstance(agent, MixedByExample):
+    if not isinstance(agent, ImitKDVariant):
         return agent
     mean = sum(agent.beta(step / STEPS) for step in range(STEPS)) / STEPS
     return replace(agent, beta=Constant(mean))

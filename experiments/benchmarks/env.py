@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from textgen_agents.rollouts.behaviors import by_example, token_sampler
-from textgen_agents.rollouts.rollout import rollout, stream
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout
 from textgen_env.envs.rewards import no_reward, sentence_bleu
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -31,6 +32,7 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
+from textgen_experiments.benchmarks.streaming import stream
 from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
@@ -167,9 +169,10 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
     env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
     batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()
     student = torch.ones(slots, dtype=torch.bool)
-    greedily = token_sampler(None, batched, torch.Generator())
-    behavior = by_example(student, greedily, batched.max_steps)
     batches = torch.arange(len(examples)).split(slots)
+    contexts = [Context(rows, batched, model) for rows in batches]
+    greedily = token_sampler(None, contexts[0])
+    behavior = by_example(student, greedily, batched.max_steps)
     sources = [examples.select(batch).trimmed(model.special).source for batch in batches]
     length, pad = task.max_target_length, model.special.pad
 
@@ -177,7 +180,8 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
         return sum(int((greedy(model, source, length) != pad).sum()) for source in sources)
 
     def by_rollout() -> int:
-        return sum(int(rollout(batched, behavior, rows, model).mask.sum()) for rows in batches)
+        batches = (rollout(context, behavior) for context in contexts)
+        return sum(int(batch.trajectories.mask.sum()) for batch in batches)
 
     def by_stream() -> int:
         return int(stream(refilled, behavior, torch.cat(batches), model).mask.sum())

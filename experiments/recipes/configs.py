@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from textgen_agents.agent import Agent
-from textgen_agents.bases import MixedByExample
+from textgen_agents.imitkd import ImitKDVariant
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Linear
 from textgen_agents.training.learner import LearnerConfig
@@ -32,7 +32,7 @@ def study(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Exp
     Beta falls along a line: with so few updates that is worth 0.8 BLEU to imitkd_full on
     validation (8.5 for 7.7 with 2,000 pairs and 500 updates), for it begins with the data longer.
     """
-    if isinstance(agent, MixedByExample):
+    if isinstance(agent, ImitKDVariant):
         agent = replace(agent, beta=Linear())
     experiment = demo(agent, seed, train_pairs)
     learner = replace(

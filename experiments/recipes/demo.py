@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
 from textgen_experiments.evaluation.evaluate import judge_runs

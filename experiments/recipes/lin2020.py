@@ -8,15 +8,13 @@ and CNN/DailyMail have configurations of their own; for WMT16 the paper took a p
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 from textgen_agents.agent import Agent
-from textgen_agents.bases import MixedByExample, SmoothedTokens
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_star import ImitKDStar
-from textgen_agents.imitkd_star_full import ImitKDStarFull
+from textgen_agents.imitkd import ImitKD, ImitKDStar, ImitKDStarFull, ImitKDVariant
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Exponential
-from textgen_agents.seqinter import SeqInter
+from textgen_agents.seqkd import SeqInter
 from textgen_agents.training.config import LearnerConfig
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
@@ -116,8 +114,8 @@ def wmt16_low_data(agent: Agent) -> Experiment:
 
 def cnn_dailymail(agent: Agent) -> Experiment:
     """CNN/DailyMail, the recurrent student."""
-    if isinstance(agent, SmoothedTokens):
-        agent = replace(agent, label_smoothing=0.1)
+    if "label_smoothing" in vars(agent):
+        agent = replace(cast("Any", agent), label_smoothing=0.1)
     return Experiment(
         task=CNN_DAILYMAIL,
         teacher=None,
@@ -167,7 +165,7 @@ def _mixing(
     agent: Agent, *, base: float, batches_per_rollout: int, sampling: Sampling | None = None
 ) -> Agent:
     """The agent as the paper lets it mix prefixes; `sampling` is of those that learn one token."""
-    if not isinstance(agent, MixedByExample):
+    if not isinstance(agent, ImitKDVariant):
         return agent
     draws = sampling if isinstance(agent, ImitKD | ImitKDStar) else None
     return replace(

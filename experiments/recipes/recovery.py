@@ -161,7 +161,14 @@ def train(
     student = build_model(replace(STUDENT, vocab_size=vocab_size), learner.seed)
     at_the_end = replace(learner, evaluate_every=learner.updates)
     with TemporaryDirectory() as folder:
-        trainer = Learner(agent, student, env, Path(folder), at_the_end, torch.float32)
+        trainer = Learner(
+            agent,
+            student,
+            env=env,
+            folder=Path(folder),
+            config=at_the_end,
+            precision=torch.float32,
+        )
         trainer.train(lambda model: 0.0, lambda update, record: advance())
     return student.eval()
 

@@ -34,22 +34,6 @@ from textgen_experiments.runs.train import PREPARED, Outcome, Show, read_outcome
 BASELINE = "seqkd"
 SCARCE = ("mle", "seqkd", "imitkd_full")  # who are compared over amounts of data
 START = "start"  # in place of an agent's name: mle for the first half of the updates
-STARTED = (
-    "seqinter",
-    "distillm",
-    "gkd",
-    "f_distill",
-    "distillm2",
-    "skd",
-    "switch",
-    "adaswitch",
-    "atkd",
-    "minillm",
-    "aggrevate",
-)
-"""Agents that go on from there, as in their papers from a student that was trained before."""
-BY_POLICY_GRADIENT = ("minillm", "aggrevate")
-GRADIENT_RATE = 0.1  # their learning rate, as a share of the others'
 MARKERS = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
 """Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
 SIGNIFICANT = 0.05
@@ -161,8 +145,9 @@ def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
 
 
 def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
-    """The students that agents in `STARTED` go on from, by folder."""
-    seeds = range(options.seeds) if set(options.agents) & set(STARTED) else ()
+    """Return the trained students that some agents begin with, by folder."""
+    started = any(AGENTS[agent].expects_trained_student for agent in options.agents)
+    seeds = range(options.seeds) if started else ()
     return {
         folder_of(options, START, options.pairs, seed): _half(
             configs.study(MLE(), seed, options.pairs or None, options.updates)
@@ -174,10 +159,10 @@ def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
 def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
     """What is trained of `agent`."""
     experiment = configs.study(AGENTS[agent](), seed, pairs or None, options.updates)
-    if agent not in STARTED:
+    if not AGENTS[agent].expects_trained_student:
         return experiment
     half = _half(experiment)
-    share = GRADIENT_RATE if agent in BY_POLICY_GRADIENT else 1.0
+    share = AGENTS[agent].learning_rate_factor
     return replace(
         half,
         student_init=folder_of(options, START, pairs, seed) / "model",
@@ -220,7 +205,11 @@ def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:
 def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str]) -> Row:
     seeds = range(options.seeds)
     folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
-    starts = [folder_of(options, START, pairs, seed) for seed in seeds if agent in STARTED]
+    starts = [
+        folder_of(options, START, pairs, seed)
+        for seed in seeds
+        if AGENTS[agent].expects_trained_student
+    ]
     judged = [read_scores(folder) for folder in folders]
     outcomes = [read_outcome(folder) for folder in folders]
     seconds = [each.train_seconds for each in (*outcomes, *map(read_outcome, starts))]
@@ -262,7 +251,7 @@ def cells(options: StudyOptions, row: Row) -> list[str]:
     baseline = row.agent == BASELINE
     error = "" if row.bleu_error is None else f" ± {row.bleu_error:.1f}"
     return [
-        row.agent + (" after mle" if row.agent in STARTED else ""),
+        row.agent + (" after mle" if AGENTS[row.agent].expects_trained_student else ""),
         f"{row.bleu:.1f}{error}",
         f"{row.chrf:.1f}",
         "" if baseline else f"{row.better} / {row.worse} of {options.seeds}",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from textgen_agents.agent import Agent
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
 from textgen_env.models.storage import load_tokenizer

@@ -6,7 +6,7 @@ from typing import Literal
 
 from textgen_agents import AGENTS
 from textgen_agents.agent import Agent
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models.huggingface.model import HuggingFaceConfig

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import torch
 
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.seqinter import SeqInter
-from textgen_agents.seqkd import SeqKD
+from textgen_agents.agent import LearnsFrom
 from textgen_agents.training.distributed import this_device
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
@@ -21,7 +19,7 @@ from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_model
 from textgen_experiments.runs.folder import Run, RunError
 
-FROM_TEXT = (SeqKD, SeqInter, ImitKD)  # agents that learn from what the expert would write
+ACROSS_TOKENIZERS = (LearnsFrom.REFERENCES, LearnsFrom.TEXTS, LearnsFrom.TOKENS)
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     if student is None or same_pieces(student, teacher):
         return Tokenizers(teacher)
     agent = experiment.agent
-    if agent.needs_expert and not isinstance(agent, FROM_TEXT):
+    if agent.learns_from not in ACROSS_TOKENIZERS:
         raise RunError(
             f"{option} must have the teacher's tokenizer, got {folder}, which has another than "
             f"{teacher_folder}: {agent_name(agent)} asks for distributions over the student's "

@@ -14,7 +14,7 @@ from textgen_agents.evaluation.exposure_report import Teacher, exposure
 from textgen_agents.evaluation.quality import bleu
 from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
 from textgen_agents.training.distributed import num_slots, this_device, this_process
-from textgen_agents.training.learner import Learner, Record
+from textgen_agents.training.learner import Learner, Record, References
 from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
@@ -141,12 +141,11 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     learner = Learner(
         experiment.agent,
         student,
-        env,
-        folder / "checkpoints",
-        experiment.learner,
-        run.dtype,
-        validation,
-        gold,
+        env=env,
+        folder=folder / "checkpoints",
+        config=experiment.learner,
+        precision=run.dtype,
+        references=References(gold, validation),
     )
     teacher = None
     if process.is_main_process:

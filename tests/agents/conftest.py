@@ -50,6 +50,8 @@ def make_learner(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
             tiny_task, agent.batches_per_rollout * config.batch_size, NeuralExpert(tiny_teacher)
         )
         student = make_student(seed, dropout)
-        return Learner(agent, student, env, tmp_path / folder, config, precision)
+        return Learner(
+            agent, student, env=env, folder=tmp_path / folder, config=config, precision=precision
+        )
 
     return make

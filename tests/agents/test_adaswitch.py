@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support.updates import ROWS, assert_learn_the_same, collect
-from textgen_agents.adaswitch import AdaSwitch
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant
+from textgen_agents.switch import AdaSwitch
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Writer
 

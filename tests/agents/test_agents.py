@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -12,23 +13,20 @@ from tests.support.updates import (
     ROWS,
     assert_learn_the_same,
     collect,
-    experience,
+    collect_batch,
+    context_of,
     learn,
     loss_and_gradients,
     make,
 )
 from textgen_agents import AGENTS
-from textgen_agents.bases import GatedByExpert, MixedByExample, OnTeacherText, SmoothedTokens
+from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.gkd import GKD
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
-from textgen_agents.imitkd_star import ImitKDStar
-from textgen_agents.imitkd_star_full import ImitKDStarFull
-from textgen_agents.losses.labels import TopKWithTail
+from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull, ImitKDVariant
+from textgen_agents.losses.labels import LabelledBatch, TopKWithTail
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Exponential, Linear
-from textgen_agents.seqkd import SeqKD
-from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.seqkd import SeqKD, SeqKDFull
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import NeuralExpert, NoExpert, Queries
 from textgen_env.generation.beam_search import decoder_of
@@ -37,16 +35,11 @@ from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
 
-MIXED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, MixedByExample)}
-ON_TEACHER_TEXT = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTeacherText)}
-GATED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, GatedByExpert)}
-PREPARED = {*ON_TEACHER_TEXT, "seqinter", "f_distill", "distillm2"}  # the teacher writes the data
-FROM_TEXT_ALONE = {"mle", "iq_learn", "scheduled_sampling", "seqkd", "seqinter"}
-ALONG = {*GATED, "minillm"}  # the expert goes along while they write
-ON_OWN_TEXT = {"gkd", "f_distill", "distillm2", "aggrevate"}  # that the student draws
-STEPPING = {*MIXED, *ALONG, *ON_OWN_TEXT, "scheduled_sampling", "dagger"}  # step the environment
-BY_TOKEN = {*ALONG, "scheduled_sampling", "kid"}  # several may write one text
-BELOW_ZERO = {"minillm", "aggrevate"}  # losses that are minus a reward
+MIXED = {name: kind for name, kind in AGENTS.items() if kind in get_args(ImitKDVariant)}
+ON_TEACHER_TEXT = [SeqKD, SeqKDFull, ImitKDStar, ImitKDStarFull]
+ON_REFERENCES = [name for name, kind in AGENTS.items() if kind.prepare is Agent.prepare]
+ASKED_ABOUT_NO_STATE = (LearnsFrom.REFERENCES, LearnsFrom.TEXTS)
+QUERYING = [name for name, kind in AGENTS.items() if kind.queries_while_writing]
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
 
 
@@ -92,7 +85,7 @@ def test_imitkd_star_full_at_beta_1_is_seqkd_full(env_of_teacher_text, tiny_stud
     assert_learn_the_same(star, cloned, env_of_teacher_text, tiny_student)
 
 
-@pytest.mark.parametrize("kind", ON_TEACHER_TEXT.values())
+@pytest.mark.parametrize("kind", ON_TEACHER_TEXT)
 def test_they_prepare_what_the_teachers_beam_search_writes(env, expert, kind):
     prepared = kind(beam_size=2).prepare(env.examples, expert, env.max_steps)
     written = expert.write(env.examples, max_steps=env.max_steps, beam_size=2)
@@ -159,12 +152,16 @@ def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_stude
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - STEPPING))
-def test_noise_does_not_reach_those_who_learn_from_a_text_alone(noisy_env, env, tiny_student, name):
+@pytest.mark.parametrize("name", AGENTS)
+def test_noise_reaches_only_agents_that_step_the_environment(
+    noisy_env, env, tiny_student, name, monkeypatch
+):
+    steps, step = [], noisy_env.step
+    monkeypatch.setattr(noisy_env, "step", lambda actions: steps.append(1) or step(actions))
     agent = make(name)
-    assert collect(agent, noisy_env, tiny_student).actions.equal(
-        collect(agent, env, tiny_student).actions
-    )
+    written = collect(agent, noisy_env, tiny_student).actions
+    assert steps or written.equal(collect(agent, env, tiny_student).actions)
+    assert not steps or name not in ("mle", "word_kd", "seqkd", "kid")
 
 
 @pytest.mark.parametrize("agent", [WordKD(), SeqKDFull(), ImitKDFull(beta=BY_COIN)])
@@ -203,7 +200,7 @@ def test_seqkd_learns_what_the_teacher_writes(
     prepared = agent.prepare(gold, expert, tiny_task.max_target_length)
     env = make_env(tiny_task, ROWS, expert, prepared)
     indices = torch.arange(ROWS)
-    trajectories = agent.collect(indices, env, tiny_student, 0.0, torch.Generator())
+    trajectories = agent.collect(context_of(env, tiny_student, indices)).trajectories
     written = decode_all(
         teacher, gold.source[:ROWS], tiny_task.max_target_length, decoder=decoder_of(beam_size)
     )
@@ -212,11 +209,11 @@ def test_seqkd_learns_what_the_teacher_writes(
     assert torch.equal(trajectories.actions[:, :width], written[:, :width])
     logits = tiny_student.sequence_logits(trajectories.source, written)
     losses = -logits.log_softmax(-1).gather(-1, written[..., None]).squeeze(-1)
-    loss = agent.loss(trajectories, tiny_student, expert)
+    loss = agent.loss(LabelledBatch(trajectories), tiny_student, expert)
     torch.testing.assert_close(loss, losses[written != teacher.special.pad].mean())
 
 
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - PREPARED))
+@pytest.mark.parametrize("name", ON_REFERENCES)
 def test_the_others_learn_from_gold_pairs(env, expert, name):
     assert make(name).prepare(env.examples, expert, 5) is env.examples
     assert expert.queries.tokens == 0
@@ -254,26 +251,26 @@ def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
 @pytest.mark.parametrize("name", sorted(set(AGENTS) - {"aggrevate"}))
 def test_the_teacher_is_asked_once_at_each_counted_state(env, expert, tiny_student, name):
     trajectories, _, _ = learn(make(name), env, tiny_student)
-    asks = name not in FROM_TEXT_ALONE
+    asks = AGENTS[name].learns_from not in ASKED_ABOUT_NO_STATE
     assert expert.queries.tokens == (int(trajectories.mask.sum()) if asks else 0)
     steps = trajectories.actions.shape[1]
-    assert expert.queries.forwards == (steps if name in ALONG else asks)
+    assert expert.queries.forwards == (steps if name in QUERYING else asks)
 
 
-@pytest.mark.parametrize("name", sorted(ALONG))
+@pytest.mark.parametrize("name", QUERYING)
 def test_what_it_said_while_going_along_are_the_labels_it_would_give_afterwards(
     tiny_task, make_env, make_table_model, name
 ):
     student, expert = make_table_model(tiny_task, 3), NeuralExpert(make_table_model(tiny_task, 4))
     agent, env = make(name), make_env(tiny_task, ROWS, expert)
-    seen = experience(agent, env, student)
+    seen = collect_batch(agent, env, student)
     assert len(set(seen.trajectories.mask.sum(1).tolist())) > 1, "rows end at different steps"
     noted = loss_and_gradients(agent, seen, student, seen.expert(expert))
     asked = loss_and_gradients(agent, seen, student, expert)
     torch.testing.assert_close(noted, asked, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - ALONG))
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {*QUERYING, "dagger"}))
 def test_who_does_not_look_at_the_expert_does_not_step_it(env, expert, tiny_student, name):
     collect(make(name), env, tiny_student)
     assert expert.queries == Queries()
@@ -310,11 +307,11 @@ def test_padding_does_not_change_the_loss(env, tiny_student, name):
         mask=torch.nn.functional.pad(trajectories.mask, (0, 2)),
         reference=torch.nn.functional.pad(trajectories.reference, (0, 1)),
     )
-    loss = agent.loss(trajectories, tiny_student, env.expert)
-    torch.testing.assert_close(agent.loss(wide, tiny_student, env.expert), loss)
+    loss = agent.loss(LabelledBatch(trajectories), tiny_student, env.expert)
+    torch.testing.assert_close(agent.loss(LabelledBatch(wide), tiny_student, env.expert), loss)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in AGENTS.items() if kind.needs_expert])
+@pytest.mark.parametrize("name", [name for name in AGENTS if make(name).needs_expert])
 def test_without_a_teacher_the_error_says_what_to_do(tiny_task, make_env, tiny_student, name):
     agent, env = make(name), make_env(tiny_task, ROWS, NoExpert())
     with pytest.raises(RuntimeError, match="give a teacher, or choose an agent that learns from"):
@@ -354,13 +351,13 @@ def test_every_agent_learns_on_any_task(
     make_env, make_table_model, name, task, rows, progress, smoothing, seed
 ):
     agent = make(name)
-    if isinstance(agent, SmoothedTokens):
+    if "label_smoothing" in vars(agent):
         agent = replace(agent, label_smoothing=smoothing)
     student, teacher = make_table_model(task, seed), make_table_model(task, seed + 1)
     expert = NeuralExpert(teacher)
     env = make_env(task, rows, expert)
     env = make_env(task, rows, expert, prepare(agent, env))
-    seen = experience(agent, env, student, progress, seed)
+    seen = collect_batch(agent, env, student, progress, seed)
     trajectories = seen.trajectories
     lengths = trajectories.mask.sum(1)
     counted = torch.arange(trajectories.mask.shape[1]) < lengths[:, None]
@@ -369,13 +366,15 @@ def test_every_agent_learns_on_any_task(
     assert torch.equal(trajectories.mask, counted), "what counts is a beginning of the row"
     assert trajectories.actions[~counted].eq(env.special.pad).all()
     assert trajectories.actions[counted].min() >= env.special.end, "neither padding nor start"
-    assert name in BY_TOKEN or all(len(row) == 1 for row in writers_of_rows(trajectories))
+    assert name in {*QUERYING, "scheduled_sampling", "kid"} or all(
+        len(row) == 1 for row in writers_of_rows(trajectories)
+    )
     gold = Trajectories.from_examples(trajectories.examples, env.special)
-    loss = agent.loss(trajectories, student, seen.expert(expert))
-    added = MLE().loss(gold, student, expert)
+    loss = agent.loss(LabelledBatch(trajectories), student, seen.expert(expert))
+    added = MLE().loss(LabelledBatch(gold), student, expert)
     (loss + added).backward()
     assert loss.isfinite()
-    assert name in BELOW_ZERO or loss >= 0
+    assert name in ("minillm", "aggrevate") or loss >= 0, "rewards may be positive"
     assert added.isfinite()
     assert added >= 0
     assert student.tables.grad.isfinite().all()

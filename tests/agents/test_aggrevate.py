@@ -8,6 +8,8 @@ from sacrebleu import sentence_bleu
 from tests.support.toy import Given, record
 from tests.support.updates import collect, learn
 from textgen_agents.aggrevate import AggreVaTe, worth
+from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.rollouts.context import Context
 from textgen_env.experts.expert import NeuralExpert, Queries
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.types import Examples, Writer
@@ -82,7 +84,7 @@ def test_the_expected_gradient_is_that_of_the_expected_cost():
     weighted, cost = 0.0, 0.0
     for word in range(2, 9):
         text = replace(record([word]), reference=torch.tensor([[4, 5, 6, 8, 2]]))
-        weighted = weighted + drawn[word] * AggreVaTe().loss(text, student, expert)
+        weighted = weighted + drawn[word] * AggreVaTe().loss(LabelledBatch(text), student, expert)
         ended = [word] if word == END else [word, 5, 7]
         cost = cost + probs[word] * (1 - bleu(ended, [4, 5, 6, 8]))
     (estimated,) = torch.autograd.grad(weighted, student.table)
@@ -95,7 +97,7 @@ def test_the_expected_gradient_is_that_of_the_expected_cost():
 def test_only_the_deviation_is_learned(lively_env, tiny_task, make_table_model):
     texts = collect(AggreVaTe(), lively_env, make_table_model(tiny_task, 0))
     student = Given(torch.zeros(*texts.actions.shape, tiny_task.tokenizer.vocab_size))
-    AggreVaTe().loss(texts, student, lively_env.expert).backward()
+    AggreVaTe().loss(LabelledBatch(texts), student, lively_env.expert).backward()
     learned = student.table.grad.any(-1)
     last = texts.mask.sum(1) - 1
     assert learned.any(1).sum() > 5
@@ -123,9 +125,9 @@ def test_the_students_first_choice_has_no_advantage_and_is_no_deviation(
     best = permitted(student.sequence_logits(texts.source, texts.actions)).argmax(-1)
     best = best.gather(1, last)
     assert (texts.actions.gather(1, last) != best).all()
-    assert AggreVaTe().loss(texts, student, expert) != 0
+    assert AggreVaTe().loss(LabelledBatch(texts), student, expert) != 0
     chosen = replace(texts, actions=texts.actions.scatter(1, last, best))
-    assert AggreVaTe().loss(chosen, student, expert) == 0
+    assert AggreVaTe().loss(LabelledBatch(chosen), student, expert) == 0
 
 
 def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_table_model):
@@ -137,7 +139,7 @@ def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_
     examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
     env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
     rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
-    texts = AggreVaTe().collect(rows, env, student, 0.0, generator)
+    texts = AggreVaTe().collect(Context(rows, env, student, generator=generator)).trajectories
     first = texts.actions[texts.mask.sum(1) == 1, 0]
     probs = permitted(student.sequence_logits(examples.source, examples.reference))[0, 0].exp()
     probs[probs.argmax()] = 0.0
@@ -155,7 +157,7 @@ def test_each_place_of_a_text_is_as_likely(tiny_task, make_env, make_table_model
     examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
     env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
     rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
-    texts = AggreVaTe().collect(rows, env, student, 0.0, generator)
+    texts = AggreVaTe().collect(Context(rows, env, student, generator=generator)).trajectories
     counts = Counter(texts.mask.sum(1).tolist())
     assert set(counts) == set(range(1, env.max_steps + 1))
     assert all(abs(count * env.max_steps / 6000 - 1) < 0.1 for count in counts.values())
@@ -166,5 +168,5 @@ def test_the_expert_is_asked_for_the_label_alone(lively_env, tiny_task, make_tab
     student, expert = make_table_model(tiny_task, 0), lively_env.expert
     texts = collect(AggreVaTe(), lively_env, student)
     assert expert.queries == Queries()
-    AggreVaTe().loss(texts, student, expert)
+    AggreVaTe().loss(LabelledBatch(texts), student, expert)
     assert expert.queries.tokens >= 2 * int(texts.mask.sum())

@@ -3,7 +3,7 @@ import torch
 
 from tests.support.updates import ROWS, assert_learn_the_same, collect, learn
 from textgen_agents.atkd import ATKD
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Writer

@@ -8,6 +8,7 @@ from textgen_agents import AGENTS
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM
 from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
+from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.skd import SKD
 from textgen_agents.word_kd import WordKD
@@ -63,8 +64,8 @@ def train(tiny_task, make_env, tiny_student):
         env = make_env(tiny_task, ROWS, expert)
         env = make_env(tiny_task, ROWS, expert, agent.prepare(env.examples, expert, env.max_steps))
         generator, buffer = torch.Generator().manual_seed(0), agent.make_buffer(env)
-        seen = agent.experience(torch.arange(ROWS), env, tiny_student, 0.0, generator, buffer)
-        return agent.loss(seen.trajectories, tiny_student, seen.expert(expert))
+        seen = agent.collect(Context(torch.arange(ROWS), env, tiny_student, 0.0, generator, buffer))
+        return agent.loss(seen, tiny_student, seen.expert(expert))
 
     return run
 

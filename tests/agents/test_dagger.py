@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from tests.support.updates import context_of
 from textgen_agents.dagger import DAgger
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
-from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
+from textgen_agents.imitkd import ImitKD, ImitKDFull
+from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
 from textgen_agents.rollouts.buffer import Buffer
+from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import Constant, Linear
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_env.experts.expert import NeuralExpert
@@ -36,19 +37,19 @@ def student(tiny_task, make_table_model):
 
 
 def collect(agent, env, student, progress=0.5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return agent.collect(torch.arange(ROWS), env, student, progress, generator)
+    context = context_of(env, student, progress=progress, seed=seed)
+    return agent._write(context).trajectories
 
 
-def experience(agent, env, student, buffer, seed=0):
+def collect_batch(agent, env, student, buffer, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return agent.experience(torch.arange(ROWS), env, student, 0.5, generator, buffer)
+    return agent.collect(Context(torch.arange(ROWS), env, student, 0.5, generator, buffer))
 
 
 def learn(agent, student, trajectories, expert):
     """Loss and gradient."""
     student.zero_grad()
-    loss = agent.loss(trajectories, student, expert)
+    loss = agent.loss(LabelledBatch(trajectories), student, expert)
     loss.backward()
     return loss.detach(), student.tables.grad.clone()
 
@@ -80,7 +81,7 @@ def test_at_beta_0_the_student_writes_alone_and_the_expert_does_not_go_along(env
     trajectories = collect(agent, env, student)
     assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
     assert expert.queries.forwards == 0
-    experience(agent, env, student, agent.make_buffer(env))
+    collect_batch(agent, env, student, agent.make_buffer(env))
     assert expert.queries.forwards == 1
 
 
@@ -118,13 +119,13 @@ def test_what_was_noted_is_what_the_expert_says_of_the_finished_texts(
     env, expert, student, beta, label
 ):
     agent = DAgger(beta=beta, label=label, capacity=ROWS)
-    drawn = experience(agent, env, student, agent.make_buffer(env))
+    drawn = collect_batch(agent, env, student, agent.make_buffer(env))
     states = int(drawn.trajectories.mask.sum())
     assert expert.queries.tokens == states, "asked once about each state, though it went along"
     assert len(set(drawn.trajectories.mask.sum(1).tolist())) > 1, "rows end at different steps"
     mask = drawn.trajectories.mask
     for name, answer in label.ask(drawn.trajectories, expert).items():
-        torch.testing.assert_close(drawn.answers[name][mask], answer[mask])
+        torch.testing.assert_close(drawn.labels[name][mask], answer[mask])
 
 
 def test_the_teacher_is_never_asked_twice_about_a_state(
@@ -135,13 +136,15 @@ def test_the_teacher_is_never_asked_twice_about_a_state(
     config = LearnerConfig(updates=12, batch_size=5, warmup=1, evaluate_every=4)
     added, add = [], Buffer.add
 
-    def counting(self, experience, expert):
-        added.append(int(experience.trajectories.mask.sum()))
-        add(self, experience, expert)
+    def counting(self, batch, expert):
+        added.append(int(batch.trajectories.mask.sum()))
+        add(self, batch, expert)
 
     monkeypatch.setattr(Buffer, "add", counting)
     env = make_env(tiny_task, 10, expert)
-    learner = Learner(agent, student, env, tmp_path, config, torch.float32)
+    learner = Learner(
+        agent, student, env=env, folder=tmp_path, config=config, precision=torch.float32
+    )
     counters = learner.train(lambda _: 0.0, lambda *_: None)
     assert len(added) == 6
     assert sum(added) == expert.queries.tokens == counters.teacher_tokens
@@ -155,9 +158,10 @@ def test_with_room_for_one_rollout_of_the_student_it_is_imitkd(
     env, expert, student, label, sibling
 ):
     agent = DAgger(beta=BY_STUDENT, capacity=ROWS, label=label)
-    drawn = experience(agent, env, student, agent.make_buffer(env))
+    drawn = collect_batch(agent, env, student, agent.make_buffer(env))
     actual = learn(agent, student, drawn.trajectories, drawn.expert(expert))
-    expected = learn(sibling, student, collect(sibling, env, student), expert)
+    states = sibling.collect(context_of(env, student, progress=0.5)).trajectories
+    expected = learn(sibling, student, states, expert)
     torch.testing.assert_close(actual, expected)
 
 
@@ -165,8 +169,8 @@ def test_it_learns_the_experts_tokens_on_rows_of_all_rollouts(env, expert, stude
     agent = DAgger(beta=BY_COIN, capacity=3 * ROWS)
     buffer = agent.make_buffer(env)
     for seed in range(2):
-        experience(agent, env, student, buffer, seed)
-    drawn = experience(agent, env, student, buffer, seed=2)
+        collect_batch(agent, env, student, buffer, seed)
+    drawn = collect_batch(agent, env, student, buffer, seed=2)
     texts = {tuple(row.tolist()) for row in drawn.trajectories.trimmed(env.special).actions}
     latest = collect(agent, env, student, seed=2).trimmed(env.special).actions
     assert texts - {tuple(row.tolist()) for row in latest}, "nothing older was drawn"

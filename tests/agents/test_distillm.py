@@ -9,10 +9,11 @@ import torch
 
 from textgen_agents.distillm import DistiLLM
 from textgen_agents.losses.divergences import reverse_kl
-from textgen_agents.losses.labels import Dense
-from textgen_agents.losses.objectives import distribution_loss
+from textgen_agents.losses.labels import Dense, LabelledBatch
+from textgen_agents.losses.objectives import loss_for
+from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import Constant, Linear
-from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.training.learner import Learner, LearnerConfig, References
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Writer
@@ -36,9 +37,9 @@ def student(tiny_task, make_table_model):
     return make_table_model(tiny_task, 4)
 
 
-def experience(agent, env, student, buffer, seed=0, progress=0.5):
+def collect_batch(agent, env, student, buffer, seed=0, progress=0.5):
     generator = torch.Generator().manual_seed(seed)
-    return agent.experience(torch.arange(ROWS), env, student, progress, generator, buffer)
+    return agent.collect(Context(torch.arange(ROWS), env, student, progress, generator, buffer))
 
 
 def learn(loss_of, student):
@@ -51,24 +52,24 @@ def learn(loss_of, student):
 @pytest.mark.parametrize("seed", range(4))
 def test_with_skew_0_it_is_forward_kl_on_the_same_batch(env, expert, student, seed):
     agent = DistiLLM(student_fraction=0.5, skew=0.0, label=Dense())
-    batch = experience(agent, env, student, agent.make_buffer(env), seed)
-    actual = learn(lambda: agent.loss(batch.trajectories, student, batch.expert(expert)), student)
-    expected = learn(lambda: WordKD().loss(batch.trajectories, student, expert), student)
+    batch = collect_batch(agent, env, student, agent.make_buffer(env), seed)
+    actual = learn(lambda: agent.loss(batch, student, batch.expert(expert)), student)
+    expected = learn(lambda: WordKD().loss(batch, student, expert), student)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_with_skew_0_and_in_reverse_it_is_reverse_kl(env, expert, student):
     agent = DistiLLM(skew=0.0, reverse=True, label=Dense())
-    states = experience(agent, env, student, agent.make_buffer(env)).trajectories
-    actual = agent.loss(states, student, expert)
-    assert torch.equal(actual, distribution_loss(states, student, expert, reverse_kl))
+    states = collect_batch(agent, env, student, agent.make_buffer(env)).trajectories
+    actual = agent.loss(LabelledBatch(states), student, expert)
+    assert torch.equal(actual, loss_for(Dense(), reverse_kl, states, student, expert))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_loss_by_hand(env, expert, student, reverse):
     """The 10 best and the tail against a mixture of both sides, of which 0.1 is the own."""
     agent = DistiLLM(reverse=reverse)
-    states = experience(agent, env, student, agent.make_buffer(env)).trajectories
+    states = collect_batch(agent, env, student, agent.make_buffer(env)).trajectories
     with torch.no_grad():
         teacher = expert.logits(states).double().softmax(-1)
         own = student.sequence_logits(states.source, states.actions).double().softmax(-1)
@@ -86,17 +87,17 @@ def test_the_loss_by_hand(env, expert, student, reverse):
                 if a > 0
             )
         )
-    loss = agent.loss(states, student, expert)
+    loss = agent.loss(LabelledBatch(states), student, expert)
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 def test_without_a_share_of_the_students_it_learns_from_the_data(env, student):
     agent = DistiLLM(student_fraction=0.0)
     buffer = agent.make_buffer(env)
-    batch = experience(agent, env, student, buffer)
+    batch = collect_batch(agent, env, student, buffer)
     assert torch.equal(batch.trajectories.actions, env.examples.reference[:ROWS])
     assert batch.trajectories.writer.eq(Writer.DATA).all()
-    assert not batch.answers
+    assert not batch.labels
     assert not buffer.added
 
 
@@ -105,11 +106,11 @@ def test_a_new_batch_of_the_students_is_labelled_stored_and_learned_from(env, ex
     buffer = agent.make_buffer(env)
     for seed in range(4):
         before = expert.queries.tokens
-        batch = experience(agent, env, student, buffer, seed)
+        batch = collect_batch(agent, env, student, buffer, seed)
         mask = batch.trajectories.mask
         assert batch.trajectories.writer[mask].eq(Writer.STUDENT).all()
         assert buffer.added == (seed + 1) * ROWS
-        agent.loss(batch.trajectories, student, batch.expert(expert))
+        agent.loss(batch, student, batch.expert(expert))
         assert expert.queries.tokens - before == mask.sum()
 
 
@@ -118,25 +119,25 @@ def test_what_is_used_again_is_neither_written_nor_asked_about(env, expert, stud
     buffer = agent.make_buffer(env)
     for seed in range(2):
         assert not buffer.full
-        experience(agent, env, student, buffer, seed)  # filled first
+        collect_batch(agent, env, student, buffer, seed)  # filled first
     assert buffer.full
     asked = expert.queries.tokens
     monkeypatch.setattr(type(student), "start", None)
-    again = experience(agent, env, student, buffer, seed=2)
+    again = collect_batch(agent, env, student, buffer, seed=2)
     assert buffer.added == 2 * ROWS
-    assert agent.loss(again.trajectories, student, again.expert(expert)).isfinite()
+    assert agent.loss(again, student, again.expert(expert)).isfinite()
     assert expert.queries.tokens == asked
 
 
 def test_the_coin_is_as_the_shares_say(env, student, monkeypatch):
     agent = DistiLLM(student_fraction=0.6, fresh=Linear(), capacity=ROWS)
     buffer, kinds = agent.make_buffer(env), Counter()
-    experience(replace(agent, student_fraction=1.0), env, student, buffer)
+    collect_batch(replace(agent, student_fraction=1.0), env, student, buffer)
     for seed in range(300):
         before = buffer.added
-        batch = experience(agent, env, student, buffer, seed, progress=0.75)
+        batch = collect_batch(agent, env, student, buffer, seed, progress=0.75)
         new = buffer.added > before
-        kinds["new" if new else "again" if batch.answers else "data"] += 1
+        kinds["new" if new else "again" if batch.labels else "data"] += 1
     assert kinds["data"] / 300 == pytest.approx(0.4, abs=0.1)  # 3.5 standard deviations
     assert kinds["new"] / 300 == pytest.approx(0.15, abs=0.07)
     assert kinds["again"] / 300 == pytest.approx(0.45, abs=0.1)
@@ -177,7 +178,13 @@ def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path, monkeypatch
         env = make_env(tiny_task, 6, NeuralExpert(tiny_teacher))
         student, records, left = make_student(dropout=0.2), {}, iter(losses)
         learner = Learner(
-            agent, student, env, tmp_path / folder, config, torch.float32, env.examples
+            agent,
+            student,
+            env=env,
+            folder=tmp_path / folder,
+            config=config,
+            precision=torch.float32,
+            references=References(validation=env.examples),
         )
         monkeypatch.setattr(
             "textgen_agents.training.learner.reference_loss", lambda model, examples: next(left)

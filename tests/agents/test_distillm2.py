@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.support.updates import collect, learn
-from textgen_agents.distillm2 import DistiLLM2
+from textgen_agents.distillm import DistiLLM2
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_env.types import Writer
 
 
@@ -34,12 +35,12 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(env, expert, tiny_student):
     """However the two texts of an example are sorted and cut: one mean over all states."""
     agent = DistiLLM2()
     trajectories = collect(agent, env, tiny_student)
-    whole = agent.loss(trajectories, tiny_student, expert)
+    whole = agent.loss(LabelledBatch(trajectories), tiny_student, expert)
     by_length = trajectories.mask.sum(1).argsort(stable=True)
     shares = []
     for rows in by_length.split(7):
         part = trajectories.select(rows).trimmed(env.special)
-        shares.append(agent.loss(part, tiny_student, expert) * part.mask.sum())
+        shares.append(agent.loss(LabelledBatch(part), tiny_student, expert) * part.mask.sum())
     torch.testing.assert_close(sum(shares) / trajectories.mask.sum(), whole)
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.support.updates import ROWS, assert_learn_the_same, collect, learn
-from textgen_agents.distillm2 import DistiLLM2
+from textgen_agents.distillm import DistiLLM2
 from textgen_agents.f_distill import JS, KL, RKL, TVD, FDistill
 from textgen_agents.gkd import GKD
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import NeuralExpert, Queries
 from textgen_env.generation.decoding import Sampling
@@ -60,8 +61,8 @@ def on_equal_prefixes(env):
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.9])
 def test_js_on_equal_prefixes_is_gkds(env, expert, tiny_student, weight):
     once, twice = on_equal_prefixes(env)
-    loss = FDistill(kind=JS(weight)).loss(twice, tiny_student, expert)
-    expected = GKD(teacher_weight=weight).loss(once, tiny_student, expert)
+    loss = FDistill(kind=JS(weight)).loss(LabelledBatch(twice), tiny_student, expert)
+    expected = GKD(teacher_weight=weight).loss(LabelledBatch(once), tiny_student, expert)
     parameters = list(tiny_student.parameters())
     gradients = torch.autograd.grad(loss, parameters)
     torch.testing.assert_close(loss, expected)
@@ -83,7 +84,7 @@ def test_rkl_is_gkd_at_that_end(env, expert, tiny_student):
     trajectories = collect(FDistill(kind=RKL()), env, tiny_student)
     assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
     losses = [
-        agent.loss(trajectories, tiny_student, expert)
+        agent.loss(LabelledBatch(trajectories), tiny_student, expert)
         for agent in (FDistill(kind=RKL()), GKD(teacher_weight=1))
     ]
     torch.testing.assert_close(*losses)

@@ -3,7 +3,9 @@ import torch
 
 from tests.support.updates import assert_learn_the_same, collect, learn
 from textgen_agents.gkd import GKD
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
+from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.word_kd import WordKD
 from textgen_env.types import Writer
@@ -35,17 +37,22 @@ def test_the_loss_is_the_mean_divergence_of_that_weight(env, expert, tiny_studen
 @pytest.mark.parametrize("end", [0, 1])
 def test_the_ends_are_what_the_divergence_tends_to(env, tiny_student, end):
     trajectories = collect(ALONE, env, tiny_student)
-    near = GKD(teacher_weight=abs(end - 1e-3)).loss(trajectories, tiny_student, env.expert) / 1e-3
-    at = GKD(teacher_weight=end).loss(trajectories, tiny_student, env.expert)
+    near = (
+        GKD(teacher_weight=abs(end - 1e-3)).loss(
+            LabelledBatch(trajectories), tiny_student, env.expert
+        )
+        / 1e-3
+    )
+    at = GKD(teacher_weight=end).loss(LabelledBatch(trajectories), tiny_student, env.expert)
     assert near.item() == pytest.approx(at.item(), rel=0.01)
-    other = GKD(teacher_weight=1 - end).loss(trajectories, tiny_student, env.expert)
+    other = GKD(teacher_weight=1 - end).loss(LabelledBatch(trajectories), tiny_student, env.expert)
     assert other.item() != pytest.approx(at.item(), rel=0.02)
 
 
 def test_at_forward_kl_it_learns_from_own_texts_as_imitkd_full_does(env, tiny_student):
     trajectories = collect(ALONE, env, tiny_student)
     losses = [
-        agent.loss(trajectories, tiny_student, env.expert)
+        agent.loss(LabelledBatch(trajectories), tiny_student, env.expert)
         for agent in (GKD(teacher_weight=0), ImitKDFull(beta=Constant(0.0)))
     ]
     torch.testing.assert_close(*losses)
@@ -74,7 +81,8 @@ def test_the_student_draws_its_tokens(env, tiny_student):
     assert torch.equal(one.actions, other.actions)
     generators = (torch.Generator().manual_seed(seed) for seed in (1, 2))
     rows = torch.arange(env.num_envs)
-    texts = [ALONE.collect(rows, env, tiny_student, 0.0, each).actions[:, 0] for each in generators]
+    contexts = [Context(rows, env, tiny_student, generator=each) for each in generators]
+    texts = [ALONE.collect(each).trajectories.actions[:, 0] for each in contexts]
     assert not torch.equal(*texts)
 
 

@@ -6,6 +6,7 @@ import torch
 from tests.support.toy import Given, record
 from tests.support.updates import assert_learn_the_same
 from textgen_agents.iq_learn import IQLearn
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mle import MLE
 from textgen_env.experts.expert import NoExpert
 
@@ -33,13 +34,15 @@ def test_the_loss_is_as_computed_by_hand(student):
             elif step + 1 < len(text):
                 error = table[row, step, action] - 0.9 * values[row, step + 1]
                 total += 0.3 * error**2
-    loss = IQLearn(td_weight=0.3, discount=0.9).loss(record(*TEXTS), student, NoExpert())
+    loss = IQLearn(td_weight=0.3, discount=0.9).loss(
+        LabelledBatch(record(*TEXTS)), student, NoExpert()
+    )
     assert loss.item() == pytest.approx(total.item() / 8, rel=1e-5)
 
 
 def test_what_comes_after_the_end_has_no_value(student):
     def loss():
-        return IQLearn().loss(record(*TEXTS), student, NoExpert())
+        return IQLearn().loss(LabelledBatch(record(*TEXTS)), student, NoExpert())
 
     before = loss()
     before.backward()
@@ -58,11 +61,14 @@ def test_where_the_values_agree_it_adds_nothing(student):
         table[0, 3] = table[1].logsumexp(0)
     text = record(TEXTS[0])
     student.table.data = student.table.data[:1]
-    losses = [agent.loss(text, student, NoExpert()) for agent in (IQLearn(td_weight=5.0), MLE())]
+    losses = [
+        agent.loss(LabelledBatch(text), student, NoExpert())
+        for agent in (IQLearn(td_weight=5.0), MLE())
+    ]
     torch.testing.assert_close(*losses)
     with torch.no_grad():
         student.table += 1  # nothing to cross-entropy, another value to the regularizer
-    assert IQLearn(td_weight=5.0).loss(text, student, NoExpert()) > losses[1] + 1
+    assert IQLearn(td_weight=5.0).loss(LabelledBatch(text), student, NoExpert()) > losses[1] + 1
 
 
 def test_padding_adds_nothing(student):
@@ -73,9 +79,9 @@ def test_padding_adds_nothing(student):
         writer=torch.nn.functional.pad(narrow.writer, (0, 2)),
         mask=torch.nn.functional.pad(narrow.mask, (0, 2)),
     )
-    expected = IQLearn().loss(narrow, student, NoExpert())
+    expected = IQLearn().loss(LabelledBatch(narrow), student, NoExpert())
     wider = Given(torch.nn.functional.pad(student.table.detach(), (0, 0, 0, 2), value=7.0))
-    torch.testing.assert_close(IQLearn().loss(wide, wider, NoExpert()), expected)
+    torch.testing.assert_close(IQLearn().loss(LabelledBatch(wide), wider, NoExpert()), expected)
 
 
 @pytest.mark.parametrize(

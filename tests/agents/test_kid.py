@@ -4,6 +4,7 @@ import torch
 from tests.support.updates import collect, learn
 from textgen_agents.kid import KID
 from textgen_agents.mle import MLE
+from textgen_agents.rollouts.context import Context
 from textgen_env.types import Writer
 
 
@@ -96,7 +97,7 @@ def test_replacements_do_not_depend_on_padding(tiny_task, make_env, lively):
     ):
         generator = torch.Generator().manual_seed(1)
         agent = KID(student_fraction=0.5)
-        spoiled = agent.collect(indices, place, lively, 0.0, generator)
+        spoiled = agent.collect(Context(indices, place, lively, generator=generator)).trajectories
         written.append(spoiled.actions[:, : few.reference.shape[1]])
     assert torch.equal(*written)
     assert not torch.equal(written[0], few.reference)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from textgen_agents import AGENTS
-from textgen_agents.adaswitch import AdaSwitch
 from textgen_agents.evaluation.quality import translate
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.skd import SKD
+from textgen_agents.switch import AdaSwitch
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
@@ -51,7 +51,9 @@ def train(task, make_env, tmp_path_factory):
             examples = agent.prepare(examples, expert, task.max_target_length)
         env = make_env(task, agent.batches_per_rollout * config.batch_size, expert, examples)
         folder, matches = tmp_path_factory.mktemp("run"), {}
-        learner = Learner(agent, student, env, folder, config, torch.float32)
+        learner = Learner(
+            agent, student, env=env, folder=folder, config=config, precision=torch.float32
+        )
 
         def evaluate(model):
             match = exact_match(model, task, task.validation)

@@ -6,7 +6,9 @@ import torch
 
 from tests.support.toy import Given, record
 from tests.support.updates import collect
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.minillm import MiniLLM, mean_later_reward
+from textgen_agents.rollouts.context import Context
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Examples, Writer
 
@@ -39,7 +41,7 @@ def test_the_loss_is_as_computed_by_hand(models):
     q, p = (model.table.detach().double().softmax(-1).tolist() for model in models)
     terms = [term for text, *row in zip(TEXTS, q, p, strict=True) for term in by_hand(text, *row)]
     total = sum(w * kl - min(w * later, c * later) for w, later, _, kl, c in terms)
-    loss = AGENT.loss(record(*TEXTS), student, expert)
+    loss = AGENT.loss(LabelledBatch(record(*TEXTS)), student, expert)
     assert loss.item() == pytest.approx(total / len(terms), rel=1e-5)
     assert {counts for *_, counts, _, _ in terms} == {True, False}, "some are clipped, some not"
 
@@ -57,7 +59,7 @@ def test_the_gradient_is_that_of_kl_now_and_of_what_is_not_clipped_later(models)
             surrogate = surrogate - counts * weight * later * one[text[t]]
             count += 1
     (expected,) = torch.autograd.grad(surrogate / count, student.table)
-    AGENT.loss(record(*TEXTS), student, expert).backward()
+    AGENT.loss(LabelledBatch(record(*TEXTS)), student, expert).backward()
     torch.testing.assert_close(student.table.grad, expected)
     assert expert.table.grad is None
 
@@ -89,7 +91,7 @@ def test_alone_the_student_lowers_the_reverse_kl_of_whole_texts(tiny_task, make_
     agent, losses = MiniLLM(beta=0.0, discount=1.0), []
     for row in range(len(texts)):
         text = texts.select(torch.tensor([row]))
-        losses.append(agent.loss(text, student, expert) * text.mask.sum())
+        losses.append(agent.loss(LabelledBatch(text), student, expert) * text.mask.sum())
     expected = (own.exp().detach() * torch.stack(losses)).sum()
     (estimated,) = torch.autograd.grad(expected, student.tables)
     torch.testing.assert_close(estimated, exact, rtol=1e-4, atol=1e-5)
@@ -107,7 +109,7 @@ def test_what_one_side_cannot_write_leaves_the_loss_finite(models, far):
     student, expert = models
     with torch.no_grad():
         expert.table[:, :, 4] = far
-    loss = AGENT.loss(record(*TEXTS), student, expert)
+    loss = AGENT.loss(LabelledBatch(record(*TEXTS)), student, expert)
     loss.backward()
     assert loss.isfinite()
     assert student.table.grad.isfinite().all()
@@ -132,7 +134,7 @@ def test_each_draws_from_its_own_distribution(tiny_task, make_env, make_table_mo
     env = make_env(tiny_task, 4000, NeuralExpert(teacher), examples)
     rows = torch.zeros(4000, dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
-    texts = MiniLLM(beta=0.5).collect(rows, env, student, 0.0, generator)
+    texts = MiniLLM(beta=0.5).collect(Context(rows, env, student, generator=generator)).trajectories
     first = texts.actions[texts.writer[:, 0] == writer, 0]
     model = student if writer == Writer.STUDENT else teacher
     logits = model.sequence_logits(texts.source[:1], texts.actions[:1])[0, 0].detach()

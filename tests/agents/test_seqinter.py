@@ -2,9 +2,10 @@ import pytest
 import torch
 from sacrebleu import sentence_bleu
 
-from textgen_agents import seqinter
-from textgen_agents.seqinter import SeqInter
-from textgen_agents.seqkd import SeqKD
+from tests.support.updates import context_of
+from textgen_agents import seqkd
+from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.seqkd import SeqInter, SeqKD
 from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.tasks.task import encode
 from textgen_env.types import Examples
@@ -29,7 +30,7 @@ def bleu(text, reference):
 
 @pytest.mark.parametrize("chunk", [256, 5])
 def test_of_the_beams_texts_the_one_most_like_the_reference(teacher, gold, monkeypatch, chunk):
-    monkeypatch.setattr(seqinter, "CHUNK", chunk)
+    monkeypatch.setattr(seqkd, "EXAMPLES_SCORED_TOGETHER", chunk)
     prepared = SeqInter(beam_size=4).prepare(gold, teacher, 5)
     hypotheses = teacher.write_n_best(gold, max_steps=5, beam_size=4)
     places = set()
@@ -79,9 +80,9 @@ def test_it_learns_the_chosen_texts(tiny_task, make_env, teacher, gold, tiny_stu
     agent = SeqInter(beam_size=4)
     prepared = agent.prepare(gold, teacher, 5)
     env = make_env(tiny_task, 8, teacher, prepared)
-    trajectories = agent.collect(torch.arange(8), env, tiny_student, 0.0, torch.Generator())
+    trajectories = agent.collect(context_of(env, tiny_student)).trajectories
     chosen = prepared.reference[:8]
     logits = tiny_student.sequence_logits(gold.source[:8], chosen)
     losses = -logits.log_softmax(-1).gather(-1, chosen[..., None]).squeeze(-1)
-    loss = agent.loss(trajectories, tiny_student, teacher)
+    loss = agent.loss(LabelledBatch(trajectories), tiny_student, teacher)
     torch.testing.assert_close(loss, losses[chosen != 0].mean())

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support.updates import ROWS, assert_learn_the_same, collect
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant, Linear
-from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.seqkd import SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import Switch
 from textgen_env.experts.expert import NeuralExpert

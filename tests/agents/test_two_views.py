@@ -16,9 +16,10 @@ from tests.support.toy import permitted
 from tests.support.updates import ROWS, learn
 from textgen_agents import AGENTS
 from textgen_agents.evaluation.exposure_bias import compare, written_by
-from textgen_agents.losses.labels import Top1
-from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
-from textgen_agents.rollouts.rollout import rollout, stream
+from textgen_agents.losses.labels import LabelledBatch, Top1
+from textgen_agents.rollouts.buffer import Buffer
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert
@@ -27,6 +28,7 @@ from textgen_env.generation.decoding import Sampling, next_action
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.tasks.task import encode
 from textgen_env.types import Writer
+from textgen_experiments.benchmarks.streaming import stream
 
 FIRST_WORD, NUM_WORDS = 3, 8  # of `tiny_task`
 EXPERTS = ["neural", "scripted", "reference"]
@@ -94,7 +96,7 @@ def test_every_agent_learns_what_the_expert_says_of_its_own_view(
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(gradients, expected_gradients)
     _, blind_loss, _ = learned(one_view, teacher)
-    assert (blind_loss != loss) == AGENTS[name].needs_expert, "the test wants views that matter"
+    assert (blind_loss != loss) == make(name).needs_expert, "the test wants views that matter"
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -184,7 +186,11 @@ def test_in_a_rollout_it_reads_its_own_view(
         return best, torch.full_like(best, Writer.EXPERT)
 
     ours, theirs = (
-        rollout(make_env(tiny_task, ROWS, None, examples), by_expert, indices, tiny_student, expert)
+        rollout(
+            Context(indices, make_env(tiny_task, ROWS, expert, examples), tiny_student),
+            by_expert,
+            record_expert_logits=True,
+        ).trajectories
         for indices in [torch.arange(40, 40 + ROWS)]
         for expert, examples in zip(
             pair_of_experts(kind, teacher, one_view, two_views), (two_views, one_view), strict=True
@@ -217,7 +223,7 @@ def test_a_buffer_asks_about_the_experts_view_and_keeps_it(
     assert torch.equal(kept.trajectories.expert_view, students.trimmed(env.special).expert_view)
     best = expert.best_actions(kept.trajectories)
     mask = kept.trajectories.mask
-    assert torch.equal(kept.answers["best_actions"][mask], best[mask])
+    assert torch.equal(kept.labels["best_actions"][mask], best[mask])
 
 
 def test_student_and_teacher_are_compared_on_a_view_each(

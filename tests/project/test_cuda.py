@@ -13,8 +13,9 @@ from tests.support.toy import permitted
 from tests.support.updates import CONFIG, ROWS, Log, assert_same_bits, make, no_score, weights_of
 from textgen_agents import AGENTS
 from textgen_agents.rollouts.behaviors import token_sampler
+from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
-from textgen_agents.training.learner import Learner
+from textgen_agents.training.learner import Learner, References
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
@@ -75,13 +76,14 @@ def test_texts_are_those_that_are_written_on_the_host(tiny_task, tiny_student, e
     expected = decode_all(tiny_student, env.examples.source[:ROWS].cpu(), env.max_steps)
     student = with_cuda_graphs(tiny_student.requires_grad_(False).cuda())
     assert isinstance(student, Captured)
-    behavior = token_sampler(None, env, torch.Generator())
+    context = Context(indices.cuda(), env, student)
+    behavior = token_sampler(None, context)
 
     def by_student(view):
         action = behavior(view.student_logits)
         return action, torch.full_like(action, Writer.STUDENT)
 
-    written = rollout(env, by_student, indices.cuda(), student)
+    written = rollout(context, by_student).trajectories
     width = written.actions.shape[1]
     assert torch.equal(written.actions.cpu(), expected[:, :width])
     assert not expected[:, width:].any()
@@ -111,7 +113,15 @@ def test_every_agent_learns(tiny_task, make_student, expert, tmp_path, name, pre
     examples = agent.prepare(env.examples, expert, env.max_steps)
     env = make_env(tiny_task, expert, env.num_envs, examples=examples)
     before, teacher, log = weights_of(student), weights_of(expert.model.model), Log()
-    learner = Learner(agent, student, env, tmp_path, CONFIG, precision, validation=env.examples)
+    learner = Learner(
+        agent,
+        student,
+        env=env,
+        folder=tmp_path,
+        config=CONFIG,
+        precision=precision,
+        references=References(validation=env.examples),
+    )
     learner.train(no_score, log)
     assert len(log) == CONFIG.updates
     assert all(math.isfinite(record["loss"]) for record in log.values())

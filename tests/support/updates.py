@@ -1,6 +1,6 @@
-"""What an update sees of an agent and what it does, for the tests of agents and of the learner."""
+"""Single updates of agents, for their tests and those of the learner."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from textgen_agents import AGENTS
 from textgen_agents.agent import Agent
+from textgen_agents.rollouts.context import Context
 from textgen_agents.skd import SKD
 from textgen_agents.training.learner import LearnerConfig
-from textgen_env.types import Trajectories
 
 ROWS = 12
 FITTED = {"skd": SKD(k=3)}  # to a vocabulary of ten tokens
@@ -18,45 +18,51 @@ CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, e
 
 
 def make(name):
-    """The agent of that name, fit for the tests' tasks."""
+    """Return the agent of that name, fit for the tests' tasks."""
     return FITTED.get(name) or AGENTS[name]()
 
 
-def collect(agent, env, student, progress=0.5, seed=0):
-    """Trajectories of examples that depend on the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
-    return agent.collect(draw(env, generator), env, student, progress, generator)
+def context_of(env, student, indices=None, *, progress=0.0, seed=0, buffer=None):
+    """Return a context of the first examples, or of those at `indices`."""
+    indices = torch.arange(env.num_envs) if indices is None else indices
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    return Context(indices, env, student, progress, generator, buffer)
 
 
-def experience(agent, env, student, progress=0.5, seed=0):
-    """The same with the expert's answers as far as they are known."""
+def collect_batch(agent, env, student, progress=0.5, seed=0):
+    """Return what `agent` collects for examples that depend on the seed alone."""
     generator, buffer = torch.Generator().manual_seed(seed), agent.make_buffer(env)
     indices = draw(env, generator)
-    return agent.experience(indices, env, student, progress, generator, buffer)
+    return agent.collect(Context(indices, env, student, progress, generator, buffer))
+
+
+def collect(agent, env, student, progress=0.5, seed=0):
+    """Return the trajectories of `collect_batch`."""
+    return collect_batch(agent, env, student, progress, seed).trajectories
 
 
 def draw(env, generator):
-    """An example for each slot."""
+    """Return an example for each slot."""
     return torch.randint(len(env.examples), (env.num_envs,), generator=generator)
 
 
 def learn(agent, env, student):
-    """What an update sees: the trajectories, the loss and the gradient of each parameter."""
-    seen = experience(agent, env, student)
-    return seen.trajectories, *loss_and_gradients(agent, seen, student, seen.expert(env.expert))
+    """Return the trajectories of an update, the loss, and the gradient of each parameter."""
+    batch = collect_batch(agent, env, student)
+    return batch.trajectories, *loss_and_gradients(agent, batch, student, batch.expert(env.expert))
 
 
-def loss_and_gradients(agent, seen, student, expert):
-    """The loss on what was seen, labelled by `expert`, and the gradient of each parameter."""
+def loss_and_gradients(agent, batch, student, expert):
+    """Return the loss on `batch`, labelled by `expert`, and the gradient of each parameter."""
     student.zero_grad()
-    loss = agent.loss(seen.trajectories, student, expert)
+    loss = agent.loss(batch, student, expert)
     loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     return loss.detach(), gradients
 
 
 def assert_learn_the_same(one, other, env, student):
-    """Equal losses and equal gradients from the same seed."""
+    """Assert equal losses and equal gradients from the same seed."""
     _, loss, gradients = learn(one, env, student)
     _, other_loss, other_gradients = learn(other, env, student)
     torch.testing.assert_close(loss, other_loss)
@@ -64,11 +70,11 @@ def assert_learn_the_same(one, other, env, student):
 
 
 class StoppedError(Exception):
-    """Stands for whatever stops a run."""
+    """Stands in for whatever stops a run."""
 
 
 class Log(dict):
-    """Keeps the figures of updates and of evaluations, and may stop the run after an update."""
+    """Log that keeps the figures of updates and evaluations, and may stop the run."""
 
     def __init__(self, stop_after=None):
         super().__init__()
@@ -99,7 +105,7 @@ def assert_same_bits(actual, expected):
 
 
 def gradients_of_an_update(learner):
-    """What the first update hands to the optimizer, and its figures."""
+    """Return the gradients of the first update and its figures."""
     seen, log = [], Log(stop_after=1)
     learner.optimizer.register_step_pre_hook(
         lambda *_: seen.extend(p.grad.clone() for p in learner.student.parameters())
@@ -111,14 +117,16 @@ def gradients_of_an_update(learner):
 
 @dataclass(frozen=True)
 class Sorted(Agent):
-    """Learns as `inner` does, from rows sorted by length: parts of a batch differ in length."""
+    """Agent that learns as `inner` does, from rows sorted by length."""
 
     inner: Agent
 
-    def collect(self, indices, env, student, progress, generator) -> Trajectories:
-        lengths = (env.examples.reference != env.special.pad).sum(1)
-        spread = lengths.argsort()[:: len(lengths) // len(indices)][: len(indices)]
-        return self.inner.collect(spread, env, student, progress, generator)
+    def collect(self, context):
+        examples = context.env.examples
+        lengths = (examples.reference != context.env.special.pad).sum(1)
+        count = len(context.indices)
+        spread = lengths.argsort()[:: len(lengths) // count][:count]
+        return self.inner.collect(replace(context, indices=spread))
 
-    def loss(self, trajectories, student, expert) -> Tensor:
-        return self.inner.loss(trajectories, student, expert)
+    def loss(self, batch, student, expert) -> Tensor:
+        return self.inner.loss(batch, student, expert)

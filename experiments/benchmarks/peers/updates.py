@@ -12,9 +12,9 @@ from typing import Protocol, Self
 import torch
 
 from textgen_agents.agent import Agent
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant
-from textgen_agents.seqkd_full import SeqKDFull
+from textgen_agents.seqkd import SeqKDFull
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.learner import Learner
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -126,14 +126,14 @@ class LearnerUpdates:
         """Make them; returns how many they were."""
         start, asked = time.perf_counter(), self.expert.seconds
         with onednn_float32(self.onednn):
-            experience = next(self._rollouts)
+            batch = next(self._rollouts)
             finish(self.learner.env.device)
             written = time.perf_counter() - start
-            count = len(list(self.learner.learn(experience)))
+            count = len(list(self.learner.learn(batch)))
             finish(self.learner.env.device)
         whole, label = time.perf_counter() - start, self.expert.seconds - asked
         self.seconds.append(Seconds.of(whole / count, rollout=written / count, label=label / count))
-        self.tokens.append(float(experience.trajectories.mask.sum()) / count)
+        self.tokens.append(float(batch.trajectories.mask.sum()) / count)
         return count
 
     def floor(self) -> Seconds | None:
@@ -145,10 +145,10 @@ class LearnerUpdates:
             return None
         rollout, label, both = ProductRecorder(), ProductRecorder(), ProductRecorder()
         with rollout:
-            experience = next(self._rollouts)
+            batch = next(self._rollouts)
         self.expert.watch = label
         with both:
-            count = len(list(self.learner.learn(experience)))
+            count = len(list(self.learner.learn(batch)))
         self.expert.watch = nullcontext()
 
         def seconds(shapes: Counter[Shape]) -> float:
@@ -177,7 +177,7 @@ def learner_of(
         batch_size=env.num_envs // agent.batches_per_rollout,
         evaluate_every=ENDLESS,
     )
-    return Learner(agent, student, env, folder, config, precision)
+    return Learner(agent, student, env=env, folder=folder, config=config, precision=precision)
 
 
 def distillers(

@@ -151,7 +151,9 @@ def test_it_goes_on_from_an_imitkd_student(
     config = LearnerConfig(updates=4, batch_size=8, evaluate_every=4, seed=0)
     env = make_env(tiny_task, 8, NeuralExpert(tiny_teacher))
     student = make_student()
-    learner = Learner(agent, student, env, tmp_path, config, torch.float32)
+    learner = Learner(
+        agent, student, env=env, folder=tmp_path, config=config, precision=torch.float32
+    )
     learner.train(lambda model: 0.0, lambda update, record: None)
     start = weights(student)
     policies = []
@@ -199,7 +201,9 @@ def test_an_imitkd_student_goes_on_with_verses(make_env, tmp_path):
         NeuralExpert(load_model(VERSES_TEACHER)),
     )
     student = Recurrent(RecurrentConfig(task.tokenizer.vocab_size, 64))
-    learner = Learner(agent, student, env, tmp_path, learning, torch.float32)
+    learner = Learner(
+        agent, student, env=env, folder=tmp_path, config=learning, precision=torch.float32
+    )
     learner.train(lambda model: 0.0, lambda update, record: None)
     sources = [pair.source for pair in task.validation[:8]]
     before = translate(student.eval(), task, sources)

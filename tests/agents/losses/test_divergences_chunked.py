@@ -3,7 +3,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.toy import Given, record
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.losses import divergences
 from textgen_agents.losses.divergences import (
     chunked,
@@ -12,6 +12,7 @@ from textgen_agents.losses.divergences import (
     generalized_jsd,
     masked_mean,
 )
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_experiments.benchmarks.losses import BenchmarkLossesOptions, benchmark_losses
 
 ROWS, STEPS, WIDTH, VOCAB = 4, 15, 3, 50
@@ -86,7 +87,7 @@ def test_an_agent_cuts_what_is_large(parts, large, monkeypatch):
     trajectories = record(*[list(range(3, 3 + STEPS))] * ROWS)
     student = Given(teacher_logits.flip(0))
     with LargestTensor() as held:
-        loss = ImitKDFull().loss(trajectories, student, Given(teacher_logits))
+        loss = ImitKDFull().loss(LabelledBatch(trajectories), student, Given(teacher_logits))
         loss.backward()
     assert held.numbers == (ROWS * STEPS if large else 8) * VOCAB
     exact = student.table.detach().double().requires_grad_()

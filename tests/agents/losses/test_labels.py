@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from textgen_agents.losses.divergences import forward_kl, reverse_kl
-from textgen_agents.losses.labels import Dense, RecordedExpert, Top1, TopKWithTail, label_loss
-from textgen_agents.losses.objectives import distribution_loss, token_loss
+from textgen_agents.losses.divergences import forward_kl, masked_mean, reverse_kl
+from textgen_agents.losses.labels import Dense, RecordedExpert, Top1, TopKWithTail
+from textgen_agents.losses.objectives import loss_for, token_loss
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories
@@ -41,14 +41,13 @@ def loss_and_gradient(loss_of, student):
 
 
 @pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("divergence", [None, reverse_kl])
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
 def test_a_loss_cannot_tell_what_was_kept_from_the_expert(
     label, divergence, trajectories, expert, student
 ):
     def loss_by(asked):
-        chosen = {} if divergence is None else {"divergence": divergence}
         return loss_and_gradient(
-            lambda: label_loss(trajectories, student, asked, label, **chosen), student
+            lambda: loss_for(label, divergence, trajectories, student, asked), student
         )
 
     kept = RecordedExpert(expert.special, label.ask(trajectories, expert))
@@ -63,7 +62,7 @@ def test_a_loss_cannot_tell_what_was_kept_from_the_expert(
 
 def test_of_one_token_a_share_may_be_spread_evenly(trajectories, expert, student):
     plain, smoothed = (
-        label_loss(trajectories, student, expert, Top1(label_smoothing=share))
+        loss_for(Top1(label_smoothing=share), forward_kl, trajectories, student, expert)
         for share in (0.0, 0.2)
     )
     logits = student.sequence_logits(trajectories.source, trajectories.actions).double()
@@ -80,9 +79,7 @@ def as_any_other(student_logits, teacher_logits):
 
 @pytest.mark.parametrize("kl", [forward_kl, as_any_other])
 def test_forward_kl_from_the_best_token_is_cross_entropy(trajectories, expert, student, kl):
-    actual = loss_and_gradient(
-        lambda: label_loss(trajectories, student, expert, Top1(), kl), student
-    )
+    actual = loss_and_gradient(lambda: loss_for(Top1(), kl, trajectories, student, expert), student)
     best = expert.best_actions(trajectories)
     expected = loss_and_gradient(lambda: token_loss(trajectories, student, best), student)
     torch.testing.assert_close(actual, expected)
@@ -91,8 +88,16 @@ def test_forward_kl_from_the_best_token_is_cross_entropy(trajectories, expert, s
 @pytest.mark.parametrize("k", [None, "all"])
 def test_forward_kl_from_everything_is_that_of_the_distributions(k, trajectories, expert, student):
     label = Dense() if k is None else TopKWithTail(k=expert.vocab_size)
-    actual = loss_and_gradient(lambda: label_loss(trajectories, student, expert, label), student)
-    expected = loss_and_gradient(lambda: distribution_loss(trajectories, student, expert), student)
+
+    def expected_loss():
+        logits = student.sequence_logits(trajectories.source, trajectories.actions)
+        losses = forward_kl(logits, expert.logits(trajectories))
+        return masked_mean(losses, trajectories.mask)
+
+    actual = loss_and_gradient(
+        lambda: loss_for(label, forward_kl, trajectories, student, expert), student
+    )
+    expected = loss_and_gradient(expected_loss, student)
     torch.testing.assert_close(actual, expected)
 
 
@@ -107,7 +112,7 @@ def test_top_k_with_tail_by_hand(trajectories, expert, student):
         pairs = [(float(p[token]), float(q[token])) for token in chosen]
         tail = tuple(1 - sum(column) for column in zip(*pairs, strict=True))
         losses.append(sum(a * math.log(a / b) for a, b in [*pairs, tail]))
-    loss = label_loss(trajectories, student, expert, TopKWithTail(k=3))
+    loss = loss_for(TopKWithTail(k=3), forward_kl, trajectories, student, expert)
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 

@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from textgen_agents.rollouts.behaviors import (
     OneWaySwitch,
     StepView,
     TokenMask,
+    bernoulli_mask,
     by_example,
+    token_mask,
     token_sampler,
-    toss,
-    toss_blocks,
 )
+from textgen_agents.rollouts.context import Context
 from textgen_env.generation.decoding import Sampling, next_action
 from textgen_env.types import SpecialTokens, Writer
 
@@ -96,14 +98,14 @@ def test_samples_have_the_students_probabilities():
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_at_the_ends_the_coin_is_certain(seed):
-    assert not toss(1.0, 1000, seeded(seed)).any()
-    assert toss(0.0, 1000, seeded(seed)).all()
+    assert bernoulli_mask(1.0, 1000, seeded(seed)).all()
+    assert not bernoulli_mask(0.0, 1000, seeded(seed)).any()
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
-def test_the_student_writes_a_share_of_one_minus_beta(beta):
-    share = toss(beta, 20000, seeded()).float().mean().item()
-    assert share == pytest.approx(1 - beta, abs=0.02)
+def test_the_mask_is_true_with_its_probability(beta):
+    share = bernoulli_mask(beta, 20000, seeded()).float().mean().item()
+    assert share == pytest.approx(beta, abs=0.02)
 
 
 EXPERT = torch.tensor([[0.0, 0, 5, 4, 3], [0, 0, 3, 5, 4], [0, 0, 3, 4, 5]])  # best: 2, 3, 4
@@ -152,8 +154,11 @@ def test_a_gate_is_shown_what_the_student_would_write():
         Gated(OneWaySwitch((3, 1), 2.0, torch.device("cpu")), next_action),
     ],
 )
-def test_who_looks_at_an_expert_that_is_not_there_says_so(behavior):
-    with pytest.raises(ValueError, match=r"^expert must go along .*: give it to rollout"):
+def test_a_gate_without_the_experts_logits_says_what_to_do(behavior):
+    with pytest.raises(
+        ValueError,
+        match=r"^the expert must be queried .*None: call rollout",
+    ):
         behavior(view_of(LOGITS, DATA))
 
 
@@ -269,42 +274,49 @@ def test_rows_that_are_left_keep_their_switch():
         assert gate(view, none).tolist() == [stays]
 
 
+def context(rows, steps, seed=0):
+    """Return a context of an environment of `rows` slots and `steps` steps."""
+    env = SimpleNamespace(num_envs=rows, max_steps=steps, device=torch.device("cpu"))
+    return Context(torch.arange(rows), env, None, generator=seeded(seed))
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 4),
     steps=st.integers(1, 9),
     block=st.integers(1, 12),
 )
-def test_neighbors_share_a_coin_and_the_first_of_a_block_has_one_of_its_own(
-    seed, rows, steps, block
-):
-    coins = toss_blocks(0.5, (rows, steps), seeded(seed), block)
-    assert coins.shape == (rows, steps)
-    firsts = coins[:, ::block]
-    assert torch.equal(coins, firsts.repeat_interleave(block, 1)[:, :steps])
-    assert torch.equal(firsts, toss(0.5, firsts.numel(), seeded(seed)).view(rows, -1))
+def test_neighbors_share_a_draw_and_each_block_has_its_own(seed, rows, steps, block):
+    by_student = token_mask(context(rows, steps, seed), 0.5, block).by_student
+    assert by_student.shape == (rows, steps)
+    firsts = by_student[:, ::block]
+    assert torch.equal(by_student, firsts.repeat_interleave(block, 1)[:, :steps])
+    drawn = bernoulli_mask(0.5, firsts.numel(), seeded(seed)).view(rows, -1)
+    assert torch.equal(firsts, ~drawn)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2, 0.9, 1.0])
 @pytest.mark.parametrize("block", [1, 3])
 def test_the_student_writes_a_share_of_one_minus_beta_of_the_blocks(beta, block):
-    share = toss_blocks(beta, (100, 600), seeded(), block).float().mean().item()
+    share = token_mask(context(100, 600), beta, block).by_student.float().mean().item()
     assert share == pytest.approx(1 - beta, abs=0.02)  # 5 standard deviations
 
 
 @pytest.fixture
-def two_slots(tiny_task, make_env):
-    return make_env(tiny_task, 2)
+def of_two(tiny_task, make_env):
+    """Generator -> a context of two slots."""
+    env = make_env(tiny_task, 2)
+    return lambda generator: Context(torch.arange(2), env, None, generator=generator)
 
 
-def test_each_chooser_has_draws_of_its_own(two_slots):
+def test_each_chooser_has_draws_of_its_own(of_two):
     generator, even = seeded(), torch.zeros(200, 9)
-    one, other = (token_sampler(Sampling(), two_slots, generator) for _ in range(2))
+    one, other = (token_sampler(Sampling(), of_two(generator)) for _ in range(2))
     first = one(even)
     assert not torch.equal(first, other(even))
-    assert torch.equal(first, token_sampler(Sampling(), two_slots, seeded())(even))
+    assert torch.equal(first, token_sampler(Sampling(), of_two(seeded()))(even))
     assert first.min() >= SPECIAL.end
 
 
-def test_without_sampling_the_most_probable_token_is_chosen(two_slots):
-    assert token_sampler(None, two_slots, seeded())(LOGITS).tolist() == [3, 2, 4]
+def test_without_sampling_the_most_probable_token_is_chosen(of_two):
+    assert token_sampler(None, of_two(seeded()))(LOGITS).tolist() == [3, 2, 4]

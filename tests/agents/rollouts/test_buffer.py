@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.toy import SPECIAL
-from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
-from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
+from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.rollouts.buffer import Buffer
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Trajectories, Writer
 
@@ -51,9 +51,9 @@ def written(env, lengths, seed=0):
     return LabelledBatch(trajectories)
 
 
-def labelled(experience, expert, label):
+def labelled(batch, expert, label):
     """Experience with what the expert says row by row."""
-    return LabelledBatch(experience.trajectories, label.ask(experience.trajectories, expert))
+    return LabelledBatch(batch.trajectories, label.ask(batch.trajectories, expert))
 
 
 def rows_of(experience):
@@ -67,7 +67,7 @@ def rows_of(experience):
             for part in (states.source, states.reference)
         ]
         own = [tuple(part[row][mask].tolist()) for part in (states.actions, states.writer)]
-        kept = [part[row][mask].flatten() for part in experience.answers.values()]
+        kept = [part[row][mask].flatten() for part in experience.labels.values()]
         digits = [tuple(f"{number:.4f}" for number in part.tolist()) for part in kept]
         rows.append((*tokens, *own, *digits))
     return rows
@@ -103,7 +103,7 @@ def test_answers_are_those_of_the_row_they_come_with(env, expert, make_buffer, l
     for part in (drawn, drawn.select(torch.tensor([4, 0, 3])).trimmed(SPECIAL)):
         states = part.trajectories
         for name, answer in label.ask(states, expert).items():
-            kept = part.answers[name]
+            kept = part.labels[name]
             assert kept.shape == answer.shape
             torch.testing.assert_close(kept[states.mask], answer[states.mask])
 
@@ -121,7 +121,7 @@ def test_the_expert_is_asked_once_about_what_is_added_and_never_again(env, exper
 @pytest.mark.parametrize("label", LABELS)
 def test_answers_that_are_known_are_not_asked_for(env, expert, make_buffer, label, monkeypatch):
     buffer, states = make_buffer(label), written(env, [3, 6, 1, 2])
-    monkeypatch.setattr("textgen_agents.rollouts.buffer.ASKED", 3)
+    monkeypatch.setattr("textgen_agents.rollouts.buffer.ROWS_PER_QUERY", 3)
     known = labelled(states, expert, Dense())
     asked = expert.queries.tokens
     buffer.add(known, expert)
@@ -208,8 +208,8 @@ def test_a_buffer_goes_on_from_its_state(env, expert, make_buffer, label, batche
         buffer.add(written(env, [6, 2, 1], 7), expert)
     one, other = everything(unbroken), everything(resumed)
     assert rows_of(one) == rows_of(other)
-    assert {rows.dtype for rows in one.answers.values()} == {
-        rows.dtype for rows in other.answers.values()
+    assert {rows.dtype for rows in one.labels.values()} == {
+        rows.dtype for rows in other.labels.values()
     }
 
 
@@ -230,7 +230,7 @@ def test_rows_of_a_buffer_of_another_size_are_refused(env, expert, make_buffer):
     """As after a run in one process that goes on in two."""
     whole = make_buffer()
     whole.add(written(env, [3, 5, 1, 2]), expert)
-    with pytest.raises(ValueError, match="10 rows, this one has room for 5: go on with as many"):
+    with pytest.raises(ValueError, match="capacity of 5 rows, got 10: resume with as many"):
         Buffer(env, capacity=10, label=LABELS[0], processes=2).load_state_dict(whole.state_dict())
 
 

@@ -1,30 +1,31 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import textgen_agents.rollouts.rollout
-from textgen_agents.rollouts.behaviors import by_example, token_sampler
-from textgen_agents.rollouts.rollout import rollout, stream
-from textgen_env.envs import continuous_batching
-from textgen_env.envs.rewards import no_reward
-from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.generation.decoding import DROP_ROWS_BELOW
-from textgen_env.models import cache_ops
+from textgen_agents.rollouts.behaviors import by_example
+from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.rollout import rollout
+from textgen_env.generation.decoding import DROP_ROWS_BELOW, next_action
 from textgen_env.types import Writer
 
 ROWS = 10
 
 
 def mixture(env, by_student):
-    return by_example(by_student, token_sampler(None, env, torch.Generator()), env.max_steps)
+    """Return a behavior that writes the rows of `by_student` greedily, and the others as data."""
+    greedily = partial(next_action, special=env.special)
+    return by_example(by_student, greedily, env.max_steps)
 
 
 def write(env, student, by_student, seed=0):
     indices = torch.randperm(len(env.examples), generator=torch.Generator().manual_seed(seed))
     indices = indices[: env.num_envs]
     behavior = mixture(env, torch.tensor(by_student))
-    return rollout(env, behavior, indices, student), indices
+    return rollout(Context(indices, env, student), behavior).trajectories, indices
 
 
 @torch.no_grad()
@@ -129,7 +130,7 @@ def test_it_stops_when_every_row_is_done(tiny_task, make_env, table_model, monke
     lengths = (env.examples.reference != env.special.pad).sum(1)
     shortest = lengths.argsort()[:3]
     behavior = mixture(env, torch.zeros(3, dtype=torch.bool))
-    trajectories = rollout(env, behavior, shortest, table_model)
+    trajectories = rollout(Context(shortest, env, table_model), behavior).trajectories
     assert trajectories.actions.shape[1] == lengths[shortest].max() < env.max_steps
 
 
@@ -152,7 +153,8 @@ def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
     together, indices = write(env, tiny_student, [True] * ROWS)
     alone = mixture(env, torch.tensor([True]))
     for row, index in enumerate(indices):
-        single = rollout(make_env(tiny_task, 1), alone, index[None], tiny_student)
+        context = Context(index[None], make_env(tiny_task, 1), tiny_student)
+        single = rollout(context, alone).trajectories
         assert counted_rows(single)[0] == counted_rows(together)[row]
 
 
@@ -169,52 +171,3 @@ def test_no_gradient_is_recorded(tiny_task, make_env, make_table_model, monkeypa
     write(make_env(tiny_task, 2), student, [True, True])
     assert recorded
     assert not any(recorded)
-
-
-def streamed(task, student, indices, slots, by_student=True):
-    """Trajectories of `indices`, written in `slots` slots."""
-    env = TextGenVectorEnv(task, slots, reward=no_reward)
-    who = torch.full((slots,), by_student)
-    behavior = mixture(env, who)
-    return stream(env, behavior, indices, student)
-
-
-@pytest.mark.parametrize("slots", [1, 3, 64])
-@pytest.mark.parametrize("kind", ["table", "neural"])
-def test_a_stream_writes_what_a_batch_writes(
-    tiny_task, make_env, table_model, make_student, slots, kind
-):
-    student = table_model if kind == "table" else make_student(5)
-    whole, indices = write(make_env(tiny_task, 40), student, [True] * 40)
-    trajectories = streamed(tiny_task, student, indices, slots)
-    for name in ("source", "reference"):
-        assert torch.equal(getattr(trajectories, name), getattr(whole, name)), name
-    assert counted_rows(trajectories) == counted_rows(whole)
-    assert trajectories.writer[trajectories.mask].eq(Writer.STUDENT).all()
-    assert trajectories.actions.shape[1] == trajectories.mask.sum(1).max()
-
-
-def test_a_streams_neighbors_do_not_matter(tiny_task, tiny_teacher):
-    some = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    forward, backward = (
-        counted_rows(streamed(tiny_task, tiny_teacher, indices, 3))
-        for indices in (some, some.flip(0))
-    )
-    assert forward == backward[::-1]
-
-
-@pytest.mark.parametrize("slots", [1, 5])
-def test_the_datas_stream_is_the_references(tiny_task, make_env, table_model, slots):
-    env, indices = make_env(tiny_task, 1), torch.tensor([7, 7, 3, 60, 0, 21, 9, 8])
-    trajectories = streamed(tiny_task, table_model, indices, slots, by_student=False)
-    assert counted_rows(trajectories) == text_rows(env.examples.reference[indices])
-    assert trajectories.writer[trajectories.mask].eq(Writer.DATA).all()
-
-
-def test_looking_seldom_does_not_change_a_stream(tiny_task, table_model, monkeypatch):
-    indices = torch.arange(20)
-    often = streamed(tiny_task, table_model, indices, 3)
-    monkeypatch.setattr(textgen_agents.rollouts.rollout, "sync_interval", lambda device: 7)
-    monkeypatch.setattr(continuous_batching, "host_sync_is_free", lambda device: False)
-    monkeypatch.setattr(cache_ops, "host_sync_is_free", lambda device: False)
-    assert counted_rows(streamed(tiny_task, table_model, indices, 3)) == counted_rows(often)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import textgen_agents.training.checkpoint
-from textgen_agents.losses.labels import Top1
-from textgen_agents.rollouts.buffer import Buffer, LabelledBatch
+from textgen_agents.losses.labels import LabelledBatch, Top1
+from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.training.checkpoint import (
     CheckpointError,
     Counters,

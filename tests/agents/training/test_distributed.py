@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.training import distributed
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_agents.training.distributed import this_process
 from textgen_agents.rollouts.schedules import Constant

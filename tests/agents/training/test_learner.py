@@ -22,8 +22,7 @@ from tests.support.updates import (
 from textgen_agents.agent import Agent
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Linear
@@ -83,9 +82,9 @@ def test_accumulation_does_not_change_the_gradient(make_learner, inner):
     counts = []
     loss_of = Sorted.loss
 
-    def counting(self, trajectories, student, expert):
-        counts.append(int(trajectories.mask.sum()))
-        return loss_of(self, trajectories, student, expert)
+    def counting(self, batch, student, expert):
+        counts.append(int(batch.trajectories.mask.sum()))
+        return loss_of(self, batch, student, expert)
 
     expected, figures = gradients_of_an_update(make_learner(agent, config, "1"))
     assert figures["gradient_norm"] > 0
@@ -188,8 +187,11 @@ class Spoiled(Agent):
     spoil: Callable[[Tensor], Tensor]
     losses: list = field(default_factory=list)
 
-    def loss(self, trajectories, student, expert) -> Tensor:
-        loss = MLE().loss(trajectories, student, expert)
+    def collect(self, context):
+        return MLE().collect(context)
+
+    def loss(self, batch, student, expert) -> Tensor:
+        loss = MLE().loss(batch, student, expert)
         self.losses.append(loss)
         return self.spoil(loss) if len(self.losses) == self.at + 1 else loss
 
@@ -299,7 +301,7 @@ def test_a_student_with_other_tokens_is_refused_before_training(env, tmp_path, m
     with pytest.raises(
         ValueError, match=r"^student must have the .* of 11 tokens, got one of \d+:"
     ):
-        Learner(MLE(), student, env, tmp_path, CONFIG, torch.float32)
+        Learner(MLE(), student, env=env, folder=tmp_path, config=CONFIG, precision=torch.float32)
 
 
 @pytest.mark.parametrize(

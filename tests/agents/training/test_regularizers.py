@@ -12,26 +12,26 @@ from tests.support.updates import (
     CONFIG,
     Log,
     Sorted,
-    experience,
+    collect_batch,
     gradients_of_an_update,
     make,
     no_score,
     weights_of,
 )
 from textgen_agents import AGENTS
-from textgen_agents.bases import OnTokens, SmoothedTokens
 from textgen_agents.iq_learn import IQLearn
 from textgen_agents.kid import KID
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mle import MLE
 from textgen_agents.training import regularizers
-from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.training.learner import Learner, LearnerConfig, References
 from textgen_agents.training.regularizers import EWC, diagonal_fisher, reference_batch
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories
 
 BOTH = replace(CONFIG, reference_weight=0.7, ewc_weight=3.0)
-SMOOTHED = {name: kind for name, kind in AGENTS.items() if issubclass(kind, SmoothedTokens)}
-ON_TOKENS = {name: kind for name, kind in AGENTS.items() if issubclass(kind, OnTokens)}
+SMOOTHED = {name: kind for name, kind in AGENTS.items() if "label_smoothing" in vars(kind())}
+ON_TOKENS = {name: kind for name, kind in SMOOTHED.items() if name not in ("kid", "iq_learn")}
 
 
 def likelihood(student, source, tokens):
@@ -54,8 +54,10 @@ def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypat
     learner = make_learner(make(name), BOTH)
     batch, student = next(learner._batches(next(learner.rollouts()))), learner.student
     states = batch.trajectories
-    own = learner.agent.loss(states, student, batch.expert(learner.env.expert)).double()
-    pairs = reference_batch(learner.gold, BOTH.batch_size, BOTH.seed, update=0)
+    own = learner.agent.loss(
+        LabelledBatch(states), student, batch.expert(learner.env.expert)
+    ).double()
+    pairs = reference_batch(learner.references, BOTH.batch_size, BOTH.seed, update=0)
     gold, _ = likelihood(student, pairs.source, pairs.reference)
     expected = gradients(own - 0.7 * gold, student)
     student.zero_grad()
@@ -119,7 +121,13 @@ def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_
     sums = {}
     for name, own in (("gold", gold), ("data", None)):
         learner = Learner(
-            MLE(), make_student(), env, tmp_path / name, BOTH, torch.float32, gold=own
+            MLE(),
+            make_student(),
+            env=env,
+            folder=tmp_path / name,
+            config=BOTH,
+            precision=torch.float32,
+            references=References(own),
         )
         sums[name] = learner._reference_batch().trajectories.actions.sum()
         pairs = reference_batch(own or env.examples, BOTH.batch_size, BOTH.seed, update=0)
@@ -265,9 +273,10 @@ def test_labels_are_smoothed_where_they_are_tokens():
 
 @pytest.mark.parametrize("kind", ON_TOKENS.values())
 def test_a_share_of_each_label_is_spread_evenly(env, tiny_student, kind):
-    seen = experience(kind(), env, tiny_student).trajectories
+    seen = collect_batch(kind(), env, tiny_student).trajectories
     plain, smoothed = (
-        kind(label_smoothing=share).loss(seen, tiny_student, env.expert) for share in (0.0, 0.2)
+        kind(label_smoothing=share).loss(LabelledBatch(seen), tiny_student, env.expert)
+        for share in (0.0, 0.2)
     )
     logits = tiny_student.sequence_logits(seen.source, seen.actions).double()
     even = -logits.log_softmax(-1).mean(-1)[seen.mask].mean()
@@ -276,9 +285,10 @@ def test_a_share_of_each_label_is_spread_evenly(env, tiny_student, kind):
 
 @pytest.mark.parametrize("kind", [KID, IQLearn])
 def test_of_a_sum_the_cross_entropy_alone_is_smoothed(env, tiny_student, kind):
-    seen = experience(kind(), env, tiny_student).trajectories
+    seen = collect_batch(kind(), env, tiny_student).trajectories
     plain, smoothed = (
-        kind(label_smoothing=share).loss(seen, tiny_student, env.expert) for share in (0.0, 0.2)
+        kind(label_smoothing=share).loss(LabelledBatch(seen), tiny_student, env.expert)
+        for share in (0.0, 0.2)
     )
     gold, even = likelihood(tiny_student, seen.source, seen.reference)
     expected = plain.item() + 0.2 * (gold - even).item()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from textgen_agents.dagger import DAgger
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_env.envs.recovery import (
     RecoveryConfig,

@@ -7,8 +7,7 @@ import pytest
 from textgen_agents import AGENTS
 from textgen_agents.dagger import DAgger
 from textgen_agents.f_distill import RKL, FDistill
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.rollouts.schedules import Constant, Linear

@@ -7,10 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from textgen_agents.imitkd import ImitKD
-from textgen_agents.imitkd_full import ImitKDFull
-from textgen_agents.seqinter import SeqInter
-from textgen_agents.seqkd import SeqKD
+from textgen_agents.imitkd import ImitKD, ImitKDFull
+from textgen_agents.seqkd import SeqInter, SeqKD
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert
 from textgen_env.experts.token_text import TokenText, is_text

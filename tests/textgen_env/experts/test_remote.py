@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.pretrained import FAMILIES, TEXTS, save_family
 from tests.support.remote_server import Causal, EncoderDecoder, Server
-from textgen_agents.losses.labels import TopKWithTail, label_loss
+from textgen_agents.losses.divergences import forward_kl
+from textgen_agents.losses.labels import TopKWithTail
+from textgen_agents.losses.objectives import loss_for
 from textgen_env.experts import completions_client
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.experts.remote import RemoteExpert
@@ -169,7 +171,7 @@ def test_best_actions_are_those_of_the_same_teacher_here(make, server, teacher, 
 def test_a_loss_is_that_of_the_same_teacher_here(make, teacher, trajectories, tokenizer):
     student = Lively(tokenizer.vocab_size)
     remote, local = (
-        label_loss(trajectories, student, expert, TopKWithTail(K))
+        loss_for(TopKWithTail(K), forward_kl, trajectories, student, expert)
         for expert in (make(), NeuralExpert(teacher))
     )
     torch.testing.assert_close(remote, local)

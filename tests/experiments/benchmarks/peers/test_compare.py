@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from textgen_agents.imitkd_full import ImitKDFull
+from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.tasks.task import encode

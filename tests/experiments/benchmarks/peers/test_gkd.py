@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_env.types import Examples, Trajectories, Writer
 
 pytest.importorskip("trl")  # the extra `bench`; make peers-test
@@ -73,7 +74,7 @@ def test_loss_and_gradient_of_the_same_tokens_are_trls(folder, trl, teacher_weig
     expected = trl.trainer.compute_loss(trl.trainer.model, inputs)
     student, teacher = load_model(folder / "student"), load_model(folder / "teacher")
     agent = GKD(student_fraction=1.0, teacher_weight=teacher_weight)
-    loss = agent.loss(trajectories, student, NeuralExpert(teacher))
+    loss = agent.loss(LabelledBatch(trajectories), student, NeuralExpert(teacher))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-7)
     theirs = gradients(expected, trl.trainer.model)
     for name, gradient in gradients(loss, student.model).items():

@@ -9,13 +9,11 @@ from gymnasium.vector import AutoresetMode
 
 from tests.support.pretrained import FAMILIES, TEXTS, save_family
 from tests.support.toy import random_sources
-from textgen_agents.rollouts.behaviors import token_sampler
-from textgen_agents.rollouts.rollout import stream
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import beam_search
-from textgen_env.generation.decoding import greedy
+from textgen_env.generation.decoding import greedy, next_action
 from textgen_env.models import cache_ops
 from textgen_env.models.acceleration import cuda_graph as module
 from textgen_env.models.acceleration.cuda_graph import (
@@ -29,6 +27,7 @@ from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import encode_sources
 from textgen_env.types import SpecialTokens
+from textgen_experiments.benchmarks.streaming import stream
 
 STEPS = 20  # more than the room that is made at a time
 OWN = {
@@ -215,7 +214,7 @@ def test_texts_streamed_through_slots_are_the_same(setting, name, tiny_task):
         device=setting.device,
     )
     indices = torch.arange(20, device=setting.device)
-    behavior = token_sampler(None, env, torch.Generator())
+    behavior = partial(next_action, special=env.special)
 
     def written(student):
         return stream(env, lambda view: _by_student(behavior, view), indices, student)
