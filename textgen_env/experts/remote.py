@@ -45,7 +45,7 @@ class RemoteExpert(Expert):
         cache: what it answered before.
         k: most probable tokens asked for at each state.
         batch_size: prompts a request.
-        opening: tokens before every prompt, such as the start token of a model that was trained
+        prompt_prefix: tokens before every prompt, such as the start token of a model that was trained
             with one.
 
     Raises:
@@ -60,7 +60,7 @@ class RemoteExpert(Expert):
         *,
         k: int,
         batch_size: int = 64,
-        opening: Sequence[int] = (),
+        prompt_prefix: Sequence[int] = (),
     ) -> None:
         super().__init__(tokenizer.special)
         if k > tokenizer.vocab_size:
@@ -69,7 +69,7 @@ class RemoteExpert(Expert):
             )
         self.server, self.tokenizer, self.cache = server, tokenizer, cache
         self.k, self.batch_size = k, batch_size
-        self.opening = list(opening)
+        self.prompt_prefix = list(prompt_prefix)
         pieces = json.dumps(dict(tokenizer.pieces), sort_keys=True)
         self._known_as = [server.model, blake2b(pieces.encode(), digest_size=16).hexdigest()]
 
@@ -140,7 +140,7 @@ class RemoteExpert(Expert):
         ]
         prompts = self._prompts(source)
         asked = [[*prompts[row], *kept[row]] for row in open_rows]
-        written = self._texts(asked, steps, self._drawing(sampling, generator))
+        written = self._texts(asked, steps, self._sampling_params(sampling, generator))
         for row, (text,) in zip(open_rows, written, strict=True):
             kept[row] = [*kept[row], *text][:steps]
         completed = self._padded(kept, steps).to(source.device)
@@ -167,10 +167,10 @@ class RemoteExpert(Expert):
 
     def _beams(self, examples: Examples, max_steps: int, beam_size: int) -> Tensor:
         """(N, C, T) int64."""
-        manner = self._drawing(None, None)
+        sampling_params = self._sampling_params(None, None)
         if beam_size > 1:
-            manner |= {"n": beam_size, "use_beam_search": True}
-        written = self._texts(self._prompts(examples.expert_source), max_steps, manner)
+            sampling_params |= {"n": beam_size, "use_beam_search": True}
+        written = self._texts(self._prompts(examples.expert_source), max_steps, sampling_params)
         texts = torch.stack([self._padded(row, max_steps) for row in written])
         return texts.to(examples.source.device)
 
@@ -219,10 +219,10 @@ class RemoteExpert(Expert):
         return np.array(tokens, IDS).tobytes() + np.array(log_probs, LOG_PROBS).tobytes()
 
     def _texts(
-        self, prompts: Sequence[Prompt], max_steps: int, manner: Mapping[str, Any]
+        self, prompts: Sequence[Prompt], max_steps: int, sampling_params: Mapping[str, Any]
     ) -> list[list[list[int]]]:
         """What the server writes after each prompt: n texts, with their end tokens."""
-        parameters = {**manner, "max_tokens": max_steps, "return_token_ids": True}
+        parameters = {**sampling_params, "max_tokens": max_steps, "return_token_ids": True}
         keys = [self._key(["texts", parameters], prompt) for prompt in prompts]
 
         def ask(rows: list[int]) -> list[bytes]:
@@ -263,25 +263,26 @@ class RemoteExpert(Expert):
         """
         unread = self.special.pad, self.special.end
         return [
-            [*self.opening, *(token for token in row if token not in unread)] or [self.special.end]
+            [*self.prompt_prefix, *(token for token in row if token not in unread)]
+            or [self.special.end]
             for row in source.tolist()
         ]
 
-    def _drawing(
+    def _sampling_params(
         self, sampling: Sampling | None, generator: torch.Generator | None
     ) -> dict[str, Any]:
         """A request's parameters for how to draw; padding and start are never written."""
         banned = {self.special.pad, self.special.start} - {self.special.end}
         known = sorted(banned.intersection(self.tokenizer.pieces.values()))  # none is made up
-        manner: dict[str, Any] = {"logit_bias": {str(token): BANNED for token in known}}
+        sampling_params: dict[str, Any] = {"logit_bias": {str(token): BANNED for token in known}}
         if sampling is None:
-            return manner | {"temperature": 0}
+            return sampling_params | {"temperature": 0}
         if generator is None:
             raise ValueError("generator must be a torch.Generator when sampling, got None")
         seed = torch.randint(2**31, (), generator=generator, device=generator.device)
         cuts = {"top_k": sampling.top_k, "top_p": sampling.top_p}
         cuts = {name: cut for name, cut in cuts.items() if cut is not None}
-        return manner | {"temperature": sampling.temperature, "seed": int(seed), **cuts}
+        return sampling_params | {"temperature": sampling.temperature, "seed": int(seed), **cuts}
 
     def _padded(self, texts: Sequence[Sequence[int]], width: int) -> Tensor:
         """(B, width) int64 on the CPU."""

@@ -58,36 +58,32 @@ class RemoteTeacher:
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0, got {self.timeout}")
 
+    def build(self, tokenizer: TextTokenizer) -> Expert:
+        """Return an expert that queries the server; building it sends no request.
 
-def connect(teacher: RemoteTeacher, tokenizer: TextTokenizer) -> Expert:
-    """The expert that `teacher` describes; nothing is asked yet.
+        Args:
+            tokenizer: the teacher's own.
 
-    Args:
-        teacher: where it is.
-        tokenizer: the teacher's own.
-
-    Raises:
-        ExpertError: the extra `remote` is not installed.
-        CacheError: the cache's file cannot be used.
-        ValueError: more tokens are asked for than there are.
-    """
-    try:
-        from textgen_env.experts.completions_client import CompletionsClient
-        from textgen_env.experts.remote import RemoteExpert
-    except ImportError as error:
-        raise ExpertError(
-            f"a remote teacher needs the extra remote, got none ({error}): run "
-            "`pip install 'textgen-env[remote]'`"
-        ) from error
-    server = CompletionsClient(
-        teacher.url, teacher.model, timeout=teacher.timeout, retries=teacher.retries
-    )
-    pretrained = isinstance(tokenizer, PretrainedTokenizer)
-    return RemoteExpert(
-        server,
-        tokenizer,
-        LabelCache(teacher.cache),
-        k=teacher.k,
-        batch_size=teacher.batch_size,
-        opening=tokenizer.conventions.prefix if pretrained else (),
-    )
+        Raises:
+            ExpertError: the extra `remote` is not installed.
+            CacheError: the cache's file cannot be used.
+            ValueError: `k` above the size of the vocabulary.
+        """
+        try:
+            from textgen_env.experts.completions_client import CompletionsClient
+            from textgen_env.experts.remote import RemoteExpert
+        except ImportError as error:
+            raise ExpertError(
+                f"a remote teacher needs the extra remote, got none ({error}): run "
+                "`pip install 'textgen-env[remote]'`"
+            ) from error
+        server = CompletionsClient(self.url, self.model, timeout=self.timeout, retries=self.retries)
+        pretrained = isinstance(tokenizer, PretrainedTokenizer)
+        return RemoteExpert(
+            server,
+            tokenizer,
+            LabelCache(self.cache),
+            k=self.k,
+            batch_size=self.batch_size,
+            prompt_prefix=tokenizer.conventions.prefix if pretrained else (),
+        )

@@ -17,7 +17,7 @@ from textgen_agents.losses.labels import TopKWithTail, label_loss
 from textgen_env.experts import completions_client
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.experts.remote import RemoteExpert
-from textgen_env.experts.remote_config import RemoteTeacher, connect
+from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -111,7 +111,7 @@ def make(server, tokenizer, tmp_path):
         chosen = {"timeout": 30.0, "retries": 2, "k": K, "cache": tmp_path / "labels.sqlite"}
         chosen |= settings
         known = chosen.pop("known_tokenizer", tokenizer)
-        made.append(connect(RemoteTeacher(server.url, "small", tmp_path, **chosen), known))
+        made.append(RemoteTeacher(server.url, "small", tmp_path, **chosen).build(known))
         return made[-1]
 
     yield make
@@ -536,7 +536,7 @@ def test_without_the_extra_one_line_names_it(tmp_path, tokenizer, monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "urllib3", None)
     with raises_one_line("needs the extra remote", "pip install 'textgen-env[remote]'"):
-        connect(RemoteTeacher("http://host/v1", "m", tmp_path), tokenizer)
+        RemoteTeacher("http://host/v1", "m", tmp_path).build(tokenizer)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -552,7 +552,7 @@ def test_a_pretrained_causal_model_says_what_it_says_here(family, tmp_path):
     served = AutoModelForCausalLM.from_pretrained(folder).eval()
     with Server(Causal(served, tokenizer.special.end)) as server:
         teacher = RemoteTeacher(server.url, "small", folder, cache=tmp_path / "labels.sqlite", k=K)
-        expert = connect(teacher, tokenizer)
+        expert = teacher.build(tokenizer)
         assert_same_labels(expert, model, trajectories)
         written = expert.write(examples, max_steps=6, beam_size=1).reference
         expert.cache.close()
