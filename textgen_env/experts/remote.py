@@ -45,8 +45,8 @@ class RemoteExpert(Expert):
         cache: what it answered before.
         k: most probable tokens asked for at each state.
         batch_size: prompts a request.
-        prompt_prefix: tokens before every prompt, such as the start token of a model that was trained
-            with one.
+        prompt_prefix: tokens before every prompt, such as the start token of a model that was
+            trained with one.
 
     Raises:
         ValueError: `k` above V.

@@ -207,7 +207,7 @@ def test_a_tail_keeps_its_digits():
 def test_top_k_does_not_depend_on_how_it_is_cut(tiny_teacher, trajectories, monkeypatch):
     expert = NeuralExpert(tiny_teacher)
     whole = expert.top_k(trajectories, 2)
-    monkeypatch.setattr("textgen_env.experts.expert.CHUNK", 7)
+    monkeypatch.setattr("textgen_env.experts.expert.TOP_K_CHUNK_STATES", 7)
     parts = expert.top_k(trajectories, 2)
     for name in ("tokens", "log_probs", "tail_log_prob"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))

@@ -169,7 +169,7 @@ def test_the_nucleus_is_the_same_whether_or_not_all_tokens_are_sorted(top_p, mon
     logits = 2 * torch.randn(40, 500, generator=seeded())
     results = []
     for guess in (3, 128, 500):
-        monkeypatch.setattr(decoding, "NUCLEUS_GUESS", guess)
+        monkeypatch.setattr(decoding, "NUCLEUS_CANDIDATES", guess)
         results.append(next_action(logits, Sampling(top_p=top_p), seeded(4)))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
