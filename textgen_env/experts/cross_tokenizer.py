@@ -28,6 +28,9 @@ MAX_TOKENS_PER_CHARACTER = 4  # the bytes of a character in UTF-8
 ExpertState = tuple[int, tuple[int, ...]]
 """A state in the expert's tokens: the row of its source, and the prefix."""
 
+QueriedText = tuple[int, tuple[int, ...], list[int]]
+"""A text in the expert's tokens: the row of its source, the tokens, and the steps queried."""
+
 
 class CrossTokenizerExpert(Expert):
     """Expert that converts the texts and best actions of another one to the student's tokens.
@@ -180,7 +183,7 @@ class CrossTokenizerExpert(Expert):
 
         States along one text are answered by one row of a pass.
         """
-        texts: list[tuple[int, tuple[int, ...], list[int]]] = []
+        texts: list[QueriedText] = []
         for row, prefix in sorted(states, reverse=True):  # a text precedes its own prefixes
             if not texts or (row, prefix) != (texts[-1][0], texts[-1][1][: len(prefix)]):
                 texts.append((row, prefix, []))
@@ -193,10 +196,8 @@ class CrossTokenizerExpert(Expert):
                 best |= {(row, tokens[:step]): answer[step] for step in steps}
         return best
 
-    def _trajectories(
-        self, texts: Sequence[tuple[int, tuple[int, ...], list[int]]], source: Tensor
-    ) -> Trajectories:
-        """Return trajectories of texts, each a row of `source`, its tokens, and the steps queried."""
+    def _trajectories(self, texts: Sequence[QueriedText], source: Tensor) -> Trajectories:
+        """Return trajectories whose mask is True at the queried steps of `texts`."""
         longest = max(len(tokens) for _, tokens, _ in texts) + 1
         actions = torch.full((len(texts), longest), self.token_text.tokenizer.special.pad)
         mask = torch.zeros_like(actions, dtype=torch.bool)
