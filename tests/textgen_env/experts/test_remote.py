@@ -85,7 +85,7 @@ def examples(task):
 def trajectories(examples, tokenizer):
     """Return references as trajectories whose teacher has other sources than the student."""
     trajectories = Trajectories.from_examples(examples, tokenizer.special)
-    assert not trajectories.mask.all(), "the tests want padding"
+    assert not trajectories.mask.all(), "the tests need padding"
     return trajectories
 
 
