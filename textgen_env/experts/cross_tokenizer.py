@@ -3,7 +3,7 @@
 Texts of the expert are tokenized again with the student's tokenizer. At a state of the student the
 expert reads the text of the prefix in its own tokens and continues it; the label is the student's
 first token of the continuation. Distributions over the expert's tokens cannot be converted, so that
-this expert gives none.
+queries for them raise an error.
 """
 
 from collections.abc import Sequence

@@ -72,7 +72,7 @@ class TopK:
 
 
 class ExpertError(RuntimeError):
-    """An expert cannot answer a query."""
+    """Error of an expert that cannot answer a query."""
 
 
 class Expert(ABC):

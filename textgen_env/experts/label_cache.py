@@ -15,7 +15,7 @@ LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
 
 
 class CacheError(ValueError):
-    """A file cannot be used as a label cache."""
+    """Error of a file that cannot be used as a label cache."""
 
 
 class LabelCache:

@@ -80,7 +80,7 @@ class RemoteExpert(Expert):
 
     @property
     def largest_k(self) -> int:
-        """Largest k of `top_k`."""
+        """Largest k that `top_k` answers."""
         return self.k
 
     def logits(self, trajectories: Trajectories) -> Tensor:
@@ -294,9 +294,9 @@ class RemoteExpert(Expert):
         if generator is None:
             raise ValueError("generator must be a torch.Generator when sampling, got None")
         seed = torch.randint(2**31, (), generator=generator, device=generator.device)
-        cuts = {"top_k": sampling.top_k, "top_p": sampling.top_p}
-        cuts = {name: cut for name, cut in cuts.items() if cut is not None}
-        return sampling_params | {"temperature": sampling.temperature, "seed": int(seed), **cuts}
+        limits = {"top_k": sampling.top_k, "top_p": sampling.top_p}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        return sampling_params | {"temperature": sampling.temperature, "seed": int(seed), **given}
 
     def _pad(self, texts: Sequence[Sequence[int]], width: int) -> Tensor:
         """Return (B, width) int64 on the CPU, PAD after each text."""

@@ -106,7 +106,7 @@ def greedy(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
         max_steps: T, at least 1.
 
     Returns:
-        (B, T) int64, the end token included, PAD after it; no end token in a row cut off at T.
+        (B, T) int64, the end token included, PAD after it; no end token in a row truncated at T.
     """
     return _decode(
         model, source, max_steps, lambda logits: next_action(logits, special=model.special)

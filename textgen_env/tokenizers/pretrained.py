@@ -29,7 +29,7 @@ class Conventions:
         prefix: ids before every source.
         suffix: ids after every source, in place of the end token.
         has_padding: True if the model knows the padding token. Otherwise padding is V - 1, an id
-            that was added to tell the end of a text from padding.
+            that was added so that padding differs from the end token.
     """
 
     special: SpecialTokens
@@ -54,7 +54,7 @@ class PretrainedTokenizer:
         end, pad = self.backend.eos_token_id, self.backend.pad_token_id
         if end is None:
             raise ValueError("tokenizer must have an end token (eos_token), got None")
-        # Padding with the id of another token could not be told from that token.
+        # Padding with the id of another token would be indistinguishable from it.
         self._has_padding = pad not in (None, end, self.backend.unk_token_id)
         pad = pad if self._has_padding else len(backend)
         self.special = SpecialTokens(pad=pad, start=pad, end=end)
@@ -115,9 +115,10 @@ class PretrainedTokenizer:
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Return the text of each row of ids up to its end token, without special tokens."""
         pad, _, end = self.special
-        cut = [row[: row.index(end)] if end in row else row for row in map(list, rows)]
-        kept = [[token for token in row if token != pad] for row in cut]
-        return [text.strip() for text in self.backend.batch_decode(kept, skip_special_tokens=True)]
+        ended = [row[: row.index(end)] if end in row else row for row in map(list, rows)]
+        unpadded = [[token for token in row if token != pad] for row in ended]
+        texts = self.backend.batch_decode(unpadded, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _ids(
         self,

@@ -110,7 +110,7 @@ def test_samples_are_those_of_the_sampling_decoder(tiny_task, examples, make_tab
 
 
 def test_the_default_sample_steps_the_expert(tiny_task, examples, make_table_model):
-    """Frequencies of the first token in 3,000 samples are the teacher's probabilities."""
+    """Compare the first tokens of 3,000 samples with the teacher's probabilities."""
 
     class Stepping(NeuralExpert):
         sample = Expert.sample
@@ -195,7 +195,7 @@ def test_with_all_tokens_the_tail_is_empty(tiny_teacher, trajectories):
 
 
 def test_a_small_tail_is_not_rounded_to_zero():
-    """The same tail as one minus the other probabilities would be 0 in float32."""
+    """Sum the tail, because one minus the other probability is 0 in float32."""
 
     class Sure(NoExpert):
         def logits(self, trajectories):
@@ -238,7 +238,7 @@ def test_top_k_labels_check_their_shapes():
 
 
 def test_a_padded_vocabulary_is_truncated_in_every_answer(tiny_task, examples, make_table_model):
-    """The most probable tokens of this teacher are beyond the tokenizer's vocabulary."""
+    """Use a teacher whose most probable tokens are beyond the tokenizer's vocabulary."""
     teacher, size = make_table_model(tiny_task, 3), tiny_task.tokenizer.vocab_size - 3
     with torch.no_grad():
         teacher.tables[..., size:] += 100
