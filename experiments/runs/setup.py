@@ -9,7 +9,6 @@ from textgen_agents.agent import LearnsFrom
 from textgen_agents.training.distributed import this_device
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
-from textgen_env.experts.remote_config import connect
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
@@ -93,7 +92,7 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     """The run's teacher as an expert, or none."""
     experiment, tokenizer = run.experiment, tokenizers.teacher or task.tokenizer
     if experiment.server:
-        expert = connect(experiment.server, tokenizer)
+        expert = experiment.server.build(tokenizer)
     elif experiment.teacher:
         teacher = load_model(experiment.teacher, run.dtype).to(this_device())
         expert = NeuralExpert(with_prepacked_weights(with_cuda_graphs(teacher)))

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks vLLM's completions protocol for a small model, faults to order."""
+"""HTTP server with vLLM's completions protocol for a small model, with faults on demand."""
 
 import json
 import threading
@@ -12,29 +12,30 @@ from textgen_env.generation.decoding import Sampling, next_action
 
 
 class EncoderDecoder:
-    """One of our models, whose source is all of a prompt up to the token `separator`."""
+    """Served encoder-decoder of this project; its source is the prompt up to `separator`."""
 
     def __init__(self, model, separator):
         self.model, self.separator, self.end = model, separator, model.special.end
 
-    def source(self, prompt):
-        place = prompt.index(self.separator) + 1
-        return torch.tensor([[*prompt[:place], self.end]]), prompt[place:]
+    def split(self, prompt):
+        """Return the (1, S) source of a prompt, and the tokens after it."""
+        stop = prompt.index(self.separator) + 1
+        return torch.tensor([[*prompt[:stop], self.end]]), prompt[stop:]
 
     def logits(self, prompt):
-        """(P, V): row i is about what comes after the first i + 1 tokens."""
-        source, written = self.source(prompt)
-        told = self.model.sequence_logits(source, torch.tensor([[*written, self.end]]))[0]
-        return torch.cat([told.new_zeros(len(prompt) - len(told), told.shape[1]), told])
+        """Return (P, V) logits; row i predicts the token after the first i + 1 tokens."""
+        source, prefix = self.split(prompt)
+        logits = self.model.sequence_logits(source, torch.tensor([[*prefix, self.end]]))[0]
+        return torch.cat([logits.new_zeros(len(prompt) - len(logits), logits.shape[1]), logits])
 
-    def best(self, prompt, steps, count):
-        source, _ = self.source(prompt)
-        found, _ = n_best(self.model, source, steps, count=count, beam_size=count)
-        return [[token for token in text if token] for text in found[0].tolist()]
+    def beam_search(self, prompt, max_steps, beam_size):
+        source, _ = self.split(prompt)
+        texts, _ = n_best(self.model, source, max_steps, count=beam_size, beam_size=beam_size)
+        return [[token for token in text if token] for text in texts[0].tolist()]
 
 
 class Causal:
-    """A causal model of `transformers`."""
+    """Served causal model of `transformers`."""
 
     def __init__(self, model, end):
         self.model, self.end = model, end
@@ -44,11 +45,15 @@ class Causal:
 
 
 class Server:
-    """Serves a model of the above.
+    """Server of an `EncoderDecoder` or a `Causal` model.
 
-    Each of `faults` spoils one request: a function of the handler that returns True if it has
-    answered. Each of `changes` is a function from an answer to the one that is sent. `asked` are
-    the bodies of all requests, `headers` theirs.
+    Attributes:
+        faults: functions of the handler, one for each of the next requests; a function that returns
+            True has sent the response.
+        changes: functions from the right response to the one that is sent, one for each of the next
+            requests without a fault.
+        asked: bodies of all requests.
+        headers: headers of all requests.
     """
 
     def __init__(self, model, name="small"):
@@ -73,18 +78,18 @@ class Server:
         choices = []
         for prompt in body["prompt"]:
             if "prompt_logprobs" in body:
-                told = self.told(prompt, body["prompt_logprobs"])
-                choices.append({"text": "?", "prompt_logprobs": told})
+                positions = self.prompt_logprobs(prompt, body["prompt_logprobs"])
+                choices.append({"text": "?", "prompt_logprobs": positions})
             elif body.get("use_beam_search"):
-                texts = self.model.best(prompt, body["max_tokens"], body["n"])
+                texts = self.model.beam_search(prompt, body["max_tokens"], body["n"])
                 choices += map(self.choice, texts)
             else:
                 choices.append(self.choice(self.text(prompt, body)))
         numbered = [{"index": index, **choice} for index, choice in enumerate(choices)]
-        return {"model": self.name, "choices": numbered[::-1]}  # the protocol promises no order
+        return {"model": self.name, "choices": numbered[::-1]}  # the protocol guarantees no order
 
-    def told(self, prompt, k):
-        """What vLLM says: nothing of the first token, then the best k and the prompt's own."""
+    def prompt_logprobs(self, prompt, k):
+        """Return None for the first token, then the k best tokens and the prompt's own."""
         rows = zip(self.model.logits(prompt), prompt[1:], strict=False)
         return [None, *(entries(logits, token, k) for logits, token in rows)]
 
@@ -98,13 +103,13 @@ class Server:
             logits = self.model.logits([*prompt, *text])[-1:]
             for token, bias in body["logit_bias"].items():
                 logits[:, int(token)] += bias
-            free = torch.nn.functional.pad(logits, (2, 0))  # `next_action` bans the first two
-            text.append(int(next_action(free, sampling, generator)) - 2)
+            shifted = torch.nn.functional.pad(logits, (2, 0))  # `next_action` bans tokens 0 and 1
+            text.append(int(next_action(shifted, sampling, generator)) - 2)
         return text
 
     def choice(self, tokens):
-        why = "stop" if self.model.end in tokens else "length"
-        return {"text": "?", "token_ids": tokens, "finish_reason": why}
+        reason = "stop" if self.model.end in tokens else "length"
+        return {"text": "?", "token_ids": tokens, "finish_reason": reason}
 
 
 def handler_of(server):
@@ -135,7 +140,7 @@ def handler_of(server):
 
 
 def entries(logits, own, k):
-    """Of one position; ranks as vLLM counts them."""
+    """Return the entries of one position, with ranks as vLLM counts them."""
     log_probs = logits.log_softmax(-1)
     values, tokens = log_probs.topk(k)
     ranked = {own: (log_probs[own], int((logits >= logits[own]).sum()))}

@@ -1,8 +1,8 @@
-"""A server that speaks OpenAI's completions protocol as vLLM does: its requests and its answers.
+"""Client of OpenAI's completions protocol with the extensions of vLLM.
 
-Prompts are lists of token ids, many in a request. Time-outs, cut connections, 429 and 5xx are tried
-again, with growing pauses or when the server says; other errors are not. An answer that is not what
-the protocol promises is an error, never a guess. Streaming and chats are left out.
+Prompts are lists of token ids, many in a request. Timeouts, broken connections and the statuses 429
+and 5xx are retried, with growing pauses or after the pause that the server asks for; other errors
+are not. A response that violates the protocol raises an error. Streaming and chats are left out.
 """
 
 import json
@@ -18,85 +18,90 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from textgen_env.experts.expert import ExpertError
 from textgen_env.tokenizers.subword import TextTokenizer
 
-API_KEY = "TEXTGEN_API_KEY"  # environment variable; a name of its own, for any server may be named
-TRIED_AGAIN = (429, 500, 502, 503, 504)
-PAUSE = 0.5  # seconds; before tries 2, 3, 4, ... the pauses are 0, 2 and 4 times this, ...
-LONGEST_PAUSE = 60.0  # seconds
-LONGEST_WISH = 600  # seconds of a pause that the server may ask for
-CONNECT = 10.0  # seconds in which a server that is there takes a connection
-ROUNDING = 1e-3  # by which log-probabilities may exceed 0, and probabilities sum to more than 1
-SHOWN = 200  # characters of a server's message that an error repeats
+API_KEY = "TEXTGEN_API_KEY"  # not OPENAI_API_KEY, because the server may be anybody's
+RETRIED_STATUSES = (429, 500, 502, 503, 504)
+BACKOFF = 0.5  # seconds; the pauses before attempts 2, 3, 4, ... are 0, 2, 4, ... times this
+MAX_BACKOFF = 60.0  # seconds
+MAX_RETRY_AFTER = 600  # seconds; the longest pause that the server may ask for
+CONNECT_TIMEOUT = 10.0  # seconds
+ROUNDING = 1e-3  # how far log-probabilities may exceed 0 and sums of probabilities 1
+MAX_SHOWN = 200  # characters of a response that an error message repeats
 
-Choice = Mapping[str, Any]
+Completion = Mapping[str, Any]
+"""One entry of "choices" in a response."""
 
 
 class CompletionsClient:
-    """One model of one server.
+    """Client of one model on one server.
 
     Args:
-        url: up to "/v1".
-        model: its name there.
-        timeout: seconds without a sign of the server's before a try is given up.
-        retries: tries after the first.
+        url: address of the server, up to "/v1".
+        model: name of the model on the server.
+        timeout: seconds without data from the server before an attempt fails.
+        retries: attempts after the first.
 
     Attributes:
-        requests: how often the server was asked, tries not counted.
+        requests: number of requests, without their retries.
 
     Raises:
-        ExpertError: what is in the environment variable TEXTGEN_API_KEY cannot be sent.
+        ExpertError: the environment variable TEXTGEN_API_KEY holds characters that cannot be sent.
     """
 
     def __init__(self, url: str, model: str, *, timeout: float, retries: int) -> None:
         self.url, self.model, self.requests = f"{url.rstrip('/')}/completions", model, 0
         self._timeout, self._key = timeout, os.environ.get(API_KEY, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ExpertError(f"{API_KEY} must be printable ASCII, got something else (not shown)")
+            raise ExpertError(f"{API_KEY} must be printable ASCII; its value is not shown here")
         self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=min(CONNECT, timeout), read=timeout),
-            retries=patience(retries),
+            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
+            retries=retry_policy(retries),
         )
 
     def ask(
         self, prompts: Sequence[Sequence[int]], parameters: Mapping[str, Any]
-    ) -> list[list[Choice]]:
-        """What the server says to each prompt: as many choices as the parameter n, by default 1.
+    ) -> list[list[Completion]]:
+        """Send one request and return the n completions of each prompt.
+
+        Args:
+            prompts: token ids.
+            parameters: all other parameters of the request, such as n (1 if absent).
 
         Raises:
-            ExpertError: it cannot be reached, refuses, or answers something else.
+            ExpertError: the server cannot be reached, refuses, or violates the protocol.
         """
         body = {"model": self.model, "prompt": prompts, **parameters}
-        answer = self._parsed(self._sent(body))
-        if answer.get("model") != self.model:
-            raise self._malformed(f'be of the model "{self.model}"', answer.get("model"))
-        choices, each = answer.get("choices"), parameters.get("n", 1)
-        count = len(prompts) * each
+        response = self._parse(self._post(body))
+        if response.get("model") != self.model:
+            raise self._malformed(f'be of the model "{self.model}"', response.get("model"))
+        choices, n = response.get("choices"), parameters.get("n", 1)
+        count = len(prompts) * n
         if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
             raise self._malformed("hold a list of choices", choices)
         indices = [choice.get("index") for choice in choices]
         if set(indices) != set(range(count)) or len(indices) != count:
             raise self._malformed(f"hold {count} choices, numbered from 0", indices)
         ordered = sorted(choices, key=lambda choice: choice["index"])
-        return [ordered[start : start + each] for start in range(0, count, each)]
+        return [ordered[start : start + n] for start in range(0, count, n)]
 
-    def best_tokens(
-        self, choice: Choice, prompt: Sequence[int], first: int, *, k: int, vocab_size: int
+    def prompt_top_k(
+        self, completion: Completion, prompt: Sequence[int], first: int, *, k: int, vocab_size: int
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """The k most probable tokens at each position of a prompt from `first` on, the best first.
+        """Return the k most probable tokens at each position of a prompt from `first` on.
 
         Args:
-            choice: with prompt_logprobs.
-            prompt: what was sent.
-            first: at least 1: the server says nothing of a text's first token.
-            k: how many were asked for.
-            vocab_size: V, what ids must be below.
+            completion: one with prompt_logprobs.
+            prompt: token ids of the request.
+            first: at least 1, because the server has no prediction of a prompt's first token.
+            k: number of tokens requested at each position.
+            vocab_size: V; token ids must be below it.
 
         Returns:
-            Their ids and their log-probabilities, nats, a list of k for each position.
+            Token ids and log-probabilities in nats: a list of k for each position, the best first.
 
         Raises:
-            ExpertError: something is missing, or is no log-probability.
+            ExpertError: tokens are missing, or their values are no log-probabilities.
         """
-        positions = choice.get("prompt_logprobs")
+        positions = completion.get("prompt_logprobs")
         if not isinstance(positions, list):
             raise self._malformed("hold a list as prompt_logprobs", positions)
         if len(positions) != len(prompt):
@@ -106,23 +111,23 @@ class CompletionsClient:
             )
         tokens, log_probs = [], []
         for position in range(first, len(prompt)):
-            best = self._best(positions[position], prompt[position], k, vocab_size)
+            best = self._top_k_entries(positions[position], prompt[position], k, vocab_size)
             tokens.append([token for token, _, _ in best])
             log_probs.append([min(log_prob, 0.0) for _, log_prob, _ in best])
         return tokens, log_probs
 
-    def text(self, choice: Choice, tokenizer: TextTokenizer) -> list[int]:
-        """The tokens that were written, the end token last unless the text was cut off.
+    def generated_tokens(self, completion: Completion, tokenizer: TextTokenizer) -> list[int]:
+        """Return the tokens of a completion, with the end token unless the text was truncated.
 
-        The text of a server that tells no token_ids is tokenized again.
+        If the server returns no token_ids, the text is tokenized again.
 
         Raises:
-            ExpertError: there is no text, or one of tokens that must not be written.
+            ExpertError: the completion has no text, or tokens that a text must not have.
         """
-        special, ended = tokenizer.special, choice.get("finish_reason") == "stop"
-        if not ended and choice.get("finish_reason") != "length":
-            raise self._malformed("say that a text came to a stop or its length", choice)
-        tokens, text = choice.get("token_ids"), choice.get("text")
+        special, ended = tokenizer.special, completion.get("finish_reason") == "stop"
+        if not ended and completion.get("finish_reason") != "length":
+            raise self._malformed('have the finish_reason "stop" or "length"', completion)
+        tokens, text = completion.get("token_ids"), completion.get("text")
         if tokens is None and isinstance(text, str):
             (tokens,) = tokenizer.encode_targets([text])
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
@@ -134,22 +139,25 @@ class CompletionsClient:
             )
         return [*own, special.end] if ended or len(own) < len(tokens) else own
 
-    def _best(
+    def _top_k_entries(
         self, entries: object, token: int, k: int, vocab_size: int
     ) -> list[tuple[int, float, int | None]]:
-        """The k best entries of one position, (id, log-probability, rank); `token` stands there."""
+        """Return the k best entries of a position whose prompt has `token`.
+
+        An entry is a token id, its log-probability, and its rank if the server returns ranks.
+        """
         if not isinstance(entries, dict):
             raise self._malformed("hold an object at every position", entries)
-        known = {_id(key): entry for key, entry in entries.items()}
-        if not all(-1 < key < vocab_size for key in known) or len(known) < len(entries):
+        by_token = {_token_id(key): entry for key, entry in entries.items()}
+        if not all(-1 < key < vocab_size for key in by_token) or len(by_token) < len(entries):
             raise self._malformed(
                 f"name tokens by ids from 0 to {vocab_size - 1}, the tokenizer's", list(entries)
             )
-        if token not in known:
-            raise self._malformed(f"tell of the prompt's own token {token}", list(entries))
-        listed = [(key, *self._entry(entry)) for key, entry in known.items()]
-        listed.sort(key=lambda entry: (-entry[1], entry[2] or 0))
-        best = listed[:k]
+        if token not in by_token:
+            raise self._malformed(f"hold the prompt's own token {token}", list(entries))
+        parsed = [(key, *self._parse_entry(entry)) for key, entry in by_token.items()]
+        parsed.sort(key=lambda entry: (-entry[1], entry[2] or 0))
+        best = parsed[:k]
         ranks = [rank for _, _, rank in best if rank is not None]
         if len(best) < k or (len(ranks) == k and set(ranks) != set(range(1, k + 1))):
             raise self._malformed(f"hold the {k} best tokens at every position", list(entries))
@@ -159,16 +167,16 @@ class CompletionsClient:
             )
         return best
 
-    def _entry(self, entry: object) -> tuple[float, int | None]:
-        """Log-probability and rank of one token."""
-        told: dict[str, Any] = entry if isinstance(entry, dict) else {}
-        log_prob, rank = told.get("logprob", math.nan), told.get("rank")
+    def _parse_entry(self, entry: object) -> tuple[float, int | None]:
+        """Return the log-probability and rank of one token."""
+        fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        log_prob, rank = fields.get("logprob", math.nan), fields.get("rank")
         if type(log_prob) not in (int, float) or not -math.inf < log_prob <= ROUNDING:
             raise self._malformed("hold log-probabilities, finite and at most 0", entry)
         return float(log_prob), rank if isinstance(rank, int) else None
 
-    def _sent(self, body: Mapping[str, Any]) -> bytes:
-        """The server's answer, after as many tries as it takes."""
+    def _post(self, body: Mapping[str, Any]) -> bytes:
+        """Send a request, with retries, and return the content of the response."""
         self.requests += 1
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
@@ -178,53 +186,53 @@ class CompletionsClient:
         except HTTPError as error:
             reason = error.reason if isinstance(error, MaxRetryError) else error
             raise ExpertError(
-                f"the teacher must answer at {self.url} within {self._timeout:g} seconds, got: "
-                f"{self._hidden(str(reason))}: see that it runs; the same command then goes on"
+                f"the teacher must answer at {self.url} within {self._timeout:g} seconds, got "
+                f"{self._redact(str(reason))}: check that it runs; the same command then resumes"
             ) from None
         if response.status != 200:
             raise ExpertError(
                 f"the teacher must accept the request at {self.url}, got status {response.status}: "
-                f"{self._hidden(response.data.decode(errors='replace'))}"
+                f"{self._redact(response.data.decode(errors='replace'))}"
             )
         return response.data
 
-    def _parsed(self, data: bytes) -> dict[str, Any]:
+    def _parse(self, data: bytes) -> dict[str, Any]:
         try:
-            answer = json.loads(data, parse_constant=_refuse)
+            response = json.loads(data, parse_constant=_reject_constant)
         except (ValueError, RecursionError) as error:
-            raise self._malformed("be JSON", f"{error} in {data[:SHOWN]!r}") from None
-        if not isinstance(answer, dict):
-            raise self._malformed("be a JSON object", answer)
-        return answer
+            raise self._malformed(f"be JSON ({error})", data[:MAX_SHOWN]) from None
+        if not isinstance(response, dict):
+            raise self._malformed("be a JSON object", response)
+        return response
 
-    def _malformed(self, rule: str, got: object) -> ExpertError:
+    def _malformed(self, rule: str, value: object) -> ExpertError:
         return ExpertError(
-            f"an answer of {self.url} must {rule}, got {self._hidden(str(got))}: nothing of it was "
-            "kept; see that the server is vLLM or speaks its protocol, for this model"
+            f"a response of {self.url} must {rule}, got {self._redact(str(value))}: none of it was "
+            "stored; check that the server is vLLM or speaks its protocol, for this model"
         )
 
-    def _hidden(self, text: str) -> str:
-        """`text`, cut, without the key."""
-        return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
+    def _redact(self, text: str) -> str:
+        """Return `text` without the key, truncated."""
+        return (text.replace(self._key, "***") if self._key else text)[:MAX_SHOWN]
 
 
-def patience(retries: int) -> urllib3.Retry:
-    """After what a request is sent again, `retries` times at most, and how long that waits."""
+def retry_policy(retries: int) -> urllib3.Retry:
+    """Return the policy by which a request is sent again, at most `retries` times."""
     return urllib3.Retry(
         total=retries,
-        status_forcelist=TRIED_AGAIN,
-        allowed_methods=None,  # POST as well: to ask twice changes nothing
-        backoff_factor=PAUSE,
-        backoff_max=LONGEST_PAUSE,
-        retry_after_max=LONGEST_WISH,
+        status_forcelist=RETRIED_STATUSES,
+        allowed_methods=None,  # POST too: repeating a query has no effect on the server
+        backoff_factor=BACKOFF,
+        backoff_max=MAX_BACKOFF,
+        retry_after_max=MAX_RETRY_AFTER,
         raise_on_status=False,
     )
 
 
-def _id(key: str) -> int:
-    """A token's id, -1 if it is none."""
+def _token_id(key: str) -> int:
+    """Return the token id that `key` spells, -1 if it spells none."""
     return int(key) if key.isdecimal() and key.isascii() else -1
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number of JSON's")
+def _reject_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,8 +1,9 @@
-"""An expert whose tokens are not the student's: all that it is asked and answers goes through text.
+"""Expert with another tokenizer than the student's: its answers are converted through text.
 
-What it writes is cut into the student's tokens. At a state of the student's it reads the text so
-far in its own tokens and says what it would write next; the student's piece that this begins with
-is the label. Its distributions are over tokens that the student does not have: it gives none.
+Texts of the expert are tokenized again with the student's tokenizer. At a state of the student the
+expert reads the text of the prefix in its own tokens and continues it; the label is the student's
+first token of the continuation. Distributions over the expert's tokens cannot be converted, so that
+queries for them raise an error.
 """
 
 from collections.abc import Sequence
@@ -15,29 +16,32 @@ from torch.nn.utils.rnn import pad_sequence
 
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, ExpertError, Queries
-from textgen_env.experts.token_text import NO_TEXT, TokenText, is_text
+from textgen_env.experts.token_text import INCOMPLETE, TokenText, is_visible
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tasks.task import encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, Trajectories, Writer
 
-MOST_PIECES = 4  # of bytes, that make up a character
+MAX_TOKENS_PER_CHARACTER = 4  # the bytes of a character in UTF-8
 
-Asked = tuple[int, tuple[int, ...]]
-"""A state of the expert's: the row of its source, and the tokens written."""
+ExpertState = tuple[int, tuple[int, ...]]
+"""A state in the expert's tokens: the row of its source, and the prefix."""
+
+QueriedText = tuple[int, tuple[int, ...], list[int]]
+"""A text in the expert's tokens: the row of its source, the tokens, and the steps queried."""
 
 
 class CrossTokenizerExpert(Expert):
-    """Another expert, asked for texts and for its most probable next token.
+    """Expert that converts the texts and best actions of another one to the student's tokens.
 
-    The examples that it is given have as `expert_source` what `view` made.
+    The `expert_source` of examples must come from `view`.
 
     Args:
-        expert: is asked.
+        expert: the expert that is queried.
         tokenizer: the expert's.
-        student_tokenizer: of what is answered.
-        max_steps: most tokens that the expert writes, in its own.
+        student_tokenizer: tokenizer of the answers.
+        max_steps: length limit of the expert's texts, in its own tokens.
     """
 
     def __init__(
@@ -49,177 +53,181 @@ class CrossTokenizerExpert(Expert):
     ) -> None:
         super().__init__(student_tokenizer.special)
         self.expert, self.max_steps = expert, max_steps
-        self.pieces, self.student_pieces = TokenText(tokenizer), TokenText(student_tokenizer)
+        self.token_text = TokenText(tokenizer)
+        self.student_token_text = TokenText(student_tokenizer)
 
     @property
     def queries(self) -> Queries:
-        """What the other expert has been asked so far, in its own tokens."""
+        """Queries that the other expert has answered, in its own tokens."""
         return self.expert.queries
 
     @property
     def largest_k(self) -> int:
-        """Only the best token is known."""
+        """Largest k of `top_k`: 0, because only the best action is known."""
         return 0
 
     def view(self, texts: Sequence[str]) -> Tensor:
-        """(N, E) int64, what the expert reads, padded as everything else in the student's tokens.
+        """Return (N, E) int64, the expert's view of source texts, padded with the student's PAD.
 
-        Its own token of the padding's number is moved up by one, and all that follow.
+        The expert's token ids from the student's PAD on are shifted by one, so that none equals it.
         """
-        tokenizer, pad = self.pieces.tokenizer, self.special.pad
+        tokenizer, pad = self.token_text.tokenizer, self.special.pad
         tokens = encode_sources(texts, tokenizer)
-        moved = tokens + (tokens >= pad).long()
-        return moved.masked_fill(tokens == tokenizer.special.pad, pad)
+        shifted = tokens + (tokens >= pad).long()
+        return shifted.masked_fill(tokens == tokenizer.special.pad, pad)
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """The examples with what it writes, at most `max_steps` of the student's tokens."""
-        written = self.expert.write(
-            self._own(examples), max_steps=self.max_steps, beam_size=beam_size
+        """Return the examples with texts of at most `max_steps` student tokens as references."""
+        texts = self.expert.write(
+            self._expert_examples(examples), max_steps=self.max_steps, beam_size=beam_size
         )
-        return replace(examples, reference=self._cut_anew(written.reference, max_steps))
+        return replace(examples, reference=self._retokenize(texts.reference, max_steps))
 
     def write_n_best(self, examples: Examples, *, max_steps: int, beam_size: int) -> Tensor:
-        """(N, C, T) int64, its best texts; a row of PAD alone is no text."""
-        written = self.expert.write_n_best(
-            self._own(examples), max_steps=self.max_steps, beam_size=beam_size
+        """Return (N, C, T) int64, the C best texts of each source in the student's tokens."""
+        texts = self.expert.write_n_best(
+            self._expert_examples(examples), max_steps=self.max_steps, beam_size=beam_size
         )
-        return self._cut_anew(written.flatten(0, 1), max_steps).unflatten(0, written.shape[:2])
+        return self._retokenize(texts.flatten(0, 1), max_steps).unflatten(0, texts.shape[:2])
 
     def sample(
         self, examples: Examples, *, max_steps: int, sampling: Sampling, generator: torch.Generator
     ) -> Examples:
-        """The examples with what it draws, at most `max_steps` of the student's tokens."""
-        drawn = self.expert.sample(
-            self._own(examples), max_steps=self.max_steps, sampling=sampling, generator=generator
+        """Return the examples with samples of at most `max_steps` student tokens as references."""
+        texts = self.expert.sample(
+            self._expert_examples(examples),
+            max_steps=self.max_steps,
+            sampling=sampling,
+            generator=generator,
         )
-        return replace(examples, reference=self._cut_anew(drawn.reference, max_steps))
+        return replace(examples, reference=self._retokenize(texts.reference, max_steps))
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
-        """(B, T) int64, how the expert would go on at every state, in the student's tokens.
+        """Return (B, T) int64, the student's next token of the expert's continuation at each state.
 
-        Where its next token is a part of a character it is asked on until there is text; the end
-        of the text where none comes. A state inside a character is read up to there. At padding
-        PAD.
+        The expert decodes greedily until there is a whole character; the label is the end token if
+        it ends before. At a state within a character the expert continues the whole characters
+        before it. Labels at padding are PAD.
         """
-        states, written = trajectories.mask.nonzero().tolist(), trajectories.actions.tolist()
-        texts = self.student_pieces.texts(written[row][:step] for row, step in states)
-        read: list[tuple[str, list[int]]] = []  # whole characters, and the pieces after them
+        states, actions = trajectories.mask.nonzero().tolist(), trajectories.actions.tolist()
+        texts = self.student_token_text.decode(actions[row][:step] for row, step in states)
+        prefixes: list[tuple[str, list[int]]] = []  # whole characters, and the tokens after them
         whole = 0
         for (row, step), text in zip(states, texts, strict=True):
-            if step == 0 or not text.endswith(NO_TEXT):
-                read.append((text, []))
+            if step == 0 or not text.endswith(INCOMPLETE):
+                prefixes.append((text, []))
                 whole = step
             else:
-                read.append((read[-1][0], written[row][whole:step]))
-        source = self._own_source(trajectories.expert_view)
+                prefixes.append((prefixes[-1][0], actions[row][whole:step]))
+        source = self._expert_source(trajectories.expert_view)
         rows = [row for row, _ in states]
-        answers = self._continuations(source, rows, [text for text, _ in read])
+        continuations = self._continue(source, rows, [text for text, _ in prefixes])
         labels = torch.full(trajectories.actions.shape, self.special.pad)
-        for state, (text, begun), more in zip(states, read, answers, strict=True):
-            piece = self.student_pieces.next(text, begun, more) if more else self.special.end
-            labels[*state] = piece
+        for state, prefix, text in zip(states, prefixes, continuations, strict=True):
+            next_token = self.student_token_text.next_token
+            labels[*state] = next_token(*prefix, text) if text else self.special.end
         return labels.to(trajectories.actions.device)
 
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """Never answers."""
+        """Raise `ExpertError`: distributions cannot be converted."""
         self._refuse()
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """Never answers."""
+        """Raise `ExpertError`: distributions cannot be converted."""
         self._refuse()
 
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """Never answers."""
+        """Raise `ExpertError`: distributions cannot be converted."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise ExpertError(
-            "the teacher must have the student's tokenizer to give its distribution or to go along "
-            "while a text is written; with another it gives texts (seqkd, seqinter) and its most "
-            "probable token (imitkd)"
+            "the teacher must have the student's tokenizer to give distributions or to be queried "
+            "at every step; with another it gives texts (seqkd, seqinter) and its most probable "
+            "token (imitkd)"
         )
 
-    def _continuations(
-        self, source: Tensor, rows: Sequence[int], texts: Sequence[str]
-    ) -> list[str]:
-        """How the expert would go on after each text, "" where it would end.
+    def _continue(self, source: Tensor, rows: Sequence[int], texts: Sequence[str]) -> list[str]:
+        """Return the expert's visible continuation of each text, "" where it ends.
 
         Args:
-            source: (B, E) int64, in its own tokens.
-            rows: which source each text is for.
-            texts: what was written.
+            source: (B, E) int64, in the expert's tokens.
+            rows: row of the source of each text.
+            texts: prefixes, of whole characters.
         """
-        tokenizer, answers = self.pieces.tokenizer, [""] * len(texts)
-        read = tokenizer.encode_targets(texts)
-        known = self.pieces.texts(read)  # as the expert's tokens have it
-        asked: dict[int, Asked] = {
-            number: (row, tuple(tokens))
-            for number, (row, tokens) in enumerate(zip(rows, read, strict=True))
+        tokenizer, continuations = self.token_text.tokenizer, [""] * len(texts)
+        encoded = tokenizer.encode_targets(texts)
+        decoded = self.token_text.decode(encoded)  # may differ from `texts`, in spaces for example
+        open_states: dict[int, ExpertState] = {
+            index: (row, tuple(tokens))
+            for index, (row, tokens) in enumerate(zip(rows, encoded, strict=True))
             if len(tokens) < self.max_steps
         }
-        for _ in range(MOST_PIECES):
-            best = self._best(set(asked.values()), source)
-            asked = {
-                number: (row, (*tokens, best[row, tokens]))
-                for number, (row, tokens) in asked.items()
-                if best[row, tokens] != tokenizer.special.end
+        for _ in range(MAX_TOKENS_PER_CHARACTER):
+            best = self._best_tokens(set(open_states.values()), source)
+            open_states = {
+                index: (row, (*prefix, best[row, prefix]))
+                for index, (row, prefix) in open_states.items()
+                if best[row, prefix] != tokenizer.special.end
             }
-            longer = self.pieces.texts(tokens for _, tokens in asked.values())
-            for number, text in zip(list(asked), longer, strict=True):
-                begun = texts[number] if text.startswith(texts[number]) else known[number]
-                if is_text(more := text[len(begun) :]):
-                    answers[number] = more
-                    del asked[number]
-        return answers
+            extended = self.token_text.decode(prefix for _, prefix in open_states.values())
+            for index, text in zip(list(open_states), extended, strict=True):
+                before = texts[index] if text.startswith(texts[index]) else decoded[index]
+                if is_visible(continuation := text[len(before) :]):
+                    continuations[index] = continuation
+                    del open_states[index]
+        return continuations
 
-    def _best(self, states: set[Asked], source: Tensor) -> dict[Asked, int]:
-        """The expert's most probable token at each state; those along one text share a pass."""
-        texts: list[tuple[int, tuple[int, ...], list[int]]] = []
-        for row, tokens in sorted(states, reverse=True):  # a text before those that it begins with
-            if not texts or (row, tokens) != (texts[-1][0], texts[-1][1][: len(tokens)]):
-                texts.append((row, tokens, []))
-            texts[-1][2].append(len(tokens))
-        best: dict[Asked, int] = {}
+    def _best_tokens(self, states: set[ExpertState], source: Tensor) -> dict[ExpertState, int]:
+        """Return the expert's most probable token at each state.
+
+        States along one text are answered by one row of a pass.
+        """
+        texts: list[QueriedText] = []
+        for row, prefix in sorted(states, reverse=True):  # a text precedes its own prefixes
+            if not texts or (row, prefix) != (texts[-1][0], texts[-1][1][: len(prefix)]):
+                texts.append((row, prefix, []))
+            texts[-1][2].append(len(prefix))
+        best: dict[ExpertState, int] = {}
         for begin in range(0, len(texts), len(source)):
-            part = texts[begin : begin + len(source)]
-            answers = self.expert.best_actions(self._asked(part, source)).tolist()
-            for (row, tokens, places), answer in zip(part, answers, strict=True):
-                best |= {(row, tokens[:place]): answer[place] for place in places}
+            batch = texts[begin : begin + len(source)]
+            answers = self.expert.best_actions(self._trajectories(batch, source)).tolist()
+            for (row, tokens, steps), answer in zip(batch, answers, strict=True):
+                best |= {(row, tokens[:step]): answer[step] for step in steps}
         return best
 
-    def _asked(
-        self, texts: Sequence[tuple[int, tuple[int, ...], list[int]]], source: Tensor
-    ) -> Trajectories:
-        """Texts of its tokens, each with the row of its source and the places that count."""
+    def _trajectories(self, texts: Sequence[QueriedText], source: Tensor) -> Trajectories:
+        """Return trajectories whose mask is True at the queried steps of `texts`."""
         longest = max(len(tokens) for _, tokens, _ in texts) + 1
-        actions = torch.full((len(texts), longest), self.pieces.tokenizer.special.pad)
+        actions = torch.full((len(texts), longest), self.token_text.tokenizer.special.pad)
         mask = torch.zeros_like(actions, dtype=torch.bool)
-        for number, (_, tokens, places) in enumerate(texts):
-            actions[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            mask[number, places] = True
+        for index, (_, tokens, steps) in enumerate(texts):
+            actions[index, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[index, steps] = True
         return Trajectories(
             source=source[[row for row, _, _ in texts]],
             actions=actions,
             writer=torch.full_like(actions, Writer.STUDENT),
             mask=mask,
-            reference=actions[:, :0],  # in the student's tokens alone
+            reference=actions[:, :0],  # references exist in the student's tokens only
         ).to(source.device)
 
-    def _own(self, examples: Examples) -> Examples:
-        """The examples as the expert reads them."""
-        return Examples(self._own_source(examples.expert_view), examples.reference)
+    def _expert_examples(self, examples: Examples) -> Examples:
+        """Return the examples with sources in the expert's own tokens."""
+        return Examples(self._expert_source(examples.expert_view), examples.reference)
 
-    def _own_source(self, view: Tensor) -> Tensor:
-        """(N, E) int64 in its own tokens, of what `view` made."""
-        pad, own = self.special.pad, self.pieces.tokenizer.special.pad
-        return (view - (view > pad).long()).masked_fill(view == pad, own)
+    def _expert_source(self, view: Tensor) -> Tensor:
+        """Return (N, E) int64 sources in the expert's own tokens; inverts `view`."""
+        pad, expert_pad = self.special.pad, self.token_text.tokenizer.special.pad
+        return (view - (view > pad).long()).masked_fill(view == pad, expert_pad)
 
-    def _cut_anew(self, written: Tensor, max_steps: int) -> Tensor:
-        """(N, T) int64, the texts of (N, ...) tokens of the expert's in the student's."""
+    def _retokenize(self, tokens: Tensor, max_steps: int) -> Tensor:
+        """Return (N, T) int64 student tokens of the texts of (N, L) expert tokens."""
         pad, _, end = self.special
-        texts = self.pieces.tokenizer.decode(written.tolist())
-        rows = self.student_pieces.tokenizer.encode_targets(texts)
+        tokenizer = self.token_text.tokenizer
+        texts = tokenizer.decode(tokens.tolist())
+        rows = self.student_token_text.tokenizer.encode_targets(texts)
         ended = [torch.tensor([*row, end][:max_steps]) for row in rows]
-        tokens = pad_sequence(ended, batch_first=True, padding_value=pad).to(written.device)
-        nothing = (written == self.pieces.tokenizer.special.pad).all(1, keepdim=True)
-        return tokens.masked_fill(nothing, pad)
+        padded = pad_sequence(ended, batch_first=True, padding_value=pad).to(tokens.device)
+        no_text = (tokens == tokenizer.special.pad).all(1, keepdim=True)
+        return padded.masked_fill(no_text, pad)

@@ -1,7 +1,9 @@
-"""The expert: a frozen teacher that answers, at any state, what it would write and how surely.
+"""Experts: frozen teachers that answer, at any state, with an action or a distribution.
 
-A finished rollout is labelled in one parallel pass, which is far cheaper than asking token by
-token. Every answer is counted, so that methods can be compared by what they ask.
+`Expert` is the interface of all oracles; `NeuralExpert` answers with a model. A finished rollout is
+labeled in one parallel pass; `start` and `step` query the expert during a rollout. Every expert
+counts its answers, so that algorithms can be compared by their number of expert queries. Labels
+and losses made from the answers are in `agents/`.
 """
 
 import time
@@ -28,17 +30,17 @@ from textgen_env.models.ensemble import CutVocabulary
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, check_shape
 
-CHUNK = 1024  # states whose logits `top_k` holds in float32 at a time
+TOP_K_CHUNK_STATES = 1024  # `top_k` holds the float32 logits of this many states at a time
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What an expert has been asked.
+    """Number and cost of the queries that an expert has answered.
 
     Attributes:
-        forwards: parallel passes, decoded sets, and steps.
-        tokens: states at which it gave a next-token distribution, padding not counted.
-        seconds: time spent on the answers, as the host sees it.
+        forwards: parallel passes, steps, and sets of sources decoded.
+        tokens: states at which the expert answered; padding does not count.
+        seconds: time spent on the answers, measured on the host.
     """
 
     forwards: int = 0
@@ -48,14 +50,15 @@ class Queries:
 
 @dataclass(frozen=True)
 class TopK:
-    """The k most probable next tokens at every state, and all others as one bucket.
+    """Top-k label: the k most probable next tokens at every state, and the tail as one bucket.
 
-    The probabilities and the tail's sum to 1, so that a divergence of such labels is one.
+    The k probabilities and the tail sum to 1: a divergence between two such labels is a divergence
+    between distributions.
 
     Attributes:
-        tokens: (B, T, k) int64, in falling order of probability.
+        tokens: (B, T, k) int64, by decreasing probability.
         log_probs: (B, T, k) float32, nats.
-        tail_log_prob: (B, T) float32, nats, of all other tokens; -inf where there are none.
+        tail_log_prob: (B, T) float32, nats, of all other tokens together; -inf if k is V.
     """
 
     tokens: Tensor
@@ -69,13 +72,14 @@ class TopK:
 
 
 class ExpertError(RuntimeError):
-    """An expert was asked for what it cannot give."""
+    """Error of an expert that cannot answer a query."""
 
 
 class Expert(ABC):
-    """Anything that can be asked what to write at the states of a trajectory.
+    """Interface of an oracle that answers queries at the states of trajectories.
 
-    It reads `expert_source`, which a task may let differ from what the student reads.
+    A subclass implements `logits`, `start`, `step` and `write`; everything else has a default. An
+    expert reads `expert_source`, which may differ from the student's source.
 
     Attributes:
         special: the ids of padding, start and end.
@@ -84,61 +88,73 @@ class Expert(ABC):
     def __init__(self, special: SpecialTokens | None = None) -> None:
         self.special = special or SpecialTokens()
         self._forwards, self._seconds = 0, 0.0
-        self._tokens: Tensor | int = 0  # on the device: counting a step does not wait for it
+        self._tokens: Tensor | int = 0  # stays on the device: counting must not synchronize
 
     @property
     def vocab_size(self) -> int | None:
-        """V of its logits; None where it is not known."""
+        """V, the size of the expert's vocabulary; None if unknown."""
         return None
 
     @property
     def largest_k(self) -> int | None:
-        """The k up to which `top_k` answers, 0 if only the best token is known; None for all V."""
+        """Largest k of `top_k`: 0 if only the best action is known, None if there is no limit."""
         return None
 
     @property
     def queries(self) -> Queries:
-        """What it has been asked so far."""
+        """Number and cost of the queries answered so far."""
         return Queries(self._forwards, int(self._tokens), self._seconds)
 
     def count(self, tokens: Tensor | int, start: float) -> None:
-        """Note one answer about `tokens` states, a scalar, begun at `time.perf_counter()` start."""
+        """Record one answer.
+
+        Args:
+            tokens: number of states that were answered, a scalar.
+            start: `time.perf_counter()` before the answer, seconds.
+        """
         self._forwards += 1
         self._tokens = self._tokens + tokens
         self._seconds += time.perf_counter() - start
 
     @abstractmethod
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """(B, T, V) float logits of the next token at every state, without gradient."""
+        """Return (B, T, V) float logits of the next token at every state, without gradient."""
 
     @abstractmethod
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """The examples with what the expert writes, at most `max_steps` tokens, as references."""
+        """Return the examples with texts of the expert as references.
+
+        Args:
+            examples: any number of sources.
+            max_steps: T, the most tokens of a text, at least 1.
+            beam_size: width of the beam search, at least 1; 1 is greedy decoding.
+        """
 
     def write_n_best(self, examples: Examples, *, max_steps: int, beam_size: int) -> Tensor:
-        """(N, C, T) int64, its best texts for each source, the best first; by default its only one.
+        """Return (N, C, T) int64, the C best texts of each source, the best first.
 
-        A row of PAD alone is no text.
+        Where an expert has fewer texts the rest are rows of PAD alone. By default C is 1, the text
+        of `write`. The arguments are those of `write`.
         """
         return self.write(examples, max_steps=max_steps, beam_size=beam_size).reference[:, None]
 
     def sample(
         self, examples: Examples, *, max_steps: int, sampling: Sampling, generator: torch.Generator
     ) -> Examples:
-        """The examples with what it draws, at most `max_steps` tokens, as references.
+        """Return the examples with texts sampled from the expert as references.
 
         Args:
-            examples: the sources; all are written side by side by default.
-            max_steps: T, at least 1.
-            sampling: how to draw.
-            generator: of the draws.
+            examples: the sources; by default all are decoded in one batch.
+            max_steps: T, the most tokens of a text, at least 1.
+            sampling: temperature and truncation of the distributions.
+            generator: source of randomness.
         """
-        nothing = examples.source.new_full((len(examples), max_steps), self.special.pad)
-        length = torch.zeros_like(nothing[:, 0])
-        written = self.complete(
-            examples.expert_view, nothing, length, sampling=sampling, generator=generator
+        prefix = examples.source.new_full((len(examples), max_steps), self.special.pad)
+        length = torch.zeros_like(prefix[:, 0])
+        texts = self.complete(
+            examples.expert_view, prefix, length, sampling=sampling, generator=generator
         )
-        return replace(examples, reference=written)
+        return replace(examples, reference=texts)
 
     @torch.no_grad()
     def complete(
@@ -150,73 +166,86 @@ class Expert(ABC):
         sampling: Sampling | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The beginnings of texts, and how the expert goes on.
+        """Complete prefixes with the expert.
 
-        It goes along from the first token, so that the states of the beginnings count as asked.
+        The expert is queried from the first token on, so that the states of the prefixes count as
+        queries.
 
         Args:
             source: (B, E) int64, the expert's view, PAD after each row's end token.
-            prefix: (B, T) int64, T the length limit.
-            length: (B,) int64, how many tokens of the prefix stay.
-            sampling: how the expert draws; None for its most probable tokens.
-            generator: of the draws.
+            prefix: (B, T) int64; T is the length limit.
+            length: (B,) int64 in [0, T], number of tokens of each prefix that are kept.
+            sampling: distribution that the expert samples from; None for its best actions.
+            generator: source of randomness; not used without `sampling`.
 
         Returns:
-            (B, T) int64, PAD after the end token.
+            (B, T) int64, prefixes with their completions, PAD after the end token.
         """
         state = dynamics.initial(source, prefix.shape[1], self.special)
-        cache, every = self.start(source, prefix.shape[1]), sync_interval(source.device)
+        cache, interval = self.start(source, prefix.shape[1]), sync_interval(source.device)
         previous = torch.full_like(length, self.special.start)
         for step, given in enumerate(prefix.unbind(1)):
             logits, cache = self.step(state, previous, cache)
-            own = next_action(logits, sampling, generator, special=self.special)
-            previous = given.where(step < length, own)
+            action = next_action(logits, sampling, generator, special=self.special)
+            previous = given.where(step < length, action)
             state = dynamics.transition(state, previous, self.special)
-            if (step + 1) % every == 0 and bool(state.done.all()):
+            if (step + 1) % interval == 0 and bool(state.done.all()):
                 break
         return state.prefix
 
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """What it remembers of (B, E) sources, its own view, where it goes along step by step."""
-
-    @abstractmethod
-    def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """(B, V) float logits of the next token at `state`, without gradient, and the cache after.
-
-        Args:
-            state: the episodes as they are; their source is the student's view.
-            previous: (B,) int64, the tokens written last; the start token at the first step.
-            cache: from `start` or from the step before, not to be used again.
-        """
-
-    def best_actions(self, trajectories: Trajectories) -> Tensor:
-        """(B, T) int64, the expert's most probable next token at every state."""
-        return best_actions(self.logits(trajectories), self.special)
-
-    def best_actions_at(
-        self, source: Tensor, prefix: Tensor, place: Tensor, reference: Tensor
-    ) -> Tensor:
-        """(B,) int64, its most probable token at one state of each text; each is counted once.
+        """Return the cache before the first `step` of episodes with these sources.
 
         Args:
             source: (B, E) int64, the expert's view, PAD after each row's end token.
-            prefix: (B, T) int64 tokens written.
-            place: (B,) int64 below T, the state asked about: after so many tokens of the prefix.
-            reference: (B, R) int64, the data set's target, for experts that look at it.
+            max_steps: T, the most steps that will be taken.
         """
-        chosen = place[:, None]
-        asked = Trajectories(
+
+    @abstractmethod
+    def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
+        """Query the expert at the current state of B episodes.
+
+        Args:
+            state: current states; their source is the student's view.
+            previous: (B,) int64, the last actions; the start token at the first step.
+            cache: from `start` or from the step before; it must not be used again.
+
+        Returns:
+            (B, V) float logits of the next token, without gradient, and the cache for the next
+            step.
+        """
+
+    def best_actions(self, trajectories: Trajectories) -> Tensor:
+        """Return (B, T) int64, the expert's most probable next token at every state."""
+        return best_actions(self.logits(trajectories), self.special)
+
+    def best_actions_at(
+        self, source: Tensor, prefix: Tensor, length: Tensor, reference: Tensor
+    ) -> Tensor:
+        """Return the expert's most probable token at one state of each episode.
+
+        Args:
+            source: (B, E) int64, the expert's view, PAD after each row's end token.
+            prefix: (B, T) int64 tokens.
+            length: (B,) int64 in [0, T), number of tokens of the prefix that precede the state.
+            reference: (B, R) int64, the data set's target, for experts that read it.
+
+        Returns:
+            (B,) int64; each state counts as one query.
+        """
+        step = length[:, None]
+        trajectories = Trajectories(
             source=source,
             actions=prefix,
             writer=torch.full_like(prefix, Writer.STUDENT),
-            mask=torch.zeros_like(prefix, dtype=torch.bool).scatter(1, chosen, True),
+            mask=torch.zeros_like(prefix, dtype=torch.bool).scatter(1, step, True),
             reference=reference,
         )
-        return self.best_actions(asked).gather(1, chosen).squeeze(1)
+        return self.best_actions(trajectories).gather(1, step).squeeze(1)
 
     def top_k(self, trajectories: Trajectories, k: int) -> TopK:
-        """The `k` most probable next tokens at every state, their probabilities, and the rest's.
+        """Return the `k` most probable next tokens at every state, and the tail's probability.
 
         Raises:
             ValueError: `k` below 1 or above V.
@@ -227,18 +256,17 @@ class Expert(ABC):
             raise ValueError(
                 f"k must be from 1 to {vocab_size}, the size of the vocabulary, got {k}"
             )
-        parts = [_top_k(part, k) for part in logits.flatten(0, 1).split(CHUNK)]
+        chunks = logits.flatten(0, 1).split(TOP_K_CHUNK_STATES)
+        parts = [_top_k_and_tail(chunk, k) for chunk in chunks]
         tokens, log_probs, tail = (torch.cat(column) for column in zip(*parts, strict=True))
         return TopK(
             tokens.view(rows, steps, k), log_probs.view(rows, steps, k), tail.view(rows, steps)
         )
 
 
-def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (B, k), log-probabilities (B, k) and the tail's (B,) of logits (B, V).
-
-    The tail is summed, not taken as what is left of 1, so that a small one keeps its digits.
-    """
+def _top_k_and_tail(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens (B, k), their log-probabilities (B, k) and the tail's (B,) of logits (B, V)."""
+    # One minus the sum of the k probabilities would round a small tail to 0.
     values, tokens = logits.float().topk(k)
     tail = logits.float().scatter(1, tokens, float("-inf")).logsumexp(1)
     normalizer = torch.logaddexp(values.logsumexp(1), tail)
@@ -246,12 +274,12 @@ def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class NeuralExpert(Expert):
-    """A frozen `SequenceModel` as an oracle.
+    """Expert that answers with the distributions of a frozen `SequenceModel`.
 
     Args:
-        model: the teacher, in the precision in which it shall answer.
-        vocab_size: V, how many of its tokens count, for a teacher whose vocabulary was padded; None
-            for all.
+        model: the teacher; it answers in its own precision.
+        vocab_size: V, if the teacher's vocabulary was padded beyond the tokenizer's; None for the
+            model's own.
 
     Raises:
         ValueError: `vocab_size` above the model's, or without room for the special tokens.
@@ -263,12 +291,12 @@ class NeuralExpert(Expert):
 
     @property
     def vocab_size(self) -> int:
-        """V of its logits."""
+        """V, the size of the expert's vocabulary."""
         return self.model.vocab_size
 
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """(B, T, V) in one parallel pass; entries at padding mean nothing."""
+        """Return (B, T, V) logits of one parallel pass; entries at padding have no meaning."""
         start = time.perf_counter()
         logits = self.model.sequence_logits(trajectories.expert_view, trajectories.actions)
         self.count(trajectories.mask.sum(), start)
@@ -276,68 +304,70 @@ class NeuralExpert(Expert):
 
     @torch.no_grad()
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """The model's own cache."""
+        """Return the model's own cache."""
         return self.model.start(source, max_steps)
 
     @torch.no_grad()
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """The model's step; a state is counted for every episode that is not over."""
+        """Step the model; each episode that is not over counts as one query."""
         start = time.perf_counter()
-        answer = self.model.step(previous, cache)
+        logits, cache = self.model.step(previous, cache)
         self.count(state.alive.sum(), start)
-        return answer
+        return logits, cache
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """Beam-search output; `beam_size` states are counted for every token of it."""
-        written = self._decoded(examples, max_steps, decoder_of(beam_size), beam_size)
-        return replace(examples, reference=written)
+        """Decode by beam search; each token of the texts counts as `beam_size` queries."""
+        texts = self._decode(
+            examples, max_steps, decoder_of(beam_size), queries_per_token=beam_size
+        )
+        return replace(examples, reference=texts)
 
     def write_n_best(self, examples: Examples, *, max_steps: int, beam_size: int) -> Tensor:
-        """All hypotheses of beam search; a state is counted for every token of each."""
+        """Return all hypotheses of beam search; each token of each counts as one query."""
 
         def decoder(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
             return n_best(model, source, max_steps, count=beam_size, beam_size=beam_size)[0]
 
-        return self._decoded(examples, max_steps, decoder)
+        return self._decode(examples, max_steps, decoder)
 
     def sample(
         self, examples: Examples, *, max_steps: int, sampling: Sampling, generator: torch.Generator
     ) -> Examples:
-        """Draws from the model's distributions; a state is counted for every token."""
+        """Sample from the model's distributions; each token counts as one query."""
         decoder = partial(sample, sampling=sampling, generator=generator)
-        return replace(examples, reference=self._decoded(examples, max_steps, decoder))
+        return replace(examples, reference=self._decode(examples, max_steps, decoder))
 
-    def _decoded(
-        self, examples: Examples, max_steps: int, decoder: Decoder, asked: int = 1
+    def _decode(
+        self, examples: Examples, max_steps: int, decoder: Decoder, queries_per_token: int = 1
     ) -> Tensor:
-        """What `decoder` writes; `asked` states are counted for every token of it."""
+        """Decode the expert's view of all sources and count the queries."""
         start = time.perf_counter()
-        written = decode_all(self.model, examples.expert_view, max_steps, decoder=decoder)
-        self.count(asked * (written != self.special.pad).sum(), start)
-        return written
+        texts = decode_all(self.model, examples.expert_view, max_steps, decoder=decoder)
+        self.count(queries_per_token * (texts != self.special.pad).sum(), start)
+        return texts
 
 
 class NoExpert(Expert):
-    """Stands where a run has no teacher: asking it is an error."""
+    """Placeholder for the expert of a run without a teacher; every query raises `ExpertError`."""
 
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """Never answers."""
+        """Raise `ExpertError`: there is no expert."""
         raise self._error()
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """Never answers."""
+        """Raise `ExpertError`: there is no expert."""
         raise self._error()
 
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """Never answers."""
+        """Raise `ExpertError`: there is no expert."""
         raise self._error()
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """Never answers."""
+        """Raise `ExpertError`: there is no expert."""
         raise self._error()
 
     def _error(self) -> ExpertError:
         return ExpertError(
-            "the agent asks the expert, and this run has none: give a teacher, or choose an agent "
-            "that learns from data alone (mle)"
+            "the agent queries an expert, and this run has none: give a teacher, or choose an "
+            "agent that learns from data alone (mle)"
         )

@@ -1,7 +1,8 @@
-"""Answers on disk: nothing that was answered is asked again, after a kill or in another run.
+"""Cache of a remote teacher's answers on disk, so that no query is sent twice.
 
-One SQLite file in write-ahead mode, on a local disk, that several processes may use at once. A kill
-loses what was being written and no more. A record whose checksum does not fit counts as absent.
+The cache is one SQLite file in write-ahead mode on a local disk; several processes may use it at
+once. A killed process loses at most the batch that it was storing. A record with a wrong checksum
+counts as absent.
 """
 
 import sqlite3
@@ -10,28 +11,28 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds to wait for another process that writes
+LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
 
 
 class CacheError(ValueError):
-    """A file that cannot serve as a label cache."""
+    """Error of a file that cannot be used as a label cache."""
 
 
 class LabelCache:
-    """Bytes by key.
+    """Persistent map from keys to answers, both bytes.
 
     Args:
-        path: of the file, made if need be; two more lie beside it while it is used.
+        path: the file, created if it does not exist; SQLite keeps two more beside it while open.
 
     Raises:
-        CacheError: there is something else at `path`, or it is damaged.
+        CacheError: `path` is no label cache, or it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._complaints():
-            self.connection = sqlite3.connect(path, timeout=PATIENCE)
+        with self._translate_errors():
+            self.connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT)
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = NORMAL")
             with self.connection:
@@ -41,14 +42,14 @@ class LabelCache:
                 )
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """What is known of `keys`.
+        """Return the stored answers, by key, to those of `keys` that have one.
 
         Raises:
             CacheError: the file is damaged.
         """
         known = {}
         query = "SELECT answer, checksum FROM answers WHERE key = ?"
-        with self._complaints():
+        with self._translate_errors():
             for key in keys:
                 found = self.connection.execute(query, (key,)).fetchone()
                 if found and found[1] == _checksum(key, found[0]):
@@ -56,22 +57,22 @@ class LabelCache:
         return known
 
     def put(self, answers: Mapping[bytes, bytes]) -> None:
-        """Store all `answers` or, if the process is killed meanwhile, none.
+        """Store all `answers`, or none if the process is killed meanwhile.
 
         Raises:
             CacheError: the file is damaged, or the disk is full.
         """
         rows = [(key, answer, _checksum(key, answer)) for key, answer in answers.items()]
-        with self._complaints(), self.connection:
+        with self._translate_errors(), self.connection:
             self.connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the connection to the file."""
         self.connection.close()
 
     @contextmanager
-    def _complaints(self) -> Iterator[None]:
-        """Transition SQLite's errors into one of ours."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise `CacheError` in place of SQLite's errors."""
         try:
             yield
         except sqlite3.Error as error:

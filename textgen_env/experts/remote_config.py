@@ -1,4 +1,4 @@
-"""Which server is a run's teacher; what asks it needs the extra `remote` and is loaded then."""
+"""Configuration of a remote teacher; the expert it builds needs the extra `remote`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,27 +10,28 @@ from textgen_env.tasks.prompts import BARE, check_prompt
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
 from textgen_env.tokenizers.subword import TextTokenizer
 
-FEWEST = 3  # tokens a state: of so many one is neither padding nor start
+MIN_K = 3  # of three tokens at least one is neither padding nor start
 
 
 @dataclass(frozen=True)
 class RemoteTeacher:
-    """A server that is asked, and how. Its key, if it wants one, is TEXTGEN_API_KEY's value.
+    """Configuration of a teacher behind HTTP.
 
-    Those that differ only in where and how patiently the server is asked are equal, so that a run
-    goes on after its server has moved.
+    If the server requires a key, set the environment variable TEXTGEN_API_KEY. Configurations that
+    differ only in the address and the handling of requests are equal, so that a run can be resumed
+    after its server has moved.
 
     Attributes:
-        url: of an OpenAI-compatible server that tells prompt_logprobs, such as
+        url: address of an OpenAI-compatible server that returns prompt_logprobs, such as
             "http://localhost:8000/v1".
-        model: its name there.
-        tokenizer: folder of the model's own tokenizer, which is the student's too.
-        k: most probable tokens that are asked for at each state; vLLM tells 20 unless it is started
-            with --max-logprobs.
-        prompt: template of what the teacher reads, with {source}.
-        batch_size: prompts a request.
-        timeout: seconds without a sign of the server's before a try is given up.
-        retries: tries after the first.
+        model: name of the model on the server.
+        tokenizer: folder of the model's own tokenizer.
+        k: number of most probable tokens requested at each state; vLLM returns at most 20 unless it
+            is started with --max-logprobs.
+        prompt: template of the teacher's source, with {source}.
+        batch_size: prompts per request.
+        timeout: seconds without data from the server before an attempt fails.
+        retries: attempts after the first.
         cache: file of all answers; runs may share it.
     """
 
@@ -52,42 +53,38 @@ class RemoteTeacher:
                 f"{parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()!r}"
             )
         check_prompt("prompt", self.prompt)
-        for name, least in (("k", FEWEST), ("batch_size", 1), ("retries", 0)):
+        for name, least in (("k", MIN_K), ("batch_size", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0, got {self.timeout}")
 
+    def build(self, tokenizer: TextTokenizer) -> Expert:
+        """Return an expert that queries the server; building it sends no request.
 
-def connect(teacher: RemoteTeacher, tokenizer: TextTokenizer) -> Expert:
-    """The expert that `teacher` describes; nothing is asked yet.
+        Args:
+            tokenizer: the teacher's own.
 
-    Args:
-        teacher: where it is.
-        tokenizer: the teacher's own.
-
-    Raises:
-        ExpertError: the extra `remote` is not installed.
-        CacheError: the cache's file cannot be used.
-        ValueError: more tokens are asked for than there are.
-    """
-    try:
-        from textgen_env.experts.completions_client import CompletionsClient
-        from textgen_env.experts.remote import RemoteExpert
-    except ImportError as error:
-        raise ExpertError(
-            f"a remote teacher needs the extra remote, got none ({error}): run "
-            "`pip install 'textgen-env[remote]'`"
-        ) from error
-    server = CompletionsClient(
-        teacher.url, teacher.model, timeout=teacher.timeout, retries=teacher.retries
-    )
-    pretrained = isinstance(tokenizer, PretrainedTokenizer)
-    return RemoteExpert(
-        server,
-        tokenizer,
-        LabelCache(teacher.cache),
-        k=teacher.k,
-        batch_size=teacher.batch_size,
-        opening=tokenizer.conventions.prefix if pretrained else (),
-    )
+        Raises:
+            ExpertError: the extra `remote` is not installed.
+            CacheError: the cache's file cannot be used.
+            ValueError: `k` above the size of the vocabulary.
+        """
+        try:
+            from textgen_env.experts.completions_client import CompletionsClient
+            from textgen_env.experts.remote import RemoteExpert
+        except ImportError as error:
+            raise ExpertError(
+                f"a remote teacher needs the extra remote, which is not installed ({error}): run "
+                "`pip install 'textgen-env[remote]'`"
+            ) from error
+        server = CompletionsClient(self.url, self.model, timeout=self.timeout, retries=self.retries)
+        pretrained = isinstance(tokenizer, PretrainedTokenizer)
+        return RemoteExpert(
+            server,
+            tokenizer,
+            LabelCache(self.cache),
+            k=self.k,
+            batch_size=self.batch_size,
+            prompt_prefix=tokenizer.conventions.prefix if pretrained else (),
+        )

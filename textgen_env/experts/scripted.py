@@ -1,6 +1,6 @@
-"""An expert that is a function of the state: a rule, a program, anything that knows what to write.
+"""Scripted expert: an oracle given by a function from states to best actions.
 
-What is best by the data set's reference is in `reference_expert.py`.
+An oracle that follows the data set's reference is in `dynamic_oracle.py`.
 """
 
 import time
@@ -19,40 +19,40 @@ from textgen_env.types import Examples, SpecialTokens, Trajectories
 Script = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(source (B, E), prefix (B, T), length (B,)) -> (B,) int64, the best action at each state.
 
-It is called for states of any B, E and T, prefixes PAD after `length`. The source is the expert's
-view. It may answer anything below V where a text is over.
+The function must accept any B, E and T. The source is the expert's view; prefixes are PAD after
+`length`. At states of finished episodes it may return any token below V.
 """
 
-SURE = 30.0  # nats above all other tokens: these share 1.5e-8 at 160,000 tokens and stay finite
+BEST_ACTION_LOGIT = 30.0  # nats; all other logits are 0, so that log-probabilities stay finite
 
 
 @dataclass(frozen=True)
 class SourceCache:
-    """What an expert remembers that reads all but its view of the source from the state.
+    """Cache of an expert that needs only its view of the source besides the state.
 
     Attributes:
-        source: (B, E) int64.
+        source: (B, E) int64, PAD after each row's end token.
     """
 
     source: Tensor
 
     def select_rows(self, index: Tensor) -> Self:
-        """The rows at `index`."""
+        """Return the cache of the rows at `index`, (K,) int64."""
         return type(self)(self.source.index_select(0, index))
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
-        """Row index[i] of `fresh` as row i where `mask` is True."""
+        """Return the cache with row index[i] of `fresh` as row i where `mask` is True."""
         return type(self)(fresh.select_rows(index).source.where(mask[:, None], self.source))
 
 
 class ScriptedExpert(Expert):
-    """Knows the best action at every state and is (almost) sure of it.
+    """Expert that computes the best action at every state with a function.
 
-    Its logits give the action all but about 1e-13 V of the mass and are finite, so that every
-    divergence from it is.
+    Its distributions give the best action all but about 1e-13 V of the probability. Its logits are
+    finite, and so is every divergence from them.
 
     Args:
-        script: the state -> the best action.
+        script: function from states to best actions.
         vocab_size: V.
         special: the ids of padding, start and end.
     """
@@ -66,15 +66,15 @@ class ScriptedExpert(Expert):
 
     @property
     def vocab_size(self) -> int:
-        """V of its logits."""
+        """V, the size of the expert's vocabulary."""
         return self._vocab_size
 
     @torch.no_grad()
     def best_actions(self, trajectories: Trajectories) -> Tensor:
-        """(B, T) int64; the script is called once, for all states."""
+        """Return (B, T) int64, the best action at every state, by one call of the script."""
         start = time.perf_counter()
         rows, steps = trajectories.actions.shape
-        prefixes = _prefixes(trajectories.actions, self.special)
+        prefixes = _all_prefixes(trajectories.actions, self.special)
         length = torch.arange(steps, device=prefixes.device).repeat(rows)
         source = trajectories.expert_view.repeat_interleave(steps, 0)
         actions = self.script(source, prefixes.flatten(0, 1), length)
@@ -82,26 +82,26 @@ class ScriptedExpert(Expert):
         return actions.view(rows, steps)
 
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """(B, T, V) float32."""
-        return self._sure_of(self.best_actions(trajectories))
+        """Return (B, T, V) float32 logits."""
+        return self._logits_of(self.best_actions(trajectories))
 
     def start(self, source: Tensor, max_steps: int) -> SourceCache:
-        """The sources."""
+        """Return a cache that holds the sources."""
         return SourceCache(source)
 
     @torch.no_grad()
     def step(
         self, state: State, previous: Tensor, cache: SourceCache
     ) -> tuple[Tensor, SourceCache]:
-        """The script's answer; a state is counted for every episode that is not over."""
+        """Query the script; each episode that is not over counts as one query."""
         start = time.perf_counter()
         actions = self.script(cache.source, state.prefix, state.length)
         self.count(state.alive.sum(), start)
-        return self._sure_of(actions), cache
+        return self._logits_of(actions), cache
 
     @torch.no_grad()
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """What the script writes; it is sure, so that every beam size gives the same."""
+        """Follow the script; it is deterministic, so that the beam size has no effect."""
         start = time.perf_counter()
         state = dynamics.initial(examples.expert_view, max_steps, self.special)
         for _ in range(max_steps):
@@ -112,13 +112,14 @@ class ScriptedExpert(Expert):
         self.count(state.length.sum(), start)
         return replace(examples, reference=state.prefix)
 
-    def _sure_of(self, actions: Tensor) -> Tensor:
+    def _logits_of(self, actions: Tensor) -> Tensor:
+        """Return (..., V) float32 logits whose most probable tokens are `actions`."""
         logits = torch.zeros(*actions.shape, self._vocab_size, device=actions.device)
-        return logits.scatter_(-1, actions[..., None], SURE)
+        return logits.scatter_(-1, actions[..., None], BEST_ACTION_LOGIT)
 
 
-def _prefixes(actions: Tensor, special: SpecialTokens) -> Tensor:
-    """(B, T, T) int64: [:, t] is what was written before step t, PAD after it."""
+def _all_prefixes(actions: Tensor, special: SpecialTokens) -> Tensor:
+    """Return (B, T, T) int64: [:, t] holds the actions before step t, PAD after them."""
     steps = actions.shape[1]
-    written = torch.ones(steps, steps, dtype=torch.bool, device=actions.device).tril(-1)
-    return actions[:, None, :].where(written, special.pad)
+    before = torch.ones(steps, steps, dtype=torch.bool, device=actions.device).tril(-1)
+    return actions[:, None, :].where(before, special.pad)

@@ -1,7 +1,7 @@
-"""What the pieces of a tokenizer look like in a text: for putting one tokenizer's into another's.
+"""Text of token sequences with all its spaces, to move text between two tokenizers.
 
-`decode` strips the ends of a text, where a piece's own space may be. So letters are decoded behind
-what is looked at, and taken off again.
+A tokenizer's `decode` strips both ends of a text, and with them the spaces that belong to tokens.
+`TokenText` therefore decodes a marker token of letters beside the tokens and removes its text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,82 +9,84 @@ from functools import cached_property
 
 from textgen_env.tokenizers.subword import TextTokenizer
 
-NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are only a part of a character
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from bytes that are only a part of a character
 
 
 class TokenText:
-    """The pieces of a tokenizer, and texts of them with all their spaces.
+    """Exact text of a tokenizer's tokens, and the next token that spells a given text.
 
     Args:
-        tokenizer: with a piece of letters or digits.
+        tokenizer: one with a token of letters or digits.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has no such token.
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
-        self._ids = sorted(set(tokenizer.pieces.values()) - set(tokenizer.special))
-        self._letters, self._look, self._behind = self._piece_of_letters()
+        self._tokens = sorted(set(tokenizer.pieces.values()) - set(tokenizer.special))
+        self._marker, self._marker_text, self._marker_suffix = self._find_marker()
 
-    def _piece_of_letters(self) -> tuple[int, str, str]:
-        """Such a piece, how it looks alone, and how it looks behind another."""
-        for token in self._ids:
+    def _find_marker(self) -> tuple[int, str, str]:
+        """Return a token of letters, its text alone, and its text behind another token."""
+        for token in self._tokens:
             one, two = self.tokenizer.decode([[token], [token, token]])
             if one.isalnum() and two in (one + one, f"{one} {one}"):
                 return token, one, two[len(one) :]
-        raise ValueError("tokenizer must have a piece of letters or digits, got none")
+        raise ValueError("tokenizer must have a token of letters or digits; this one has none")
 
-    def texts(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """The text of each row of ids, spaces at its end included."""
+    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Return the text of each row of tokens, including the spaces at its end."""
         rows = list(rows)
-        longer = self.tokenizer.decode([*row, self._letters] for row in rows)
+        marked = self.tokenizer.decode([*row, self._marker] for row in rows)
         return [
-            text.removesuffix(self._behind) if row else ""
-            for row, text in zip(rows, longer, strict=True)
+            text.removesuffix(self._marker_suffix) if row else ""
+            for row, text in zip(rows, marked, strict=True)
         ]
 
     @cached_property
-    def _tokens(self) -> dict[str, int]:
-        """Each piece by how it looks inside a text, those aside that are no text by themselves."""
-        texts = self.texts([self._letters, token] for token in self._ids)
-        looks = (text.removeprefix(self._look) for text in texts)
-        found = zip(looks, self._ids, strict=True)
-        return {look: token for look, token in found if look and is_text(look)}
+    def _token_of_text(self) -> dict[str, int]:
+        """Each token by its text behind other text, without tokens that are no text alone."""
+        marked = self.decode([self._marker, token] for token in self._tokens)
+        texts = (text.removeprefix(self._marker_text) for text in marked)
+        pairs = zip(texts, self._tokens, strict=True)
+        return {text: token for text, token in pairs if text and is_visible(text)}
 
     @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._tokens))
+    def _max_length(self) -> int:
+        return max(map(len, self._token_of_text))
 
-    def next(self, before: str, begun: Sequence[int], text: str) -> int:
-        """The piece to be written next where `text`, not empty, is to come after `before`.
+    def next_token(self, before: str, partial: Sequence[int], text: str) -> int:
+        """Return the first token that spells `text` after `before`.
 
-        Inside a text it is the longest that fits: what the tokenizer itself would choose depends on
-        how the word began, and that was cut by someone else.
+        Within a text it is the longest token that fits: the tokenizer's own choice would depend on
+        the beginning of the word, which may be tokenized differently already.
 
         Args:
-            before: the text so far.
-            begun: pieces after it that are parts of a character; where they are of another one
-                than that which `text` begins with, they are written anew.
-            text: how it goes on after `before`.
+            before: the text so far, of whole characters.
+            partial: tokens after `before` that are a part of a character. If `text` begins with
+                another character, its first token is returned.
+            text: the continuation of `before`, not empty.
         """
-        if before and not begun:
-            for length in range(min(self._longest, len(text)), 0, -1):
-                if text[:length] in self._tokens:
-                    return self._tokens[text[:length]]
-        cut = self._cut(before, text)
-        more = len(cut) > len(begun) and cut[: len(begun)] == list(begun)
-        return cut[len(begun) if more else 0]
+        if before and not partial:
+            for length in range(min(self._max_length, len(text)), 0, -1):
+                if text[:length] in self._token_of_text:
+                    return self._token_of_text[text[:length]]
+        tokens = self._encode_after(before, text)
+        continues = len(tokens) > len(partial) and tokens[: len(partial)] == list(partial)
+        return tokens[len(partial) if continues else 0]
 
-    def _cut(self, before: str, text: str) -> list[int]:
-        """The tokenizer's own pieces of `text`, at the beginning or behind letters."""
+    def _encode_after(self, before: str, text: str) -> list[int]:
+        """Return the tokenizer's own tokens of `text`, at the beginning or behind letters."""
         if before:
-            letters, longer = self.tokenizer.encode_targets([self._look, self._look + text])
+            letters, longer = self.tokenizer.encode_targets(
+                [self._marker_text, self._marker_text + text]
+            )
             if longer[: len(letters)] == letters:
                 return longer[len(letters) :]
         return self.tokenizer.encode_targets([text])[0]
 
 
-def is_text(look: str) -> bool:
-    """Whether it has something to be seen, and no part of a character."""
-    return bool(look.strip()) and NO_TEXT not in look
+def is_visible(text: str) -> bool:
+    """Return True if a text has more than spaces and no incomplete character."""
+    return bool(text.strip()) and INCOMPLETE not in text

@@ -1,9 +1,9 @@
 """Beam search over any `SequenceModel`.
 
-A hypothesis is a target prefix with its log-probability. All K places of a source's beam are steps
-of the model side by side, B * K rows that never change in number while a source is searched; what
-is done is hidden by minus infinity instead. What the model has read of a source is shared by its K
-rows.
+A hypothesis is a target prefix with its log-probability. The K hypotheses of each source are rows
+of one batch of B * K; their number is constant while a source is searched, and hypotheses that are
+finished have log-probability -inf. The K rows of a source share the encoded source. Searches that
+are decided leave the batch (`rows_to_keep`).
 """
 
 import math
@@ -26,7 +26,7 @@ from textgen_env.types import SpecialTokens
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """A `Decoder` that gives the best hypothesis of `beam_search`.
+    """`Decoder` that returns the best hypothesis of `beam_search`.
 
     Attributes:
         beam_size: K, at least 1.
@@ -37,7 +37,7 @@ class BeamSearch:
     length_penalty: float = 1.0
 
     def __call__(self, model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
-        """(B, max_steps) int64, PAD after the end."""
+        """Return (B, max_steps) int64 tokens, PAD after the end token."""
         return beam_search(
             model,
             source,
@@ -48,7 +48,7 @@ class BeamSearch:
 
 
 def decoder_of(beam_size: int) -> Decoder:
-    """Beam search, or `greedy` for a beam of one, which is the same and faster."""
+    """Return a beam-search decoder; for a beam of one, `greedy`, which is the same and faster."""
     return greedy if beam_size == 1 else BeamSearch(beam_size)
 
 
@@ -62,26 +62,27 @@ def beam_search(
 ) -> tuple[Tensor, Tensor]:
     """Search for the most probable target of each source.
 
-    At each step the beam is the best of all one-token continuations of what was live in it, by
-    log-probability. A hypothesis with an end token is finished and keeps its place, so the live
-    ones become fewer (Sutskever et al. 2014, section 3.2, arXiv:1409.3215). Of the finished
-    hypotheses and those cut off at T the one with the best score wins, where
+    At each step the beam holds the best one-token continuations of its live hypotheses, by
+    log-probability. A hypothesis with an end token is finished and keeps its slot, so that the
+    number of live hypotheses falls. The result is the best-scored one of the finished hypotheses
+    and those truncated at T, where
 
         score = log-probability / length ** length_penalty
 
     and length counts the end token. (Wu et al. 2016, eq. 14, divide by ((5 + length) / 6) **
-    alpha.) A source is searched until no live hypothesis can win. With K = 1 this is greedy
-    decoding.
+    alpha.) A source is searched until no live hypothesis can win. K = 1 is greedy decoding.
 
     Args:
         model: in evaluation mode.
         source: (B, S) int64, PAD after each row's end token.
         max_steps: T, at least 1.
         beam_size: K, at least 1.
-        length_penalty: at least 0; at 0 short targets win.
+        length_penalty: at least 0; 0 favors short targets.
 
     Returns:
         (B, T) int64 tokens, the end token included, PAD after it; (B,) float32 scores, nats.
+
+    Source: Sutskever et al. 2014, section 3.2, arXiv:1409.3215.
     """
     tokens, score = n_best(
         model, source, max_steps, count=1, beam_size=beam_size, length_penalty=length_penalty
@@ -98,9 +99,9 @@ def n_best(
     beam_size: int = 5,
     length_penalty: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Search as `beam_search` does, and give the `count` best targets of each source.
+    """Search for the C best targets of each source; see `beam_search`.
 
-    A source is searched until no live hypothesis can become one of them.
+    A source is searched until no live hypothesis can become one of its C best.
 
     Args:
         model: in evaluation mode.
@@ -111,8 +112,8 @@ def n_best(
         length_penalty: at least 0.
 
     Returns:
-        (B, C, T) int64 tokens, PAD after the end token, and (B, C) float32 scores, nats, falling;
-        where fewer texts than C were found, only PAD and -inf.
+        (B, C, T) int64 tokens, PAD after the end token, and (B, C) float32 scores, nats, in
+        decreasing order; PAD alone and -inf where fewer than C hypotheses were found.
     """
     check_decoding(source, max_steps)
     if beam_size < 1:
@@ -124,19 +125,19 @@ def n_best(
     with torch.inference_mode():
         beam = _Beam.empty(source, beam_size, count, max_steps, model.special)
         tokens, score = _search(model, source, beam, length_penalty)
-    return tokens.clone(), score.clone()  # could not be trained on as made in inference mode
+    return tokens.clone(), score.clone()  # inference tensors cannot be used in training
 
 
 @dataclass(frozen=True)
 class _Beam:
-    """The state of a search over B sources with K places each.
+    """State of a search over B sources with K slots each.
 
     Attributes:
-        tokens: (B, K, T) int64 of the live hypotheses, PAD where nothing is written yet.
-        log_prob: (B, K) float32 of the live hypotheses; -inf at the other places.
+        tokens: (B, K, T) int64 of the live hypotheses, PAD after their last token.
+        log_prob: (B, K) float32 of the live hypotheses; -inf in all other slots.
         best_tokens: (B, C, T) int64, the finished hypotheses with the best scores.
-        best_score: (B, C) float32, falling; -inf where fewer are finished.
-        live: (B,) int64, places not taken by finished hypotheses.
+        best_score: (B, C) float32, in decreasing order; -inf where fewer are finished.
+        live: (B,) int64, slots not taken by finished hypotheses.
         special: the model's special tokens.
     """
 
@@ -149,27 +150,35 @@ class _Beam:
 
     @classmethod
     def empty(
-        cls, source: Tensor, places: int, count: int, max_steps: int, special: SpecialTokens
+        cls, source: Tensor, beam_size: int, count: int, max_steps: int, special: SpecialTokens
     ) -> Self:
-        """One live hypothesis a source, the empty one: the other places would repeat it."""
+        """Return a beam with one live hypothesis a source, the empty one."""
         sources = len(source)
-        tokens = source.new_full((sources, places, max_steps), special.pad)
-        log_prob = torch.full((sources, places), float("-inf"), device=source.device)
+        tokens = source.new_full((sources, beam_size, max_steps), special.pad)
+        log_prob = torch.full((sources, beam_size), float("-inf"), device=source.device)
         log_prob[:, 0] = 0.0
         return cls(
             tokens=tokens,
             log_prob=log_prob,
             best_tokens=tokens[:, :count],
             best_score=log_prob.new_full((sources, count), float("-inf")),
-            live=source.new_full((sources,), places),
+            live=source.new_full((sources,), beam_size),
             special=special,
         )
 
-    def grown(self, logits: Tensor, step: int, length_penalty: float) -> tuple[Self, Tensor]:
-        """The beam after one more token, and the place (B, K) that each hypothesis comes from."""
-        places = self.log_prob.shape[1]
-        log_prob, parent, token = _continuations(logits, self.log_prob, self.special)
-        rank = torch.arange(places, device=logits.device)
+    def extend(self, logits: Tensor, step: int, length_penalty: float) -> tuple[Self, Tensor]:
+        """Append the best token to each hypothesis.
+
+        Args:
+            logits: (B * K, V) float of the next token.
+            step: number of tokens that each hypothesis has.
+            length_penalty: exponent of the length.
+
+        Returns:
+            The beam after this step, and the (B, K) int64 slots of the hypotheses extended.
+        """
+        log_prob, parent, token = _best_continuations(logits, self.log_prob, self.special)
+        rank = torch.arange(log_prob.shape[1], device=logits.device)
         log_prob = log_prob.masked_fill(rank >= self.live[:, None], float("-inf"))
         tokens = self.tokens.gather(1, parent[:, :, None].expand_as(self.tokens))
         tokens[:, :, step] = token
@@ -180,36 +189,35 @@ class _Beam:
             log_prob=log_prob.masked_fill(ended, float("-inf")),
             live=self.live - ended.sum(1),
         )
-        return beam._with_best(
-            log_prob.masked_fill(~ended, float("-inf")), step, length_penalty
-        ), parent
+        finished = log_prob.masked_fill(~ended, float("-inf"))
+        return beam._update_best(finished, step + 1, length_penalty), parent
 
-    def _with_best(self, log_prob: Tensor, step: int, length_penalty: float) -> Self:
-        """The beam with the best of its best hypotheses and those with `log_prob`, (B, K)."""
-        scores = torch.cat([self.best_score, log_prob / (step + 1) ** length_penalty], 1)
-        score, place = scores.topk(self.best_score.shape[1])
-        index = place[:, :, None].expand(-1, -1, self.tokens.shape[2])
+    def _update_best(self, log_prob: Tensor, length: int, length_penalty: float) -> Self:
+        """Merge the slots with finite `log_prob`, (B, K), into the best finished hypotheses."""
+        scores = torch.cat([self.best_score, log_prob / length**length_penalty], 1)
+        score, slot = scores.topk(self.best_score.shape[1])
+        index = slot[:, :, None].expand(-1, -1, self.tokens.shape[2])
         tokens = torch.cat([self.best_tokens, self.tokens], 1).gather(1, index)
         return replace(self, best_tokens=tokens, best_score=score)
 
     def decided(self, length_penalty: float) -> Tensor:
-        """(B,) bool: no live hypothesis can become one of the best finished ones.
+        """Return a (B,) bool mask of sources where no live hypothesis can become one of the best.
 
-        Proof. Let l be a live hypothesis' log-probability. A continuation adds log-probabilities,
-        none above 0, so it has l' <= l <= 0, and it has some length n <= T. Because the penalty p
-        is not negative, n ** p <= T ** p, so its score is l' / n ** p <= l / n ** p <= l / T ** p.
-        The bound grows with l, so the best live l bounds all. Rounding is monotone and keeps each
-        <=. If nothing is live the best l is -inf and the source is decided.
+        Proof. Let l be the log-probability of a live hypothesis. Log-probabilities are at most 0,
+        so that a continuation has l' <= l <= 0, at some length n <= T. The penalty p is at least
+        0, so that n ** p <= T ** p, and the score is l' / n ** p <= l / n ** p <= l / T ** p. The
+        bound increases with l: the best live l bounds all. Rounding is monotone and keeps each <=.
+        Without live hypotheses the best l is -inf, and the source is decided.
         """
         bound = self.log_prob.amax(1) / self.tokens.shape[2] ** length_penalty
         return bound <= self.best_score[:, -1]
 
     def truncated(self, length_penalty: float) -> Self:
-        """The beam once T tokens are written: what is live counts as it stands."""
-        return self._with_best(self.log_prob, self.tokens.shape[2] - 1, length_penalty)
+        """Return the beam at the length limit, where live hypotheses count as finished."""
+        return self._update_best(self.log_prob, self.tokens.shape[2], length_penalty)
 
     def select(self, index: Tensor) -> Self:
-        """The beam of the sources at `index`."""
+        """Return the beam of the sources at `index`."""
         return replace(
             self,
             tokens=self.tokens[index],
@@ -223,20 +231,20 @@ class _Beam:
 def _search(
     model: SequenceModel, source: Tensor, beam: _Beam, length_penalty: float
 ) -> tuple[Tensor, Tensor]:
-    (_, places, max_steps), every = beam.tokens.shape, sync_interval(source.device)
+    (_, beam_size, max_steps), interval = beam.tokens.shape, sync_interval(source.device)
     tokens, score = beam.best_tokens.clone(), beam.best_score.clone()
     rows = torch.arange(len(source), device=source.device)
-    cache = model.start(source, max_steps).repeat_rows(places)
-    previous = torch.full_like(rows, beam.special.start).repeat(places)
+    cache = model.start(source, max_steps).repeat_rows(beam_size)
+    previous = torch.full_like(rows, beam.special.start).repeat(beam_size)
     for step in range(max_steps):
         logits, cache = model.step(previous, cache)
-        beam, parent = beam.grown(logits, step, length_penalty)
+        beam, parent = beam.extend(logits, step, length_penalty)
         if step + 1 == max_steps:
             beam = beam.truncated(length_penalty)
             break
-        cache = cache.reorder_rows(_rows_of(parent))
+        cache = cache.reorder_rows(_cache_rows(parent))
         previous = beam.tokens[:, :, step].flatten()
-        if (step + 1) % every:
+        if (step + 1) % interval:
             continue
         kept = rows_to_keep(beam.decided(length_penalty))
         if kept is None:
@@ -245,42 +253,44 @@ def _search(
             break
         tokens[rows], score[rows] = beam.best_tokens, beam.best_score
         rows, beam = rows[kept], beam.select(kept)
-        all_places = kept[:, None] * places + torch.arange(places, device=kept.device)
-        cache, previous = cache.select_rows(all_places.flatten()), previous[all_places.flatten()]
+        slots = kept[:, None] * beam_size + torch.arange(beam_size, device=kept.device)
+        cache, previous = cache.select_rows(slots.flatten()), previous[slots.flatten()]
     tokens[rows], score[rows] = beam.best_tokens, beam.best_score
     return tokens.masked_fill(score.isneginf()[:, :, None], beam.special.pad), score
 
 
-def _rows_of(place: Tensor) -> Tensor:
-    """(B * K,) int64 rows of the places (B, K), each a place in its own source's beam."""
-    sources, places = place.shape
-    first = torch.arange(0, sources * places, places, device=place.device)
-    return (first[:, None] + place).flatten()
+def _cache_rows(slot: Tensor) -> Tensor:
+    """Return (B * K,) int64 cache rows of (B, K) slots, each a slot of its own source's beam."""
+    sources, beam_size = slot.shape
+    first = torch.arange(0, sources * beam_size, beam_size, device=slot.device)
+    return (first[:, None] + slot).flatten()
 
 
-def _continuations(
+def _best_continuations(
     logits: Tensor, log_prob: Tensor, special: SpecialTokens
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best K one-token continuations of each source's hypotheses.
+    """Return the K best one-token continuations of each source's hypotheses.
+
+    Padding and start are never continuations, but their probability stays in the normalizer: the
+    log-probabilities are the model's own.
 
     Args:
         logits: (B * K, V) float, any dtype; computed in float32.
-        log_prob: (B, K) float32 of the hypotheses, -inf where there is none.
-        special: the model's special tokens; padding and start are no continuations.
+        log_prob: (B, K) float32 of the hypotheses, -inf in slots without one.
+        special: the model's special tokens.
 
     Returns:
-        (B, K) float32 log-probabilities in falling order, -inf where there are not so many, (B, K)
-        int64 places of the hypotheses continued, and (B, K) int64 tokens. The probability of what
-        is no continuation counts, so that log-probabilities are the model's own.
+        (B, K) float32 log-probabilities in decreasing order, -inf where there are fewer
+        continuations; (B, K) int64 slots of the hypotheses continued; (B, K) int64 tokens.
     """
-    sources, places = log_prob.shape
+    sources, beam_size = log_prob.shape
     logits = logits.to(torch.float32, copy=True)
     normalizer = logits.logsumexp(-1, keepdim=True)
     logits[:, special.pad] = float("-inf")
     logits[:, special.start] = float("-inf")
-    top, token = logits.topk(min(places, logits.shape[-1]))  # no more can come from one hypothesis
+    top, token = logits.topk(min(beam_size, logits.shape[-1]))  # K of one hypothesis are enough
     step_log_prob = (top - normalizer).clamp_(max=0.0)  # rounding must not make it positive
-    total = (log_prob[:, :, None] + step_log_prob.view(sources, places, -1)).flatten(1)
-    best, index = total.topk(places)
+    total = (log_prob[:, :, None] + step_log_prob.view(sources, beam_size, -1)).flatten(1)
+    best, index = total.topk(beam_size)
     parent = index // top.shape[-1]
     return best, parent, token.view(sources, -1).gather(1, index)

@@ -1,13 +1,9 @@
-"""Writing with a model: greedy, by sampling, and any number of sources at once.
+"""Decoding: greedy search and sampling from any sequence model, for any number of sources.
 
-Everything here asks a `SequenceModel` for `start` and `step` alone. Beam search has a file of its
-own.
-
-On CUDA devices `models.with_cuda_graphs` replays the step. On CPUs it runs as it is, not under
-`torch.compile`. Measured with Transformers of 2 and 6 layers a side, width 256, 64 rows, on an x86
-machine: compiled with the cache as it is, a step took 1.01 to 1.27 of the plain one's time; with
-the cache split into one tensor a layer 0.79 to 0.83 in bfloat16 and 0.94 in float32, after 6 to
-60 s of compiling for each number of rows and source width, of which decoding meets many.
+`next_action` chooses a token from logits, `greedy` and `sample` decode a batch, and `decode_all`
+decodes any number of sources in batches of similar length. They use `start` and `step` of a
+`SequenceModel` alone. Beam search is in `beam_search.py`. The step is not compiled here, because
+decoding meets too many shapes; on CUDA devices `with_cuda_graphs` replays it.
 """
 
 from collections.abc import Callable
@@ -21,23 +17,23 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, check_shape
 
 Decoder = Callable[[SequenceModel, Tensor, int], Tensor]
-"""(model, (B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
+"""(model, (B, S) source, max_steps) -> (B, max_steps) int64 tokens, PAD after the end token."""
 
 DEFAULT_SPECIAL = SpecialTokens()
-DROP_ROWS_BELOW = 0.75  # rows are dropped once at most this part of them is still being written
-BLOCK = 128  # tokens; other sizes that are a multiple of a vector are as good
-NUCLEUS_GUESS = 128  # candidates looked at first: sorting 64 rows of 4,000 takes 6 times as long
+DROP_ROWS_BELOW = 0.75  # finished rows are dropped once at most this fraction is unfinished
+ARGMAX_BLOCK = 128  # tokens; a multiple of the width of vector instructions
+NUCLEUS_CANDIDATES = 128  # tokens tried as the nucleus before all are sorted, which is slower
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: from softmax(logits / temperature), cut to `top_k`, then to `top_p`.
+    """Sampling distribution: softmax(logits / temperature), truncated by `top_k`, then by `top_p`.
 
     Attributes:
-        temperature: above 0; 1 draws from the model's own distribution.
-        top_k: draw from this many most probable tokens, at least 1; None for all.
-        top_p: draw from the nucleus, the fewest most probable tokens that hold this probability
-            (of what `top_k` left) together, in (0, 1]; None for all.
+        temperature: above 0; 1 samples from the model's own distribution.
+        top_k: number of most probable tokens to sample from, at least 1; None for all.
+        top_p: probability in (0, 1] of the nucleus, the smallest set of most probable tokens that
+            reaches it after `top_k` and renormalization; None for all tokens.
 
     Source: Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2020, section 3.1,
     arXiv:1904.09751 (nucleus).
@@ -66,12 +62,12 @@ def next_action(
     *,
     special: SpecialTokens = DEFAULT_SPECIAL,
 ) -> Tensor:
-    """Choose each row's next token; never padding nor the start token.
+    """Choose each row's next token, never padding nor the start token.
 
     Args:
-        logits: (B, V) float, any dtype; computed in float32, not changed.
-        sampling: how to draw; None for the most probable token.
-        generator: of the draws, one number a row; not used without `sampling`.
+        logits: (B, V) float, any dtype; computed in float32, not modified.
+        sampling: distribution to sample from; None for the most probable token.
+        generator: source of randomness, one number a row; not used without `sampling`.
         special: the model's special tokens.
 
     Returns:
@@ -84,7 +80,7 @@ def next_action(
     allowed[:, special.pad] = float("-inf")
     allowed[:, special.start] = float("-inf")
     if sampling is None:
-        return _best(allowed)
+        return _argmax(allowed)
     allowed = allowed[:, : logits.shape[-1]]
     if generator is None:
         raise ValueError("generator must be a torch.Generator when sampling, got None")
@@ -93,16 +89,16 @@ def next_action(
             f"top_k must be at most the vocabulary's size ({logits.shape[-1]}), "
             f"got {sampling.top_k}"
         )
-    return _draw(*_candidates(allowed, sampling), generator)
+    return _sample_tokens(*_candidates(allowed, sampling), generator)
 
 
 def best_actions(logits: Tensor, special: SpecialTokens) -> Tensor:
-    """(B, T) int64, the most probable token that may be written, of (B, T, V) logits."""
+    """Return (B, T) int64, the most probable action at every state, of (B, T, V) logits."""
     return next_action(logits.flatten(0, 1), special=special).view(logits.shape[:2])
 
 
 def greedy(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
-    """Write the most probable token at every step.
+    """Decode greedily: take the most probable token at every step.
 
     Args:
         model: in evaluation mode.
@@ -110,9 +106,9 @@ def greedy(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
         max_steps: T, at least 1.
 
     Returns:
-        (B, T) int64, the end token included, PAD after it; no end token in a row cut off at T.
+        (B, T) int64, the end token included, PAD after it; no end token in a row truncated at T.
     """
-    return _write(
+    return _decode(
         model, source, max_steps, lambda logits: next_action(logits, special=model.special)
     )
 
@@ -125,19 +121,19 @@ def sample(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw a token at every step.
+    """Decode by sampling a token at every step.
 
     Args:
         model: in evaluation mode.
         source: (B, S) int64, PAD after each row's end token.
         max_steps: T, at least 1.
-        sampling: how to draw.
-        generator: of the draws; the global random state is not touched.
+        sampling: distribution to sample from.
+        generator: source of randomness; the global random state is not used.
 
     Returns:
-        (B, T) int64 as `greedy`. A row's draws depend on the rows beside it.
+        (B, T) int64 as `greedy`. A row's sample depends on the other rows of the batch.
     """
-    return _write(
+    return _decode(
         model,
         source,
         max_steps,
@@ -153,78 +149,82 @@ def decode_all(
     decoder: Decoder = greedy,
     batch_size: int = 64,
 ) -> Tensor:
-    """Decode any number of sources, those of like length together.
+    """Decode any number of sources in batches of similar source length.
 
     Args:
         model: in evaluation mode.
         source: (B, S) int64, PAD after each row's end token.
         max_steps: T, at least 1.
-        decoder: `greedy`, `BeamSearch(...)`, or `functools.partial(sample, ...)`; it may give
-            several texts a source, (B, C, T).
-        batch_size: sources decoded together, at least 1.
+        decoder: `greedy`, `BeamSearch(...)`, or `functools.partial(sample, ...)`; it may return
+            C texts a source, (B, C, T).
+        batch_size: sources decoded at a time, at least 1.
 
     Returns:
-        (B, T) int64, or what else `decoder` gives, in the order of the sources.
+        (B, T) int64, or (B, C, T) as the decoder returns it, in the order of the sources.
     """
     check_decoding(source, max_steps)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     length = (source != model.special.pad).sum(1)
     order = length.argsort(descending=True, stable=True)
-    written = []
+    batches = []
     for start in range(0, len(source), batch_size):
         rows = order[start : start + batch_size]
         longest = max(1, int(length[rows[0]]))
-        written.append(decoder(model, source[rows, :longest], max_steps))
-    return torch.cat(written)[order.argsort()] if written else source.new_empty(0, max_steps)
+        batches.append(decoder(model, source[rows, :longest], max_steps))
+    return torch.cat(batches)[order.argsort()] if batches else source.new_empty(0, max_steps)
 
 
 def check_decoding(source: Tensor, max_steps: int) -> None:
-    """Raise unless these can be decoded."""
+    """Raise unless `source` has two dimensions and `max_steps` is at least 1."""
     check_shape("source", source, (None, None))
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
 
 
 def sync_interval(device: torch.device) -> int:
-    """Steps between two looks at which rows are done: a look makes the host wait for the device."""
+    """Return the number of steps between two checks for finished rows.
+
+    A check makes the host wait for the device.
+    """
     return 1 if host_sync_is_free(device) else 8
 
 
 def rows_to_keep(done: Tensor) -> Tensor | None:
-    """Indices of the rows that are not done, (K,) int64, or None while dropping few does not pay.
+    """Return (K,) int64 indices of the unfinished rows, or None to keep all rows.
 
-    The host waits for the device. Where it does, a step of few rows takes as long as one of many,
-    and its shape is to stay as it was recorded: rows are dropped when all are done.
+    On accelerators all rows stay until all are done: a step of few rows takes as long there as one
+    of many, and recorded steps need a constant shape. The host waits for the device.
     """
-    live = len(done) - int(done.sum())
-    few = DROP_ROWS_BELOW * len(done) if host_sync_is_free(done.device) else 0
-    return None if live > few else (~done).nonzero().squeeze(1)
+    unfinished = len(done) - int(done.sum())
+    limit = DROP_ROWS_BELOW * len(done) if host_sync_is_free(done.device) else 0
+    return None if unfinished > limit else (~done).nonzero().squeeze(1)
 
 
-def _write(
+def _decode(
     model: SequenceModel, source: Tensor, max_steps: int, choose: Callable[[Tensor], Tensor]
 ) -> Tensor:
+    """Return (B, T) int64 tokens, each chosen by `choose` from (K, V) logits of unfinished rows."""
     check_decoding(source, max_steps)
     with torch.inference_mode():
-        written = _written(model, source, max_steps, choose)
-    return written.clone()  # a tensor made in inference mode could not be trained on
+        tokens = _decode_rows(model, source, max_steps, choose)
+    return tokens.clone()  # a tensor made in inference mode cannot be used in training
 
 
-def _written(
+def _decode_rows(
     model: SequenceModel, source: Tensor, max_steps: int, choose: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    special, every = model.special, sync_interval(source.device)
-    written = source.new_full((len(source), max_steps), special.pad)
+    special, interval = model.special, sync_interval(source.device)
+    tokens = source.new_full((len(source), max_steps), special.pad)
     rows = torch.arange(len(source), device=source.device)
     previous, done = torch.full_like(rows, special.start), torch.zeros_like(rows, dtype=torch.bool)
     cache = model.start(source, max_steps)
     for step in range(max_steps):
         logits, cache = model.step(previous, cache)
         previous = choose(logits).masked_fill(done, special.pad)
-        written[rows, step] = previous
+        tokens[rows, step] = previous
         done = done | (previous == special.end)
-        if (step + 1) % every or step + 1 == max_steps:
+        if (step + 1) % interval or step + 1 == max_steps:
             continue
         kept = rows_to_keep(done)
         if kept is None:
@@ -233,36 +233,35 @@ def _written(
             break
         rows, previous, done = rows[kept], previous[kept], done[kept]
         cache = cache.select_rows(kept)
-    return written
+    return tokens
 
 
 def _float32_in_blocks(logits: Tensor) -> Tensor:
-    """A float32 copy of (B, V) logits, minus infinity up to the next multiple of `BLOCK`."""
+    """Return a float32 copy of (B, V) logits, padded by -inf to a multiple of `ARGMAX_BLOCK`."""
     rows, vocab_size = logits.shape
-    copy = logits.new_empty(rows, vocab_size + -vocab_size % BLOCK, dtype=torch.float32)
+    copy = logits.new_empty(rows, vocab_size + -vocab_size % ARGMAX_BLOCK, dtype=torch.float32)
     copy[:, :vocab_size] = logits
     copy[:, vocab_size:] = float("-inf")
     return copy
 
 
-def _best(logits: Tensor) -> Tensor:
-    """(B,) int64, the argmax of float32 logits of whole blocks, the first one of equals.
-
-    On CPUs a maximum is vectorized and its place is not: 64 rows of 4,000 take half the time where
-    the place is looked for in the best block alone.
-    """
+def _argmax(logits: Tensor) -> Tensor:
+    """Return (B,) int64, the first index of the maximum of each row of whole blocks."""
     if logits.device.type != "cpu":
         return logits.argmax(-1)
-    blocks = logits.unflatten(-1, (-1, BLOCK))
+    # PyTorch's argmax is not vectorized on CPUs, and amax is: argmax searches the best block only.
+    blocks = logits.unflatten(-1, (-1, ARGMAX_BLOCK))
     best = blocks.amax(-1).argmax(-1)
     rows = torch.arange(len(logits))
-    return best * BLOCK + blocks[rows, best].argmax(-1)
+    return best * ARGMAX_BLOCK + blocks[rows, best].argmax(-1)
 
 
 def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """Unnormalized probabilities (B, C) of the tokens that may be drawn, and their ids.
+    """Return the truncated sampling distribution and the token of each of its columns.
 
-    The ids are (B, C) int64, or None if the candidates are all tokens in order.
+    Returns:
+        (B, C) float32 unnormalized probabilities, and (B, C) int64 tokens, or None if the columns
+        are all V tokens in order.
     """
     logits, tokens = logits / sampling.temperature, None
     if sampling.top_k is not None:
@@ -271,27 +270,27 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
     if sampling.top_p is None or sampling.top_p == 1:
         return probs, tokens
     if tokens is None:
-        probs, tokens = _sorted_nucleus(probs, sampling.top_p)
-    before = probs.cumsum(-1) - probs  # held by more probable tokens
+        probs, tokens = _sort_nucleus(probs, sampling.top_p)
+    before = probs.cumsum(-1) - probs  # probability of all more probable tokens
     return probs.where(before < sampling.top_p, 0.0), tokens
 
 
-def _sorted_nucleus(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The most probable tokens in falling order, at least as many as hold `top_p`."""
-    if host_sync_is_free(probs.device) and probs.shape[-1] > NUCLEUS_GUESS:
-        top, tokens = probs.topk(NUCLEUS_GUESS)
+def _sort_nucleus(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return probabilities and tokens of at least the nucleus, by decreasing probability."""
+    if host_sync_is_free(probs.device) and probs.shape[-1] > NUCLEUS_CANDIDATES:
+        top, tokens = probs.topk(NUCLEUS_CANDIDATES)
         if bool((top.sum(-1) >= top_p).all()):
             return top, tokens
     return probs.sort(-1, descending=True)
 
 
-def _draw(probs: Tensor, tokens: Tensor | None, generator: torch.Generator) -> Tensor:
-    """(B,) int64 draws from unnormalized `probs`: where a uniform number falls in their sums.
+def _sample_tokens(probs: Tensor, tokens: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Sample (B,) int64 tokens from (B, C) unnormalized `probs` by inverting their cumulative sums.
 
-    `torch.multinomial` spends a random number on every token: 20 times the time at 4,000 tokens.
+    `torch.multinomial` would draw a random number for every candidate.
     """
     sums = probs.cumsum(-1)
     uniform = torch.rand(len(probs), 1, generator=generator, device=generator.device)
-    # Below the last sum even when rounded, so that the first sum above it exists.
-    place = torch.searchsorted(sums, uniform.to(sums.device) * sums[:, -1:], right=True)
-    return (place if tokens is None else tokens.gather(1, place)).squeeze(1)
+    # Rounding keeps the product below the last sum: the first sum above the product exists.
+    index = torch.searchsorted(sums, uniform.to(sums.device) * sums[:, -1:], right=True)
+    return (index if tokens is None else tokens.gather(1, index)).squeeze(1)

@@ -1,8 +1,8 @@
-"""The tokenizer of a pretrained model, behind the interface that tasks use.
+"""Tokenizers of pretrained models, with the interface that tasks use.
 
-It is one of the `transformers` library (the extra `hf`), which is imported only to load it. What
-stands around a source, and where padding comes from, is told to the model as `Conventions`, so that
-a model needs no tokenizer.
+The tokenizer itself is of the `transformers` library (the extra `hf`), which is imported only to
+load one. `Conventions` tells a model about special tokens and the frame of a source, so that a
+model needs no tokenizer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,21 +15,21 @@ from textgen_env.types import SpecialTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBE = "a"  # a text of one piece in every tokenizer, or at least of few
+PROBE = "a"  # a short text whose tokens show what the tokenizer adds around a source
 
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a model must know of its tokenizer.
+    """Conventions of a tokenizer that its model must know.
 
     Attributes:
-        special: padding, start and end; the start is padding's id, for it is only a sign that a
-            text begins: what the model reads there is its own affair.
+        special: ids of padding, start and end. The start has the id of padding: it only marks the
+            beginning of a text, and the model replaces it by its own tokens.
         vocab_size: V.
-        prefix: ids that stand before every source.
-        suffix: ids that stand after it, in place of the end token.
-        has_padding: whether the model knows the padding's id; if not, it is the last one, V - 1,
-            and was made up so that the end of a text can be told from what follows.
+        prefix: ids before every source.
+        suffix: ids after every source, in place of the end token.
+        has_padding: True if the model knows the padding token. Otherwise padding is V - 1, an id
+            that was added so that padding differs from the end token.
     """
 
     special: SpecialTokens
@@ -40,58 +40,58 @@ class Conventions:
 
 
 class PretrainedTokenizer:
-    """Turns text into a pretrained model's token ids and back; a `TextTokenizer`.
+    """`TextTokenizer` of a pretrained model.
 
     Args:
         backend: a tokenizer of `transformers`.
 
     Raises:
-        ValueError: it has no end token.
+        ValueError: the tokenizer has no end token.
     """
 
     def __init__(self, backend: "PreTrainedTokenizerBase") -> None:
-        self.backend: Any = backend  # its ids are declared as all that a configuration may hold
+        self.backend: Any = backend  # its ids have too wide a declared type
         end, pad = self.backend.eos_token_id, self.backend.pad_token_id
         if end is None:
-            raise ValueError("tokenizer must have an end token (eos_token), got none")
-        # Padding that is the end or the unknown piece too could not be told from them.
+            raise ValueError("tokenizer must have an end token (eos_token), got None")
+        # Padding with the id of another token would be indistinguishable from it.
         self._has_padding = pad not in (None, end, self.backend.unk_token_id)
         pad = pad if self._has_padding else len(backend)
         self.special = SpecialTokens(pad=pad, start=pad, end=end)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read the tokenizer in `folder`, as `save` or `transformers` wrote it; nothing is fetched.
+        """Load the tokenizer that `save` or `transformers` wrote to `folder`, without downloads.
 
         Raises:
-            ImportError: `transformers` is not installed, or what it needs for this tokenizer.
-            OSError: there is none.
-            ValueError: it cannot be read.
+            ImportError: `transformers`, or a package that this tokenizer needs, is not installed.
+            OSError: the folder has no tokenizer.
+            ValueError: the tokenizer cannot be read.
         """
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer as `transformers` reads it: `path`, and other files beside it."""
+        """Write the tokenizer in the format of `transformers`: `path` and files beside it."""
         self.backend.save_pretrained(str(path.parent))
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of pieces, special ones and a made-up padding included."""
+        """V, the number of tokens, including special tokens and an added padding token."""
         return max(len(self.backend), self.special.pad + 1)
 
     @property
     def pieces(self) -> Mapping[str, int]:
-        """The id of each piece."""
+        """Token id of each piece."""
         return self.backend.get_vocab()
 
     @property
     def conventions(self) -> Conventions:
-        """What a model must know."""
+        """Conventions that the tokenizer's model must know."""
         bare, framed = (self._ids(framed, text=[PROBE])[0] for framed in (False, True))
         before = next(
-            place for place in range(len(framed)) if framed[place : place + len(bare)] == bare
+            start for start in range(len(framed)) if framed[start : start + len(bare)] == bare
         )
         return Conventions(
             special=self.special,
@@ -102,19 +102,23 @@ class PretrainedTokenizer:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each source text, without what stands around it."""
+        """Return the token ids of each source text, without the prefix and suffix of sources."""
         return self._ids(text=list(texts)) if texts else []
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each target text, which some tokenizers cut otherwise, without its end."""
+        """Return the token ids of each target text, without the end token.
+
+        Some tokenizers have another vocabulary for targets than for sources.
+        """
         return self._ids(text_target=list(texts)) if texts else []
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """Text of each row of ids, up to its first end token; special pieces are left out."""
+        """Return the text of each row of ids up to its end token, without special tokens."""
         pad, _, end = self.special
-        cut = [row[: row.index(end)] if end in row else row for row in map(list, rows)]
-        kept = [[token for token in row if token != pad] for row in cut]
-        return [text.strip() for text in self.backend.batch_decode(kept, skip_special_tokens=True)]
+        ended = [row[: row.index(end)] if end in row else row for row in map(list, rows)]
+        unpadded = [[token for token in row if token != pad] for row in ended]
+        texts = self.backend.batch_decode(unpadded, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _ids(
         self,
@@ -123,7 +127,7 @@ class PretrainedTokenizer:
         text: list[str] | None = None,
         text_target: list[str] | None = None,
     ) -> list[list[int]]:
-        """Ids of either kind of texts; a special piece that a text spells is plain text."""
+        """Return the token ids of sources or targets; special tokens spelled in a text are text."""
         encoded = self.backend(
             text=text,
             text_target=text_target,

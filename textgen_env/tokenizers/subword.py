@@ -1,8 +1,8 @@
-"""Subword tokenizer: training, encoding, decoding, on the `tokenizers` library.
+"""Subword tokenizers, trained here with the `tokenizers` library, and their interface.
 
 Ids 0, 1 and 2 are padding, start and end. Encoding never yields them, not even for a text that
-spells them (the task adds what it needs); decoding stops at the first end token. Byte-level pairs,
-so that every string can be written and none is unknown.
+spells them; the task adds them. Decoding stops at the first end token. Byte-level pair encoding
+represents every string, so that no token is unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,51 +19,51 @@ NUM_BYTES = 256
 
 
 class TextTokenizer(Protocol):
-    """What tasks, environments and reports need of a tokenizer."""
+    """Interface of tokenizers for tasks, environments and reports."""
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of padding, start and end."""
+        """Token ids of padding, start and end."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of pieces, special ones included."""
+        """V, the number of tokens, including special tokens."""
         ...
 
     @property
     def pieces(self) -> Mapping[str, int]:
-        """The id of each piece."""
+        """Token id of each piece."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each source text, without start and end."""
+        """Return the token ids of each source text, without start and end."""
         ...
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each target text, without start and end."""
+        """Return the token ids of each target text, without start and end."""
         ...
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """Text of each row of ids, up to its first end token; special pieces are left out."""
+        """Return the text of each row of ids up to its end token, without special tokens."""
         ...
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer to `path`, and what does not fit there beside it."""
+        """Write the tokenizer to `path`, with additional files beside it if needed."""
         ...
 
 
 def same_pieces(one: TextTokenizer, other: TextTokenizer) -> bool:
-    """Whether an id means the same to both, so that what one wrote the other can read."""
+    """Return True if both tokenizers give every token id the same meaning."""
     return one.special == other.special and one.pieces == other.pieces
 
 
 class Tokenizer:
-    """Turns text into token ids and back.
+    """`TextTokenizer` of subwords or words.
 
     Args:
-        backend: a `tokenizers.Tokenizer` whose first three pieces are `<pad>`, `<s>`, `</s>`; from
-            now on it reads these as plain text where a text spells them.
+        backend: a `tokenizers.Tokenizer` whose first three pieces are `<pad>`, `<s>`, `</s>`. It is
+            changed to encode these as plain text where a text spells them.
 
     Raises:
         ValueError: the first three pieces are others.
@@ -79,7 +79,7 @@ class Tokenizer:
         self.backend = backend
 
     def __reduce__(self) -> tuple[type[Self], tuple[Backend]]:
-        """Copied and pickled through the constructor: the backend alone forgets what it sets."""
+        """Return the constructor and its argument, because a pickled backend loses its settings."""
         return type(self), (self.backend,)
 
     @classmethod
@@ -87,9 +87,9 @@ class Tokenizer:
         """Learn byte-level pair merges (Sennrich et al. 2016, arXiv:1508.07909) from `texts`.
 
         Args:
-            texts: lines of text, source and target sides together for a joint vocabulary.
-            vocab_size: number of pieces, the three special ones and 256 bytes included; there are
-                fewer if `texts` has no more pairs to merge.
+            texts: lines of text; sources and targets together for a joint vocabulary.
+            vocab_size: number of tokens, including 3 special tokens and 256 bytes; there are fewer
+                if `texts` has no more pairs to merge.
 
         Raises:
             ValueError: `vocab_size` leaves no room for the bytes.
@@ -112,7 +112,7 @@ class Tokenizer:
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Self:
-        """One id a word, words separated by spaces: for synthetic tasks."""
+        """Return a tokenizer of words separated by spaces, for synthetic tasks."""
         vocabulary = {piece: index for index, piece in enumerate((*SPECIAL_PIECES, *words))}
         backend = Backend(models.WordLevel(vocabulary, unk_token=SPECIAL_PIECES[0]))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -121,17 +121,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a tokenizer that `save` wrote.
+        """Load a tokenizer that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: `path` does not exist.
             ValueError: the file holds no tokenizer.
         """
         if not path.is_file():
             raise FileNotFoundError(f"tokenizer must be an existing file, got {path}")
         try:
             backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises no narrower one
+        except Exception as error:  # the library raises no narrower type
             raise ValueError(f"tokenizer must be a file that save wrote, got {path}") from error
         return cls(backend)
 
@@ -141,42 +141,42 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of pieces, special ones included."""
+        """V, the number of tokens, including special tokens."""
         return self.backend.get_vocab_size()
 
     @property
     def pieces(self) -> Mapping[str, int]:
-        """The id of each piece."""
+        """Token id of each piece."""
         return self.backend.get_vocab()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without start and end.
+        """Return the token ids of each text, without start and end.
 
         Raises:
-            ValueError: a text has a word that a tokenizer of `from_words` does not know.
+            ValueError: a text has a word that is not among those of `from_words`.
         """
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         rows = [encoding.ids for encoding in encodings]
         for text, encoding, row in zip(texts, encodings, rows, strict=True):
             if min(row, default=len(SPECIAL_PIECES)) < len(SPECIAL_PIECES):
-                place = next(index for index, value in enumerate(row) if value in self.special)
-                start, stop = encoding.offsets[place]
+                index = next(index for index, value in enumerate(row) if value in self.special)
+                start, stop = encoding.offsets[index]
                 raise ValueError(
                     f"texts must consist of the tokenizer's words, got {text[start:stop]!r}"
                 )
         return rows
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for both sides."""
+        """Return the token ids of each text; sources and targets are encoded alike."""
         return self.encode(texts)
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """Text of each row of ids, up to its first end token; special pieces are left out."""
-        cut = [list(row[: _index(row, self.special.end)]) for row in rows]
-        texts = self.backend.decode_batch(cut, skip_special_tokens=True)
+        """Return the text of each row of ids up to its end token, without special tokens."""
+        truncated = [list(row[: _index_of(row, self.special.end)]) for row in rows]
+        texts = self.backend.decode_batch(truncated, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
 
-def _index(row: Sequence[int], token: int) -> int:
-    """Position of `token` in `row`, or the row's length."""
+def _index_of(row: Sequence[int], token: int) -> int:
+    """Return the position of the first `token` in `row`, or the row's length."""
     return next((index for index, value in enumerate(row) if value == token), len(row))

@@ -1,27 +1,27 @@
-"""How long a request that failed waits; all else about the server is in test_remote_expert.py."""
+"""Pauses before retries; the client's other behavior is tested in test_remote.py."""
 
 import pytest
 from urllib3 import HTTPResponse
 from urllib3.exceptions import MaxRetryError
 
-from textgen_env.experts.completions_client import patience
+from textgen_env.experts.completions_client import retry_policy
 
 
-def after(status, waiting):
-    """What is left of a request's tries after one more was answered so."""
-    return waiting.increment("POST", "/v1/completions", response=HTTPResponse(status=status))
+def after(status, policy):
+    """Return the retry policy after a response with `status`."""
+    return policy.increment("POST", "/v1/completions", response=HTTPResponse(status=status))
 
 
-def test_pauses_double_from_the_second_on_up_to_a_minute():
-    waiting, pauses = patience(10), []
+def test_pauses_double_up_to_a_minute():
+    policy, pauses = retry_policy(10), []
     for _ in range(10):
-        waiting = after(503, waiting)
-        pauses.append(waiting.get_backoff_time())
+        policy = after(503, policy)
+        pauses.append(policy.get_backoff_time())
     assert pauses == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
     with pytest.raises(MaxRetryError):
-        after(503, waiting)
+        after(503, policy)
 
 
-def test_a_server_may_ask_for_ten_minutes_and_no_more():
-    asked = HTTPResponse(status=429, headers={"Retry-After": "7200"})
-    assert patience(1).get_retry_after(asked) == 600
+def test_a_server_may_ask_for_at_most_ten_minutes():
+    response = HTTPResponse(status=429, headers={"Retry-After": "7200"})
+    assert retry_policy(1).get_retry_after(response) == 600

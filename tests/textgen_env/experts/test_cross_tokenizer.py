@@ -1,4 +1,4 @@
-"""An expert with other tokens than the student's gives texts, and labels that go through text."""
+"""Texts and labels of an expert with another tokenizer than the student's."""
 
 import copy
 from dataclasses import replace
@@ -11,38 +11,38 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.seqkd import SeqInter, SeqKD
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert
-from textgen_env.experts.token_text import TokenText, is_text
+from textgen_env.experts.token_text import INCOMPLETE, TokenText, is_visible
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import encode, encode_sources
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
-STEPS, LONG = 6, 40  # of the expert's words, and of the student's pieces for the same
+EXPERT_STEPS, STUDENT_STEPS = 6, 40  # length limits in the expert's and the student's tokens
 
 
 @pytest.fixture(scope="module")
 def words(tiny_task):
-    """The expert's tokenizer: a piece a word, in another order than the task's."""
+    """Return the expert's tokenizer: a token a word, in another order than the task's."""
     pieces = [piece for piece in tiny_task.tokenizer.pieces if not piece.startswith("<")]
     return Tokenizer.from_words(sorted(pieces, reverse=True))
 
 
 @pytest.fixture(scope="module")
 def task(tiny_task):
-    """The task in the student's tokens, which are bytes and pairs of them."""
+    """Return the task in the student's tokens, which are bytes and pairs of them."""
     texts = [pair.source for pair in tiny_task.train]
     return replace(
         tiny_task,
         tokenizer=Tokenizer.train(texts, 262),
-        max_source_length=LONG,
-        max_target_length=LONG,
+        max_source_length=STUDENT_STEPS,
+        max_target_length=STUDENT_STEPS,
     )
 
 
 @pytest.fixture
 def inner(words):
-    """A random model over the expert's words."""
+    """Return an untrained teacher over the expert's words."""
     torch.manual_seed(0)
     size = TransformerConfig(words.vocab_size, width=16, num_heads=2, feed_forward=32)
     return NeuralExpert(Transformer(size).eval())
@@ -50,30 +50,30 @@ def inner(words):
 
 @pytest.fixture
 def expert(inner, words, task):
-    return CrossTokenizerExpert(inner, words, task.tokenizer, STEPS)
+    return CrossTokenizerExpert(inner, words, task.tokenizer, EXPERT_STEPS)
 
 
 @pytest.fixture
-def theirs(task, words):
-    """The same as the expert itself reads them."""
+def expert_examples(task, words):
+    """Return the examples in the expert's own tokens."""
     source = encode_sources([pair.source for pair in task.train[:6]], words)
     return Examples(source, source)
 
 
 @pytest.fixture
 def examples(task, expert):
-    """Sources in the student's tokens, and for the expert in its own."""
+    """Return examples in the student's tokens with the expert's view in its own."""
     pairs = task.train[:6]
     own = encode(pairs, task)
     return Examples(own.source, own.reference, expert.view([pair.source for pair in pairs]))
 
 
-def test_what_it_writes_is_the_same_text_in_the_students_tokens(
-    expert, inner, examples, theirs, task, words
+def test_the_experts_texts_are_retokenized_for_the_student(
+    expert, inner, examples, expert_examples, task, words
 ):
-    written = inner.write(theirs, max_steps=STEPS, beam_size=2).reference
+    written = inner.write(expert_examples, max_steps=EXPERT_STEPS, beam_size=2).reference
     asked = inner.queries.tokens
-    answer = expert.write(examples, max_steps=LONG, beam_size=2)
+    answer = expert.write(examples, max_steps=STUDENT_STEPS, beam_size=2)
     texts = words.decode(written.tolist())
     assert all(texts)
     assert task.tokenizer.decode(answer.reference.tolist()) == texts
@@ -82,63 +82,69 @@ def test_what_it_writes_is_the_same_text_in_the_students_tokens(
     assert expert.queries.tokens == 2 * asked  # the expert's own count
 
 
-def test_its_texts_are_cut_at_the_students_limit(expert, examples):
-    whole = expert.write(examples, max_steps=LONG, beam_size=1).reference
+def test_texts_are_truncated_at_the_students_limit(expert, examples):
+    whole = expert.write(examples, max_steps=STUDENT_STEPS, beam_size=1).reference
     short = expert.write(examples, max_steps=4, beam_size=1).reference
     assert torch.equal(short, whole[:, :4])
 
 
-def test_all_hypotheses_come_and_no_text_stays_none(expert, inner, examples, theirs, task, words):
-    written = inner.write_n_best(theirs, max_steps=STEPS, beam_size=3)
+def test_n_best_texts_are_retokenized_and_empty_rows_stay_padding(
+    expert, inner, examples, expert_examples, task, words
+):
+    written = inner.write_n_best(expert_examples, max_steps=EXPERT_STEPS, beam_size=3)
     written[1, 2] = words.special.pad  # as where fewer were found
     inner.write_n_best = lambda *_, **__: written
-    answer = expert.write_n_best(examples, max_steps=LONG, beam_size=3)
+    answer = expert.write_n_best(examples, max_steps=STUDENT_STEPS, beam_size=3)
     assert answer.shape[:2] == written.shape[:2]
     assert (answer[1, 2] == task.tokenizer.special.pad).all()
-    for ours, theirs in zip(answer.unbind(1), written.unbind(1), strict=True):
-        assert task.tokenizer.decode(ours.tolist()) == words.decode(theirs.tolist())
+    for student_row, expert_row in zip(answer.unbind(1), written.unbind(1), strict=True):
+        texts = words.decode(expert_row.tolist())
+        assert task.tokenizer.decode(student_row.tolist()) == texts
 
 
-def test_what_it_draws_is_text_too(expert, inner, examples, theirs, task, words):
+def test_samples_are_retokenized(expert, inner, examples, expert_examples, task, words):
     options = {"sampling": Sampling()}
     drawn = inner.sample(
-        theirs, max_steps=STEPS, generator=torch.Generator().manual_seed(0), **options
+        expert_examples,
+        max_steps=EXPERT_STEPS,
+        generator=torch.Generator().manual_seed(0),
+        **options,
     )
     answer = expert.sample(
-        examples, max_steps=LONG, generator=torch.Generator().manual_seed(0), **options
+        examples, max_steps=STUDENT_STEPS, generator=torch.Generator().manual_seed(0), **options
     )
     expected = words.decode(drawn.reference.tolist())
     assert task.tokenizer.decode(answer.reference.tolist()) == expected
 
 
 @pytest.mark.parametrize("agent", [SeqKD(beam_size=2), SeqInter(beam_size=2)])
-def test_agents_that_learn_from_texts_prepare_their_data(agent, expert, examples, task):
-    prepared = agent.prepare(examples, expert, LONG)
+def test_agents_prepare_their_data_from_retokenized_texts(agent, expert, examples, task):
+    prepared = agent.prepare(examples, expert, STUDENT_STEPS)
     texts = task.tokenizer.decode(prepared.reference.tolist())
     assert all(text.startswith("w") for text in texts)
-    assert prepared.reference.shape[1] <= LONG
+    assert prepared.reference.shape[1] <= STUDENT_STEPS
 
 
-def test_no_token_of_the_experts_is_taken_for_padding(inner, words, task):
+def test_no_token_of_the_expert_is_mistaken_for_padding(inner, words, task):
     others = copy.copy(task.tokenizer)
     others.special = SpecialTokens(pad=5, start=1, end=2)
-    expert = CrossTokenizerExpert(inner, words, others, STEPS)
+    expert = CrossTokenizerExpert(inner, words, others, EXPERT_STEPS)
     texts = [pair.source for pair in task.train]
     view, own = expert.view(texts), encode_sources(texts, words)
     assert (own == 5).any()
     assert torch.equal(view == 5, own == words.special.pad)
     asked = []
     inner.write = lambda examples, **_: asked.append(examples) or examples
-    expert.write(Examples(view, view), max_steps=LONG, beam_size=1)
+    expert.write(Examples(view, view), max_steps=STUDENT_STEPS, beam_size=1)
     assert torch.equal(asked[0].source, own)
 
 
-def test_distributions_and_steps_are_refused(expert, examples):
+def test_distributions_and_steps_raise(expert, examples):
     states = Trajectories.from_examples(examples, expert.special)
     refusals = (
         lambda: expert.logits(states),
         lambda: expert.top_k(states, 2),
-        lambda: expert.start(examples.source, STEPS),
+        lambda: expert.start(examples.source, EXPERT_STEPS),
         lambda: expert.complete(examples.source, states.actions, states.mask.sum(1)),
     )
     for ask in refusals:
@@ -153,95 +159,114 @@ LINES = ["the house was red", "there is a house", "red is the horse", "a road"]
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    """The expert's, of longer pieces, and the student's; in both an ö is two pieces."""
+    """Return the expert's tokenizer with longer tokens and the student's.
+
+    An ö is two tokens in both.
+    """
     return Tokenizer.train(LINES * 9, 290), Tokenizer.train(LINES * 9, 265)
 
 
 class Speller(NoExpert):
-    """Writes TEXT as long as its beginning is what stands there, and ends everything else."""
+    """Expert that continues prefixes of TEXT with TEXT and ends all others."""
 
     def __init__(self, tokenizer):
         super().__init__(tokenizer.special)
-        self.pieces = [*tokenizer.encode([TEXT])[0], self.special.end]
+        self.tokens = [*tokenizer.encode([TEXT])[0], self.special.end]
 
     def best_actions(self, trajectories):
-        answers = torch.full_like(trajectories.actions, self.special.end)
-        for row, place in trajectories.mask.nonzero().tolist():
-            if trajectories.actions[row, :place].tolist() == self.pieces[:place]:
-                answers[row, place] = self.pieces[place]
-        return answers
+        labels = torch.full_like(trajectories.actions, self.special.end)
+        for row, step in trajectories.mask.nonzero().tolist():
+            if trajectories.actions[row, :step].tolist() == self.tokens[:step]:
+                labels[row, step] = self.tokens[step]
+        return labels
 
 
-def states_along(rows, expert):
-    """The states of rows of the student's tokens, each for a source of the expert's."""
+def trajectories_of(rows, expert):
+    """Return trajectories of rows of student tokens, each with a source of the expert's."""
     width = max(map(len, rows)) + 1
     actions = torch.tensor([[*row, 2, *[0] * (width - len(row) - 1)] for row in rows])
     source = expert.view([f"red {line}" for line in LINES[: len(rows)]])
     return Trajectories.from_examples(Examples(actions, actions, source), expert.special)
 
 
-def test_labels_spell_what_the_expert_would_write(tokenizers):
-    theirs, ours = tokenizers
-    expert = CrossTokenizerExpert(Speller(theirs), theirs, ours, LONG)
-    (row,) = ours.encode([TEXT])
-    assert len(row) > len(theirs.encode([TEXT])[0])
-    (labels,) = expert.best_actions(states_along([row], expert)).tolist()
-    boundaries = theirs.encode([TEXT])[0]
+def test_labels_spell_the_experts_text(tokenizers):
+    expert_tokenizer, student_tokenizer = tokenizers
+    expert = CrossTokenizerExpert(
+        Speller(expert_tokenizer), expert_tokenizer, student_tokenizer, STUDENT_STEPS
+    )
+    (row,) = student_tokenizer.encode([TEXT])
+    assert len(row) > len(expert_tokenizer.encode([TEXT])[0])
+    (labels,) = expert.best_actions(trajectories_of([row], expert)).tolist()
+    expert_tokens = expert_tokenizer.encode([TEXT])[0]
     for step, label in enumerate(labels[:-1]):
-        text = TokenText(ours).texts([[*row[:step], label]])[0].rstrip("\N{REPLACEMENT CHARACTER}")
-        assert TEXT.startswith(text) or label == ours.special.end, (step, text)
-    assert labels[-1] == ours.special.end
-    read = TokenText(theirs).texts(boundaries[:stop] for stop in range(len(boundaries)))
-    for step, text in enumerate(TokenText(ours).texts(row[:step] for step in range(len(row)))):
-        if text in read:
-            assert labels[step] != ours.special.end, "a state that the expert knows"
-    assert labels[-3:-1] == row[-2:], "the ö, byte by byte"
+        text = TokenText(student_tokenizer).decode([[*row[:step], label]])[0].rstrip(INCOMPLETE)
+        assert TEXT.startswith(text) or label == student_tokenizer.special.end, (step, text)
+    assert labels[-1] == student_tokenizer.special.end
+    known = TokenText(expert_tokenizer).decode(
+        expert_tokens[:stop] for stop in range(len(expert_tokens))
+    )
+    for step, text in enumerate(
+        TokenText(student_tokenizer).decode(row[:step] for step in range(len(row)))
+    ):
+        if text in known:
+            assert labels[step] != student_tokenizer.special.end, "the expert continues this prefix"
+    assert labels[-3:-1] == row[-2:], "the ö is spelled byte by byte"
 
 
-def test_a_label_is_what_the_expert_says_of_the_text_so_far(tokenizers):
-    theirs, ours = tokenizers
+def test_a_label_is_the_experts_continuation_of_the_prefix(tokenizers):
+    expert_tokenizer, student_tokenizer = tokenizers
     torch.manual_seed(1)
     model = Transformer(
-        TransformerConfig(theirs.vocab_size, width=16, num_heads=2, feed_forward=32)
+        TransformerConfig(expert_tokenizer.vocab_size, width=16, num_heads=2, feed_forward=32)
     ).eval()
     inner = NeuralExpert(model)
-    expert = CrossTokenizerExpert(inner, theirs, ours, LONG)
-    rows = ours.encode(LINES)
+    expert = CrossTokenizerExpert(inner, expert_tokenizer, student_tokenizer, STUDENT_STEPS)
+    rows = student_tokenizer.encode(LINES)
     rows = [one[:5] + other[3:] for one, other in pairwise([*rows, rows[0]])]
-    states = states_along(rows, expert)
+    states = trajectories_of(rows, expert)
     labels = expert.best_actions(states)
-    source = encode_sources([f"red {line}" for line in LINES[: len(rows)]], theirs)
-    distinct, looks, known = set(), TokenText(theirs), TokenText(ours)
+    source = encode_sources([f"red {line}" for line in LINES[: len(rows)]], expert_tokenizer)
+    distinct, expert_text, student_text = (
+        set(),
+        TokenText(expert_tokenizer),
+        TokenText(student_tokenizer),
+    )
     for row, step in states.mask.nonzero().tolist():
-        text = known.texts([rows[row][:step]])[0]
-        tokens = theirs.encode([text])[0]
-        more = ""
+        text = student_text.decode([rows[row][:step]])[0]
+        tokens = expert_tokenizer.encode([text])[0]
+        continuation = ""
         for _ in range(4):
-            asked = torch.tensor([[*tokens, 0]])
+            actions = torch.tensor([[*tokens, 0]])
             distinct.add((row, *tokens))
-            token = int(model.sequence_logits(source[row, None], asked)[0, -1, 3:].argmax()) + 3
+            token = int(model.sequence_logits(source[row, None], actions)[0, -1, 3:].argmax()) + 3
             tokens = [*tokens, token]
-            more = looks.texts([tokens])[0][len(text) :]
-            if is_text(more):
+            continuation = expert_text.decode([tokens])[0][len(text) :]
+            if is_visible(continuation):
                 break
-        expected = known.next(text, [], more) if is_text(more) else ours.special.end
-        assert labels[row, step] == expected, (text, more)
+        expected = (
+            student_text.next_token(text, [], continuation)
+            if is_visible(continuation)
+            else student_tokenizer.special.end
+        )
+        assert labels[row, step] == expected, (text, continuation)
     assert inner.queries.tokens == len(distinct)
 
 
-def test_a_text_longer_than_the_expert_writes_is_over(tokenizers):
-    theirs, ours = tokenizers
-    expert = CrossTokenizerExpert(Speller(theirs), theirs, ours, 2)
-    (row,) = ours.encode([TEXT])
-    labels = expert.best_actions(states_along([row], expert))
-    assert labels[0, 0] != ours.special.end
-    assert (labels[0, len(row) // 2 :] == ours.special.end).all()
+def test_labels_beyond_the_experts_length_limit_are_end_tokens(tokenizers):
+    expert_tokenizer, student_tokenizer = tokenizers
+    expert = CrossTokenizerExpert(Speller(expert_tokenizer), expert_tokenizer, student_tokenizer, 2)
+    (row,) = student_tokenizer.encode([TEXT])
+    labels = expert.best_actions(trajectories_of([row], expert))
+    assert labels[0, 0] != student_tokenizer.special.end
+    assert (labels[0, len(row) // 2 :] == student_tokenizer.special.end).all()
 
 
 def test_imitkd_learns_from_labels_in_the_students_tokens(tokenizers):
-    theirs, ours = tokenizers
-    expert = CrossTokenizerExpert(Speller(theirs), theirs, ours, LONG)
-    states = states_along([ours.encode([TEXT])[0]], expert)
+    expert_tokenizer, student_tokenizer = tokenizers
+    expert = CrossTokenizerExpert(
+        Speller(expert_tokenizer), expert_tokenizer, student_tokenizer, STUDENT_STEPS
+    )
+    states = trajectories_of([student_tokenizer.encode([TEXT])[0]], expert)
     own = replace(states, writer=torch.full_like(states.writer, Writer.STUDENT))
     agent = ImitKD()
     agent.check_expert(expert)

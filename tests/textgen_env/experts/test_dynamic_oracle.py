@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ WORDS = (3, 4, 5)
 
 
 def edits(left, right):
-    """Wagner and Fischer 1974, a cell at a time."""
+    """Return the edit distance, computed cell by cell (Wagner and Fischer 1974)."""
     row = list(range(len(right) + 1))
     for i, token in enumerate(left, 1):
         above, row[0] = row[0], i
@@ -28,15 +29,15 @@ def texts(longest):
 
 
 def optimal_by_brute_force(prefix, reference):
-    """The next tokens from which the fewest edits can be reached.
+    """Return the next tokens that lead to the fewest edits.
 
-    Over all completions of up to as many words as the reference has: more are edits themselves.
+    Completions longer than the reference need not be tried: their surplus words are edits.
     """
     costs = {}
     for completion in texts(len(reference)):
         token = (*completion, SPECIAL.end)[0]
         costs.setdefault(token, []).append(edits((*prefix, *completion), reference))
-    best = {token: min(those) for token, those in costs.items()}
+    best = {token: min(of_token) for token, of_token in costs.items()}
     return {token for token, cost in best.items() if cost == min(best.values())}
 
 
@@ -52,7 +53,7 @@ def trajectories_of(actions, references):
 
 @pytest.fixture(scope="module")
 def cases():
-    """(prefix, reference): all texts of two words with all references of up to three."""
+    """Return all prefixes of two words with all references of up to three words."""
     return list(itertools.product(itertools.product(WORDS, repeat=2), texts(3)))
 
 
@@ -68,7 +69,7 @@ def expert(trajectories):
     return DynamicOracle(Examples(trajectories.source, trajectories.reference), vocab_size=6)
 
 
-def test_optimal_actions_are_those_of_all_completions(expert, cases, trajectories):
+def test_optimal_actions_equal_those_of_brute_force(expert, cases, trajectories):
     logits = expert.logits(trajectories)
     sizes = set()
     for row, (prefix, reference) in enumerate(cases):
@@ -76,7 +77,7 @@ def test_optimal_actions_are_those_of_all_completions(expert, cases, trajectorie
             found = (logits[row, step] > 0).nonzero().squeeze(1).tolist()
             assert set(found) == optimal_by_brute_force(prefix[:step], reference)
             sizes.add(len(found))
-    assert sizes >= {1, 2, 3}, "the test wants ties"
+    assert sizes >= {1, 2, 3}, "the test needs ties"
 
 
 def test_the_best_action_is_the_optimal_one_earliest_in_the_reference(expert, cases, trajectories):
@@ -84,18 +85,20 @@ def test_the_best_action_is_the_optimal_one_earliest_in_the_reference(expert, ca
     for row, (prefix, reference) in enumerate(cases):
         for step in range(3):
             optimal = optimal_by_brute_force(prefix[:step], reference)
-            beginnings = [edits(prefix[:step], reference[:j]) for j in range(len(reference) + 1)]
-            place = beginnings.index(min(beginnings))
-            assert best[row, step] == (*reference, SPECIAL.end)[place]
+            distances = [edits(prefix[:step], reference[:j]) for j in range(len(reference) + 1)]
+            index = distances.index(min(distances))
+            assert best[row, step] == (*reference, SPECIAL.end)[index]
             assert best[row, step].item() in optimal
 
 
-def test_longer_texts_by_brute_force():
+def test_longer_texts_equal_brute_force():
     references = [(3, 4, 4, 5), (5, 3, 3), (4, 4, 4, 4), ()]
     prefixes = [(3, 5, 4), (3, 3, 5), (4, 3, 5), (5, 5, 5)]
     actions = padded([(*prefix, SPECIAL.end) for prefix in prefixes], 4)
-    them = trajectories_of(actions, padded([(*row, SPECIAL.end) for row in references], 6))
-    logits = DynamicOracle(Examples(them.source, them.reference), 6).logits(them)
+    trajectories = trajectories_of(actions, padded([(*row, SPECIAL.end) for row in references], 6))
+    logits = DynamicOracle(Examples(trajectories.source, trajectories.reference), 6).logits(
+        trajectories
+    )
     for row in range(4):
         for step in range(4):
             found = set((logits[row, step] > 0).nonzero().squeeze(1).tolist())
@@ -108,36 +111,36 @@ def test_the_most_probable_action_is_the_best_one(expert, trajectories):
     assert torch.equal(chosen, expert.best_actions(trajectories))
 
 
-def test_the_mass_is_even_over_optimal_actions(expert, trajectories):
+def test_distributions_are_uniform_over_optimal_actions(expert, trajectories):
     logits = expert.logits(trajectories)
     optimal = logits > 0
-    even = optimal / optimal.sum(-1, keepdim=True)
-    torch.testing.assert_close(logits.softmax(-1), even, atol=5e-4, rtol=0)
+    uniform = optimal / optimal.sum(-1, keepdim=True)
+    torch.testing.assert_close(logits.softmax(-1), uniform, atol=5e-4, rtol=0)
     assert logits.isfinite().all()
 
 
-def test_without_mistakes_it_goes_on_with_the_reference():
+def test_without_mistakes_the_reference_is_best():
     references = padded([(3, 4, 5, 3, 2), (5, 2)], 5)
-    them = trajectories_of(references, references)
-    best = DynamicOracle(Examples(them.source, references), 6).best_actions(them)
-    assert torch.equal(best[them.mask], references[them.mask])
+    trajectories = trajectories_of(references, references)
+    best = DynamicOracle(Examples(trajectories.source, references), 6).best_actions(trajectories)
+    assert torch.equal(best[trajectories.mask], references[trajectories.mask])
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_it_ends_where_the_reference_ends_marked_or_not(ended):
+def test_references_need_no_end_token(ended):
     reference = padded([(3, 4, SPECIAL.end) if ended else (3, 4)], 3 if ended else 2)
-    them = trajectories_of(torch.tensor([[3, 4, 3]]), reference)
-    best = DynamicOracle(Examples(them.source, reference), 6).best_actions(them)
+    trajectories = trajectories_of(torch.tensor([[3, 4, 3]]), reference)
+    best = DynamicOracle(Examples(trajectories.source, reference), 6).best_actions(trajectories)
     assert best.tolist() == [[3, 4, SPECIAL.end]]
 
 
-def test_padding_changes_nothing(expert, trajectories):
+def test_padding_of_references_has_no_effect(expert, trajectories):
     wide = torch.nn.functional.pad(trajectories.reference, (0, 5))
-    them = trajectories_of(trajectories.actions, wide)
-    assert torch.equal(expert.logits(them), expert.logits(trajectories))
+    wider = trajectories_of(trajectories.actions, wide)
+    assert torch.equal(expert.logits(wider), expert.logits(trajectories))
 
 
-def test_going_along_gives_the_labels_of_the_whole(expert, trajectories):
+def test_steps_give_the_labels_of_the_trajectories(expert, trajectories):
     expected, mask = expert.logits(trajectories), trajectories.mask
     rows = len(trajectories)
     state = dynamics.initial(trajectories.source, 3, SPECIAL)
@@ -152,17 +155,17 @@ def test_going_along_gives_the_labels_of_the_whole(expert, trajectories):
 
 
 def test_a_step_does_not_wait_for_the_device(expert, trajectories):
-    """Of a meta tensor nothing can be read; only `start` looks sources up."""
+    """Reading the value of a meta tensor would raise; only `start` looks up sources."""
     cache = expert.start(trajectories.source, 3)
-    there = ReferenceCache(cache.reference.to("meta"), cache.distance.to("meta"))
+    on_meta = ReferenceCache(cache.reference.to("meta"), cache.distance.to("meta"))
     source = trajectories.source.to("meta")
     state = dynamics.initial(source, 3, SPECIAL)
-    assert expert.step(state, source[:, 0], there)[0].is_meta
+    assert expert.step(state, source[:, 0], on_meta)[0].is_meta
     assert expert.logits(trajectories.to("meta")).is_meta
 
 
-def test_a_refilled_row_begins_anew(expert, trajectories):
-    """Rows of which the first two steps differ, then half of them another example's first step."""
+def test_a_refilled_row_has_a_new_reference(expert, trajectories):
+    """After one step, every second row is reset to the first step of another example."""
     source = trajectories.source
     rows, other = torch.arange(len(source)), torch.arange(len(source)).flip(0)
     state, start = dynamics.initial(source, 3, SPECIAL), torch.full((len(source),), SPECIAL.start)
@@ -180,12 +183,12 @@ def test_a_refilled_row_begins_anew(expert, trajectories):
     assert torch.equal(picked.reference, cache.reference[chosen])
 
 
-def test_an_unknown_source_is_an_error_that_says_what_to_do(expert):
+def test_an_unknown_source_raises_an_error_with_the_remedy(expert):
     with pytest.raises(ExpertError, match=r"got tokens \(5, 5, 2\): make it from the env"):
         expert.start(torch.tensor([[5, 5, 2, 0]]), 3)
 
 
-def test_sources_are_known_whatever_their_padding(expert, trajectories):
+def test_sources_are_found_whatever_their_padding(expert, trajectories):
     wide = torch.nn.functional.pad(trajectories.source, (0, 4))
     assert torch.equal(expert.start(wide, 3).reference, expert.start(wide[:, :1], 3).reference)
 
@@ -196,7 +199,7 @@ def test_of_equal_sources_the_first_counts():
     assert cache.reference.tolist() == [[4, 2, 0]]
 
 
-def test_it_writes_the_references(expert):
+def test_write_returns_the_references(expert):
     examples = Examples(torch.tensor([[9, 2], [8, 2]]), torch.tensor([[4, 3, 2], [5, 2, 0]]))
     written = expert.write(examples, max_steps=2, beam_size=5)
     assert written.reference.tolist() == [[4, 3], [5, 2]]
@@ -204,13 +207,13 @@ def test_it_writes_the_references(expert):
     assert expert.queries.forwards == 1
 
 
-def test_an_answer_is_counted_once(expert, trajectories):
-    for ask in (expert.best_actions, expert.logits, lambda those: expert.top_k(those, 2)):
+def test_each_query_is_counted_once(expert, trajectories):
+    for ask in (expert.best_actions, expert.logits, partial(expert.top_k, k=2)):
         before = expert.queries
         ask(trajectories)
         assert expert.queries.tokens - before.tokens == int(trajectories.mask.sum())
         assert expert.queries.forwards - before.forwards == 1
 
 
-def test_it_knows_its_vocabulary(expert):
+def test_the_vocabulary_is_known(expert):
     assert expert.vocab_size == 6

@@ -21,13 +21,15 @@ def trajectories(tiny_task, examples):
     return Trajectories.from_examples(examples, tiny_task.tokenizer.special)
 
 
-def test_answers_are_the_teachers_distributions(tiny_teacher, trajectories):
+def test_logits_are_the_teachers(tiny_teacher, trajectories):
     logits = NeuralExpert(tiny_teacher).logits(trajectories)
     expected = tiny_teacher.sequence_logits(trajectories.source, trajectories.actions)
     assert torch.equal(logits, expected)
 
 
-def test_the_best_action_is_the_most_probable_one_that_can_be_written(tiny_teacher, trajectories):
+def test_the_best_action_is_the_most_probable_token_but_padding_and_start(
+    tiny_teacher, trajectories
+):
     expert = NeuralExpert(tiny_teacher)
     probabilities = expert.logits(trajectories).softmax(-1)
     probabilities[..., [expert.special.pad, expert.special.start]] = 0
@@ -41,14 +43,14 @@ def test_no_gradient_reaches_the_teacher(tiny_teacher, trajectories):
     assert not expert.best_actions(trajectories).requires_grad
 
 
-def test_a_bfloat16_teacher_answers_in_its_precision(tiny_teacher, trajectories):
+def test_a_bfloat16_teacher_answers_in_bfloat16(tiny_teacher, trajectories):
     expected = NeuralExpert(tiny_teacher).logits(trajectories)
     logits = NeuralExpert(tiny_teacher.bfloat16()).logits(trajectories)
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
 
 
-def test_every_answer_is_counted(tiny_teacher, trajectories):
+def test_every_query_is_counted(tiny_teacher, trajectories):
     expert = NeuralExpert(tiny_teacher)
     expert.logits(trajectories)
     expert.best_actions(trajectories)
@@ -59,13 +61,13 @@ def test_every_answer_is_counted(tiny_teacher, trajectories):
 
 def test_padding_is_not_counted(tiny_teacher, trajectories):
     expert = NeuralExpert(tiny_teacher)
-    assert not trajectories.mask.all(), "the test wants padding"
+    assert not trajectories.mask.all(), "the test needs padding"
     expert.logits(trajectories)
     assert expert.queries.tokens < trajectories.actions.numel()
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_it_writes_by_beam_search(tiny_task, examples, make_table_model, beam_size):
+def test_write_decodes_by_beam_search(tiny_task, examples, make_table_model, beam_size):
     teacher = make_table_model(tiny_task, 3)
     expert = NeuralExpert(teacher)
     written = expert.write(examples, max_steps=5, beam_size=beam_size)
@@ -77,7 +79,7 @@ def test_it_writes_by_beam_search(tiny_task, examples, make_table_model, beam_si
     assert expert.queries.forwards == 1
 
 
-def test_its_best_texts_are_those_of_beam_search(tiny_task, examples, make_table_model):
+def test_n_best_texts_are_those_of_beam_search(tiny_task, examples, make_table_model):
     teacher = make_table_model(tiny_task, 3)
     expert = NeuralExpert(teacher)
     written = expert.write_n_best(examples, max_steps=5, beam_size=3)
@@ -88,14 +90,14 @@ def test_its_best_texts_are_those_of_beam_search(tiny_task, examples, make_table
     assert not torch.equal(written[:, 1], best.reference)
 
 
-def test_every_token_of_its_best_texts_is_counted(tiny_task, examples, make_table_model):
+def test_every_token_of_the_n_best_texts_is_counted(tiny_task, examples, make_table_model):
     expert = NeuralExpert(make_table_model(tiny_task, 3))
     written = expert.write_n_best(examples, max_steps=5, beam_size=3)
     assert expert.queries.tokens == int((written != expert.special.pad).sum())
     assert expert.queries.forwards == 1
 
 
-def test_it_draws_what_sampling_draws(tiny_task, examples, make_table_model):
+def test_samples_are_those_of_the_sampling_decoder(tiny_task, examples, make_table_model):
     teacher = make_table_model(tiny_task, 3)
     expert, sampling = NeuralExpert(teacher), Sampling(top_k=4)
     drawn = expert.sample(
@@ -107,8 +109,8 @@ def test_it_draws_what_sampling_draws(tiny_task, examples, make_table_model):
     assert expert.queries.tokens == int((drawn.reference != teacher.special.pad).sum())
 
 
-def test_by_default_an_expert_draws_step_by_step(tiny_task, examples, make_table_model):
-    """Of 3,000 texts each first token comes as often as the teacher says."""
+def test_the_default_sample_steps_the_expert(tiny_task, examples, make_table_model):
+    """Compare the first tokens of 3,000 samples with the teacher's probabilities."""
 
     class Stepping(NeuralExpert):
         sample = Expert.sample
@@ -127,7 +129,7 @@ def test_by_default_an_expert_draws_step_by_step(tiny_task, examples, make_table
     assert drawn[ended, 1].eq(expert.special.pad).all()
 
 
-def test_it_goes_on_from_where_a_text_stops(tiny_task, examples, make_table_model):
+def test_prefixes_are_completed_with_the_best_actions(tiny_task, examples, make_table_model):
     expert = NeuralExpert(make_table_model(tiny_task, 3))
     prefix = torch.nn.functional.pad(examples.reference, (0, 3))
     length = torch.arange(len(examples)) % 4
@@ -146,7 +148,7 @@ def test_it_goes_on_from_where_a_text_stops(tiny_task, examples, make_table_mode
         assert mask[row].sum() == (ended[0] + 1 if len(ended) else prefix.shape[1])
 
 
-def test_a_text_that_is_over_is_not_gone_on_with(examples, tiny_task, make_table_model):
+def test_a_finished_text_is_not_completed(examples, tiny_task, make_table_model):
     expert = NeuralExpert(make_table_model(tiny_task, 3))
     whole = torch.full_like(examples.reference[:, 0], examples.reference.shape[1])
     texts = expert.complete(examples.source, examples.reference, whole)
@@ -154,7 +156,7 @@ def test_a_text_that_is_over_is_not_gone_on_with(examples, tiny_task, make_table
     assert expert.queries.tokens == int((texts != expert.special.pad).sum())
 
 
-def test_without_an_expert_the_error_says_what_to_do(examples, trajectories):
+def test_without_an_expert_the_error_names_the_remedy(examples, trajectories):
     expert = NoExpert()
     for ask in (
         lambda: expert.logits(trajectories),
@@ -183,7 +185,7 @@ def test_top_k_and_the_tail_are_the_whole_distribution(tiny_teacher, trajectorie
     assert label.log_probs.dtype == label.tail_log_prob.dtype == torch.float32
 
 
-def test_all_tokens_leave_an_empty_tail(tiny_teacher, trajectories):
+def test_with_all_tokens_the_tail_is_empty(tiny_teacher, trajectories):
     expert = NeuralExpert(tiny_teacher)
     label = expert.top_k(trajectories, expert.vocab_size)
     expected = expert.logits(trajectories).log_softmax(-1)
@@ -192,8 +194,8 @@ def test_all_tokens_leave_an_empty_tail(tiny_teacher, trajectories):
     assert (label.tail_log_prob == float("-inf")).all()
 
 
-def test_a_tail_keeps_its_digits():
-    """One minus the sum of the others would be 0 in float32."""
+def test_a_small_tail_is_not_rounded_to_zero():
+    """Sum the tail, because one minus the other probability is 0 in float32."""
 
     class Sure(NoExpert):
         def logits(self, trajectories):
@@ -204,16 +206,16 @@ def test_a_tail_keeps_its_digits():
     assert label.tail_log_prob.item() == pytest.approx(whole[1:].logsumexp(0).item(), rel=1e-6)
 
 
-def test_top_k_does_not_depend_on_how_it_is_cut(tiny_teacher, trajectories, monkeypatch):
+def test_top_k_does_not_depend_on_the_chunks(tiny_teacher, trajectories, monkeypatch):
     expert = NeuralExpert(tiny_teacher)
     whole = expert.top_k(trajectories, 2)
-    monkeypatch.setattr("textgen_env.experts.expert.CHUNK", 7)
+    monkeypatch.setattr("textgen_env.experts.expert.TOP_K_CHUNK_STATES", 7)
     parts = expert.top_k(trajectories, 2)
     for name in ("tokens", "log_probs", "tail_log_prob"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
 
 
-def test_top_k_is_one_answer(tiny_teacher, trajectories):
+def test_top_k_is_one_query(tiny_teacher, trajectories):
     expert = NeuralExpert(tiny_teacher)
     expert.top_k(trajectories, 2)
     assert expert.queries.forwards == 1
@@ -221,7 +223,7 @@ def test_top_k_is_one_answer(tiny_teacher, trajectories):
 
 
 @pytest.mark.parametrize("k", [0, 1000])
-def test_top_k_refuses_what_there_is_not(tiny_teacher, trajectories, k):
+def test_top_k_refuses_a_k_out_of_range(tiny_teacher, trajectories, k):
     size = tiny_teacher.vocab_size
     with pytest.raises(ValueError, match=f"k must be from 1 to {size}, .* got {k}"):
         NeuralExpert(tiny_teacher).top_k(trajectories, k)
@@ -235,27 +237,27 @@ def test_top_k_labels_check_their_shapes():
         TopK(tokens, log_probs, torch.zeros(2, 4))
 
 
-def test_a_padded_vocabulary_is_cut_in_every_answer(tiny_task, examples, make_table_model):
-    """The teacher's favorites are tokens that nobody else knows."""
+def test_a_padded_vocabulary_is_truncated_in_every_answer(tiny_task, examples, make_table_model):
+    """Use a teacher whose most probable tokens are beyond the tokenizer's vocabulary."""
     teacher, size = make_table_model(tiny_task, 3), tiny_task.tokenizer.vocab_size - 3
     with torch.no_grad():
         teacher.tables[..., size:] += 100
     kept = examples.select((examples.source < size).all(1) & (examples.reference < size).all(1))
-    them = Trajectories.from_examples(kept, teacher.special)
+    trajectories = Trajectories.from_examples(kept, teacher.special)
     whole, expert = NeuralExpert(teacher), NeuralExpert(teacher, vocab_size=size)
     assert (whole.vocab_size, expert.vocab_size) == (teacher.vocab_size, size)
-    assert torch.equal(expert.logits(them), whole.logits(them)[..., :size])
-    assert (whole.best_actions(them) >= size).all()
-    assert (expert.best_actions(them) < size).all()
-    assert (expert.top_k(them, size).tail_log_prob == float("-inf")).all()
+    assert torch.equal(expert.logits(trajectories), whole.logits(trajectories)[..., :size])
+    assert (whole.best_actions(trajectories) >= size).all()
+    assert (expert.best_actions(trajectories) < size).all()
+    assert (expert.top_k(trajectories, size).tail_log_prob == float("-inf")).all()
     state = dynamics.initial(kept.source, 5, teacher.special)
     start = torch.full((len(kept),), teacher.special.start)
     logits, _ = expert.step(state, start, expert.start(kept.source, 5))
-    assert torch.equal(logits, expert.logits(them)[:, 0])
+    assert torch.equal(logits, expert.logits(trajectories)[:, 0])
     for beam_size in (1, 3):
         written = expert.write(kept, max_steps=5, beam_size=beam_size)
         assert (written.reference < size).all()
 
 
-def test_an_expert_that_does_not_say_has_no_known_vocabulary():
+def test_the_vocabulary_is_unknown_by_default():
     assert NoExpert().vocab_size is None

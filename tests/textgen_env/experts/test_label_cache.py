@@ -1,4 +1,4 @@
-"""What was kept is given back, after any kill, and nothing else is."""
+"""The label cache returns all that was stored, after any kill, and nothing else."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ from textgen_env.experts.label_cache import LabelCache
 cache = LabelCache(Path(sys.argv[1]))
 for key, answer in ANSWERS.items():
     cache.put({key: answer})
-os._exit(9)  # nothing is closed, nothing is moved from the log to the file
+os._exit(9)  # nothing is closed: all answers are in the write-ahead log
 """
 
 
-def test_what_was_put_is_got_in_another_process_too(tmp_path):
+def test_stored_answers_are_read_by_another_connection(tmp_path):
     path = tmp_path / "deep" / "labels.sqlite"
     first = LabelCache(path)
     assert first.get([b"a"]) == {}
@@ -39,7 +39,7 @@ def test_what_was_put_is_got_in_another_process_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def left_by_a_kill(tmp_path_factory):
-    """The folder of a cache whose process died."""
+    """Return the folder of a cache whose process was killed."""
     folder = tmp_path_factory.mktemp("killed")
     root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -48,7 +48,7 @@ def left_by_a_kill(tmp_path_factory):
     return folder
 
 
-def test_a_kill_loses_nothing_that_was_put(left_by_a_kill, tmp_path):
+def test_a_kill_loses_nothing_that_was_stored(left_by_a_kill, tmp_path):
     shutil.copytree(left_by_a_kill, tmp_path, dirs_exist_ok=True)
     cache = LabelCache(tmp_path / "labels.sqlite")
     assert cache.get(list(ANSWERS)) == ANSWERS
@@ -56,11 +56,13 @@ def test_a_kill_loses_nothing_that_was_put(left_by_a_kill, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["-wal", ""])
-def test_what_is_cut_anywhere_is_absent_and_never_wrong(left_by_a_kill, tmp_path, suffix):
+def test_a_truncated_file_loses_answers_but_never_returns_wrong_ones(
+    left_by_a_kill, tmp_path, suffix
+):
     whole = tmp_path / "whole"
     shutil.copytree(left_by_a_kill, whole)
     if not suffix:
-        LabelCache(whole / "labels.sqlite").close()  # the last to close moves the log to the file
+        LabelCache(whole / "labels.sqlite").close()  # closing the last connection merges the log
     size, numbers = (whole / f"labels.sqlite{suffix}").stat().st_size, set()
     assert size > 10_000
     for cut in range(0, size, size // 23):
@@ -78,7 +80,7 @@ def test_what_is_cut_anywhere_is_absent_and_never_wrong(left_by_a_kill, tmp_path
     assert len(numbers) > (5 if suffix else 0)
 
 
-def test_a_record_that_was_changed_is_absent(tmp_path):
+def test_a_corrupted_record_is_absent(tmp_path):
     path = tmp_path / "labels.sqlite"
     cache = LabelCache(path)
     cache.put({b"a": b"right", b"b": b"right"})
@@ -93,7 +95,7 @@ def test_a_record_that_was_changed_is_absent(tmp_path):
     cache.close()
 
 
-def test_no_answer_of_a_batch_is_kept_without_the_others(tmp_path):
+def test_a_batch_is_stored_whole_or_not_at_all(tmp_path):
     cache = LabelCache(tmp_path / "labels.sqlite")
     cache.connection.execute(
         "CREATE TRIGGER full BEFORE INSERT ON answers WHEN NEW.key = CAST('b' AS BLOB) "
@@ -105,7 +107,7 @@ def test_no_answer_of_a_batch_is_kept_without_the_others(tmp_path):
     cache.close()
 
 
-def test_something_else_is_no_cache(tmp_path):
+def test_another_file_is_no_cache(tmp_path):
     path = tmp_path / "labels.sqlite"
     path.write_text("labels: none\n" * 100)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A teacher behind HTTP says what the same teacher says here, or says what is wrong."""
+"""A remote teacher answers as the same teacher here does, or raises an error of one line."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from textgen_agents.losses.objectives import loss_for
 from textgen_env.experts import completions_client
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.experts.remote import RemoteExpert
-from textgen_env.experts.remote_config import RemoteTeacher, connect
+from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -35,7 +35,7 @@ SCALE = 3.0  # of the untrained model's logits
 
 
 class Lively(torch.nn.Module):
-    """An untrained Transformer with random logits by the last token, that vary its texts."""
+    """Untrained Transformer with random logits by the last token, for texts that differ."""
 
     def __init__(self, vocab_size):
         super().__init__()
@@ -85,15 +85,15 @@ def examples(task):
 
 @pytest.fixture
 def trajectories(examples, tokenizer):
-    """Gold texts; their prompts differ from what the student reads."""
+    """Return references as trajectories whose teacher has other sources than the student."""
     trajectories = Trajectories.from_examples(examples, tokenizer.special)
-    assert not trajectories.mask.all(), "the tests want padding"
+    assert not trajectories.mask.all(), "the tests need padding"
     return trajectories
 
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch):
-    monkeypatch.setattr(completions_client, "PAUSE", 0.0)
+    monkeypatch.setattr(completions_client, "BACKOFF", 0.0)
     monkeypatch.delenv(completions_client.API_KEY, raising=False)
 
 
@@ -106,14 +106,14 @@ def server(teacher, tokenizer):
 
 @pytest.fixture
 def make(server, tokenizer, tmp_path):
-    """Experts that ask the server; their cache is the same file."""
+    """Return a function that makes remote experts with a common cache file."""
     made = []
 
     def make(**settings):
         chosen = {"timeout": 30.0, "retries": 2, "k": K, "cache": tmp_path / "labels.sqlite"}
         chosen |= settings
         known = chosen.pop("known_tokenizer", tokenizer)
-        made.append(connect(RemoteTeacher(server.url, "small", tmp_path, **chosen), known))
+        made.append(RemoteTeacher(server.url, "small", tmp_path, **chosen).build(known))
         return made[-1]
 
     yield make
@@ -136,39 +136,39 @@ def assert_same_labels(expert, teacher, trajectories, k=K):
     assert torch.equal(label.tokens[mask], expected.tokens[mask])
     torch.testing.assert_close(label.log_probs[mask], expected.log_probs[mask])
     tail, whole = label.tail_log_prob[mask].exp(), expected.tail_log_prob[mask].exp()
-    torch.testing.assert_close(tail, whole, rtol=0, atol=1e-6)  # what is left of sums near 1
+    torch.testing.assert_close(tail, whole, rtol=0, atol=1e-6)  # differences of sums near 1
     assert label.log_probs.isfinite().all()
 
 
 @pytest.mark.parametrize("k", [1, K])
-def test_labels_are_those_of_the_same_teacher_here(make, teacher, trajectories, k):
+def test_labels_equal_those_of_the_local_teacher(make, teacher, trajectories, k):
     assert_same_labels(make(), teacher, trajectories, k)
 
 
-def test_all_tokens_leave_no_tail(make, tokenizer, teacher, trajectories):
+def test_with_all_tokens_the_tail_is_empty(make, tokenizer, teacher, trajectories):
     assert_same_labels(make(k=tokenizer.vocab_size), teacher, trajectories, tokenizer.vocab_size)
 
 
-def test_a_tail_beyond_the_servers_digits_is_small_and_finite(make, server, trajectories):
+def test_a_tail_below_float32_resolution_is_small_and_finite(make, server, trajectories):
     server.model.model = copy.deepcopy(server.model.model)
     server.model.model.noise[:, 5] += 60
     tail = make().top_k(trajectories, 1).tail_log_prob[trajectories.mask]
     assert tail.exp().tolist() == pytest.approx([1e-7] * len(tail))
 
 
-def test_best_actions_are_those_of_the_same_teacher_here(make, server, teacher, trajectories):
+def test_best_actions_equal_those_of_the_local_teacher(make, server, teacher, trajectories):
     server.model.model = teacher = copy.deepcopy(teacher)
-    teacher.noise[:, 0] += 5  # it would write padding everywhere, then start
+    teacher.noise[:, 0] += 5  # padding is most probable everywhere, then start
     teacher.noise[:, 1] += 4
     expert, local, mask = make(), NeuralExpert(teacher), trajectories.mask
     best = expert.best_actions(trajectories)
     assert torch.equal(best[mask], local.best_actions(trajectories)[mask])
-    place = mask.sum(1) - 1
-    state = trajectories.expert_view, trajectories.actions, place, trajectories.reference
+    length = mask.sum(1) - 1
+    state = trajectories.expert_view, trajectories.actions, length, trajectories.reference
     assert torch.equal(expert.best_actions_at(*state), local.best_actions_at(*state))
 
 
-def test_a_loss_is_that_of_the_same_teacher_here(make, teacher, trajectories, tokenizer):
+def test_a_loss_equals_that_of_the_local_teacher(make, teacher, trajectories, tokenizer):
     student = Lively(tokenizer.vocab_size)
     remote, local = (
         loss_for(TopKWithTail(K), forward_kl, trajectories, student, expert)
@@ -177,7 +177,7 @@ def test_a_loss_is_that_of_the_same_teacher_here(make, teacher, trajectories, to
     torch.testing.assert_close(remote, local)
 
 
-def test_a_batch_of_rows_is_one_request_and_equal_rows_are_asked_once(make, server, trajectories):
+def test_a_batch_is_one_request_without_duplicate_rows(make, server, trajectories):
     make().top_k(trajectories.select(torch.tensor([0, 1, 2, 0, 1])), K)
     (body,) = server.asked
     assert len(body["prompt"]) == 3
@@ -189,7 +189,7 @@ def test_a_batch_of_rows_is_one_request_and_equal_rows_are_asked_once(make, serv
     assert expert.server.requests == 2
 
 
-def test_what_was_answered_is_not_asked_again(make, server, teacher, trajectories):
+def test_cached_answers_are_not_requested_again(make, server, teacher, trajectories):
     make().top_k(trajectories, K)
     asked = len(server.asked)
     again = make()
@@ -197,10 +197,12 @@ def test_what_was_answered_is_not_asked_again(make, server, teacher, trajectorie
     again.best_actions(trajectories)
     assert len(server.asked) == asked
     assert again.server.requests == 0
-    assert again.queries.tokens == 2 * int(trajectories.mask.sum()), "answers count, whoever gives"
+    assert again.queries.tokens == 2 * int(trajectories.mask.sum()), (
+        "cached answers count as queries"
+    )
 
 
-def test_the_last_token_decides_nothing_and_is_not_part_of_the_question(make, server, trajectories):
+def test_the_last_token_is_no_part_of_a_labels_key(make, server, trajectories):
     expert, last = make(), trajectories.mask.sum(1, keepdim=True) - 1
     labels = expert.top_k(trajectories, K)
     actions = trajectories.actions.scatter(1, last, 7)
@@ -213,7 +215,7 @@ def test_the_last_token_decides_nothing_and_is_not_part_of_the_question(make, se
 
 
 @pytest.mark.parametrize("other", ["model", "k", "tokenizer"])
-def test_another_question_is_asked(make, server, trajectories, other):
+def test_another_query_is_requested(make, server, trajectories, other):
     make().top_k(trajectories, K)
     settings = {
         "k": {"k": K + 1},
@@ -227,11 +229,11 @@ def test_another_question_is_asked(make, server, trajectories, other):
     assert len(server.asked) == 2
 
 
-PATIENCE = 1.5  # seconds: what a busy machine needs for an answer that nothing spoils
+TIMEOUT = 1.5  # seconds; enough for an answer without faults on a busy machine
 
 
-def wait(handler):
-    time.sleep(2 * PATIENCE)
+def respond_too_late(handler):
+    time.sleep(2 * TIMEOUT)
     return False
 
 
@@ -258,7 +260,7 @@ def cut_in_the_middle(handler):
 
 
 FAULTS = {
-    "time-out": wait,
+    "time-out": respond_too_late,
     "500": refuse(500),
     "503": refuse(503),
     "429": refuse(429),
@@ -268,31 +270,31 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_passing_fault_is_got_over(make, server, teacher, trajectories, fault):
+def test_a_transient_fault_is_retried(make, server, teacher, trajectories, fault):
     server.faults.extend([fault, fault])
-    assert_same_labels(make(timeout=PATIENCE), teacher, trajectories)
+    assert_same_labels(make(timeout=TIMEOUT), teacher, trajectories)
     assert len(server.asked) == 3
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_lasting_fault_is_one_line_and_leaves_nothing(make, server, trajectories, fault):
+def test_a_permanent_fault_raises_one_line_and_stores_nothing(make, server, trajectories, fault):
     server.faults.extend([fault] * 3)
-    expert = make(timeout=PATIENCE)
+    expert = make(timeout=TIMEOUT)
     with raises_one_line("the teacher must ", server.url, ", got"):
         expert.top_k(trajectories, K)
     assert len(server.asked) == 3
-    assert_nothing_was_kept(expert)
+    assert_nothing_was_stored(expert)
 
 
-def test_nobody_there_is_one_line(make, server, trajectories):
+def test_a_server_that_is_down_raises_one_line(make, server, trajectories):
     server.__exit__()
-    with raises_one_line("the teacher must answer at http", "see that it runs"):
+    with raises_one_line("the teacher must answer at http", "check that it runs"):
         make().top_k(trajectories, K)
     server.thread = type(server.thread)()  # so that the fixture can stop it again
     server.thread.start()
 
 
-def test_it_waits_as_long_as_the_server_wishes(make, server, teacher, trajectories):
+def test_the_pause_that_the_server_asks_for_is_kept(make, server, teacher, trajectories):
     server.faults.append(refuse(429, ("Retry-After", "1")))
     start = time.perf_counter()
     assert_same_labels(make(), teacher, trajectories)
@@ -300,20 +302,23 @@ def test_it_waits_as_long_as_the_server_wishes(make, server, teacher, trajectori
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 422])
-def test_a_refusal_is_not_tried_again(make, server, trajectories, status):
+def test_a_refusal_is_not_retried(make, server, trajectories, status):
     server.faults.append(refuse(status, ("Location", server.url)))
     with raises_one_line("must accept the request", f"got status {status}: ", '"no"'):
         make().top_k(trajectories, K)
     assert len(server.asked) == 1
 
 
-def assert_nothing_was_kept(expert):
+def assert_nothing_was_stored(expert):
     (count,) = expert.cache.connection.execute("SELECT count(*) FROM answers").fetchone()
     assert count == 0
 
 
 def spoiled(change):
-    """A change of the last position but one of the second choice, in place or by another."""
+    """Return a change of an answer by `change` of the second choice's last position but one.
+
+    `change` modifies the position or the answer in place, or returns a replacement.
+    """
 
     def spoil(answer):
         positions = answer["choices"][1]["prompt_logprobs"]
@@ -337,16 +342,16 @@ def with_value(value):
     return change
 
 
-def all_as_likely(entries, _):
+def equally_probable(entries, _):
     for entry in entries.values():
         entry["logprob"] = -0.1
 
 
-def one_position_less(_, answer):
+def without_a_position(_, answer):
     answer["choices"][1]["prompt_logprobs"].pop()
 
 
-def one_position_more(_, answer):
+def with_an_extra_position(_, answer):
     answer["choices"][1]["prompt_logprobs"].insert(0, None)
 
 
@@ -354,15 +359,15 @@ def without_positions(_, answer):
     del answer["choices"][1]["prompt_logprobs"]
 
 
-def one_choice_less(_, answer):
+def without_a_choice(_, answer):
     answer["choices"].pop()
 
 
-def one_choice_twice(_, answer):
+def with_a_duplicate_choice(_, answer):
     answer["choices"][0]["index"] = answer["choices"][1]["index"]
 
 
-def another_model(_, answer):
+def with_another_model(_, answer):
     answer["model"] = "large"
 
 
@@ -371,45 +376,45 @@ def without_choices(_, answer):
 
 
 MALFORMED = [
-    (lambda _: b"<html>", "be JSON, got"),
-    (lambda answer: json.dumps(answer).encode()[:-9], "be JSON, got"),
-    (lambda _: b"\xff", "be JSON, got"),
+    (lambda _: b"<html>", "be JSON ("),
+    (lambda answer: json.dumps(answer).encode()[:-9], "be JSON ("),
+    (lambda _: b"\xff", "be JSON ("),
     (lambda _: b"[1]", "be a JSON object, got [1]"),
-    (lambda _: b"[" * 100_000, "be JSON, got"),
-    (spoiled(another_model), 'be of the model "small", got large'),
+    (lambda _: b"[" * 100_000, "be JSON ("),
+    (spoiled(with_another_model), 'be of the model "small", got large'),
     (spoiled(without_choices), "hold a list of choices, got none"),
-    (spoiled(one_choice_less), f"hold {ROWS} choices, numbered from 0, got"),
-    (spoiled(one_choice_twice), f"hold {ROWS} choices, numbered from 0, got"),
+    (spoiled(without_a_choice), f"hold {ROWS} choices, numbered from 0, got"),
+    (spoiled(with_a_duplicate_choice), f"hold {ROWS} choices, numbered from 0, got"),
     (spoiled(without_positions), "hold a list as prompt_logprobs, got None"),
-    (spoiled(one_position_less), "positions, as the prompt has, got"),
-    (spoiled(one_position_more), "positions, as the prompt has, got"),
+    (spoiled(without_a_position), "positions, as the prompt has, got"),
+    (spoiled(with_an_extra_position), "positions, as the prompt has, got"),
     (spoiled(lambda *_: 1), "hold an object at every position, got 1"),
     (spoiled(without_the_best), "4 best tokens at every position"),
     (spoiled(lambda entries, _: {"7": entries.popitem()[1]}), "got ['7']"),
     (spoiled(lambda entries, _: {**entries, "99": entries.popitem()[1]}), "ids from 0 to 11"),
     (spoiled(lambda entries, _: {**entries, "a": entries.popitem()[1]}), "ids from 0 to 11"),
-    (spoiled(with_value(math.nan)), "be JSON, got NaN is no number"),
-    (spoiled(with_value(-math.inf)), "be JSON, got -Infinity is no number"),
+    (spoiled(with_value(math.nan)), "be JSON (NaN is not a JSON number)"),
+    (spoiled(with_value(-math.inf)), "be JSON (-Infinity is not a JSON number)"),
     (spoiled(with_value(0.5)), "log-probabilities, finite and at most 0, got"),
     (spoiled(with_value("-1")), "log-probabilities, finite and at most 0, got"),
     (spoiled(with_value(None)), "log-probabilities, finite and at most 0, got"),
-    (spoiled(all_as_likely), "probabilities that sum to 1 at most, got"),
+    (spoiled(equally_probable), "probabilities that sum to 1 at most, got"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), MALFORMED)
-def test_a_malformed_answer_is_one_line_and_leaves_nothing(
+def test_a_malformed_response_raises_one_line_and_stores_nothing(
     make, server, teacher, trajectories, change, message
 ):
     server.changes.append(change)
     expert = make()
-    with raises_one_line("an answer of http", message, "nothing of it was kept"):
+    with raises_one_line("a response of http", message, "none of it was stored"):
         expert.top_k(trajectories, K)
-    assert_nothing_was_kept(expert)
+    assert_nothing_was_stored(expert)
     assert_same_labels(expert, teacher, trajectories)
 
 
-def test_the_key_is_sent_and_shown_nowhere(make, server, trajectories, monkeypatch, tmp_path):
+def test_the_key_is_sent_and_never_shown(make, server, trajectories, monkeypatch, tmp_path):
     monkeypatch.setenv(completions_client.API_KEY, " secret-key\n")
     expert = make()
     server.faults.append(refuse(401))
@@ -424,19 +429,19 @@ def test_the_key_is_sent_and_shown_nowhere(make, server, trajectories, monkeypat
     assert b"secret-key" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_no_key_is_sent_if_there_is_none(make, server, trajectories):
+def test_without_a_key_no_authorization_is_sent(make, server, trajectories):
     make().top_k(trajectories, K)
     assert "Authorization" not in server.headers[0]
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(make, monkeypatch):
     monkeypatch.setenv(completions_client.API_KEY, "sec\nret")
-    with raises_one_line("TEXTGEN_API_KEY must be printable ASCII", "(not shown)"):
+    with raises_one_line("TEXTGEN_API_KEY must be printable ASCII", "its value is not shown"):
         make()
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_texts_are_those_of_the_same_teacher_here(make, server, teacher, examples, beam_size):
+def test_texts_equal_those_of_the_local_teacher(make, server, teacher, examples, beam_size):
     expert, local = make(), NeuralExpert(teacher)
     written, expected = (
         e.write(examples, max_steps=6, beam_size=beam_size) for e in (expert, local)
@@ -452,17 +457,17 @@ def test_texts_are_those_of_the_same_teacher_here(make, server, teacher, example
     assert len(server.asked) == asked
 
 
-def test_the_best_texts_are_those_of_the_same_teacher_here(make, teacher, examples):
+def test_n_best_texts_equal_those_of_the_local_teacher(make, teacher, examples):
     texts, expected = (
         e.write_n_best(examples, max_steps=6, beam_size=3) for e in (make(), NeuralExpert(teacher))
     )
     assert torch.equal(texts, expected)
 
 
-def test_it_goes_on_from_where_a_text_stops_as_here(make, teacher, examples):
+def test_completions_equal_those_of_the_local_teacher(make, teacher, examples):
     prefix = torch.nn.functional.pad(examples.reference, (0, 2))
     length = torch.arange(ROWS) % 4
-    length[0] = prefix.shape[1]  # over already
+    length[0] = prefix.shape[1]  # nothing to complete
     texts, expected = (
         e.complete(examples.expert_view, prefix, length) for e in (make(), NeuralExpert(teacher))
     )
@@ -484,7 +489,7 @@ def test_texts_without_token_ids_are_tokenized_again(make, server, tokenizer, te
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"finish_reason": None}, "came to a stop or its length"),
+        ({"finish_reason": None}, 'have the finish_reason "stop" or "length"'),
         ({"token_ids": "3 4"}, "hold token_ids or a text"),
         ({"token_ids": [3, 2.0]}, "hold token_ids or a text"),
         ({"token_ids": None, "text": None}, "hold token_ids or a text"),
@@ -492,7 +497,9 @@ def test_texts_without_token_ids_are_tokenized_again(make, server, tokenizer, te
         ({"token_ids": [3, 0, 2]}, "none of them padding, got [3, 0]"),
     ],
 )
-def test_a_malformed_text_is_one_line_and_leaves_nothing(make, server, examples, choice, message):
+def test_a_malformed_text_raises_one_line_and_stores_nothing(
+    make, server, examples, choice, message
+):
     def spoil(answer):
         answer["choices"][2] |= choice
         return answer
@@ -501,10 +508,10 @@ def test_a_malformed_text_is_one_line_and_leaves_nothing(make, server, examples,
     expert = make()
     with raises_one_line(message):
         expert.write(examples, max_steps=6, beam_size=1)
-    assert_nothing_was_kept(expert)
+    assert_nothing_was_stored(expert)
 
 
-def test_it_draws_by_the_generator(make, examples):
+def test_samples_depend_on_the_generator(make, examples):
     def draw(seed, sampling):
         generator = torch.Generator().manual_seed(seed)
         return make().sample(examples, max_steps=6, sampling=sampling, generator=generator)
@@ -516,7 +523,7 @@ def test_it_draws_by_the_generator(make, examples):
     assert torch.equal(draw(1, Sampling(top_k=1)).reference, greedy)
 
 
-def test_what_it_does_not_know_is_said(make, trajectories):
+def test_unsupported_queries_raise(make, trajectories):
     expert = make()
     for ask in (
         lambda: expert.logits(trajectories),
@@ -524,7 +531,7 @@ def test_what_it_does_not_know_is_said(make, trajectories):
         lambda: expert.step(None, None, None),
         lambda: expert.top_k(trajectories, K + 1),
     ):
-        with raises_one_line("a remote teacher must be asked for texts or for its 4", "imitkd"):
+        with raises_one_line("a remote teacher must be queried for texts or for its 4", "imitkd"):
             ask()
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         expert.top_k(trajectories, 0)
@@ -533,16 +540,18 @@ def test_what_it_does_not_know_is_said(make, trajectories):
     assert (expert.vocab_size, expert.largest_k) == (12, K)
 
 
-def test_without_the_extra_one_line_names_it(tmp_path, tokenizer, monkeypatch):
+def test_without_the_extra_the_error_names_it(tmp_path, tokenizer, monkeypatch):
     for module in ("textgen_env.experts.completions_client", "textgen_env.experts.remote"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "urllib3", None)
-    with raises_one_line("needs the extra remote", "pip install 'textgen-env[remote]'"):
-        connect(RemoteTeacher("http://host/v1", "m", tmp_path), tokenizer)
+    with raises_one_line(
+        "needs the extra remote, which is not installed (", "pip install 'textgen-env[remote]'"
+    ):
+        RemoteTeacher("http://host/v1", "m", tmp_path).build(tokenizer)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_pretrained_causal_model_says_what_it_says_here(family, tmp_path):
+def test_a_served_pretrained_causal_model_equals_the_local_one(family, tmp_path):
     folder = save_family(FAMILIES[family], tmp_path / "model")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     pairs = [Pair(text, " ".join(text.split()[::-1])) for text in TEXTS]
@@ -554,7 +563,7 @@ def test_a_pretrained_causal_model_says_what_it_says_here(family, tmp_path):
     served = AutoModelForCausalLM.from_pretrained(folder).eval()
     with Server(Causal(served, tokenizer.special.end)) as server:
         teacher = RemoteTeacher(server.url, "small", folder, cache=tmp_path / "labels.sqlite", k=K)
-        expert = connect(teacher, tokenizer)
+        expert = teacher.build(tokenizer)
         assert_same_labels(expert, model, trajectories)
         written = expert.write(examples, max_steps=6, beam_size=1).reference
         expert.cache.close()

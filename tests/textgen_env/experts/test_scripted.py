@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,12 +17,12 @@ MASK = torch.tensor([4, 2, 5])[:, None] > torch.arange(5)
 
 
 def copy_or_end(source, prefix, length):
-    """Copies the source; ends at once after a word that is not the source's there."""
+    """Return the next source token, or the end token once the prefix differs from the source."""
     columns = torch.arange(prefix.shape[1])
     width = min(source.shape[1], prefix.shape[1])
     wrong = (prefix[:, :width] != source[:, :width]) & (columns[:width] < length[:, None])
-    following = source.gather(1, length.clamp(max=source.shape[1] - 1)[:, None]).squeeze(1)
-    return following.masked_fill(wrong.any(1) | (length >= source.shape[1]), SPECIAL.end)
+    next_token = source.gather(1, length.clamp(max=source.shape[1] - 1)[:, None]).squeeze(1)
+    return next_token.masked_fill(wrong.any(1) | (length >= source.shape[1]), SPECIAL.end)
 
 
 @pytest.fixture
@@ -34,30 +36,30 @@ def trajectories():
     return Trajectories(SOURCE, ACTIONS, writer, MASK, SOURCE)
 
 
-def test_labels_by_hand(expert, trajectories):
+def test_labels_equal_those_computed_by_hand(expert, trajectories):
     labels = expert.best_actions(trajectories)
     assert labels[0].tolist()[:4] == [3, 4, 2, 2]
     assert labels[1].tolist()[:2] == [6, 2]
     assert labels[2].tolist() == [7, 2, 2, 2, 2]
 
 
-def test_a_label_does_not_see_what_comes_after_it(expert, trajectories):
-    seen = []
+def test_the_script_sees_only_actions_before_the_state(expert, trajectories):
+    calls = []
 
     def spy(source, prefix, length):
-        seen.append((source, prefix, length))
+        calls.append((source, prefix, length))
         return copy_or_end(source, prefix, length)
 
     ScriptedExpert(spy, 10).best_actions(trajectories)
-    ((source, prefix, length),) = seen
+    ((source, prefix, length),) = calls
     expected = [(row, step) for row in range(3) for step in range(5)]
-    for place, (row, step) in enumerate(expected):
-        assert source[place].tolist() == SOURCE[row].tolist()
-        assert prefix[place].tolist() == [*ACTIONS[row, :step].tolist(), *[0] * (5 - step)]
-        assert length[place] == step
+    for index, (row, step) in enumerate(expected):
+        assert source[index].tolist() == SOURCE[row].tolist()
+        assert prefix[index].tolist() == [*ACTIONS[row, :step].tolist(), *[0] * (5 - step)]
+        assert length[index] == step
 
 
-def test_going_along_gives_the_labels_of_the_whole(expert, trajectories):
+def test_steps_give_the_labels_of_the_trajectories(expert, trajectories):
     labels = expert.best_actions(trajectories)
     state, previous = dynamics.initial(SOURCE, 5, SPECIAL), torch.full((3,), SPECIAL.start)
     cache = expert.start(SOURCE, 5)
@@ -71,7 +73,7 @@ def test_going_along_gives_the_labels_of_the_whole(expert, trajectories):
     assert expert.queries.tokens == 2 * int(MASK.sum())
 
 
-def test_logits_are_sure_and_finite(trajectories):
+def test_logits_are_nearly_deterministic_and_finite(trajectories):
     expert = ScriptedExpert(copy_or_end, vocab_size=160_000)
     logits = expert.logits(trajectories)
     assert logits.shape == (3, 5, 160_000)
@@ -83,7 +85,7 @@ def test_logits_are_sure_and_finite(trajectories):
 
 
 @pytest.mark.parametrize("max_steps", [2, 4, 6])
-def test_it_writes_to_the_end_or_the_limit(expert, max_steps):
+def test_write_stops_at_the_end_token_or_the_limit(expert, max_steps):
     written = expert.write(EXAMPLES, max_steps=max_steps, beam_size=3)
     expected = torch.zeros(3, max(4, max_steps), dtype=torch.int64)
     expected[:, :4] = SOURCE
@@ -94,7 +96,7 @@ def test_it_writes_to_the_end_or_the_limit(expert, max_steps):
 
 
 @pytest.mark.parametrize("max_steps", [3, 5])
-def test_it_draws_what_it_writes(expert, max_steps):
+def test_samples_and_n_best_equal_the_written_texts(expert, max_steps):
     written = expert.write(EXAMPLES, max_steps=max_steps, beam_size=4)
     drawn = expert.sample(
         EXAMPLES,
@@ -107,20 +109,20 @@ def test_it_draws_what_it_writes(expert, max_steps):
     assert torch.equal(best, written.reference[:, None])
 
 
-def test_an_answer_is_counted_once(expert, trajectories):
-    for ask in (expert.best_actions, expert.logits, lambda those: expert.top_k(those, 2)):
+def test_each_query_is_counted_once(expert, trajectories):
+    for ask in (expert.best_actions, expert.logits, partial(expert.top_k, k=2)):
         before = expert.queries
         ask(trajectories)
         assert expert.queries.tokens - before.tokens == int(MASK.sum())
         assert expert.queries.forwards - before.forwards == 1
 
 
-def test_it_knows_its_vocabulary(expert):
+def test_the_vocabulary_is_known(expert):
     assert expert.vocab_size == 10
 
 
 def test_a_step_does_not_wait_for_the_device(expert):
-    """Of a meta tensor nothing can be read."""
+    """Reading the value of a meta tensor would raise."""
     expert.script = lambda source, prefix, length: source[:, 0] + length
     source = SOURCE.to("meta")
     state = dynamics.initial(source, 5, SPECIAL)

@@ -17,14 +17,14 @@ PENALTIES = [0.0, 0.6, 1.0, 2.0]
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def model(request):
-    """Two words and an end token, random in every state."""
+    """Return a model of two words and an end token with random logits in every state."""
     return TabularModel(
         vocab_size=5, sources=SOURCES, max_steps=STEPS, scale=1.5, seed=request.param
     )
 
 
 def log_prob(model, source, text):
-    """The model's log-probability of `text`, float64."""
+    """Return the model's log-probability of `text`, computed in float64."""
     state, total = source, 0.0
     for previous, token in zip((START, *text), text, strict=False):
         state = state * model.vocab_size + previous
@@ -33,7 +33,7 @@ def log_prob(model, source, text):
 
 
 def every_text(model, max_steps):
-    """All texts that end by `max_steps` or are cut off there."""
+    """Yield all texts that end by `max_steps` or are truncated there."""
     words = [token for token in range(model.vocab_size) if token not in SPECIAL]
     for length in range(max_steps + 1):
         for text in product(words, repeat=length):
@@ -41,30 +41,30 @@ def every_text(model, max_steps):
 
 
 def plain_beam(model, source, max_steps, beam_size, length_penalty):
-    """Beam search on Python lists, never stopping early: (text, score), the best first."""
+    """Return (text, score) pairs of a beam search on Python lists without early stop, sorted."""
     live, done = [(0.0, ())], []
     for _ in range(max_steps):
-        grown = []
+        continuations = []
         for total, text in live:
             state = source
             for previous in (START, *text):
                 state = state * model.vocab_size + previous
             step = model.table[state].double().log_softmax(-1).tolist()
             choices = [token for token in range(model.vocab_size) if token not in (PAD, START)]
-            grown += [(total + step[token], (*text, token)) for token in choices]
-        grown.sort(reverse=True)
-        kept = grown[: beam_size - len(done)]
-        done += [each for each in kept if each[1][-1] == END]
-        live = [each for each in kept if each[1][-1] != END]
+            continuations += [(total + step[token], (*text, token)) for token in choices]
+        continuations.sort(reverse=True)
+        kept = continuations[: beam_size - len(done)]
+        done += [hypothesis for hypothesis in kept if hypothesis[1][-1] == END]
+        live = [hypothesis for hypothesis in kept if hypothesis[1][-1] != END]
     scored = ((text, total / len(text) ** length_penalty) for total, text in done + live)
-    return sorted(scored, key=lambda each: -each[1])
+    return sorted(scored, key=lambda hypothesis: -hypothesis[1])
 
 
 def assert_found(found, expected):
     tokens, scores = found
-    for row, score, (text, wanted) in zip(tokens, scores.tolist(), expected, strict=True):
+    for row, score, (text, expected_score) in zip(tokens, scores.tolist(), expected, strict=True):
         assert tuple(row[row != PAD].tolist()) == text
-        assert score == pytest.approx(wanted, abs=1e-5)
+        assert score == pytest.approx(expected_score, abs=1e-5)
 
 
 def assert_all_found(found, expected):
@@ -104,7 +104,7 @@ def test_narrow_beams_equal_a_plain_implementation(model, beam_size, length_pena
 
 @pytest.mark.parametrize("length_penalty", PENALTIES)
 @pytest.mark.parametrize(("beam_size", "count"), [(2, 2), (5, 3), (9, 9)])
-def test_n_best_are_the_best_of_a_plain_implementation(model, beam_size, count, length_penalty):
+def test_n_best_equal_a_plain_implementation(model, beam_size, count, length_penalty):
     expected = [
         plain_beam(model, source, STEPS, beam_size, length_penalty) for source in range(SOURCES)
     ]
@@ -119,7 +119,7 @@ def test_n_best_are_the_best_of_a_plain_implementation(model, beam_size, count, 
     assert_all_found(found, expected)
 
 
-def test_where_there_are_fewer_texts_nothing_is_made_up(model):
+def test_fewer_hypotheses_than_count_leave_padding(model):
     tokens, scores = n_best(model, model.sources(2), 1, count=5, beam_size=6)
     assert sorted(tokens[0, :3, 0].tolist()) == [2, 3, 4]
     assert scores[:, :3].isfinite().all()
@@ -128,16 +128,16 @@ def test_where_there_are_fewer_texts_nothing_is_made_up(model):
 
 
 @pytest.mark.parametrize("count", [0, 4])
-def test_more_than_a_beam_holds_is_refused(model, count):
+def test_a_count_out_of_range_is_refused(model, count):
     with pytest.raises(ValueError, match=rf"count must be from 1 to beam_size \(3\), got {count}"):
         n_best(model, model.sources(2), 3, count=count, beam_size=3)
 
 
-@pytest.mark.parametrize("fewer", [0.0, 1.0])
-@pytest.mark.parametrize("every", [1, 2])
-def test_stopping_and_dropping_change_nothing(model, monkeypatch, fewer, every):
-    monkeypatch.setattr(module, "sync_interval", lambda device: every)
-    monkeypatch.setattr(decoding, "DROP_ROWS_BELOW", fewer)
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+@pytest.mark.parametrize("interval", [1, 2])
+def test_stopping_and_dropping_change_nothing(model, monkeypatch, fraction, interval):
+    monkeypatch.setattr(module, "sync_interval", lambda device: interval)
+    monkeypatch.setattr(decoding, "DROP_ROWS_BELOW", fraction)
     expected = [plain_beam(model, source, STEPS, 3, 1.0) for source in range(SOURCES)]
     sources = model.sources(SOURCES)
     best = [texts[0] for texts in expected]
@@ -145,16 +145,16 @@ def test_stopping_and_dropping_change_nothing(model, monkeypatch, fewer, every):
     assert_all_found(n_best(model, sources, STEPS, count=3, beam_size=3), expected)
 
 
-def test_a_source_is_searched_no_longer_than_something_can_win():
+def test_a_search_stops_when_no_live_hypothesis_can_win():
     model = TabularModel(vocab_size=5, sources=SOURCES, max_steps=6, scale=0.1)
     model.table[:, END] = -1.0
     for source in range(SOURCES):
-        model.table[source * 5 + START, END] = 12.0  # nearly all probability: ends at once
+        model.table[source * 5 + START, END] = 12.0  # almost surely the text ends at once
     beam_search(model, model.sources(SOURCES), 6, beam_size=2, length_penalty=0.0)
     assert len(model.calls) == 1
     model.calls.clear()
     beam_search(model, model.sources(SOURCES), 6, beam_size=2, length_penalty=1.0)
-    assert len(model.calls) <= 2  # a long text would have to be as sure
+    assert len(model.calls) <= 2  # a longer text would need the same log-probability
 
 
 def test_a_beam_of_one_equals_greedy(writer, sources):
@@ -172,7 +172,7 @@ def test_scores_are_the_models_own(writer, sources):
     torch.testing.assert_close(score, total / mask.sum(1) ** 0.7, rtol=1e-4, atol=1e-4)
 
 
-def test_a_search_does_not_depend_on_the_sources_beside_it(writer, sources):
+def test_a_search_does_not_depend_on_the_other_sources(writer, sources):
     together = beam_search(writer, sources, 20, beam_size=4)[0]
     alone = torch.cat(
         [beam_search(writer, row[row != PAD][None], 20, beam_size=4)[0] for row in sources]
@@ -181,7 +181,7 @@ def test_a_search_does_not_depend_on_the_sources_beside_it(writer, sources):
     assert torch.equal(decode_all(writer, sources, 20, decoder=BeamSearch(4), batch_size=5), alone)
 
 
-def test_a_wider_beam_finds_better_texts_on_the_whole(writer, sources):
+def test_a_wider_beam_finds_better_texts_on_average(writer, sources):
     narrow, wide = (beam_search(writer, sources, 20, beam_size=size)[1].mean() for size in (1, 8))
     assert wide > narrow
 
@@ -201,7 +201,7 @@ def test_padding_and_start_are_never_written_and_their_probability_counts():
     assert score.item() < -10
 
 
-def test_what_is_found_can_be_trained_on(model):
+def test_hypotheses_can_be_used_in_training(model):
     tokens, score = beam_search(model, model.sources(2), 3)
     assert not tokens.is_inference()
     assert not score.is_inference()

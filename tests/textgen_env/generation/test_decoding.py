@@ -18,7 +18,7 @@ def seeded(seed=0):
 
 
 def naive_greedy(model, source, max_steps):
-    """One token at a time from whole-sequence logits, each source by itself."""
+    """Return greedy texts from sequence logits, one source and one token at a time."""
     written = torch.full((len(source), max_steps), PAD)
     for row, text in zip(source, written, strict=True):
         row = row[row != PAD][None]
@@ -35,7 +35,7 @@ def test_greedy_equals_a_naive_loop_over_sequence_logits(writer, sources):
     written = greedy(writer, sources, 20)
     assert torch.equal(written, naive_greedy(writer, sources, 20))
     lengths = (written != PAD).sum(1)
-    assert lengths.unique().numel() > 4, "the model's texts should differ in length"
+    assert lengths.unique().numel() > 4, "the test needs texts of different lengths"
     assert (written[lengths < 20].eq(END).sum(1) == 1).all()
 
 
@@ -46,19 +46,19 @@ def test_sorting_and_batching_change_nothing(writer, sources, batch_size, max_st
     assert torch.equal(decode_all(writer, sources, max_steps, batch_size=batch_size), alone)
 
 
-@pytest.mark.parametrize("fewer", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("every", [1, 3, 8])
-def test_dropping_finished_rows_changes_nothing(writer, sources, monkeypatch, fewer, every):
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("interval", [1, 3, 8])
+def test_dropping_finished_rows_changes_nothing(writer, sources, monkeypatch, fraction, interval):
     expected = naive_greedy(writer, sources, 20)
-    monkeypatch.setattr(decoding, "DROP_ROWS_BELOW", fewer)
-    monkeypatch.setattr(decoding, "sync_interval", lambda device: every)
+    monkeypatch.setattr(decoding, "DROP_ROWS_BELOW", fraction)
+    monkeypatch.setattr(decoding, "sync_interval", lambda device: interval)
     assert torch.equal(greedy(writer, sources, 20), expected)
 
 
 def test_finished_rows_are_dropped_and_decoding_stops_with_the_last():
     model = TabularModel(vocab_size=4, sources=6, max_steps=8, scale=0.2)
     model.table[:, END] = -9.0
-    for source, length in enumerate((1, 1, 2, 2, 3, 5)):  # the tokens before and at which they end
+    for source, length in enumerate((1, 1, 2, 2, 3, 5)):  # of each text, the end token included
         state = source
         for step in range(length):
             state = state * 4 + (START if step == 0 else 3)
@@ -68,13 +68,13 @@ def test_finished_rows_are_dropped_and_decoding_stops_with_the_last():
     assert model.calls == [6, 4, 2, 1, 1]
 
 
-def test_what_is_written_can_be_trained_on(transformer, sources):
+def test_texts_can_be_used_in_training(transformer, sources):
     written = decode_all(transformer, sources, 4)
     transformer.sequence_logits(sources, written).sum().backward()
     assert not greedy(transformer, sources, 4).is_inference()
 
 
-def test_a_decoder_may_write_several_texts_a_source(writer, sources):
+def test_a_decoder_may_return_several_texts_a_source(writer, sources):
     def twice(model, source, max_steps):
         return greedy(model, source, max_steps)[:, None].repeat(1, 2, 1)
 
@@ -86,7 +86,7 @@ def test_decoding_no_sources_gives_no_rows(writer):
     assert decode_all(writer, torch.empty(0, 5, dtype=torch.int64), 7).shape == (0, 7)
 
 
-def test_the_callers_source_and_logits_stay_as_they_are(writer, sources):
+def test_the_callers_source_and_logits_are_not_modified(writer, sources):
     before = sources.clone()
     decode_all(writer, sources, 5)
     assert torch.equal(sources, before)
@@ -110,13 +110,13 @@ def test_padding_and_start_are_never_chosen(sampling, special):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_next_action_takes_any_precision(dtype):
+def test_next_action_accepts_any_precision(dtype):
     logits = torch.randn(50, 9, generator=seeded()).to(dtype)
     assert torch.equal(next_action(logits), logits[:, 2:].argmax(-1) + 2)
 
 
 def allowed_probs(logits, sampling):
-    """The distribution that draws should have, token by token, written out."""
+    """Return the sampling distribution, computed token by token."""
     probs = []
     for row in logits:
         weight = (row.double() / sampling.temperature).exp()
@@ -126,11 +126,11 @@ def allowed_probs(logits, sampling):
             weight[order[sampling.top_k :]] = 0
         weight /= weight.sum()
         if sampling.top_p is not None:
-            held, kept = 0.0, []
+            total, kept = 0.0, []
             for token in order:
-                if held >= sampling.top_p:
+                if total >= sampling.top_p:
                     break
-                held += float(weight[token])
+                total += float(weight[token])
                 kept.append(token)
             weight[[token for token in order if token not in kept]] = 0
         probs.append(weight / weight.sum())
@@ -161,15 +161,15 @@ def test_frequencies_follow_the_probabilities(sampling):
         assert counts[~possible].sum() == 0
         chi_square = ((counts - draws * expected) ** 2 / (draws * expected))[possible].sum()
         freedom = int(possible.sum()) - 1
-        assert chi_square <= freedom + 4 * math.sqrt(2 * max(freedom, 1))  # 4 deviations
+        assert chi_square <= freedom + 4 * math.sqrt(2 * max(freedom, 1))  # 4 standard deviations
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999])
 def test_the_nucleus_is_the_same_whether_or_not_all_tokens_are_sorted(top_p, monkeypatch):
     logits = 2 * torch.randn(40, 500, generator=seeded())
     results = []
-    for guess in (3, 128, 500):
-        monkeypatch.setattr(decoding, "NUCLEUS_GUESS", guess)
+    for candidates in (3, 128, 500):
+        monkeypatch.setattr(decoding, "NUCLEUS_CANDIDATES", candidates)
         results.append(next_action(logits, Sampling(top_p=top_p), seeded(4)))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -180,19 +180,19 @@ def test_the_nucleus_is_the_same_whether_or_not_all_tokens_are_sorted(top_p, mon
 @pytest.mark.parametrize(
     "sampling", [Sampling(top_k=1), Sampling(1e-4), Sampling(top_p=1e-6), Sampling(9.0, 1, 1.0)]
 )
-def test_limits_equal_greedy(sampling, writer, sources):
+def test_deterministic_sampling_equals_greedy(sampling, writer, sources):
     written = sample(writer, sources, 12, sampling=sampling, generator=seeded())
     assert torch.equal(written, greedy(writer, sources, 12))
 
 
-def test_a_high_temperature_draws_uniformly():
+def test_a_high_temperature_samples_uniformly():
     logits = 5 * torch.randn(1, 6, generator=seeded()).expand(40_000, -1)
     chosen = next_action(logits, Sampling(1e6), seeded(1))
     frequencies = chosen.bincount(minlength=6) / len(chosen)
     torch.testing.assert_close(frequencies[2:], torch.full((4,), 0.25), atol=0.01, rtol=0)
 
 
-def test_extreme_draws_stay_among_possible_tokens():
+def test_extreme_random_numbers_give_possible_tokens():
     logits = torch.tensor([[-math.inf, 0.0, 1.0, -math.inf, 2.0, -math.inf]]).expand(2, -1)
     for uniform in (0.0, 1 - 2**-24):
         with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +201,7 @@ def test_extreme_draws_stay_among_possible_tokens():
         assert chosen.tolist() == [2 if uniform == 0 else 4] * 2
 
 
-def test_generators_determine_the_draws_and_global_state_is_untouched(writer, sources):
+def test_samples_depend_on_the_generator_alone(writer, sources):
     state = torch.get_rng_state()
     draw = partial(sample, writer, sources, 10, sampling=Sampling())
     first, again, other = (draw(generator=seeded(seed)) for seed in (1, 1, 2))
@@ -210,7 +210,7 @@ def test_generators_determine_the_draws_and_global_state_is_untouched(writer, so
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_decode_all_takes_a_sampling_decoder(writer, sources):
+def test_decode_all_accepts_a_sampling_decoder(writer, sources):
     decoder = partial(sample, sampling=Sampling(top_k=5), generator=seeded())
     written = decode_all(writer, sources, 10, decoder=decoder, batch_size=7)
     assert written.shape == (23, 10)
@@ -250,7 +250,7 @@ def test_wrong_arguments_are_refused(writer, sources):
 
 
 @pytest.mark.parametrize("vocab_size", [3, 127, 128, 129, 1000])
-def test_the_most_probable_token_is_the_first_of_the_best(vocab_size):
+def test_the_most_probable_token_is_the_first_of_equals(vocab_size):
     generator = torch.Generator().manual_seed(vocab_size)
     logits = torch.randint(-9, 9, (50, vocab_size), generator=generator).float()
     allowed = logits.clone()

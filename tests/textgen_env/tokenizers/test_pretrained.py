@@ -1,4 +1,4 @@
-"""Tokenizers of pretrained models: special ids that can be told apart, and text there and back."""
+"""Tokenizers of pretrained models: special ids, encoding, decoding, saving and loading."""
 
 import copy
 
@@ -27,25 +27,28 @@ def named(request):
     return request.param, PretrainedTokenizer(FAMILIES[request.param].tokenizer())
 
 
-def test_special_ids_can_be_told_apart(named):
+def test_special_ids_are_distinct(named):
     name, tokenizer = named
     pad, start, end = tokenizer.special
     assert pad == start != end
     assert tokenizer.backend.convert_ids_to_tokens(end) == tokenizer.backend.eos_token
-    made_up = name in ("llama", "gpt2")  # whose padding is the unknown piece, or is none
-    assert (pad == len(tokenizer.backend)) == made_up
-    assert tokenizer.vocab_size == len(tokenizer.backend) + made_up
-    assert tokenizer.conventions.has_padding is not made_up
+    added = name in ("llama", "gpt2")  # their padding is the unknown token, or missing
+    assert (pad == len(tokenizer.backend)) == added
+    assert tokenizer.vocab_size == len(tokenizer.backend) + added
+    assert tokenizer.conventions.has_padding is not added
 
 
-def test_a_model_is_told_what_stands_around_a_source(named):
+def test_conventions_hold_the_frame_of_a_source(named):
     name, tokenizer = named
-    told = tokenizer.conventions
-    assert (told.prefix, told.suffix) == FRAMES[name]
-    assert (told.special, told.vocab_size) == (tokenizer.special, tokenizer.vocab_size)
+    conventions = tokenizer.conventions
+    assert (conventions.prefix, conventions.suffix) == FRAMES[name]
+    assert (conventions.special, conventions.vocab_size) == (
+        tokenizer.special,
+        tokenizer.vocab_size,
+    )
 
 
-def test_texts_come_back_from_their_ids(named):
+def test_decoding_inverts_encoding(named):
     _, tokenizer = named
     pad, _, end = tokenizer.special
     rows = tokenizer.encode(TEXTS)
@@ -57,8 +60,8 @@ def test_texts_come_back_from_their_ids(named):
     assert tokenizer.encode([]) == []
 
 
-def test_special_pieces_spelled_in_a_text_are_plain_text():
-    vocabulary = {piece: place for place, piece in enumerate(["<pad>", "</s>", *"</>pads ab"])}
+def test_special_tokens_spelled_in_a_text_are_plain_text():
+    vocabulary = {piece: index for index, piece in enumerate(["<pad>", "</s>", *"</>pads ab"])}
     backend = Backend(models.BPE(vocabulary, []))
     special = {"pad_token": "<pad>", "eos_token": "</s>"}
     tokenizer = PretrainedTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **special))
@@ -69,7 +72,7 @@ def test_special_pieces_spelled_in_a_text_are_plain_text():
     assert tokenizer.decode([row])[0].replace(" ", "") == text
 
 
-def test_it_survives_the_disk_and_copies(named, tmp_path):
+def test_saved_and_copied_tokenizers_are_the_same(named, tmp_path):
     _, tokenizer = named
     tokenizer.save(tmp_path / "tokenizer.json")
     for again in (PretrainedTokenizer.load(tmp_path), copy.deepcopy(tokenizer)):
@@ -78,7 +81,7 @@ def test_it_survives_the_disk_and_copies(named, tmp_path):
         assert again.encode(TEXTS) == tokenizer.encode(TEXTS)
 
 
-def test_tokenizers_with_other_pieces_or_special_ids_are_others():
+def test_tokenizers_with_other_pieces_or_special_ids_differ():
     bart, marian, llama, gpt2 = (
         PretrainedTokenizer(FAMILIES[name].tokenizer())
         for name in ("bart", "marian", "llama", "gpt2")
@@ -93,16 +96,16 @@ def test_tokenizers_with_other_pieces_or_special_ids_are_others():
     assert not same_pieces(ours, Tokenizer.from_words(["two"]))
 
 
-def test_padding_is_shown_as_padding_where_it_is_the_start_too(named):
+def test_an_id_of_padding_and_start_is_shown_as_padding(named):
     _, tokenizer = named
     assert _piece(tokenizer.special.pad, tokenizer) == "<pad>"
     assert _piece(tokenizer.special.end, tokenizer) == "</s>"
 
 
-def test_long_texts_are_not_cut():
+def test_long_texts_are_not_truncated():
     backend = FAMILIES["t5"].tokenizer()
     backend.model_max_length = 4
-    backend._tokenizer.enable_truncation(4)  # as some files have it
+    backend._tokenizer.enable_truncation(4)  # some tokenizer files do this
     assert len(PretrainedTokenizer(backend).encode(["w1 " * 20])[0]) == 20
 
 
@@ -114,8 +117,8 @@ def test_a_tokenizer_without_end_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_sentencepiece_models_cut_source_and_target_apart(tmp_path):
-    """A real Marian tokenizer: a model for each side, one vocabulary."""
+def test_sentencepiece_models_encode_sources_and_targets_differently(tmp_path):
+    """Encode with a Marian tokenizer: a model for each side and one vocabulary."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="comes with the extra hf")
     import json
 
@@ -141,10 +144,10 @@ def test_sentencepiece_models_cut_source_and_target_apart(tmp_path):
     files = (str(tmp_path / name) for name in ("source.spm", "target.spm", "vocab.json"))
     tokenizer = PretrainedTokenizer(MarianTokenizer(*files))
     tokenizer.save(tmp_path / "saved" / "tokenizer.json")
-    for read in (tokenizer, PretrainedTokenizer.load(tmp_path / "saved")):
-        assert read.conventions.suffix == (0,)
-        assert read.special == (vocabulary["<pad>"], vocabulary["<pad>"], 0)
-        (row,) = read.encode_targets([texts["target"]])
-        assert 1 not in row  # the source's model knows no "w" of another language
-        assert read.decode([row]) == [texts["target"]]
-        assert read.encode([texts["source"]]) != read.encode_targets([texts["source"]])
+    for loaded in (tokenizer, PretrainedTokenizer.load(tmp_path / "saved")):
+        assert loaded.conventions.suffix == (0,)
+        assert loaded.special == (vocabulary["<pad>"], vocabulary["<pad>"], 0)
+        (row,) = loaded.encode_targets([texts["target"]])
+        assert 1 not in row  # the source's model would encode "w" as unknown
+        assert loaded.decode([row]) == [texts["target"]]
+        assert loaded.encode([texts["source"]]) != loaded.encode_targets([texts["source"]])

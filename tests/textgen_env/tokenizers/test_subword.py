@@ -30,7 +30,7 @@ def test_decoding_inverts_encoding(texts):
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([*SPECIAL_PIECES, " ", "a", "é", "\u2028", "\n"])).map("".join))
-def test_special_pieces_that_a_text_spells_are_plain_text(text):
+def test_special_tokens_spelled_in_a_text_are_plain_text(text):
     (row,) = SUBWORDS.encode([text])
     assert not set(row) & set(SUBWORDS.special)
     assert SUBWORDS.decode([row]) == [normalized(text)]
@@ -43,7 +43,7 @@ def test_words_have_one_id_each(text):
     assert WORDS.decode([row]) == [text]
 
 
-def test_word_ids_follow_the_special_ones():
+def test_word_ids_follow_the_special_ids():
     assert WORDS.encode(["w0 w1 w10"]) == [[3, 4, 5]]
     assert WORDS.vocab_size == 6
 
@@ -58,7 +58,7 @@ def test_rows_do_not_depend_on_their_neighbors():
     assert SUBWORDS.encode(TEXTS[:2]) == [SUBWORDS.encode([text])[0] for text in TEXTS[:2]]
 
 
-def test_decoding_stops_at_the_first_end_and_leaves_out_special_pieces():
+def test_decoding_stops_at_the_end_token_and_omits_special_tokens():
     pad, start, end = WORDS.special
     assert WORDS.decode([[start, 3, 4, end, 5, end, pad], [end, 3], [], [5, pad, pad]]) == [
         "w0 w1",
@@ -73,18 +73,18 @@ def test_bytes_that_are_no_character_are_replaced():
     assert SUBWORDS.decode([row[:-1]]) == ["\ufffd"]
 
 
-def test_training_reaches_the_size_and_is_repeatable():
+def test_training_reaches_the_vocabulary_size_and_is_deterministic():
     assert SUBWORDS.vocab_size == 280
     assert Tokenizer.train(TEXTS, vocab_size=280).encode(TEXTS) == SUBWORDS.encode(TEXTS)
 
 
-def test_training_on_special_pieces_learns_no_special_id():
+def test_training_on_spelled_special_tokens_yields_no_special_id():
     tokenizer = Tokenizer.train(["<pad> <s> </s> <pad></s>"] * 50, vocab_size=400)
     (row,) = tokenizer.encode(["<pad> <s> </s>"])
     assert min(row) >= len(SPECIAL_PIECES)
 
 
-def test_too_small_a_vocabulary():
+def test_a_vocabulary_without_room_for_bytes_is_refused():
     smallest = NUM_BYTES + len(SPECIAL_PIECES)
     assert Tokenizer.train([], vocab_size=smallest).vocab_size == smallest
     with pytest.raises(ValueError, match=f"vocab_size must be at least {smallest}, got 10"):
@@ -92,20 +92,20 @@ def test_too_small_a_vocabulary():
 
 
 @pytest.mark.parametrize("tokenizer", [SUBWORDS, WORDS], ids=["subwords", "words"])
-def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
+def test_a_saved_and_loaded_tokenizer_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     assert loaded.vocab_size == tokenizer.vocab_size
     assert loaded.encode(["w0 w10"]) == tokenizer.encode(["w0 w10"])
 
 
-def test_loaded_reads_special_pieces_as_plain_text(tmp_path):
+def test_a_loaded_tokenizer_encodes_special_tokens_as_text(tmp_path):
     SUBWORDS.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     assert loaded.encode(["a</s>"]) == SUBWORDS.encode(["a</s>"])
 
 
-def test_loading_what_is_no_tokenizer(tmp_path):
+def test_loading_another_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be an existing file"):
         Tokenizer.load(tmp_path / "missing.json")
     (tmp_path / "broken.json").write_text("{}")
@@ -119,7 +119,7 @@ def test_first_pieces_must_be_the_special_ones():
         Tokenizer(backend)
 
 
-def test_a_copied_and_a_pickled_tokenizer_still_read_special_pieces_as_text():
+def test_a_copied_or_pickled_tokenizer_encodes_special_tokens_as_text():
     tokenizer = Tokenizer.train(["some text"], 300)
     expected = tokenizer.encode(["a </s> b"])
     assert copy.deepcopy(tokenizer).encode(["a </s> b"]) == expected
