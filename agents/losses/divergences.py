@@ -182,60 +182,6 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return 0.5 * gap.abs().sum(-1)
 
 
-def adaptive_kl(
-    student_logits: Tensor, teacher_logits: Tensor, *, head_mass: float = 0.5
-) -> Tensor:
-    """Forward KL where the head is learned worst, reverse KL where the tail is.
-
-    The head is the fewest tokens whose teacher's probabilities reach `head_mass`. With s the
-    head's share of the sum over V of |p - q|: s KL(p || q) + (1 - s) KL(q || p). No gradient flows
-    through s. (The authors' program counts the token that reaches `head_mass` to the tail.)
-
-    Args:
-        student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
-        head_mass: mu, in (0, 1).
-
-    Returns:
-        (...) float32, nats, >= 0.
-
-    Raises:
-        ValueError: `head_mass` outside (0, 1).
-
-    Source: Wu et al. 2024, "Adaptive Kullback-Leiber", arXiv:2404.02657.
-    """
-    _check_inside("head_mass", head_mass)
-    student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
-    probs, order = teacher.exp().sort(-1, descending=True)
-    gap = (probs - student.detach().exp().gather(-1, order)).abs()
-    head = probs.cumsum(-1) - probs < head_mass
-    whole = gap.sum(-1).clamp(min=torch.finfo(gap.dtype).tiny)  # is 0 where both are equal
-    share = gap.where(head, 0.0).sum(-1) / whole
-    return share * _kl(teacher, student) + (1 - share) * _kl(student, teacher)
-
-
-def universal_logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Sum of |p - q| over both distributions in falling order: ULD, for unlike vocabularies.
-
-    The shorter one is padded with zeros. It is 0 for distributions that differ only in what their
-    tokens mean, so it says nothing about which token is right.
-
-    Args:
-        student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., W) float; the caller computes it without gradient.
-
-    Returns:
-        (...) float32, a difference of probabilities and not nats, in [0, 2].
-
-    Source: Boizard et al. 2024, arXiv:2402.12030.
-    """
-    student = student_logits.float().softmax(-1).sort(-1, descending=True).values
-    teacher = teacher_logits.float().softmax(-1).sort(-1, descending=True).values
-    missing = teacher.shape[-1] - student.shape[-1]
-    gap = F.pad(student, (0, max(0, missing))) - F.pad(teacher, (0, max(0, -missing)))
-    return gap.abs().sum(-1)
-
-
 def chunked(loss: Callable[..., Tensor], *inputs: Tensor, rows: int = 128) -> Tensor:
     """`loss(*inputs)`, a few states at a time: for vocabularies too large for (B, T, V).
 

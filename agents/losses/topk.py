@@ -7,7 +7,6 @@ probability out of them.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.losses.divergences import forward_kl
@@ -34,25 +33,6 @@ def with_tail(student_logits: Tensor, labels: TopK) -> tuple[Tensor, Tensor]:
     # Normalized as the expert does it, so that equal distributions are equal to the last digit.
     normalizer = torch.logaddexp(student[..., :-1].logsumexp(-1), student[..., -1])
     return student - normalizer[..., None], teacher
-
-
-def renormalized_kl(student_logits: Tensor, labels: TopK) -> Tensor:
-    """Forward KL to the teacher's k best, made to sum to 1: 0 only without any tail.
-
-    With P the teacher's distribution cut to k tokens, the sum over them of P (log P - log q); q is
-    the student's over all V. Cross-entropy on the best token at k = 1, `forward_kl` at k = V.
-
-    Args:
-        student_logits: (B, T, V) float, any dtype.
-        labels: the teacher's k most probable tokens; their tail is not looked at.
-
-    Returns:
-        (B, T) float32, nats, >= 0.
-
-    Source: the program of Lin et al. 2020, arXiv:2009.07253.
-    """
-    cut = F.pad(labels.log_probs, (0, 1), value=float("-inf"))
-    return forward_kl(_buckets(student_logits, labels.tokens), cut)
 
 
 def atkd_split(

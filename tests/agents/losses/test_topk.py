@@ -2,14 +2,13 @@ import pytest
 import torch
 
 from textgen_agents.losses.divergences import (
-    cross_entropy,
     forward_kl,
     generalized_jsd,
     reverse_kl,
     skewed_kl,
     total_variation,
 )
-from textgen_agents.losses.topk import atkd_split, renormalized_kl, with_tail
+from textgen_agents.losses.topk import atkd_split, with_tail
 from textgen_env.experts.expert import TopK, _top_k
 
 INFINITE = float("inf")
@@ -111,27 +110,6 @@ def test_descent_on_reverse_kl_gives_the_k_best_their_probability_back():
     )  # fmt: skip
 
 
-def test_renormalized_kl_leads_from_cross_entropy_to_forward_kl():
-    student, teacher = random_logits(3, 2, 5, 9), random_logits(4, 2, 5, 9)
-    best = renormalized_kl(student, labels_of(teacher, 1))
-    torch.testing.assert_close(best, cross_entropy(student, teacher.argmax(-1)))
-    whole = renormalized_kl(student, labels_of(teacher, 9))
-    torch.testing.assert_close(whole, forward_kl(student, teacher), rtol=1e-4, atol=1e-5)
-
-
-def test_renormalized_kl_equals_the_definition_in_float64():
-    student, teacher = random_logits(5, 2, 5, 9).requires_grad_(), random_logits(6, 2, 5, 9)
-    labels = labels_of(teacher, 4)
-    best = teacher.softmax(-1).gather(-1, labels.tokens)
-    best = best / best.sum(-1, keepdim=True)
-    expected = kl(best, student.softmax(-1).gather(-1, labels.tokens))
-    values = renormalized_kl(student, labels)
-    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        gradient_of(values, student), gradient_of(expected, student), rtol=1e-5, atol=1e-6
-    )
-
-
 def test_atkd_split_adds_up_to_forward_kl_in_value_and_gradient():
     student, teacher = random_logits(7, 4, 6, 11).requires_grad_(), random_logits(8, 4, 6, 11)
     actions = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(9))
@@ -186,7 +164,6 @@ def test_extreme_logits_give_finite_values_and_gradients(student, teacher, k):
     logits = torch.tensor([[student]], requires_grad=True)
     losses = [
         *(d(*with_tail(logits, labels)) for d in (forward_kl, reverse_kl, generalized_jsd)),
-        renormalized_kl(logits, labels),
         *atkd_split(logits, teacher, actions)[:2],
     ]
     for loss in losses:
