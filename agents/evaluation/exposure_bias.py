@@ -17,11 +17,11 @@ from textgen_env.generation.decoding import Decoder, best_actions, decode_all, g
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, trimmed
 
-BATCH_SIZE = 32  # texts whose logits, (B, T, V), are held at a time
+COMPARISON_BATCH_SIZE = 32  # texts whose logits, (B, T, V), are held at a time
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TeacherComparison:
     """Student beside teacher, by position in the text.
 
     Attributes:
@@ -29,15 +29,15 @@ class Comparison:
         agreement: (T,) float64, share of them at which both have the same most probable token, in
             [0, 1]; 0 where there is no state.
         divergence: (T,) float64, mean KL(teacher || student), nats; 0 where there is no state.
-        student_surprise: (T,) float64, mean of -log q(action), with q the student, nats; as above.
-        teacher_surprise: (T,) float64, mean of -log p(action), with p the teacher, nats; as above.
+        student_nll: (T,) float64, mean of -log q(action), with q the student, nats; as above.
+        teacher_nll: (T,) float64, mean of -log p(action), with p the teacher, nats; as above.
     """
 
     count: Tensor
     agreement: Tensor
     divergence: Tensor
-    student_surprise: Tensor
-    teacher_surprise: Tensor
+    student_nll: Tensor
+    teacher_nll: Tensor
 
     @property
     def mean_agreement(self) -> float:
@@ -55,13 +55,13 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(
+def compare_with_teacher(
     trajectories: Trajectories,
     student: SequenceModel,
     expert: Expert,
     *,
-    batch_size: int = BATCH_SIZE,
-) -> Comparison:
+    batch_size: int = COMPARISON_BATCH_SIZE,
+) -> TeacherComparison:
     """How the student compares with the teacher at every counted state, in one pass of either.
 
     Args:
@@ -86,7 +86,7 @@ def compare(
         for total, figure in zip(sums, figures, strict=True):
             counted = figure.double().where(batch.mask, 0.0)
             total[: counted.shape[1]] += counted.sum(0).cpu()
-    return Comparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
+    return TeacherComparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
 
 
 def written_by(
@@ -110,10 +110,10 @@ def written_by(
     """
     source = examples.expert_source if writer == Writer.EXPERT else examples.source
     actions = decode_all(model, source, max_steps, decoder=decoder, batch_size=batch_size)
-    return record(examples, actions, writer, model.special)
+    return trajectories_of(examples, actions, writer, model.special)
 
 
-def record(
+def trajectories_of(
     examples: Examples, actions: Tensor, writer: Writer, special: SpecialTokens
 ) -> Trajectories:
     """Trajectories of the texts `actions`, (B, T) int64, one for each example, by one writer."""
@@ -121,7 +121,7 @@ def record(
     return Trajectories.of(examples, actions, by, actions != special.pad)
 
 
-def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
+def excess_accumulated_error(own: TeacherComparison, teachers: TeacherComparison) -> Tensor:
     """(T,) float64 percent: how much faster errors accumulate on the student's own prefixes.
 
     With R(l) the mean divergences on the student's prefixes summed over the first l positions, and
@@ -143,7 +143,7 @@ def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
     return 100 * (accumulated - inherent) / inherent
 
 
-def likelihood_risk(drawn: Comparison) -> float:
+def likelihood_risk(drawn: TeacherComparison) -> float:
     """How unlikely the student's texts are to the teacher: high where it writes what is wrong.
 
     The mean of -log p(action) over all tokens, with p the teacher: nats a token.
@@ -153,10 +153,10 @@ def likelihood_risk(drawn: Comparison) -> float:
 
     Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
     """
-    return drawn.mean(drawn.teacher_surprise)
+    return drawn.mean(drawn.teacher_nll)
 
 
-def coverage_risk(drawn: Comparison) -> float:
+def coverage_risk(drawn: TeacherComparison) -> float:
     """How unlikely the teacher's texts are to the student: high where it lacks what is right.
 
     The mean of -log q(action) over all tokens, with q the student: nats a token.
@@ -166,7 +166,7 @@ def coverage_risk(drawn: Comparison) -> float:
 
     Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
     """
-    return drawn.mean(drawn.student_surprise)
+    return drawn.mean(drawn.student_nll)
 
 
 def _batches(

@@ -12,15 +12,15 @@ from typing import Self
 import torch
 
 from textgen_agents.evaluation.exposure_bias import (
-    Comparison,
-    compare,
+    TeacherComparison,
+    compare_with_teacher,
     coverage_risk,
     excess_accumulated_error,
     length_ratio,
     likelihood_risk,
-    record,
     repetition_rate,
     teacher_finishes,
+    trajectories_of,
     written_by,
 )
 from textgen_agents.evaluation.quality import LengthGroup, bleu, bleu_by_length
@@ -32,21 +32,21 @@ from textgen_env.tasks.task import Pair
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import SpecialTokens, Trajectories, Writer
 
-SHARES = (0.25, 0.5, 0.75)  # of a text that the student writes before the teacher goes on
-SEED = 0  # of the draws: the same for all students
+STUDENT_SHARES = (0.25, 0.5, 0.75)  # of a text that the student writes before the teacher goes on
+DRAW_SEED = 0  # of the draws: the same for all students
 NUM_DRAWS = 3  # texts drawn for each source
 
 
 @dataclass(frozen=True)
-class Positions:
-    """A `Comparison` by position in the text, as far as there are states, as lists."""
+class PositionCurves:
+    """A `TeacherComparison` by position in the text, as far as there are states, as lists."""
 
     agreement: list[float]
     divergence: list[float]
     count: list[int]
 
     @classmethod
-    def of(cls, comparison: Comparison) -> Self:
+    def of(cls, comparison: TeacherComparison) -> Self:
         """The positions of `comparison` that have a state."""
         seen = int((comparison.count > 0).sum())  # a text has no gaps: these are the first ones
         return cls(
@@ -62,7 +62,7 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class Finished:
+class CompletionScore:
     """The BLEU of texts of which the student wrote the first `share`, the teacher the rest."""
 
     share: float
@@ -92,11 +92,11 @@ class ExposureBiasReport:
     bleu_by_reference_length: list[LengthGroup]
     bleu_by_source_length: list[LengthGroup]
     teacher_pairs: int | None = None
-    positions: dict[str, Positions] | None = None
+    positions: dict[str, PositionCurves] | None = None
     excess_accumulated_error: list[float | None] | None = None
     likelihood_risk: float | None = None
     coverage_risk: float | None = None
-    teacher_finishes: list[Finished] | None = None
+    teacher_finishes: list[CompletionScore] | None = None
 
     def figures(self) -> dict[str, float]:
         """One number for each instrument that there is, by the name that it is logged under.
@@ -123,7 +123,7 @@ class ExposureBiasReport:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherTexts:
     """The teacher and what it writes for the examples, which is the same for all students.
 
     Attributes:
@@ -145,7 +145,7 @@ class Teacher:
             drawn = expert.sample(
                 examples, max_steps=steps, sampling=Sampling(), generator=generator
             )
-            return record(examples, drawn.reference, Writer.EXPERT, expert.special)
+            return trajectories_of(examples, drawn.reference, Writer.EXPERT, expert.special)
 
         return cls(expert, written, _drawn(draw, "teacher draws", expert.special))
 
@@ -154,17 +154,17 @@ def _drawn(
     draw: Callable[[torch.Generator], Trajectories], purpose: str, special: SpecialTokens
 ) -> Trajectories:
     """What `draw` gives for `NUM_DRAWS` generators of their own, one after the other."""
-    generators = (generator_for(SEED, purpose, number) for number in range(NUM_DRAWS))
+    generators = (generator_for(DRAW_SEED, purpose, number) for number in range(NUM_DRAWS))
     return Trajectories.cat([draw(generator) for generator in generators], special)
 
 
-def exposure(
+def measure_exposure_bias(
     student: SequenceModel,
     own: Trajectories,
     pairs: Sequence[Pair],
     tokenizer: TextTokenizer,
-    teacher: Teacher | None,
-    shares: Sequence[float] = SHARES,
+    teacher: TeacherTexts | None,
+    shares: Sequence[float] = STUDENT_SHARES,
 ) -> ExposureBiasReport:
     """Read all instruments.
 
@@ -198,7 +198,7 @@ def exposure(
         return written_by(student, examples, steps, writer=Writer.STUDENT, decoder=decoder)
 
     drawn, teachers = (
-        compare(texts, student, teacher.expert)
+        compare_with_teacher(texts, student, teacher.expert)
         for texts in (_drawn(draw, "student draws", student.special), teacher.drawn)
     )
     error = excess_accumulated_error(drawn, teachers).tolist()
@@ -213,11 +213,13 @@ def exposure(
     )
 
 
-def _positions(student: SequenceModel, own: Trajectories, teacher: Teacher) -> dict[str, Positions]:
+def _positions(
+    student: SequenceModel, own: Trajectories, teacher: TeacherTexts
+) -> dict[str, PositionCurves]:
     references = Trajectories.from_examples(own.examples, student.special)
     prefixes = {"reference": references, "student": own, "teacher": teacher.written}
     return {
-        who: Positions.of(compare(texts, student, teacher.expert))
+        who: PositionCurves.of(compare_with_teacher(texts, student, teacher.expert))
         for who, texts in prefixes.items()
     }
 
@@ -226,15 +228,15 @@ def _finished(
     own: Trajectories,
     references: Sequence[str],
     tokenizer: TextTokenizer,
-    teacher: Teacher,
+    teacher: TeacherTexts,
     shares: Sequence[float],
-) -> list[Finished]:
+) -> list[CompletionScore]:
     texts = {
         0.0: teacher.written.actions,
         **{share: teacher_finishes(own, teacher.expert, share) for share in shares},
         1.0: own.actions,
     }
     return [
-        Finished(share, bleu(tokenizer.decode(actions.tolist()), references))
+        CompletionScore(share, bleu(tokenizer.decode(actions.tolist()), references))
         for share, actions in texts.items()
     ]

@@ -21,11 +21,11 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, Task, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 
-LENGTHS = (10, 15, 20, 25)  # words up to which a pair belongs to a group of like length
+LENGTH_LIMITS = (10, 15, 20, 25)  # words up to which a pair belongs to a group of like length
 TOKENIZED_LOWERCASE = {"lowercase": True, "tokenize": "13a", "smooth_method": "none"}
 """As nltk's `corpus_bleu` on lower-cased tokens, which the paper used (Lin et al. 2020), but split
 by sacreBLEU's tokenizer: nltk's needs data that is not in its package."""
-WORD = re.compile(r"[^\W_]+")
+WORD_PATTERN = re.compile(r"[^\W_]+")
 ROUGE_SIGNATURE = f"F|case:lc|stem:no|words:unicode|rouge-score:{version('rouge_score')}"
 
 
@@ -143,7 +143,7 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, 
 
     _check_pairs(hypotheses, references)
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, tokenizer=_Words())
+    scorer = RougeScorer(kinds, tokenizer=_WordTokenizer())
     scores = [scorer.score(*texts) for texts in zip(references, hypotheses, strict=True)]
     rouge1, rouge2, rouge_l = (
         100 * fmean(each[kind].fmeasure for each in scores) for kind in kinds
@@ -151,11 +151,11 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, 
     return rouge1, rouge2, rouge_l
 
 
-class _Words:
+class _WordTokenizer:
     """What `rouge_score` calls a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text.lower())
+        return WORD_PATTERN.findall(text.lower())
 
 
 def bleu_by_length(
@@ -176,16 +176,16 @@ def bleu_by_length(
         raise ValueError(
             f"lengths_of must be as many as references ({len(references)}), got {len(lengths_of)}"
         )
-    groups: list[list[int]] = [[] for _ in (*LENGTHS, None)]
+    groups: list[list[int]] = [[] for _ in (*LENGTH_LIMITS, None)]
     for index, text in enumerate(lengths_of):
-        groups[sum(len(text.split()) > limit for limit in LENGTHS)].append(index)
+        groups[sum(len(text.split()) > limit for limit in LENGTH_LIMITS)].append(index)
     return [
         LengthGroup(
             limit,
             len(group),
             bleu([hypotheses[i] for i in group], [references[i] for i in group]) if group else None,
         )
-        for limit, group in zip((*LENGTHS, None), groups, strict=True)
+        for limit, group in zip((*LENGTH_LIMITS, None), groups, strict=True)
     ]
 
 

@@ -66,7 +66,7 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for process, state in enumerate(held):
-        tensors |= {_buffer_of(process) + name: value for name, value in state.items()}
+        tensors |= {_buffer_prefix(process) + name: value for name, value in state.items()}
     save_atomically(path, tensors, {"counters": json.dumps(asdict(counters))})
 
 
@@ -92,16 +92,16 @@ def load_checkpoint(
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
-        student.load_state_dict(under("student.", tensors))
+        student.load_state_dict(select_prefix("student.", tensors))
         if buffer is not None:
-            buffer.load_state_dict(under(_buffer_of(process), tensors))
+            buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold the state of this run, got: {error}; "
             "delete the run's folder to start anew"
         ) from error
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in under("optimizer.", tensors).items():
+    for name, value in select_prefix("optimizer.", tensors).items():
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
@@ -135,12 +135,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _buffer_of(process: int) -> str:
+def _buffer_prefix(process: int) -> str:
     """What the names of a process's rows begin with."""
     return f"buffer{process or ''}."
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {
         name.removeprefix(prefix): value

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from textgen_agents.losses.divergences import cross_entropy
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
-from textgen_agents.training.checkpoint import under
+from textgen_agents.training.checkpoint import select_prefix
 from textgen_env.models.storage import Model
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
@@ -45,7 +45,7 @@ class EWC:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Self:
         """What `ewc_tensors` gave."""
-        return cls(under("start.", tensors), under("fisher.", tensors))
+        return cls(select_prefix("start.", tensors), select_prefix("fisher.", tensors))
 
     def penalty(self, student: nn.Module) -> Tensor:
         """Half the sum over all weights w of fisher (w - start)^2, scalar, nats an action.
@@ -76,13 +76,15 @@ def ewc_tensors(student: Model, gold: Examples, rows: int, seed: int) -> dict[st
     student.train()
     torch.manual_seed(seed_of(seed, "dropout of fisher", 0))
     draws = torch.Generator(gold.source.device).manual_seed(seed_of(seed, "fisher", 0))
-    batches = islice(_data(gold, student.special, rows, seed), FISHER_BATCHES)
+    batches = islice(_data_batches(gold, student.special, rows, seed), FISHER_BATCHES)
     fisher = diagonal_fisher(student, batches, draws)
     start = {f"start.{name}": student.get_parameter(name) for name in fisher}
     return start | {f"fisher.{name}": value for name, value in fisher.items()}
 
 
-def _data(gold: Examples, special: SpecialTokens, rows: int, seed: int) -> Iterator[Trajectories]:
+def _data_batches(
+    gold: Examples, special: SpecialTokens, rows: int, seed: int
+) -> Iterator[Trajectories]:
     """Endless batches of the data."""
     lengths = (gold.reference != special.pad).sum(1).cpu()
     for indices in batch_indices(lengths, rows, seed):

@@ -5,17 +5,17 @@ from functools import partial
 import pytest
 import torch
 
-import textgen_agents.evaluation.exposure_bias
 from tests.support.toy import SPECIAL, Given, record
 from textgen_agents.evaluation.exposure_bias import (
-    Comparison,
-    compare,
+    TeacherComparison,
+    compare_with_teacher,
     coverage_risk,
     excess_accumulated_error,
     length_ratio,
     likelihood_risk,
     repetition_rate,
     teacher_finishes,
+    trajectories_of,
     written_by,
 )
 from textgen_env.experts.expert import NeuralExpert
@@ -32,7 +32,7 @@ def gold(tiny_task):
 
 
 def test_figures_are_means_over_the_states_of_each_position(gold, tiny_student, tiny_teacher):
-    found = compare(gold, tiny_student, NeuralExpert(tiny_teacher))
+    found = compare_with_teacher(gold, tiny_student, NeuralExpert(tiny_teacher))
     with torch.no_grad():
         student, teacher = (
             model.sequence_logits(gold.source, gold.actions).double().log_softmax(-1)
@@ -54,14 +54,16 @@ def test_figures_are_means_over_the_states_of_each_position(gold, tiny_student, 
 
 
 def test_who_is_compared_with_himself_agrees(gold, tiny_teacher):
-    found = compare(gold, tiny_teacher, NeuralExpert(tiny_teacher))
+    found = compare_with_teacher(gold, tiny_teacher, NeuralExpert(tiny_teacher))
     assert found.mean_agreement == 1
     assert found.mean_divergence == pytest.approx(0, abs=1e-6)
 
 
 def test_the_batch_size_does_not_matter(gold, tiny_student, tiny_teacher):
     expert = NeuralExpert(tiny_teacher)
-    one, many = (compare(gold, tiny_student, expert, batch_size=size) for size in (1, 64))
+    one, many = (
+        compare_with_teacher(gold, tiny_student, expert, batch_size=size) for size in (1, 64)
+    )
     assert torch.equal(one.count, many.count)
     assert torch.equal(one.agreement, many.agreement)
     torch.testing.assert_close(one.divergence, many.divergence, rtol=1e-5, atol=1e-7)
@@ -78,7 +80,7 @@ def test_prefixes_of_a_model_are_what_it_writes_greedily(tiny_task, tiny_student
 def comparison(divergence):
     divergence = torch.tensor(divergence, dtype=torch.float64)
     nothing = torch.zeros_like(divergence)
-    return Comparison(torch.ones_like(divergence), nothing, divergence, nothing, nothing)
+    return TeacherComparison(torch.ones_like(divergence), nothing, divergence, nothing, nothing)
 
 
 def test_errors_that_accumulate_on_the_students_prefixes_by_hand():
@@ -106,8 +108,8 @@ def test_risks_by_hand():
     texts.mask[:] = torch.tensor([[True, True], [True, False]])
     expected = 2 * torch.tensor(2.0).log().item()
     given, unsure = BothRows(Given(probs.log())), BothRows(Given(torch.zeros_like(probs)))
-    assert likelihood_risk(compare(texts, unsure, given)) == pytest.approx(expected)
-    assert coverage_risk(compare(texts, given, unsure)) == pytest.approx(expected)
+    assert likelihood_risk(compare_with_teacher(texts, unsure, given)) == pytest.approx(expected)
+    assert coverage_risk(compare_with_teacher(texts, given, unsure)) == pytest.approx(expected)
 
 
 class BothRows:
@@ -130,7 +132,7 @@ def test_risks_are_sums_made_token_by_token(tiny_task, tiny_student, tiny_teache
     examples = encode(tiny_task.train, tiny_task)
     drawing = partial(sample, sampling=Sampling(), generator=torch.Generator().manual_seed(0))
     drawn = written_by(tiny_student, examples, 6, writer=Writer.STUDENT, decoder=drawing)
-    compared = compare(drawn, tiny_student, NeuralExpert(tiny_teacher))
+    compared = compare_with_teacher(drawn, tiny_student, NeuralExpert(tiny_teacher))
     for found, judge in (
         (likelihood_risk(compared), tiny_teacher),
         (coverage_risk(compared), tiny_student),
@@ -187,7 +189,7 @@ def test_the_ends_of_the_shares_are_the_texts_of_either(tiny_task, tiny_student,
 def test_lengths_are_compared_in_tokens():
     texts = record([3, 4, 5, 2], [3, 2])
     assert length_ratio(texts, SPECIAL) == 1
-    shorter = textgen_agents.evaluation.exposure_bias.record(
+    shorter = trajectories_of(
         texts_of(texts), torch.tensor([[3, 2, 0, 0], [2, 0, 0, 0]]), Writer.STUDENT, SPECIAL
     )
     assert length_ratio(shorter, SPECIAL) == 3 / 6

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from textgen_agents.evaluation.exposure_bias import (
-    compare,
+    compare_with_teacher,
     coverage_risk,
     excess_accumulated_error,
     likelihood_risk,
     written_by,
 )
 from textgen_agents.evaluation.exposure_report import (
+    DRAW_SEED,
     NUM_DRAWS,
-    SEED,
-    SHARES,
+    STUDENT_SHARES,
     ExposureBiasReport,
-    Positions,
-    Teacher,
-    exposure,
+    PositionCurves,
+    TeacherTexts,
+    measure_exposure_bias,
 )
 from textgen_agents.evaluation.quality import bleu, bleu_by_length
 from textgen_agents.rollouts.batches import generator_for
@@ -61,7 +61,9 @@ def make_teacher(tiny_task, examples):
     def make(model, count=64):
         steps = tiny_task.max_target_length
         some = examples.select(examples.source.new_tensor(range(count)))
-        return Teacher.of(NeuralExpert(model), written_by(model, some, steps, writer=Writer.EXPERT))
+        return TeacherTexts.of(
+            NeuralExpert(model), written_by(model, some, steps, writer=Writer.EXPERT)
+        )
 
     return make
 
@@ -71,11 +73,11 @@ def test_every_instrument_is_read_on_the_texts_it_is_about(
 ):
     teacher = make_teacher(tiny_teacher)
     pairs, tokenizer = tiny_task.train, tiny_task.tokenizer
-    found = exposure(student, own, pairs, tokenizer, teacher)
+    found = measure_exposure_bias(student, own, pairs, tokenizer, teacher)
     reference = Trajectories.from_examples(encode(pairs, tiny_task), tokenizer.special)
     texts = {"reference": reference, "student": own, "teacher": teacher.written}
     for who, positions in found.positions.items():
-        expected = compare(texts[who], student, teacher.expert)
+        expected = compare_with_teacher(texts[who], student, teacher.expert)
         seen = len(positions.count)
         assert positions.count == expected.count[:seen].tolist()
         assert positions.agreement == expected.agreement[:seen].tolist()
@@ -86,13 +88,15 @@ def test_every_instrument_is_read_on_the_texts_it_is_about(
     )
     by_teacher = tokenizer.decode(teacher.written.actions.tolist())
     finished = {each.share: each.bleu for each in found.teacher_finishes}
-    assert tuple(finished) == (0.0, *SHARES, 1.0)
+    assert tuple(finished) == (0.0, *STUDENT_SHARES, 1.0)
     assert finished[0.0] == bleu(by_teacher, references)
     assert finished[1.0] == bleu(hypotheses, references)
     assert found.bleu_by_source_length == bleu_by_length(hypotheses, references, references)
     assert found.teacher_pairs == len(pairs)
     drawn = drawn_by(student, encode(pairs, tiny_task), own.actions.shape[1])
-    ours, teachers = (compare(each, student, teacher.expert) for each in (drawn, teacher.drawn))
+    ours, teachers = (
+        compare_with_teacher(each, student, teacher.expert) for each in (drawn, teacher.drawn)
+    )
     assert found.likelihood_risk == likelihood_risk(ours)
     assert found.coverage_risk == coverage_risk(teachers)
     excess = excess_accumulated_error(ours, teachers)
@@ -103,7 +107,7 @@ def drawn_by(student, examples, steps):
     """Three texts for each source, each from a generator of its own."""
     parts = []
     for number in range(3):
-        generator = generator_for(SEED, "student draws", number)
+        generator = generator_for(DRAW_SEED, "student draws", number)
         decoder = partial(sample, sampling=Sampling(), generator=generator)
         parts.append(written_by(student, examples, steps, writer=Writer.STUDENT, decoder=decoder))
     return Trajectories.cat(parts, student.special)
@@ -121,7 +125,9 @@ def test_the_teacher_draws_three_texts_a_source(make_teacher, tiny_teacher):
 def test_a_student_that_is_its_teacher_shows_no_exposure_bias(
     tiny_task, student, own, make_teacher
 ):
-    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, make_teacher(student))
+    found = measure_exposure_bias(
+        student, own, tiny_task.train, tiny_task.tokenizer, make_teacher(student)
+    )
     for positions in found.positions.values():
         assert set(positions.agreement) == {1.0}
         assert positions.divergence == pytest.approx([0.0] * len(positions.count), abs=1e-6)
@@ -133,7 +139,9 @@ def test_draws_are_the_same_whenever_it_is_measured(
     tiny_task, student, own, make_teacher, tiny_teacher
 ):
     one, again = (
-        exposure(student, own, tiny_task.train, tiny_task.tokenizer, make_teacher(tiny_teacher))
+        measure_exposure_bias(
+            student, own, tiny_task.train, tiny_task.tokenizer, make_teacher(tiny_teacher)
+        )
         for _ in range(2)
     )
     assert one == again
@@ -143,22 +151,26 @@ def test_a_teacher_of_the_first_pairs_is_asked_about_these_alone(
     tiny_task, student, own, make_teacher, tiny_teacher
 ):
     teacher = make_teacher(tiny_teacher, 10)
-    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher)
+    found = measure_exposure_bias(student, own, tiny_task.train, tiny_task.tokenizer, teacher)
     assert found.teacher_pairs == 10
     assert found.positions["student"].count[0] == 10
     assert sum(group.pairs for group in found.bleu_by_source_length) == len(tiny_task.train)
 
 
 def test_without_a_teacher_its_instruments_are_none_and_not_zero(tiny_task, student, own):
-    found = asdict(exposure(student, own, tiny_task.train, tiny_task.tokenizer, None))
+    found = asdict(measure_exposure_bias(student, own, tiny_task.train, tiny_task.tokenizer, None))
     assert {name for name, value in found.items() if value is None} == BESIDE_TEACHER
-    figures = exposure(student, own, tiny_task.train, tiny_task.tokenizer, None).figures()
+    figures = measure_exposure_bias(
+        student, own, tiny_task.train, tiny_task.tokenizer, None
+    ).figures()
     assert set(figures) == {"length_ratio", "repetition_rate"}
 
 
 def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tiny_teacher):
     teacher = make_teacher(tiny_teacher)
-    found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher, shares=(0.5,))
+    found = measure_exposure_bias(
+        student, own, tiny_task.train, tiny_task.tokenizer, teacher, shares=(0.5,)
+    )
     reference = Trajectories.from_examples(own.examples, student.special)
     expected = {
         "length_ratio": found.length_ratio,
@@ -167,7 +179,7 @@ def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tin
         "coverage_risk": found.coverage_risk,
     }
     for who, texts in {"reference": reference, "student": own, "teacher": teacher.written}.items():
-        compared = compare(texts, student, teacher.expert)
+        compared = compare_with_teacher(texts, student, teacher.expert)
         expected[f"{who}_prefix_agreement"] = compared.mean_agreement
         expected[f"{who}_prefix_divergence"] = compared.mean_divergence
     for share, each in zip(("0", "0.5", "1"), found.teacher_finishes, strict=True):
@@ -183,7 +195,7 @@ def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tin
 )
 def test_the_error_is_that_where_half_of_the_texts_still_are(error, expected):
     """Or the last there is; one that is not finite is no figure."""
-    own = Positions([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
+    own = PositionCurves([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
     found = ExposureBiasReport(
         1.0, 0.0, [], [], positions={"student": own}, excess_accumulated_error=error
     )
