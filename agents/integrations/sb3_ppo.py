@@ -7,8 +7,8 @@ limit is 0.
 Source: Schulman et al. 2017, eq. 9 and algorithm 1, arXiv:1707.06347.
 
 PPO is no `Agent`, for three reasons. Its update needs the probabilities and values at the time of
-the rollout, it makes several passes over a rollout, and its critic has weights, which an agent
-never holds. Hence the loop is Stable-Baselines3's. This module adds a policy that wraps a
+the rollout. It makes several passes over each rollout. Its critic has weights, and an agent holds
+none. The training loop is therefore Stable-Baselines3's. This module adds a policy that wraps a
 `SequenceModel`, as every trained student is, and a function that starts the training.
 
 Stable-Baselines3 reads single states in any order. Each state costs a pass over its prefix, T times
@@ -147,7 +147,7 @@ class SequenceModelPolicy(BasePolicy):
         return values.masked_fill(finished[:, None], 0.0)
 
     def _predict(self, observation: SB3Observation, deterministic: bool = False) -> Tensor:
-        """Return actions (B,)."""
+        """Return the next tokens, (B,) int64."""
         return self.get_distribution(observation).get_actions(deterministic=deterministic)
 
     def _next_logits(

@@ -102,7 +102,7 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """Estimate the diagonal of the Fisher information of the student's weights.
 
-    For each weight w it is the mean over states of E[(d log q(v) / d w)^2], with q the student's
+    For each weight w: the mean over states of E[(d log q(v) / d w)^2]. Here q is the student's
     distribution and v a token drawn from it.
 
     One token is drawn at each state, and each batch costs one backward pass. Gradients of these

@@ -67,7 +67,7 @@ def test_exact_match_is_a_percentage_of_texts():
 
 
 def test_the_papers_bleu_is_that_of_lower_cased_tokens():
-    """Compared with the unsmoothed BLEU of nltk, on text that needs no tokenizer."""
+    """It equals the unsmoothed BLEU of nltk on text that needs no tokenizer."""
     hypotheses = ["The Cat sat on the mat .", "a Dog barks loudly at night"]
     references = REFERENCES[:2]
     quality = score(hypotheses, references)
@@ -102,7 +102,7 @@ HALF = MANY[:8] + WORSE[8:]
 
 
 def test_confidence_is_half_the_interval_of_resampled_scores():
-    """Compared with sacreBLEU's resampling through its public function."""
+    """It equals that of sacreBLEU's resampling through its public function."""
     (found,) = bootstrap([HALF], MANY)
     resampled = sacrebleu.BLEU().corpus_score(HALF, [MANY], n_bootstrap=1000)
     assert found.confidence == pytest.approx(resampled._ci)
