@@ -1,8 +1,9 @@
-"""Exposure bias: how close the student is to the teacher on its own prefixes, beside others'.
+"""Diagnostics of exposure bias: the student beside the teacher on prefixes of several writers.
 
-Both are compared at the states of a record of trajectories; what differs between two records is who
-wrote the prefixes: the data, the student or the teacher. Each instrument is a function; all of them
-together for one student are in `exposure_panel`.
+Two sets of trajectories differ in who wrote the prefixes: the data, the student or the teacher. At
+the states of each, `compare_with_teacher` compares what the two models would write next. A student
+with exposure bias is closer to the teacher on the data's prefixes than on its own. Every diagnostic
+is a function here; `exposure_report` gathers all of them for one student.
 """
 
 from collections.abc import Iterator
@@ -17,76 +18,75 @@ from textgen_env.generation.decoding import Decoder, best_actions, decode_all, g
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, trimmed
 
-BATCH_SIZE = 32  # texts whose logits, (B, T, V), are held at a time
+COMPARISON_BATCH_SIZE = 32
+"""Number of texts whose logits, (B, T, V), are in memory at a time."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Student beside teacher, by position in the text.
+class TeacherComparison:
+    """Means over the states at each position of the text, of student and teacher.
+
+    In the formulas p is the teacher's distribution and q the student's. A mean is 0 at a position
+    that no text reaches.
 
     Attributes:
-        count: (T,) float64, states that were compared.
-        agreement: (T,) float64, share of them at which both have the same most probable token, in
-            [0, 1]; 0 where there is no state.
-        divergence: (T,) float64, mean KL(teacher || student), nats; 0 where there is no state.
-        student_surprise: (T,) float64, mean of -log q(action), with q the student, nats; as above.
-        teacher_surprise: (T,) float64, mean of -log p(action), with p the teacher, nats; as above.
+        count: (T,) float64, number of states at each position.
+        agreement: (T,) float64, share of the states at which both have the same most probable
+            token, in [0, 1].
+        divergence: (T,) float64, mean KL(p || q), nats.
+        student_nll: (T,) float64, mean of -log q(action), nats.
+        teacher_nll: (T,) float64, mean of -log p(action), nats.
     """
 
     count: Tensor
     agreement: Tensor
     divergence: Tensor
-    student_surprise: Tensor
-    teacher_surprise: Tensor
+    student_nll: Tensor
+    teacher_nll: Tensor
 
     @property
     def mean_agreement(self) -> float:
-        """Over all states, in [0, 1]."""
+        """Mean agreement over all states, in [0, 1]."""
         return self.mean(self.agreement)
 
-    @property
-    def mean_divergence(self) -> float:
-        """Over all states, nats."""
-        return self.mean(self.divergence)
-
     def mean(self, figure: Tensor) -> float:
-        """Of one of the figures, over all states."""
+        """Return the mean over all states of one of the figures, given by position, (T,)."""
         return float((figure * self.count).sum() / self.count.sum())
 
 
 @torch.no_grad()
-def compare(
+def compare_with_teacher(
     trajectories: Trajectories,
     student: SequenceModel,
     expert: Expert,
     *,
-    batch_size: int = BATCH_SIZE,
-) -> Comparison:
-    """How the student compares with the teacher at every counted state, in one pass of either.
+    batch_size: int = COMPARISON_BATCH_SIZE,
+) -> TeacherComparison:
+    """Compare the student with the teacher at every counted state, in one pass of each.
 
     Args:
         trajectories: the states.
         student: in evaluation mode.
         expert: the teacher.
-        batch_size: trajectories compared at a time, those of like length together.
+        batch_size: number of trajectories in a pass; those of similar length are batched together.
 
-    Source: Arora et al. 2022, section 4, arXiv:2204.01171, for the divergence by who wrote the
+    Source: Arora et al. 2022, section 4, arXiv:2204.01171, for the divergence by writer of the
         prefix; agreement is one minus the 0-1 loss of Ross et al. 2011, section 2,
         arXiv:1011.0686.
     """
     steps, special = trajectories.actions.shape[1], expert.special
     sums = torch.zeros(5, steps, dtype=torch.float64)
-    for batch in _batches(trajectories, special, batch_size):
+    for batch in _batches_by_length(trajectories, special, batch_size):
         logits = student.sequence_logits(batch.source, batch.actions)
         teacher_logits = expert.logits(batch)
-        same = best_actions(logits, special) == best_actions(teacher_logits, special)
+        agreement = best_actions(logits, special) == best_actions(teacher_logits, special)
         divergence = forward_kl(logits, teacher_logits)
-        surprises = (cross_entropy(each, batch.actions) for each in (logits, teacher_logits))
-        figures = torch.ones_like(same), same, divergence, *surprises
+        nlls = (cross_entropy(each, batch.actions) for each in (logits, teacher_logits))
+        figures = torch.ones_like(agreement), agreement, divergence, *nlls
         for total, figure in zip(sums, figures, strict=True):
             counted = figure.double().where(batch.mask, 0.0)
             total[: counted.shape[1]] += counted.sum(0).cpu()
-    return Comparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
+    return TeacherComparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
 
 
 def written_by(
@@ -98,96 +98,108 @@ def written_by(
     decoder: Decoder = greedy,
     batch_size: int = 64,
 ) -> Trajectories:
-    """What `model` writes for each source; as the expert, for its own view of it.
+    """Generate a text for each source with `model`, and return the trajectories.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; as `Writer.EXPERT` it reads the expert's view of the sources.
         examples: the sources.
-        max_steps: most tokens of a text.
-        writer: which of the writers it is.
-        decoder: how it writes.
-        batch_size: texts written together.
+        max_steps: largest number of tokens in a text.
+        writer: the part that the model plays.
+        decoder: decoding rule.
+        batch_size: number of texts generated together.
     """
     source = examples.expert_view if writer == Writer.EXPERT else examples.source
     actions = decode_all(model, source, max_steps, decoder=decoder, batch_size=batch_size)
-    return record(examples, actions, writer, model.special)
+    return trajectories_of(examples, actions, writer, model.special)
 
 
-def record(
+def trajectories_of(
     examples: Examples, actions: Tensor, writer: Writer, special: SpecialTokens
 ) -> Trajectories:
-    """Trajectories of the texts `actions`, (B, T) int64, one for each example, by one writer."""
+    """Return trajectories of the texts `actions`, (B, T) int64, one for each example."""
     by = torch.full_like(actions, writer)
     return Trajectories.of(examples, actions, by, actions != special.pad)
 
 
-def excess_accumulated_error(own: Comparison, teachers: Comparison) -> Tensor:
-    """(T,) float64 percent: how much faster errors accumulate on the student's own prefixes.
+def excess_accumulated_error(
+    on_student: TeacherComparison, on_teacher: TeacherComparison
+) -> Tensor:
+    """Compute the excess of the error that accumulates on the student's own prefixes, in percent.
 
-    With R(l) the mean divergences on the student's prefixes summed over the first l positions, and
-    E(l) the same on the teacher's: 100 (R(l) - E(l)) / E(l). 0 means no exposure bias; it is not
-    finite where E(l) is 0. A teacher that is at a loss on strange prefixes hides it: its
-    distribution is flat there, and a flat student is near to it. Then it may be negative.
+    R(l) is the sum of the mean divergences over the first l positions of the student's prefixes,
+    E(l) the same on the teacher's: 100 (R(l) - E(l)) / E(l). At 0 there is no exposure bias; where
+    E(l) is 0 the result is not finite.
+
+    It may be negative: on strange prefixes an unsure teacher has a flat distribution, and a student
+    that is as flat is close to it, which hides the bias.
 
     Args:
-        own: on prefixes drawn from the student, three texts a source (`exposure_panel.NUM_DRAWS`).
-        teachers: on prefixes drawn from the teacher, as many; positions that either lacks are left
-            out.
+        on_student: on prefixes drawn from the student, three texts for each source
+            (`exposure_report.NUM_DRAWS`).
+        on_teacher: on as many prefixes drawn from the teacher.
+
+    Returns:
+        (L,) float64, percent, for the positions that texts of both reach.
 
     Source: Arora et al. 2022, section 4, arXiv:2204.01171; with the teacher in the place of the
         data as Gu et al. 2023, section 3.3, arXiv:2306.08543.
     """
-    positions = min(int((texts.count > 0).sum()) for texts in (own, teachers))
-    accumulated = own.divergence[:positions].cumsum(0)
-    inherent = teachers.divergence[:positions].cumsum(0)
+    positions = min(int((texts.count > 0).sum()) for texts in (on_student, on_teacher))
+    accumulated = on_student.divergence[:positions].cumsum(0)
+    inherent = on_teacher.divergence[:positions].cumsum(0)
     return 100 * (accumulated - inherent) / inherent
 
 
-def likelihood_risk(drawn: Comparison) -> float:
-    """How unlikely the student's texts are to the teacher: high where it writes what is wrong.
+def likelihood_risk(drawn: TeacherComparison) -> float:
+    """Compute the teacher's negative log-likelihood of the student's texts, nats a token.
 
-    The mean of -log p(action) over all tokens, with p the teacher: nats a token.
+    The mean of -log p(action) over all tokens, p the teacher. It is high where the student writes
+    what the teacher would not.
 
     Args:
         drawn: on texts drawn from the student.
 
     Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
     """
-    return drawn.mean(drawn.teacher_surprise)
+    return drawn.mean(drawn.teacher_nll)
 
 
-def coverage_risk(drawn: Comparison) -> float:
-    """How unlikely the teacher's texts are to the student: high where it lacks what is right.
+def coverage_risk(drawn: TeacherComparison) -> float:
+    """Compute the student's negative log-likelihood of the teacher's texts, nats a token.
 
-    The mean of -log q(action) over all tokens, with q the student: nats a token.
+    The mean of -log q(action) over all tokens, q the student. It is high where the student cannot
+    write what the teacher would.
 
     Args:
         drawn: on texts drawn from the teacher.
 
     Source: Wen et al. 2023, section 4.3, arXiv:2307.15190; per token here, not per text.
     """
-    return drawn.mean(drawn.student_surprise)
+    return drawn.mean(drawn.student_nll)
 
 
-def _batches(
+def _batches_by_length(
     texts: Trajectories, special: SpecialTokens, batch_size: int
 ) -> Iterator[Trajectories]:
-    """All texts, those of like length together, so that little of a batch is padding."""
+    """Yield all texts in batches of similar length, so that little of a batch is padding."""
     for rows in texts.mask.sum(1).argsort(stable=True).split(batch_size):
         yield texts.select(rows).trimmed(special)
 
 
-def teacher_finishes(
-    own: Trajectories, expert: Expert, share: float, *, batch_size: int = 64
+def complete_with_teacher(
+    student_texts: Trajectories, expert: Expert, share: float, *, batch_size: int = 64
 ) -> Tensor:
-    """The student starts, the teacher goes on greedily: how far the student's prefixes mislead.
+    """Let the teacher complete, greedily, a share of each of the student's texts.
+
+    The quality of the completed texts says how far the student's prefixes mislead the teacher.
 
     Args:
-        own: the student's texts, T the length limit.
+        student_texts: T is the length limit.
         expert: the teacher.
-        share: of each text's tokens, the first ones, that stay, in [0, 1]; to the nearest whole
-            token, of two to the even number.
-        batch_size: texts written at a time, those with sources of like length together.
+        share: share of each text's tokens that is kept, from the first, in [0, 1]. It is rounded to
+            the nearest whole number of tokens, ties to the even one.
+        batch_size: number of texts completed together; those with sources of similar length are
+            batched together.
 
     Returns:
         (B, T) int64, PAD after the end token.
@@ -195,17 +207,18 @@ def teacher_finishes(
     Source: Lin et al. 2020, table 1, arXiv:2009.07253, for any share.
     """
     special = expert.special
-    kept = (share * own.mask.sum(1)).round().long()
-    order = (own.expert_view != special.pad).sum(1).argsort(stable=True)
-    finished = [
-        expert.complete(trimmed(own.expert_view[rows], special), own.actions[rows], kept[rows])
+    source, actions = student_texts.expert_view, student_texts.actions
+    kept = (share * student_texts.mask.sum(1)).round().long()
+    order = (source != special.pad).sum(1).argsort(stable=True)
+    completed = [
+        expert.complete(trimmed(source[rows], special), actions[rows], kept[rows])
         for rows in order.split(batch_size)
     ]
-    return torch.cat(finished)[order.argsort()]
+    return torch.cat(completed)[order.argsort()]
 
 
 def length_ratio(texts: Trajectories, special: SpecialTokens) -> float:
-    """Tokens written over tokens of the references, end tokens included; 1 is neither.
+    """Compute the tokens written over the tokens of the references, end tokens included.
 
     Source: Papineni et al. 2002, "BLEU", section 2.2.2: c over r of its brevity penalty.
     """
@@ -213,12 +226,12 @@ def length_ratio(texts: Trajectories, special: SpecialTokens) -> float:
 
 
 def repetition_rate(texts: Trajectories, *, order: int = 4) -> float:
-    """Share of a text's n-grams that occur in it before, mean over the texts, in [0, 1].
+    """Compute the share of a text's n-grams that occur earlier in it, as the mean over the texts.
 
-    With u different ones of t: 1 - u / t. A text too short for one repeats nothing.
+    With u distinct n-grams among t: 1 - u / t, in [0, 1]. A text shorter than n tokens counts as 0.
 
     Args:
-        texts: what was written.
+        texts: the texts.
         order: n, in tokens.
 
     Source: Welleck et al. 2020, "seq-rep-n", section 6, arXiv:1908.04319.

@@ -1,6 +1,6 @@
-"""All exposure-bias instruments of one student, read the same way during training and afterwards.
+"""Exposure-bias report of one student: all diagnostics, computed alike during and after training.
 
-Where there is no teacher, what needs one is None.
+Diagnostics that need a teacher are None where there is none.
 """
 
 import math
@@ -12,15 +12,15 @@ from typing import Self
 import torch
 
 from textgen_agents.evaluation.exposure_bias import (
-    Comparison,
-    compare,
+    TeacherComparison,
+    compare_with_teacher,
+    complete_with_teacher,
     coverage_risk,
     excess_accumulated_error,
     length_ratio,
     likelihood_risk,
-    record,
     repetition_rate,
-    teacher_finishes,
+    trajectories_of,
     written_by,
 )
 from textgen_agents.evaluation.quality import LengthGroup, bleu, bleu_by_length
@@ -32,38 +32,52 @@ from textgen_env.tasks.task import Pair
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import SpecialTokens, Trajectories, Writer
 
-SHARES = (0.25, 0.5, 0.75)  # of a text that the student writes before the teacher goes on
-SEED = 0  # of the draws: the same for all students
-NUM_DRAWS = 3  # texts drawn for each source
+STUDENT_SHARES = (0.25, 0.5, 0.75)
+"""Shares of a text that the student writes before the teacher completes it."""
+DRAW_SEED = 0
+"""Seed of the drawn texts, the same for all students."""
+NUM_DRAWS = 3
+"""Number of texts drawn for each source."""
 
 
 @dataclass(frozen=True)
-class Positions:
-    """A `Comparison` by position in the text, as far as there are states, as lists."""
+class PositionCurves:
+    """Figures of a `TeacherComparison` as lists, up to the last position that a text reaches.
+
+    Attributes:
+        agreement: share of the states at which student and teacher agree, in [0, 1].
+        divergence: mean KL(teacher || student), nats.
+        count: number of states.
+    """
 
     agreement: list[float]
     divergence: list[float]
     count: list[int]
 
     @classmethod
-    def of(cls, comparison: Comparison) -> Self:
-        """The positions of `comparison` that have a state."""
-        seen = int((comparison.count > 0).sum())  # a text has no gaps: these are the first ones
+    def of(cls, comparison: TeacherComparison) -> Self:
+        """Return the curves of `comparison` over the positions that have a state."""
+        reached = int((comparison.count > 0).sum())  # texts have no gaps: these come first
         return cls(
-            comparison.agreement[:seen].tolist(),
-            comparison.divergence[:seen].tolist(),
-            comparison.count[:seen].long().tolist(),
+            comparison.agreement[:reached].tolist(),
+            comparison.divergence[:reached].tolist(),
+            comparison.count[:reached].long().tolist(),
         )
 
     def mean(self, values: Sequence[float]) -> float:
-        """Of one of the two measures, over all states."""
+        """Return the mean over all states of one of the two curves."""
         weighted = zip(values, self.count, strict=True)
         return sum(value * states for value, states in weighted) / sum(self.count)
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The BLEU of texts of which the student wrote the first `share`, the teacher the rest."""
+class CompletionScore:
+    """Quality of texts that the student starts and the teacher completes.
+
+    Attributes:
+        share: share of each text that the student wrote, in [0, 1].
+        bleu: sacreBLEU, in [0, 100].
+    """
 
     share: float
     bleu: float
@@ -71,19 +85,21 @@ class Finished:
 
 @dataclass(frozen=True)
 class ExposureBiasReport:
-    """What the instruments say of one student; those that need a teacher are None without one.
+    """Diagnostics of one student; those that need a teacher are None without one.
 
     Attributes:
-        length_ratio: of the student's texts.
+        length_ratio: tokens of the student's texts over tokens of the references.
         repetition_rate: of the student's texts, in [0, 1].
-        bleu_by_reference_length: of the student's texts.
-        bleu_by_source_length: of the student's texts.
-        teacher_pairs: how many pairs, the first ones, the figures below are of.
-        positions: student beside teacher on "gold", "own" and "teacher" prefixes, by position.
+        bleu_by_reference_length: of the student's texts, grouped by the references' length.
+        bleu_by_source_length: of the student's texts, grouped by the sources' length.
+        teacher_pairs: number of pairs, from the first, that the figures below are computed on.
+        positions: student and teacher compared by position, on the prefixes of each writer:
+            "reference", "student" and "teacher".
         excess_accumulated_error: by position, percent; None where it is not finite.
         likelihood_risk: nats a token.
         coverage_risk: nats a token.
-        teacher_finishes: from the teacher's own texts (share 0) to the student's (1).
+        teacher_finishes: quality of completed texts, from the teacher's own (share 0) to the
+            student's (share 1).
     """
 
     length_ratio: float
@@ -91,17 +107,18 @@ class ExposureBiasReport:
     bleu_by_reference_length: list[LengthGroup]
     bleu_by_source_length: list[LengthGroup]
     teacher_pairs: int | None = None
-    positions: dict[str, Positions] | None = None
+    positions: dict[str, PositionCurves] | None = None
     excess_accumulated_error: list[float | None] | None = None
     likelihood_risk: float | None = None
     coverage_risk: float | None = None
-    teacher_finishes: list[Finished] | None = None
+    teacher_finishes: list[CompletionScore] | None = None
 
     def figures(self) -> dict[str, float]:
-        """One number for each instrument that there is, by the name that it is logged under.
+        """Return one number for each diagnostic that is not None, by its name in the log.
 
-        Of those by position the mean over all states; of the excess accumulated error its value at
-        the last position that half of the student's greedy texts reach, beyond which there are few.
+        Curves by position give their mean over all states. The excess accumulated error gives its
+        value at the last position that half of the student's greedy texts reach, because few texts
+        are left beyond it.
         """
         named = {
             "length_ratio": self.length_ratio,
@@ -109,11 +126,11 @@ class ExposureBiasReport:
             "likelihood_risk": self.likelihood_risk,
             "coverage_risk": self.coverage_risk,
         }
-        for who, found in (self.positions or {}).items():
-            named[f"{who}_agreement"] = found.mean(found.agreement)
-            named[f"{who}_divergence"] = found.mean(found.divergence)
+        for writer, curves in (self.positions or {}).items():
+            named[f"{writer}_prefix_agreement"] = curves.mean(curves.agreement)
+            named[f"{writer}_prefix_divergence"] = curves.mean(curves.divergence)
         if self.excess_accumulated_error and self.positions:
-            states = self.positions["own"].count
+            states = self.positions["student"].count
             half = sum(2 * count >= states[0] for count in states)
             named["excess_accumulated_error"] = self.excess_accumulated_error[:half][-1]
         for each in self.teacher_finishes or []:
@@ -122,8 +139,8 @@ class ExposureBiasReport:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The teacher and what it writes for the examples, which is the same for all students.
+class TeacherTexts:
+    """Teacher and its texts for the examples, which are the same for all students.
 
     Attributes:
         expert: the teacher.
@@ -137,103 +154,124 @@ class Teacher:
 
     @classmethod
     def of(cls, expert: Expert, written: Trajectories) -> Self:
-        """The teacher whose greedy texts are `written`, T the length limit; it draws others."""
+        """Draw texts for the sources of `written`, the teacher's greedy texts.
+
+        Args:
+            expert: the teacher.
+            written: its greedy texts; T is the length limit.
+        """
         examples, steps = written.examples, written.actions.shape[1]
 
         def draw(generator: torch.Generator) -> Trajectories:
             drawn = expert.sample(
                 examples, max_steps=steps, sampling=Sampling(), generator=generator
             )
-            return record(examples, drawn.reference, Writer.EXPERT, expert.special)
+            return trajectories_of(examples, drawn.reference, Writer.EXPERT, expert.special)
 
-        return cls(expert, written, _drawn(draw, "teacher draws", expert.special))
+        return cls(expert, written, _draw_repeatedly(draw, "teacher draws", expert.special))
 
 
-def _drawn(
+def _draw_repeatedly(
     draw: Callable[[torch.Generator], Trajectories], purpose: str, special: SpecialTokens
 ) -> Trajectories:
-    """What `draw` gives for `NUM_DRAWS` generators of their own, one after the other."""
-    generators = (generator_for(SEED, purpose, number) for number in range(NUM_DRAWS))
+    """Return the texts of `NUM_DRAWS` calls of `draw`, each with a generator of its own."""
+    generators = (generator_for(DRAW_SEED, purpose, number) for number in range(NUM_DRAWS))
     return Trajectories.cat([draw(generator) for generator in generators], special)
 
 
-def exposure(
+def measure_exposure_bias(
     student: SequenceModel,
-    own: Trajectories,
+    student_texts: Trajectories,
     pairs: Sequence[Pair],
     tokenizer: TextTokenizer,
-    teacher: Teacher | None,
-    shares: Sequence[float] = SHARES,
+    teacher: TeacherTexts | None,
+    shares: Sequence[float] = STUDENT_SHARES,
 ) -> ExposureBiasReport:
-    """Read all instruments.
+    """Compute all diagnostics.
 
     Args:
         student: in evaluation mode.
-        own: its greedy texts for `pairs`, T the length limit.
+        student_texts: its greedy texts for `pairs`; T is the length limit.
         pairs: sources and references.
-        tokenizer: of both sides.
-        teacher: with its texts for `pairs`, or for the first of them, to save time; None for a
-            student that has none.
-        shares: of a text that the student writes before the teacher goes on, beside none and all.
+        tokenizer: of sources and targets.
+        teacher: the teacher with its texts for `pairs`, or for the first of them to save time;
+            None for a student without a teacher.
+        shares: shares of a text that the student writes before the teacher completes it; 0 and 1
+            are added.
     """
-    hypotheses = tokenizer.decode(own.actions.tolist())
+    hypotheses = tokenizer.decode(student_texts.actions.tolist())
     references = [pair.reference for pair in pairs]
-    alone = ExposureBiasReport(
-        length_ratio=length_ratio(own, student.special),
-        repetition_rate=repetition_rate(own),
+    without_teacher = ExposureBiasReport(
+        length_ratio=length_ratio(student_texts, student.special),
+        repetition_rate=repetition_rate(student_texts),
         bleu_by_reference_length=bleu_by_length(hypotheses, references, references),
         bleu_by_source_length=bleu_by_length(
             hypotheses, references, [pair.source for pair in pairs]
         ),
     )
     if teacher is None:
-        return alone
+        return without_teacher
     count = len(teacher.written)
-    own, references = own.select(torch.arange(count)), references[:count]
-    examples, steps = own.examples, own.actions.shape[1]
+    student_texts, references = student_texts.select(torch.arange(count)), references[:count]
+    on_student, on_teacher = _compare_drawn(student, student_texts, teacher)
+    error = excess_accumulated_error(on_student, on_teacher).tolist()
+    return replace(
+        without_teacher,
+        teacher_pairs=count,
+        positions=_position_curves(student, student_texts, teacher),
+        excess_accumulated_error=[value if math.isfinite(value) else None for value in error],
+        likelihood_risk=likelihood_risk(on_student),
+        coverage_risk=coverage_risk(on_teacher),
+        teacher_finishes=_completion_scores(student_texts, references, tokenizer, teacher, shares),
+    )
+
+
+def _compare_drawn(
+    student: SequenceModel, student_texts: Trajectories, teacher: TeacherTexts
+) -> tuple[TeacherComparison, TeacherComparison]:
+    """Compare the models on texts drawn from the student, and on texts drawn from the teacher."""
+    examples, steps = student_texts.examples, student_texts.actions.shape[1]
 
     def draw(generator: torch.Generator) -> Trajectories:
         decoder = partial(sample, sampling=Sampling(), generator=generator)
         return written_by(student, examples, steps, writer=Writer.STUDENT, decoder=decoder)
 
-    drawn, teachers = (
-        compare(texts, student, teacher.expert)
-        for texts in (_drawn(draw, "student draws", student.special), teacher.drawn)
-    )
-    error = excess_accumulated_error(drawn, teachers).tolist()
-    return replace(
-        alone,
-        teacher_pairs=count,
-        positions=_positions(student, own, teacher),
-        excess_accumulated_error=[value if math.isfinite(value) else None for value in error],
-        likelihood_risk=likelihood_risk(drawn),
-        coverage_risk=coverage_risk(teachers),
-        teacher_finishes=_finished(own, references, tokenizer, teacher, shares),
+    drawn = _draw_repeatedly(draw, "student draws", student.special)
+    return (
+        compare_with_teacher(drawn, student, teacher.expert),
+        compare_with_teacher(teacher.drawn, student, teacher.expert),
     )
 
 
-def _positions(student: SequenceModel, own: Trajectories, teacher: Teacher) -> dict[str, Positions]:
-    gold = Trajectories.from_examples(own.examples, student.special)
-    prefixes = {"gold": gold, "own": own, "teacher": teacher.written}
+def _position_curves(
+    student: SequenceModel, student_texts: Trajectories, teacher: TeacherTexts
+) -> dict[str, PositionCurves]:
+    """Compare student and teacher by position on the prefixes of each writer."""
+    prefixes = {
+        "reference": Trajectories.from_examples(student_texts.examples, student.special),
+        "student": student_texts,
+        "teacher": teacher.written,
+    }
     return {
-        who: Positions.of(compare(texts, student, teacher.expert))
-        for who, texts in prefixes.items()
+        writer: PositionCurves.of(compare_with_teacher(texts, student, teacher.expert))
+        for writer, texts in prefixes.items()
     }
 
 
-def _finished(
-    own: Trajectories,
+def _completion_scores(
+    student_texts: Trajectories,
     references: Sequence[str],
     tokenizer: TextTokenizer,
-    teacher: Teacher,
+    teacher: TeacherTexts,
     shares: Sequence[float],
-) -> list[Finished]:
+) -> list[CompletionScore]:
+    """Score the teacher's texts, the student's completed by the teacher, and the student's."""
     texts = {
         0.0: teacher.written.actions,
-        **{share: teacher_finishes(own, teacher.expert, share) for share in shares},
-        1.0: own.actions,
+        **{share: complete_with_teacher(student_texts, teacher.expert, share) for share in shares},
+        1.0: student_texts.actions,
     }
     return [
-        Finished(share, bleu(tokenizer.decode(actions.tolist()), references))
+        CompletionScore(share, bleu(tokenizer.decode(actions.tolist()), references))
         for share, actions in texts.items()
     ]

@@ -1,7 +1,7 @@
-"""Quality of what a model writes: BLEU and chrF by sacreBLEU with their signatures, ROUGE, matches.
+"""Quality of generated texts: BLEU and chrF by sacreBLEU with their signatures, ROUGE, exact match.
 
-All scores are in [0, 100]. The tokenized lower-cased BLEU of older papers has a name of its own:
-it is higher than sacreBLEU on the same text and must not be compared with it.
+All scores are in [0, 100]. The tokenized lower-cased BLEU of older papers has a name of its own: it
+is higher than sacreBLEU on the same text and must not be compared with it.
 """
 
 import re
@@ -21,11 +21,14 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, Task, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 
-LENGTHS = (10, 15, 20, 25)  # words up to which a pair belongs to a group of like length
+LENGTH_LIMITS = (10, 15, 20, 25)
+"""Largest number of words in each group of pairs of similar length but the last."""
 TOKENIZED_LOWERCASE = {"lowercase": True, "tokenize": "13a", "smooth_method": "none"}
-"""As nltk's `corpus_bleu` on lower-cased tokens, which the paper used (Lin et al. 2020), but split
-by sacreBLEU's tokenizer: nltk's needs data that is not in its package."""
-WORD = re.compile(r"[^\W_]+")
+"""Options of BLEU that agree with nltk's `corpus_bleu` on lower-cased tokens (Lin et al. 2020).
+
+Tokens are split by sacreBLEU's tokenizer: that of nltk needs data that its package lacks.
+"""
+WORD_PATTERN = re.compile(r"[^\W_]+")
 ROUGE_SIGNATURE = f"F|case:lc|stem:no|words:unicode|rouge-score:{version('rouge_score')}"
 
 
@@ -37,15 +40,15 @@ class Quality:
         bleu: sacreBLEU.
         chrf: chrF2.
         rouge1: ROUGE-1, F-measure, mean over the texts.
-        rouge2: ROUGE-2, the same.
-        rougeL: ROUGE-L, the same.
-        exact_match: percentage of texts that are their references.
-        tokenized_lowercase_bleu: as papers before sacreBLEU report it; not to be compared with
+        rouge2: ROUGE-2, F-measure, mean over the texts.
+        rougeL: ROUGE-L, F-measure, mean over the texts.
+        exact_match: percentage of texts that equal their references.
+        tokenized_lowercase_bleu: BLEU as reported before sacreBLEU; must not be compared with
             `bleu`.
         signature: sacreBLEU's signature of `bleu`.
-        chrf_signature: sacreBLEU's of `chrf`.
-        rouge_signature: which ROUGE it is.
-        tokenized_lowercase_signature: sacreBLEU's of `tokenized_lowercase_bleu`.
+        chrf_signature: sacreBLEU's signature of `chrf`.
+        rouge_signature: options and version of ROUGE.
+        tokenized_lowercase_signature: sacreBLEU's signature of `tokenized_lowercase_bleu`.
     """
 
     bleu: float
@@ -63,12 +66,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class LengthGroup:
-    """SacreBLEU of the pairs of like length.
+    """Pairs of similar length and the sacreBLEU of their texts.
 
     Attributes:
-        up_to: words of the longest; None for all that are longer than those of the other groups.
-        pairs: how many they are.
-        bleu: None where there is no pair.
+        up_to: largest number of words; None for the group of the longest.
+        pairs: number of pairs.
+        bleu: in [0, 100]; None where there is no pair.
     """
 
     up_to: int | None
@@ -78,12 +81,12 @@ class LengthGroup:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """What resampling the test split says of one system's BLEU.
+    """Bootstrap estimates for the BLEU of one system.
 
     Attributes:
-        confidence: half the width of its 95 % interval.
-        p_value: of its difference from the baseline, in (0, 1]; None for the baseline, or for
-            all where there is none.
+        confidence: half the width of the 95 % confidence interval, in BLEU.
+        p_value: of the difference from the baseline, in (0, 1]; None for the baseline itself, or
+            where there is no baseline.
     """
 
     confidence: float
@@ -119,7 +122,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """SacreBLEU alone, in [0, 100].
+    """Compute the corpus sacreBLEU, in [0, 100].
 
     Raises:
         ValueError: no text, or another number of hypotheses than of references.
@@ -129,21 +132,21 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, means over the texts, in [0, 100].
+    """Compute the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, means over the texts, in [0, 100].
 
-    Words are lower-cased and not stemmed, letters of any script. On texts of ASCII alone these are
-    the package's own defaults; elsewhere those would tear words at every other letter.
+    Words are lower-cased, not stemmed, and made of letters of any script. On ASCII texts the result
+    is that of the package's defaults, which elsewhere split words at every non-ASCII letter.
 
     Raises:
         ValueError: no text, or another number of hypotheses than of references.
 
     Source: Lin 2004, "ROUGE: A package for automatic evaluation of summaries".
     """
-    from rouge_score.rouge_scorer import RougeScorer  # a third of a second no other command needs
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import
 
     _check_pairs(hypotheses, references)
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, tokenizer=_Words())
+    scorer = RougeScorer(kinds, tokenizer=_WordTokenizer())
     scores = [scorer.score(*texts) for texts in zip(references, hypotheses, strict=True)]
     rouge1, rouge2, rouge_l = (
         100 * fmean(each[kind].fmeasure for each in scores) for kind in kinds
@@ -151,22 +154,23 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, 
     return rouge1, rouge2, rouge_l
 
 
-class _Words:
-    """What `rouge_score` calls a tokenizer."""
+class _WordTokenizer:
+    """Tokenizer for `rouge_score` that splits a text into lower-cased words of any script."""
 
     def tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text.lower())
+        """Return the words of `text`, lower-cased."""
+        return WORD_PATTERN.findall(text.lower())
 
 
 def bleu_by_length(
     hypotheses: Sequence[str], references: Sequence[str], lengths_of: Sequence[str]
 ) -> list[LengthGroup]:
-    """SacreBLEU of pairs of like length.
+    """Compute sacreBLEU for each group of pairs of similar length.
 
     Args:
-        hypotheses: texts.
-        references: one for each.
-        lengths_of: the texts whose words are counted: the references, or the sources.
+        hypotheses: the generated texts.
+        references: one for each hypothesis.
+        lengths_of: the texts whose words are counted: the references or the sources.
 
     Raises:
         ValueError: no text, or not as many of each.
@@ -176,32 +180,32 @@ def bleu_by_length(
         raise ValueError(
             f"lengths_of must be as many as references ({len(references)}), got {len(lengths_of)}"
         )
-    groups: list[list[int]] = [[] for _ in (*LENGTHS, None)]
+    groups: list[list[int]] = [[] for _ in (*LENGTH_LIMITS, None)]
     for index, text in enumerate(lengths_of):
-        groups[sum(len(text.split()) > limit for limit in LENGTHS)].append(index)
+        groups[sum(len(text.split()) > limit for limit in LENGTH_LIMITS)].append(index)
     return [
         LengthGroup(
             limit,
             len(group),
             bleu([hypotheses[i] for i in group], [references[i] for i in group]) if group else None,
         )
-        for limit, group in zip((*LENGTHS, None), groups, strict=True)
+        for limit, group in zip((*LENGTH_LIMITS, None), groups, strict=True)
     ]
 
 
 def bootstrap(
     systems: Sequence[Sequence[str]], references: Sequence[str], baseline: int | None = None
 ) -> list[Bootstrap]:
-    """How sure the BLEU of each system is, and its difference from the baseline's.
+    """Estimate the confidence interval of each system's BLEU and its difference from a baseline.
 
-    SacreBLEU's own, with its 1,000 samples and its seed. The p-value is the probability of a
-    difference at least as large if the systems were the same. It is 1 for the baseline's very
-    texts, of which sacreBLEU says 0.001: it counts larger differences alone.
+    The samples, 1,000 of them, and their seed are sacreBLEU's. The p-value is the probability of a
+    difference at least as large if the systems were the same. For texts that equal the baseline's
+    it is 1, where sacreBLEU gives 0.001 because it counts larger differences alone.
 
     Args:
-        systems: the texts of each.
+        systems: the texts of each system.
         references: one for each text.
-        baseline: place of the system that the others are compared with; None for no comparison.
+        baseline: index of the system that the others are compared with; None for no comparison.
 
     Raises:
         ValueError: no system, no text, a system with another number of texts than of references, or
@@ -210,48 +214,50 @@ def bootstrap(
     Source: Koehn 2004, "Statistical significance tests for machine translation evaluation".
     """
     if not systems:
-        raise ValueError("systems must be at least one, got none")
+        raise ValueError("systems must hold at least one system, got 0")
     for hypotheses in systems:
         _check_pairs(hypotheses, references)
     if baseline is not None and baseline not in range(len(systems)):
         raise ValueError(f"baseline must be from 0 to {len(systems) - 1}, or None, got {baseline}")
-    order = sorted(range(len(systems)), key=lambda place: place != baseline)  # the baseline first
-    named: list[tuple[str, Sequence[str]]] = [(str(place), systems[place]) for place in order]
+    order = sorted(range(len(systems)), key=lambda index: index != baseline)  # the baseline first
+    named: list[tuple[str, Sequence[str]]] = [(str(index), systems[index]) for index in order]
     _, scores = PairedTest(named, {"BLEU": BLEU()}, [list(references)], test_type="bs")()
-    found = {}
-    for place, result in zip(order, scores["BLEU"], strict=True):
-        assert isinstance(result, Result), "sacreBLEU gives text for the column of names alone"
-        assert result.ci is not None, "it is estimated for each system"
+    estimates = {}
+    for index, result in zip(order, scores["BLEU"], strict=True):
+        assert isinstance(result, Result), "only the column of names holds text"
+        assert result.ci is not None, "PairedTest estimates an interval for each system"
         p_value = result.p_value
         if baseline is None:
             p_value = None
-        elif place != baseline and list(systems[place]) == list(systems[baseline]):
+        elif index != baseline and list(systems[index]) == list(systems[baseline]):
             p_value = 1.0
-        found[place] = Bootstrap(float(result.ci), p_value)
-    return [found[place] for place in range(len(systems))]
+        estimates[index] = Bootstrap(float(result.ci), p_value)
+    return [estimates[index] for index in range(len(systems))]
 
 
 def paired_bootstrap(
     baseline: Sequence[str], hypotheses: Sequence[str], references: Sequence[str]
 ) -> float:
-    """p-value of the difference in BLEU of two systems on the same sentences, in (0, 1]."""
+    """Return the p-value of the difference in BLEU of two systems, in (0, 1]."""
     p_value = bootstrap([baseline, hypotheses], references, baseline=0)[1].p_value
     assert p_value is not None, "the second system is compared with the first"
     return p_value
 
 
 def _check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Raise `ValueError` unless there is one reference for each hypothesis, and at least one."""
     if len(hypotheses) != len(references):
         raise ValueError(
             f"hypotheses must be as many as references ({len(references)}), got {len(hypotheses)}"
         )
     if not references:
-        raise ValueError("references must be at least one, got none")
+        raise ValueError("references must hold at least one text, got 0")
 
 
 def _corpus_score(
     metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[str]
 ) -> float:
+    """Compute the corpus score of `metric` with one reference for each hypothesis."""
     return metric.corpus_score(list(hypotheses), [list(references)]).score
 
 
@@ -265,16 +271,16 @@ def translate_texts(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> list[str]:
-    """What `model` writes for each source, in the same order.
+    """Generate a text with `model` for each source, and return the texts in the same order.
 
     Args:
         model: in evaluation mode.
-        tokenizer: of both sides.
-        sources: texts.
-        max_steps: most tokens of an output.
-        beam_size: 1 for greedy.
-        batch_size: sources decoded together.
-        device: where the model is.
+        tokenizer: of sources and targets.
+        sources: the texts to read.
+        max_steps: largest number of tokens in a generated text.
+        beam_size: number of beams; 1 decodes greedily.
+        batch_size: number of sources decoded together.
+        device: device of the model.
     """
     written = decode_all(
         model,
@@ -295,7 +301,7 @@ def translate(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> list[str]:
-    """`translate_texts` with the task's tokenizer and length limit."""
+    """Call `translate_texts` with the task's tokenizer and length limit."""
     return translate_texts(
         model,
         task.tokenizer,
@@ -315,7 +321,7 @@ def quality_on(
     beam_size: int = 1,
     batch_size: int = 64,
 ) -> Quality:
-    """The scores of what `model` writes for the sources of `pairs`, against their references."""
+    """Score the texts that `model` generates for the sources of `pairs`."""
     sources = [pair.source for pair in pairs]
     hypotheses = translate(model, task, sources, beam_size=beam_size, batch_size=batch_size)
     return score(hypotheses, [pair.reference for pair in pairs])

@@ -1,1 +1,1 @@
-"""Agents of other libraries in this project's environment."""
+"""Agents of other libraries, trained in this project's environment."""

@@ -1,17 +1,17 @@
 """PPO by Stable-Baselines3: the student learns from the environment's reward, without an expert.
 
-Roll-in: the student draws every token. Label: none, the reward that each token and all after it
-earn. Loss: the clipped policy gradient, the critic's squared error, less the entropy.
-Differs from the paper in: several slots instead of parallel actors, and no value is looked for at
-the length limit.
+Roll-in: the student draws every token. Label: none; the reward of each token and of all that follow
+it. Loss: the clipped policy gradient and the critic's squared error, minus an entropy bonus.
+Differs from the paper in: several slots instead of parallel actors, and the value at the length
+limit is 0.
 Source: Schulman et al. 2017, eq. 9 and algorithm 1, arXiv:1707.06347.
 
-This is no `Agent`, for three reasons: its update needs what the policy thought when it wrote (old
-probabilities and values), it goes over a rollout several times, and its critic has weights, which
-an agent never holds. So the loop is Stable-Baselines3's own, and what is here is the policy that
-wraps a `SequenceModel`, which any trained student is, and the function that puts both together.
+PPO is no `Agent`, for three reasons. Its update needs the probabilities and values at the time of
+the rollout. It makes several passes over each rollout. Its critic has weights, and an agent holds
+none. The training loop is therefore Stable-Baselines3's. This module adds a policy that wraps a
+`SequenceModel`, as every trained student is, and a function that starts the training.
 
-Stable-Baselines3 looks at single states in any order, so each costs a pass over its prefix, T times
+Stable-Baselines3 reads single states in any order. Each state costs a pass over its prefix, T times
 the work of an agent that learns from whole trajectories. It also seeds the global generators.
 """
 
@@ -40,19 +40,19 @@ SB3Observation = Tensor | dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """How PPO trains.
+    """Hyperparameters of PPO.
 
     Attributes:
-        steps: of all slots together; rounded up to whole rollouts.
-        rollout_steps: of each slot between two updates of the policy.
-        batch_size: states of an optimizer update.
-        num_epochs: how often a rollout is gone over.
-        learning_rate: of Adam, at the start; it falls to 0 in a straight line.
-        discount: of a step; 1 for none, since texts end.
-        gae_lambda: of the advantage's estimate, in [0, 1].
-        clip_range: how far the ratio of new to old probability is followed.
-        entropy_weight: of the entropy bonus.
-        seed: of weights, draws and the order of examples.
+        steps: environment steps of all slots together; rounded up to whole rollouts.
+        rollout_steps: steps of each slot in a rollout.
+        batch_size: states in an optimizer update.
+        num_epochs: passes over each rollout.
+        learning_rate: of Adam, at the start; it decays linearly to 0.
+        discount: of a step's reward, in [0, 1]; 1 does not discount, as episodes are finite.
+        gae_lambda: of the generalized advantage estimate, in [0, 1].
+        clip_range: largest distance from 1 of the ratio of new to old probability.
+        entropy_weight: weight of the entropy bonus.
+        seed: seed of weights, draws and the order of examples.
     """
 
     steps: int = 200_000
@@ -68,22 +68,23 @@ class PPOConfig:
 
 
 class SequenceModelPolicy(BasePolicy):
-    """A `SequenceModel` as an actor-critic policy that reads token ids as ids.
+    """Actor-critic policy that wraps a `SequenceModel` and reads token ids.
 
-    The actor is the student itself: training changes its weights. It never writes PAD nor the start
-    token. The critic is a copy of the student whose logits are read by one linear layer, which is a
-    linear head on its last hidden state, as logits are linear in it. Where the length limit is
-    reached no step can follow, so the value is 0: a critic is never trained there, and
-    Stable-Baselines3 would add what it happens to say to the last reward.
-    Dropout stays off, or the ratio of new to old probability would compare two draws of it.
+    The actor is the student itself: training changes its weights. It never writes PAD or the start
+    token. The critic is a copy of the student with one linear layer on its logits. Logits are
+    linear in the last hidden state, so this is a linear value head.
+
+    The value is 0 where the length limit is reached, because no step can follow. The critic is
+    never trained there, and Stable-Baselines3 would add its untrained value to the last reward.
+    Dropout stays off: otherwise the ratio of new to old probability would compare two draws of it.
 
     Args:
-        observation_space: the environment's, flat or not.
-        action_space: the environment's.
-        lr_schedule: remaining share of training -> learning rate.
+        observation_space: observation space of the environment, flat or a dict.
+        action_space: action space of the environment.
+        lr_schedule: maps the remaining share of training to the learning rate.
         student: the actor.
-        max_source_length: S, where a flat observation's source ends; not looked at in a dict.
-        use_sde: must be False; Stable-Baselines3 passes it on.
+        max_source_length: S, the length of the source in a flat observation; unused for a dict.
+        use_sde: must be False; Stable-Baselines3 passes it to every policy.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class SequenceModelPolicy(BasePolicy):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5)
 
     def set_training_mode(self, mode: bool) -> None:
-        """As the base class, but for dropout."""
+        """Set training or evaluation mode, with dropout off in both."""
         super().set_training_mode(mode)
         for module in self.modules():
             if isinstance(module, Dropout):
@@ -116,7 +117,7 @@ class SequenceModelPolicy(BasePolicy):
     def forward(
         self, observation: SB3Observation, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions (B,), values (B, 1) and log-probabilities of the actions (B,)."""
+        """Return actions (B,), values (B, 1) and log-probabilities of the actions (B,), in nats."""
         distribution = self.get_distribution(observation)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.predict_values(observation), distribution.log_prob(actions)
@@ -124,43 +125,44 @@ class SequenceModelPolicy(BasePolicy):
     def evaluate_actions(
         self, observation: SB3Observation, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values (B, 1), log-probabilities of `actions` (B,) and entropies (B,), in nats."""
+        """Return values (B, 1), log-probabilities of `actions` (B,) and entropies (B,), in nats."""
         distribution = self.get_distribution(observation)
         values = self.predict_values(observation)
         return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, observation: SB3Observation) -> CategoricalDistribution:
-        """Of the next token, without PAD and start."""
+        """Return the distribution of the next token, without PAD and start."""
         logits, _ = self._next_logits(self.student, observation)
         special = self.student.special
-        never = torch.zeros_like(logits, dtype=torch.bool)
-        never[:, [special.pad, special.start]] = True
+        forbidden = torch.zeros_like(logits, dtype=torch.bool)
+        forbidden[:, [special.pad, special.start]] = True
         distribution = CategoricalDistribution(logits.shape[1])
-        return distribution.proba_distribution(logits.masked_fill(never, float("-inf")))
+        return distribution.proba_distribution(logits.masked_fill(forbidden, float("-inf")))
 
     def predict_values(self, observation: SB3Observation) -> Tensor:
-        """(B, 1), what is still to be earned."""
-        logits, over = self._next_logits(self.critic, observation)
-        # Adam moves all V weights at once: the scale keeps a large vocabulary's steps small.
+        """Return the critic's estimates of the returns from here on, (B, 1)."""
+        logits, finished = self._next_logits(self.critic, observation)
+        # Adam moves all V weights at once: the scale bounds the step of the value at any V.
         values = self.value_head(logits / logits.shape[1] ** 0.5)
-        return values.masked_fill(over[:, None], 0.0)
+        return values.masked_fill(finished[:, None], 0.0)
 
     def _predict(self, observation: SB3Observation, deterministic: bool = False) -> Tensor:
+        """Return the next tokens, (B,) int64."""
         return self.get_distribution(observation).get_actions(deterministic=deterministic)
 
     def _next_logits(
         self, model: SequenceModel, observation: SB3Observation
     ) -> tuple[Tensor, Tensor]:
-        """(B, V) float32 logits of the next token, and (B,) bool, True where there is none.
+        """Return the next token's logits (B, V) in float32 and a (B,) bool mask of finished texts.
 
-        Where the length limit is reached, the logits are those of the last token.
+        A text is finished at the length limit; its logits are those of its last token.
         """
         source, prefix, length = texts(observation, self.max_source_length, model.special)
-        place = length.clamp(max=prefix.shape[1] - 1)
-        read = prefix[:, : int(place.max()) + 1]
+        last = length.clamp(max=prefix.shape[1] - 1)
+        read = prefix[:, : int(last.max()) + 1]
         logits = model.sequence_logits(trimmed(source, model.special), read)
         rows = torch.arange(len(prefix), device=prefix.device)
-        return logits[rows, place].float(), length == prefix.shape[1]
+        return logits[rows, last].float(), length == prefix.shape[1]
 
 
 def train_ppo(
@@ -173,18 +175,18 @@ def train_ppo(
     """Train `student` in place on the reward of `env`.
 
     Args:
-        student: fresh, or trained before by any agent; in evaluation mode afterwards.
-        env: in autoreset mode SAME_STEP, with the reward that is to be earned.
-        config: how.
-        callback: Stable-Baselines3's, to look on or to stop.
+        student: untrained, or trained by any agent; in evaluation mode afterwards.
+        env: in autoreset mode SAME_STEP, with the reward to maximize.
+        config: the hyperparameters.
+        callback: a callback of Stable-Baselines3, to monitor or stop the training.
 
     Returns:
-        What Stable-Baselines3 knows of the training, to be gone on with by its `learn`.
+        The trainer of Stable-Baselines3; its `learn` continues the training.
 
     Source: Schulman et al. 2017, arXiv:1707.06347.
     """
     ppo = PPO(
-        SequenceModelPolicy,  # pyright: ignore[reportArgumentType] # it offers what PPO asks of a policy
+        SequenceModelPolicy,  # pyright: ignore[reportArgumentType] # it has all that PPO calls
         VecMonitor(SB3VecEnv(env)),
         policy_kwargs={"student": student},
         n_steps=config.rollout_steps,

@@ -1,12 +1,17 @@
-"""Losses of one action: per token, unreduced, unmasked, in nats, computed in float32.
+"""Divergences of next-token distributions: the loss of one action, in nats.
 
-The student's logits come first, the teacher's second; in the formulas p is the teacher and q the
-student. `masked_mean` is the one place where a mean is taken. Divergences of top-k labels and
-ATKD's split are in `divergences_topk`.
+Every function takes the student's logits first and the teacher's second. It computes in float32 and
+returns one value for each action, neither masked nor reduced. Two symbols are the same in all
+formulas: p is the teacher's distribution and q the student's, both over a vocabulary of V tokens.
+KL(a || b) is the sum over V of a (log a - log b).
 
-Logits may be as large as they like, and -inf where a vocabulary was padded: values and gradients
-stay finite. What only one side can write counts as having the log-probability `LOG_ZERO` on the
-other, a high price instead of an infinite one.
+Logits may be of any size, and -inf where a vocabulary is padded: values and gradients stay finite.
+A token with probability 0 has the log-probability `LOG_ZERO`, so that its price is high instead of
+infinite.
+
+Means over actions are taken by `masked_mean` alone. Divergences from top-k labels and the two parts
+of ATKD's divergence are in `topk`. Nothing here stops gradients into the teacher: callers compute
+its logits without gradient.
 """
 
 from collections.abc import Callable
@@ -17,24 +22,37 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""From the student's and the teacher's logits (..., V) to (...); `functools.partial` fixes more."""
+"""Function of the student's and the teacher's logits, (..., V) each, that returns (...) float32.
 
-LOG_ZERO = -1e5  # nats; below all that logits of +-1e4 can give, and 0 as a probability
-LARGEST_LOG_RATIO = 80.0  # whose exponential float32 still holds
-CHUNK_ABOVE_NUMEL = (
-    1 << 26
-)  # logits: 256 MiB in float32, of which a divergence makes several copies
+Parameters such as `skew` are fixed by `functools.partial`.
+"""
+
+LOG_ZERO = -1e5
+"""Log-probability, in nats, of a token that cannot be written.
+
+It is below every log-probability that logits of +-1e4 give, and its exponential is 0 in float32.
+"""
+LARGEST_LOG_RATIO = 80.0
+"""Largest log of a ratio of probabilities, in nats, whose exponential fits into float32."""
+CHUNK_ABOVE_NUMEL = 1 << 26
+"""Number of logits above which a divergence is computed in chunks.
+
+In float32 they take 256 MiB, and a divergence holds several tensors of this size.
+"""
 
 
 def cross_entropy(
     student_logits: Tensor, actions: Tensor, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Negative log-likelihood of `actions`: the paper's L_opt where they are the expert's.
+    """Compute the negative log-likelihood of `actions` under the student.
+
+    With a the action and s the smoothing: -(1 - s) log q(a) - s / V times the sum over V of log q.
+    Where the actions are the expert's, it is the loss L_opt of ImitKD.
 
     Args:
         student_logits: (..., V) float, any dtype.
         actions: (...) int64, in [0, V).
-        label_smoothing: share of the target spread evenly over V, in [0, 1).
+        label_smoothing: s, the share of the target that is spread evenly over V, in [0, 1).
 
     Returns:
         (...) float32, nats, >= 0.
@@ -46,19 +64,19 @@ def cross_entropy(
     losses = F.cross_entropy(*flat, reduction="none").view(actions.shape).clamp(max=-LOG_ZERO)
     if label_smoothing == 0:
         return losses
-    even = -_log_probs(student_logits).mean(-1)
-    return (1 - label_smoothing) * losses + label_smoothing * even
+    uniform = -_log_probs(student_logits).mean(-1)
+    return (1 - label_smoothing) * losses + label_smoothing * uniform
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the student from the teacher, KL(teacher || student).
+    """Compute the forward Kullback-Leibler divergence KL(p || q), teacher first.
 
-    The sum over V of p (log p - log q). Its gradient is that of the paper's L_full, which lacks
-    the teacher's entropy.
+    The sum over V of p (log p - log q). Its gradient is that of ImitKD's loss L_full, which is this
+    divergence plus the teacher's entropy.
 
     Args:
         student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
+        teacher_logits: (..., V) float, any dtype.
 
     Returns:
         (...) float32, nats, >= 0.
@@ -69,13 +87,13 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the teacher from the student, KL(student || teacher).
+    """Compute the reverse Kullback-Leibler divergence KL(q || p), student first.
 
-    The sum over V of q (log q - log p), with the exact gradient, also through the weights q.
+    The sum over V of q (log q - log p). The gradient is exact: it also flows through the weights q.
 
     Args:
         student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
+        teacher_logits: (..., V) float, any dtype.
 
     Returns:
         (...) float32, nats, >= 0.
@@ -89,17 +107,18 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def generalized_jsd(
     student_logits: Tensor, teacher_logits: Tensor, *, teacher_weight: float = 0.5
 ) -> Tensor:
-    """Weighted Jensen-Shannon divergence of two next-token distributions.
+    """Compute the weighted Jensen-Shannon divergence of p and q.
 
-    With w the weight and m = w p + (1 - w) q: w KL(p || m) + (1 - w) KL(q || m). It vanishes at
-    both ends: divided by w it tends to KL(p || q) as w -> 0, divided by 1 - w to KL(q || p) as
-    w -> 1. A learning rate found for one w is therefore not one for another. Elsewhere w is called:
-    GKD's and TRL's beta; 1 - lambda in DistiLLM; 1 - beta in f-distill.
+    With w the weight and m = w p + (1 - w) q: w KL(p || m) + (1 - w) KL(q || m).
+
+    It vanishes at both ends of w. Divided by w it tends to KL(p || q) as w -> 0, and divided by
+    1 - w to KL(q || p) as w -> 1. A learning rate that suits one w does therefore not suit another.
+    In other works w is beta (GKD, TRL), 1 - lambda (DistiLLM) or 1 - beta (f-distill).
 
     Args:
         student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
-        teacher_weight: w in (0, 1); at the ends use `forward_kl` or `reverse_kl`.
+        teacher_logits: (..., V) float, any dtype.
+        teacher_weight: w, in (0, 1); at the ends use `forward_kl` or `reverse_kl`.
 
     Returns:
         (...) float32, nats, in [0, ln 2].
@@ -109,68 +128,77 @@ def generalized_jsd(
 
     Source: Agarwal et al. 2024, eq. 1, arXiv:2306.13649.
     """
-    _check_inside("teacher_weight", teacher_weight)
-    other = 1 - teacher_weight
+    _check_open_interval("teacher_weight", teacher_weight)
+    student_weight = 1 - teacher_weight
     with torch.no_grad():
         student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
-        from_teacher = _kl_to_mixture(teacher, student, other)
-        over_mixture = _log_over_mixture(student, teacher, teacher_weight)
-    # The gradient's parts through m cancel out. What is left is that of KL(q || m), log (q / m)
-    # held fixed: half of the time that going back through both terms takes.
-    from_student = (student_logits.float().softmax(-1) * over_mixture).sum(-1)
-    return teacher_weight * from_teacher + other * from_student
+        from_teacher = _kl_to_mixture(teacher, student, student_weight)
+        log_ratio = _log_ratio_to_mixture(student, teacher, teacher_weight)  # log (q / m)
+    # The derivative by q is (1 - w) log (q / m): the terms that come from m cancel out. Holding
+    # log (q / m) fixed gives just that, without a backward pass through both divergences.
+    from_student = (student_logits.float().softmax(-1) * log_ratio).sum(-1)
+    return teacher_weight * from_teacher + student_weight * from_student
 
 
 def skewed_kl(
     student_logits: Tensor, teacher_logits: Tensor, *, skew: float | Tensor = 0.1
 ) -> Tensor:
-    """KL(teacher || skew * teacher + (1 - skew) * student): forward KL as skew -> 0, 0 as -> 1.
+    """Compute the skewed forward KL divergence from p to a mixture of p and q.
+
+    With a the skew: KL(p || a p + (1 - a) q). It tends to KL(p || q) as a -> 0, and to 0 as a -> 1.
 
     Args:
         student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
-        skew: in (0, 1); a tensor, one for each sequence (B, 1, 1) say, is not checked.
+        teacher_logits: (..., V) float, any dtype.
+        skew: a, in (0, 1). A tensor must broadcast to (..., V), as (B, 1, 1) does, one skew for
+            each sequence; its range is not checked.
 
     Returns:
-        (...) float32, nats, in [0, -ln skew].
+        (...) float32, nats, in [0, -ln a].
 
     Raises:
         ValueError: `skew` outside (0, 1).
 
     Source: Ko et al. 2024, section 3.1, arXiv:2402.03898.
     """
-    _check_inside("skew", skew)
+    _check_open_interval("skew", skew)
     return _kl_to_mixture(_log_probs(teacher_logits), _log_probs(student_logits), 1 - skew)
 
 
 def skewed_reverse_kl(
     student_logits: Tensor, teacher_logits: Tensor, *, skew: float | Tensor = 0.1
 ) -> Tensor:
-    """KL(student || skew * student + (1 - skew) * teacher): reverse KL as skew -> 0, 0 as -> 1.
+    """Compute the skewed reverse KL divergence from q to a mixture of q and p.
+
+    With a the skew: KL(q || a q + (1 - a) p). It tends to KL(q || p) as a -> 0, and to 0 as a -> 1.
 
     Args:
         student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
-        skew: in (0, 1); a tensor, one for each sequence (B, 1, 1) say, is not checked.
+        teacher_logits: (..., V) float, any dtype.
+        skew: a, in (0, 1). A tensor must broadcast to (..., V), as (B, 1, 1) does, one skew for
+            each sequence; its range is not checked.
 
     Returns:
-        (...) float32, nats, in [0, -ln skew].
+        (...) float32, nats, in [0, -ln a].
 
     Raises:
         ValueError: `skew` outside (0, 1).
 
     Source: Ko et al. 2024, section 3.1, arXiv:2402.03898.
     """
-    _check_inside("skew", skew)
+    _check_open_interval("skew", skew)
     return _kl_to_mixture(_log_probs(student_logits), _log_probs(teacher_logits), 1 - skew)
 
 
 def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Half the sum over V of |p - q|; speculative decoding accepts 1 minus that of the drafts.
+    """Compute the total variation distance of p and q.
+
+    Half the sum over V of |p - q|. It is the probability that speculative decoding rejects a token
+    which the student drafts.
 
     Args:
         student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
+        teacher_logits: (..., V) float, any dtype.
 
     Returns:
         (...) float32, a difference of probabilities and not nats, in [0, 1].
@@ -182,97 +210,44 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return 0.5 * gap.abs().sum(-1)
 
 
-def adaptive_kl(
-    student_logits: Tensor, teacher_logits: Tensor, *, head_mass: float = 0.5
-) -> Tensor:
-    """Forward KL where the head is learned worst, reverse KL where the tail is.
-
-    The head is the fewest tokens whose teacher's probabilities reach `head_mass`. With s the
-    head's share of the sum over V of |p - q|: s KL(p || q) + (1 - s) KL(q || p). No gradient flows
-    through s. (The authors' program counts the token that reaches `head_mass` to the tail.)
-
-    Args:
-        student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., V) float; the caller computes it without gradient.
-        head_mass: mu, in (0, 1).
-
-    Returns:
-        (...) float32, nats, >= 0.
-
-    Raises:
-        ValueError: `head_mass` outside (0, 1).
-
-    Source: Wu et al. 2024, "Adaptive Kullback-Leiber", arXiv:2404.02657.
-    """
-    _check_inside("head_mass", head_mass)
-    student, teacher = _log_probs(student_logits), _log_probs(teacher_logits)
-    probs, order = teacher.exp().sort(-1, descending=True)
-    gap = (probs - student.detach().exp().gather(-1, order)).abs()
-    head = probs.cumsum(-1) - probs < head_mass
-    whole = gap.sum(-1).clamp(min=torch.finfo(gap.dtype).tiny)  # is 0 where both are equal
-    share = gap.where(head, 0.0).sum(-1) / whole
-    return share * _kl(teacher, student) + (1 - share) * _kl(student, teacher)
-
-
-def universal_logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Sum of |p - q| over both distributions in falling order: ULD, for unlike vocabularies.
-
-    The shorter one is padded with zeros. It is 0 for distributions that differ only in what their
-    tokens mean, so it says nothing about which token is right.
-
-    Args:
-        student_logits: (..., V) float, any dtype.
-        teacher_logits: (..., W) float; the caller computes it without gradient.
-
-    Returns:
-        (...) float32, a difference of probabilities and not nats, in [0, 2].
-
-    Source: Boizard et al. 2024, arXiv:2402.12030.
-    """
-    student = student_logits.float().softmax(-1).sort(-1, descending=True).values
-    teacher = teacher_logits.float().softmax(-1).sort(-1, descending=True).values
-    missing = teacher.shape[-1] - student.shape[-1]
-    gap = F.pad(student, (0, max(0, missing))) - F.pad(teacher, (0, max(0, -missing)))
-    return gap.abs().sum(-1)
-
-
 def chunked(loss: Callable[..., Tensor], *inputs: Tensor, rows: int = 128) -> Tensor:
-    """`loss(*inputs)`, a few states at a time: for vocabularies too large for (B, T, V).
+    """Compute `loss(*inputs)` for a few states at a time, to save memory at large vocabularies.
 
-    Give it hidden states, and a loss that projects them onto the vocabulary itself:
+    Pass hidden states, and a loss that projects them onto the vocabulary itself:
 
         def loss(hidden, teacher_hidden):
             return forward_kl(student.output(hidden), teacher.output(teacher_hidden))
 
         chunked(loss, student_hidden, teacher_hidden)
 
-    Then logits and all that is computed from them exist for `rows` states only: nothing is kept for
-    the gradient, it is computed again. That costs time, one more projection onto the vocabulary.
-    Of logits given as inputs, in bfloat16 say, only the float32 copies are saved.
+    Logits, and all that is computed from them, then exist for `rows` states only. Nothing is stored
+    for the backward pass, which computes each chunk again and costs one more projection onto the
+    vocabulary. Where the inputs are logits, in bfloat16 for example, only their float32 copies are
+    saved.
 
     Args:
-        loss: from each input's rows (at most `rows`, ...) to (at most `rows`,) float.
+        loss: maps the rows of each input, (at most `rows`, ...), to (at most `rows`,) float.
         inputs: (B, T, ...) each.
-        rows: states at a time.
+        rows: number of states in a chunk.
 
     Returns:
-        (B, T) float, as `loss` gives it.
+        (B, T) float, the values of `loss`.
     """
-    parts = zip(*(whole.flatten(0, 1).split(rows) for whole in inputs), strict=True)
-    losses = [checkpoint(loss, *part, use_reentrant=False) for part in parts]
+    chunks = zip(*(each.flatten(0, 1).split(rows) for each in inputs), strict=True)
+    losses = [checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.cat(losses).view(inputs[0].shape[:2])
 
 
 def by_parts(divergence: Divergence, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """`divergence`, in chunks where float32 copies of all logits would be large.
+    """Compute `divergence`, in chunks where there are more than `CHUNK_ABOVE_NUMEL` logits.
 
     Args:
-        divergence: of the student from the teacher.
+        divergence: any function of this module that takes two tensors of logits.
         student_logits: (B, T, V) float, any dtype.
-        teacher_logits: (B, T, W) float.
+        teacher_logits: (B, T, V) float, any dtype.
 
     Returns:
-        (B, T) float32, as `divergence` gives it.
+        (B, T) float32, the values of `divergence`.
     """
     if student_logits.numel() <= CHUNK_ABOVE_NUMEL:
         return divergence(student_logits, teacher_logits)
@@ -280,40 +255,46 @@ def by_parts(divergence: Divergence, student_logits: Tensor, teacher_logits: Ten
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is True: sum over counted actions / number of counted actions.
+    """Compute the mean of `values` over the actions that count.
+
+    The sum of the values where `mask` is True, divided by the number of these actions.
 
     Args:
         values: (B, T) float.
         mask: (B, T) bool with at least one True.
+
+    Returns:
+        Scalar of the dtype and unit of `values`; no gradient flows to values that do not count.
     """
     return values.where(mask, 0.0).sum() / mask.sum()
 
 
 def _log_probs(logits: Tensor) -> Tensor:
-    """(..., V) float32, nats, finite."""
+    """Return the log-probabilities of `logits`, (..., V) float32, nats, at least `LOG_ZERO`."""
     return logits.float().log_softmax(-1).clamp(min=LOG_ZERO)
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL(first || second) of log-probabilities (..., V)."""
+    """Compute KL(first || second) from log-probabilities, (..., V) each."""
     return (first.exp() * (first - second)).sum(-1)
 
 
 def _kl_to_mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
-    """KL(first || (1 - share) first + share second) of log-probabilities (..., V)."""
-    return (first.exp() * _log_over_mixture(first, second, share)).sum(-1)
+    """Compute KL(first || (1 - share) first + share second) from log-probabilities, (..., V)."""
+    return (first.exp() * _log_ratio_to_mixture(first, second, share)).sum(-1)
 
 
-def _log_over_mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
-    """The logarithm of first / ((1 - share) first + share second), of log-probabilities.
+def _log_ratio_to_mixture(first: Tensor, second: Tensor, share: float | Tensor) -> Tensor:
+    """Compute log (first / ((1 - share) first + share second)) from log-probabilities, (..., V).
 
-    In this form it is exactly 0 where both are equal. Where the ratio is too large for float32,
-    `first` is so small that its term is 0 whatever the ratio.
+    This form is exactly 0 where both are equal. Where the ratio is too large for float32, `first`
+    is so small that its term of a divergence is 0 whatever the ratio.
     """
     ratio = (second - first).clamp(max=LARGEST_LOG_RATIO)
     return -torch.log1p(share * torch.expm1(ratio))
 
 
-def _check_inside(name: str, value: float | Tensor) -> None:
+def _check_open_interval(name: str, value: float | Tensor) -> None:
+    """Raise `ValueError` unless the number `value` lies in (0, 1); tensors are not checked."""
     if not isinstance(value, Tensor) and not 0 < value < 1:
         raise ValueError(f"{name} must be in (0, 1), got {value}")

@@ -1,8 +1,9 @@
-"""One file from which a run goes on as if it had never been stopped.
+"""Checkpoint of a run: one file from which training resumes as if it had never stopped.
 
-Weights, optimizer state, buffer and counters in a single safetensors file, written beside the old
-one and renamed over it: a kill at any moment leaves one that loads. Nothing is pickled. There is no
-random state to keep, since every random choice is a function of the seed and the update's number.
+Weights, optimizer state, buffers and counters are in a single safetensors file. It is written
+beside the old one and renamed over it, so that a kill at any moment leaves a file that loads.
+Nothing is pickled. No random state is stored: every random choice is a function of the seed and the
+number of the update.
 """
 
 import json
@@ -20,21 +21,22 @@ from textgen_agents.rollouts.buffer import Buffer
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be gone on from."""
+    """Error of a checkpoint from which the run cannot resume."""
 
 
 @dataclass
 class Counters:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        update: updates done.
-        best: the best validation score so far.
-        best_update: the update it was reached at.
-        seconds: time spent on training, evaluation left out.
-        teacher_tokens: states at which the expert was asked.
-        validation: the score of each evaluation so far.
-        validation_losses: cross-entropy on the validation pairs' references at each, nats.
+        update: number of updates done.
+        best: best validation score so far.
+        best_update: update of the best score.
+        seconds: time spent on training, without evaluation.
+        teacher_tokens: number of states at which the expert was queried.
+        validation: score of each evaluation so far.
+        validation_losses: cross-entropy on the validation pairs' references at each evaluation,
+            nats an action.
     """
 
     update: int = 0
@@ -51,22 +53,22 @@ def save_checkpoint(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     counters: Counters,
-    held: Sequence[Mapping[str, Tensor]] = (),
+    buffers: Sequence[Mapping[str, Tensor]] = (),
 ) -> None:
-    """Write everything a resumed run needs to `path`, at once or not at all.
+    """Write everything that a resumed run needs to `path`, atomically.
 
     Args:
-        path: of the file.
-        student: its weights are kept.
-        optimizer: its state is kept.
-        counters: are kept.
-        held: the state of each process's buffer, if the agent keeps any.
+        path: path of the file.
+        student: model whose weights are stored.
+        optimizer: optimizer whose state is stored.
+        counters: progress of the run.
+        buffers: state of the buffer of each process; empty for an agent without a buffer.
     """
     tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    for process, state in enumerate(held):
-        tensors |= {_buffer_of(process) + name: value for name, value in state.items()}
+    for process, state in enumerate(buffers):
+        tensors |= {_buffer_prefix(process) + name: value for name, value in state.items()}
     save_atomically(path, tensors, {"counters": json.dumps(asdict(counters))})
 
 
@@ -77,31 +79,31 @@ def load_checkpoint(
     buffer: Buffer | None = None,
     process: int = 0,
 ) -> Counters:
-    """Put what `save_checkpoint` wrote to `path` in place; returns the counters.
+    """Load the file that `save_checkpoint` wrote, and return its counters.
 
     Args:
-        path: of the file.
-        student: gets the weights.
-        optimizer: gets the state.
-        buffer: gets what that of this process held.
-        process: the number of this process.
+        path: path of the file.
+        student: model that receives the weights.
+        optimizer: optimizer that receives its state.
+        buffer: buffer that receives the state of this process's buffer.
+        process: index of this process.
 
     Raises:
-        CheckpointError: the file is damaged, of another model, or without the buffer.
+        CheckpointError: the file is damaged, holds another model, or lacks the buffer.
     """
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
-        student.load_state_dict(under("student.", tensors))
+        student.load_state_dict(select_prefix("student.", tensors))
         if buffer is not None:
-            buffer.load_state_dict(under(_buffer_of(process), tensors))
+            buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold the state of this run, got: {error}; "
             "delete the run's folder to start anew"
         ) from error
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in under("optimizer.", tensors).items():
+    for name, value in select_prefix("optimizer.", tensors).items():
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
@@ -110,17 +112,17 @@ def load_checkpoint(
 
 
 def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside `path`, flush it to the disk and rename it."""
+    """Write a safetensors file beside `path`, flush it to disk and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata)
-    with beside.open("rb") as file:
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+    with partial.open("rb") as file:
         os.fsync(file.fileno())
-    beside.replace(path)
+    partial.replace(path)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata that `save_atomically` wrote to `path`.
+    """Return the tensors and the metadata that `save_atomically` wrote to `path`.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -135,13 +137,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _buffer_of(process: int) -> str:
-    """What the names of a process's rows begin with."""
+def _buffer_prefix(process: int) -> str:
+    """Return the prefix of the names of a process's buffer."""
     return f"buffer{process or ''}."
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

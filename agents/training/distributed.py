@@ -1,4 +1,4 @@
-"""One run in several processes, started by `torchrun`: each does its share of every batch."""
+"""Processes of one run: started by `torchrun`, each handles its share of every batch."""
 
 import atexit
 from functools import cache
@@ -11,35 +11,38 @@ from textgen_agents.agent import Agent
 
 @cache
 def this_process() -> PartialState:
-    """Which process of the run this is; takes leave of the others when it ends."""
+    """Return the state of this process; its process group is destroyed at exit."""
     state = PartialState(cpu=not torch.cuda.is_available())
     atexit.register(state.destroy_process_group)
     return state
 
 
 def this_device() -> torch.device:
-    """Where this process computes: on a CUDA device of its own where there is one."""
+    """Return the device of this process: a CUDA device of its own where there is one."""
     device = this_process().device
     assert device is not None, "PartialState chooses one"
     return device
 
 
 def disable_cudnn_attention(device: torch.device) -> None:
-    """Have attention on a CUDA `device` made by kernels that take any shape at once.
+    """Disable cuDNN's attention kernels if `device` is a CUDA device.
 
-    cuDNN's make a plan for each shape, and batches of text have many. A pass of a Transformer of 6
-    layers over 64 texts in bfloat16, on an H200: 150 to 1,500 ms at a new shape, where PyTorch's
-    other kernels take 7 to 22.
+    They plan anew for every shape, and batches of text have many. PyTorch's other kernels take any
+    shape without a plan.
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def num_slots(agent: Agent, batch_size: int) -> int:
-    """Episodes that this process collects together: its share of each batch of the agent's pool.
+    """Return the number of episodes in a rollout of this process: its share of all its batches.
+
+    Args:
+        agent: algorithm, which sets the number of batches for each rollout.
+        batch_size: number of episodes in a batch, of all processes together.
 
     Raises:
-        ValueError: `batch_size` cannot be shared out evenly.
+        ValueError: `batch_size` is not divisible by the number of processes.
     """
     processes = this_process().num_processes
     if batch_size % processes:

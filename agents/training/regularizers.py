@@ -1,10 +1,10 @@
-"""What can be added to any agent's loss so that the student stays good on the data's prefixes.
+"""Regularizers that keep any agent's student good on the data's prefixes.
 
-Who learns on prefixes of its own may forget what it could do on correct ones. Two remedies: to go
-on learning the references' tokens there (`reference_batch`), or to hold on to the weights that
-matter there (`EWC`). Both look at the task's own pairs, also where an agent learns from texts that
-the teacher has written. The learner adds them; the first is a mean over its own actions, whatever
-the agent's loss is a mean over.
+A student that learns on its own prefixes may forget what it could do on the data's. There are two
+remedies: keep learning the references' tokens there (`reference_batch`), or penalize changes of
+weights that matter there (`EWC`). Both use the task's own pairs, even where an agent learns from
+texts of the teacher. The learner adds them to the agent's loss. The first is a mean over its own
+actions, whatever the denominator of the agent's loss.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,26 +17,31 @@ from torch import Tensor, nn
 
 from textgen_agents.losses.divergences import cross_entropy
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
-from textgen_agents.training.checkpoint import under
+from textgen_agents.training.checkpoint import select_prefix
 from textgen_env.models.storage import Model
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
-FISHER_BATCHES = 100  # a chi-square variable each: a weight's Fisher information to about 14 %
+FISHER_BATCHES = 100
+"""Number of batches from which the Fisher information is estimated.
+
+Each batch gives a scaled chi-square variable of one degree of freedom for a weight. The mean of 100
+has a relative standard error of about 14 %.
+"""
 
 
-def reference_batch(gold: Examples, rows: int, seed: int, update: int) -> Examples:
-    """`rows` of the task's pairs for one update, drawn evenly: the same whenever asked for."""
-    draws = generator_for(seed, "gold", update)
-    return gold.select(torch.randint(len(gold), (rows,), generator=draws).to(gold.source.device))
+def reference_batch(pairs: Examples, rows: int, seed: int, update: int) -> Examples:
+    """Draw `rows` of the task's pairs uniformly, as a function of `seed` and `update` alone."""
+    draws = generator_for(seed, "gold", update)  # another name would give other draws
+    return pairs.select(torch.randint(len(pairs), (rows,), generator=draws).to(pairs.source.device))
 
 
 @dataclass(frozen=True)
 class EWC:
-    """Elastic weight consolidation: what a student started with, and how much of it matters.
+    """Elastic weight consolidation: the weights at the start and their importance.
 
     Attributes:
-        start: each weight by name.
-        fisher: for each the diagonal of the Fisher information, as `diagonal_fisher` gives it.
+        start: the weights at the start, by name.
+        fisher: diagonal of the Fisher information of each weight, from `diagonal_fisher`.
     """
 
     start: Mapping[str, Tensor]
@@ -44,16 +49,16 @@ class EWC:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """What `ewc_tensors` gave."""
-        return cls(under("start.", tensors), under("fisher.", tensors))
+        """Build the penalty from the tensors of `ewc_tensors`."""
+        return cls(select_prefix("start.", tensors), select_prefix("fisher.", tensors))
 
     def penalty(self, student: nn.Module) -> Tensor:
-        """Half the sum over all weights w of fisher (w - start)^2, scalar, nats an action.
+        """Compute half the sum over all weights w of fisher (w - start)^2, nats an action.
 
-        To second order in the change of one weight it is the mean KL(start || student) over the
-        data's states, which is why its weight compares with that of a loss.
+        For a small change of one weight it is the mean KL(start || student) over the data's states,
+        to second order. Its coefficient is therefore on the scale of a loss.
 
-        Source: Kirkpatrick et al. 2017, eq. 3, arXiv:1612.00796; on text that a student continues:
+        Source: Kirkpatrick et al. 2017, eq. 3, arXiv:1612.00796; for text generation:
             arXiv:2109.06308.
         """
         weights = dict(student.named_parameters())
@@ -64,50 +69,55 @@ class EWC:
         return 0.5 * torch.stack(terms).sum()
 
 
-def ewc_tensors(student: Model, gold: Examples, rows: int, seed: int) -> dict[str, Tensor]:
-    """What `EWC` is made of, to be kept in a file, of `student` as it is.
+def ewc_tensors(student: Model, pairs: Examples, rows: int, seed: int) -> dict[str, Tensor]:
+    """Return the tensors of `EWC` for the present weights of `student`, ready for a file.
 
     Args:
-        student: in training mode afterwards, as it is here: dropout acts as it will in training.
-        gold: the data.
-        rows: examples whose gradients are computed together.
-        seed: of the run.
+        student: set to training mode, so that dropout acts as it does in training.
+        pairs: the task's pairs.
+        rows: number of examples whose gradients are computed together.
+        seed: seed of the run.
     """
     student.train()
     torch.manual_seed(seed_of(seed, "dropout of fisher", 0))
-    draws = torch.Generator(gold.source.device).manual_seed(seed_of(seed, "fisher", 0))
-    batches = islice(_data(gold, student.special, rows, seed), FISHER_BATCHES)
+    draws = torch.Generator(pairs.source.device).manual_seed(seed_of(seed, "fisher", 0))
+    batches = islice(_reference_batches(pairs, student.special, rows, seed), FISHER_BATCHES)
     fisher = diagonal_fisher(student, batches, draws)
     start = {f"start.{name}": student.get_parameter(name) for name in fisher}
     return start | {f"fisher.{name}": value for name, value in fisher.items()}
 
 
-def _data(gold: Examples, special: SpecialTokens, rows: int, seed: int) -> Iterator[Trajectories]:
-    """Endless batches of the data."""
-    lengths = (gold.reference != special.pad).sum(1).cpu()
+def _reference_batches(
+    pairs: Examples, special: SpecialTokens, rows: int, seed: int
+) -> Iterator[Trajectories]:
+    """Yield trajectories of the references in batches, without end."""
+    lengths = (pairs.reference != special.pad).sum(1).cpu()
     for indices in batch_indices(lengths, rows, seed):
-        examples = gold.select(indices.to(gold.source.device)).trimmed(special)
+        examples = pairs.select(indices.to(pairs.source.device)).trimmed(special)
         yield Trajectories.from_examples(examples, special)
 
 
 def diagonal_fisher(
     student: Model, batches: Iterable[Trajectories], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The mean over states of E[(d log q(v) / d w)^2] for each weight w, where v is drawn from q.
+    """Estimate the diagonal of the Fisher information of the student's weights.
 
-    One backward pass a batch: at each state one token is drawn. The gradients of such
-    log-probabilities are independent between states and 0 in expectation, so that the square of
-    their sum is in expectation the sum of their squares.
+    For each weight w: the mean over states of E[(d log q(v) / d w)^2]. Here q is the student's
+    distribution and v a token drawn from it.
+
+    One token is drawn at each state, and each batch costs one backward pass. Gradients of these
+    log-probabilities are independent between states and 0 in expectation. The square of their sum
+    is therefore, in expectation, the sum of their squares.
 
     Args:
-        student: its dropout acts if it is in training mode.
+        student: in training mode for dropout, in evaluation mode without.
         batches: the states, at least one.
-        generator: of the draws, on the student's device.
+        generator: generator of the draws, on the student's device.
 
     Returns:
-        What is estimated, by the weight's name, >= 0.
+        Estimate for each weight, by its name, >= 0.
     """
-    weights = {n: weight for n, weight in student.named_parameters() if weight.requires_grad}
+    weights = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     states = 0
     for batch in batches:

@@ -9,7 +9,11 @@ import torch
 import tyro
 
 from textgen_agents.evaluation.exposure_bias import written_by
-from textgen_agents.evaluation.exposure_report import ExposureBiasReport, Teacher, exposure
+from textgen_agents.evaluation.exposure_report import (
+    ExposureBiasReport,
+    TeacherTexts,
+    measure_exposure_bias,
+)
 from textgen_agents.evaluation.quality import Quality, bootstrap, score
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import decoder_of
@@ -165,10 +169,12 @@ def judge_runs(
         teacher = None
         if offset and same_pieces(entries[0].task.tokenizer, task.tokenizer):
             first_texts = judged[0].written.select(torch.arange(min(TEACHER_PAIRS, len(task.test))))
-            teacher = Teacher.of(NeuralExpert(entries[0].model), first_texts)
+            teacher = TeacherTexts.of(NeuralExpert(entries[0].model), first_texts)
         picture = pareto_figure(rows)
         for folder, each, row in zip(folders, judged[offset:], rows[offset:], strict=True):
-            found = exposure(each.entry.model, each.written, task.test, task.tokenizer, teacher)
+            found = measure_exposure_bias(
+                each.entry.model, each.written, task.test, task.tokenizer, teacher
+            )
             samples = _samples(each, task, judged[0].hypotheses if offset else None)
             write_exposure(folder / EXPOSURE, found)
             write_samples(folder / SAMPLES, samples)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from textgen_agents.evaluation.exposure_bias import compare, written_by
+from textgen_agents.evaluation.exposure_bias import compare_with_teacher, written_by
 from textgen_agents.evaluation.quality import bleu_by_length, score
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
@@ -70,8 +70,8 @@ def judge(folder: Path) -> ModelScores:
         bleu=quality.bleu,
         chrf=quality.chrf,
         bleu_by_length=[group.bleu for group in bleu_by_length(hypotheses, references, references)],
-        student_prefix_agreement=compare(own, student, expert).mean_agreement,
-        reference_prefix_agreement=compare(gold, student, expert).mean_agreement,
+        student_prefix_agreement=compare_with_teacher(own, student, expert).mean_agreement,
+        reference_prefix_agreement=compare_with_teacher(gold, student, expert).mean_agreement,
         hypotheses=hypotheses,
     )
 

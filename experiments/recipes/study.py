@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from textgen_agents import AGENTS
-from textgen_agents.evaluation.quality import LENGTHS, paired_bootstrap
+from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.models.storage import load_tokenizer
@@ -45,7 +45,7 @@ HEADINGS = [
     f"better / worse than {BASELINE}",
     "like the teacher on own prefixes",
     "on references",
-    *(f"BLEU to {limit} words" for limit in LENGTHS),
+    *(f"BLEU to {limit} words" for limit in LENGTH_LIMITS),
     "longer",
     "teacher tokens",
     "seconds",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from textgen_agents.evaluation.exposure_bias import written_by
-from textgen_agents.evaluation.exposure_report import Teacher, exposure
+from textgen_agents.evaluation.exposure_report import TeacherTexts, measure_exposure_bias
 from textgen_agents.evaluation.quality import bleu
 from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
 from textgen_agents.training.distributed import num_slots, this_device, this_process
@@ -158,7 +158,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
         some = pairs[:INSTRUMENT_PAIRS]
         few = own.select(torch.arange(len(some)))
-        found = exposure(model, few, some, task.tokenizer, teacher, INSTRUMENT_SHARES)
+        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, INSTRUMENT_SHARES)
         log.instruments(found.figures())
         return bleu(hypotheses, [pair.reference for pair in pairs])
 
@@ -173,7 +173,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     process.wait_for_everyone()
 
 
-def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> Teacher | None:
+def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTexts | None:
     """The teacher with its texts for the first examples, not counted as asked for the agent.
 
     They are made again when a run goes on, and are the same. None unless it is a model.
@@ -182,7 +182,7 @@ def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> Teacher | 
         return None
     some = examples.select(torch.arange(min(INSTRUMENT_PAIRS, len(examples))))
     written = written_by(expert.model, some, max_steps, writer=Writer.EXPERT)
-    return Teacher.of(NeuralExpert(expert.model), written)
+    return TeacherTexts.of(NeuralExpert(expert.model), written)
 
 
 def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:

@@ -15,7 +15,7 @@ from tests.agents.test_agents import make
 from tests.support.toy import permitted
 from tests.support.updates import ROWS, learn
 from textgen_agents import AGENTS
-from textgen_agents.evaluation.exposure_bias import compare, written_by
+from textgen_agents.evaluation.exposure_bias import compare_with_teacher, written_by
 from textgen_agents.losses.labels import LabelledBatch, Top1
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.rollouts.context import Context
@@ -232,8 +232,8 @@ def test_student_and_teacher_are_compared_on_a_view_each(
     ours = written_by(teacher, two_views, 6, writer=Writer.EXPERT)
     theirs = written_by(Unscrambling(teacher), one_view, 6, writer=Writer.EXPERT)
     assert torch.equal(ours.actions, theirs.actions)
-    seen = compare(ours, tiny_student, NeuralExpert(teacher))
-    found = compare(theirs, tiny_student, NeuralExpert(Unscrambling(teacher)))
+    seen = compare_with_teacher(ours, tiny_student, NeuralExpert(teacher))
+    found = compare_with_teacher(theirs, tiny_student, NeuralExpert(Unscrambling(teacher)))
     torch.testing.assert_close(seen.divergence, found.divergence)
     students = written_by(tiny_student, two_views, 6, writer=Writer.STUDENT)
     assert torch.equal(

@@ -1,21 +1,21 @@
-"""The student beside the teacher on prefixes of either, against sums made state by state."""
+"""Comparisons of student and teacher, against sums computed state by state."""
 
 from functools import partial
 
 import pytest
 import torch
 
-import textgen_agents.evaluation.exposure_bias
 from tests.support.toy import SPECIAL, Given, record
 from textgen_agents.evaluation.exposure_bias import (
-    Comparison,
-    compare,
+    TeacherComparison,
+    compare_with_teacher,
+    complete_with_teacher,
     coverage_risk,
     excess_accumulated_error,
     length_ratio,
     likelihood_risk,
     repetition_rate,
-    teacher_finishes,
+    trajectories_of,
     written_by,
 )
 from textgen_env.experts.expert import NeuralExpert
@@ -25,21 +25,25 @@ from textgen_env.types import Examples, Trajectories, Writer
 
 
 @pytest.fixture
-def gold(tiny_task):
+def reference_states(tiny_task):
     return Trajectories.from_examples(
         encode(tiny_task.train, tiny_task), tiny_task.tokenizer.special
     )
 
 
-def test_figures_are_means_over_the_states_of_each_position(gold, tiny_student, tiny_teacher):
-    found = compare(gold, tiny_student, NeuralExpert(tiny_teacher))
+def test_figures_are_means_over_the_states_of_each_position(
+    reference_states, tiny_student, tiny_teacher
+):
+    found = compare_with_teacher(reference_states, tiny_student, NeuralExpert(tiny_teacher))
     with torch.no_grad():
         student, teacher = (
-            model.sequence_logits(gold.source, gold.actions).double().log_softmax(-1)
+            model.sequence_logits(reference_states.source, reference_states.actions)
+            .double()
+            .log_softmax(-1)
             for model in (tiny_student, tiny_teacher)
         )
-    by_position = [[] for _ in range(gold.actions.shape[1])]
-    for row, column in gold.mask.nonzero().tolist():
+    by_position = [[] for _ in range(reference_states.actions.shape[1])]
+    for row, column in reference_states.mask.nonzero().tolist():
         p, q = teacher[row, column], student[row, column]
         same = float(p[2:].argmax() == q[2:].argmax())  # padding and start are never written
         by_position[column].append((same, float((p.exp() * (p - q)).sum())))
@@ -50,24 +54,29 @@ def test_figures_are_means_over_the_states_of_each_position(gold, tiny_student, 
         assert found.divergence[column].item() == pytest.approx(divergence, rel=1e-4)
     every = [figure for figures in by_position for figure in figures]
     assert found.mean_agreement == pytest.approx(sum(same for same, _ in every) / len(every))
-    assert found.mean_divergence == pytest.approx(sum(kl for _, kl in every) / len(every), rel=1e-4)
+    assert found.mean(found.divergence) == pytest.approx(
+        sum(kl for _, kl in every) / len(every), rel=1e-4
+    )
 
 
-def test_who_is_compared_with_himself_agrees(gold, tiny_teacher):
-    found = compare(gold, tiny_teacher, NeuralExpert(tiny_teacher))
+def test_a_model_agrees_with_itself(reference_states, tiny_teacher):
+    found = compare_with_teacher(reference_states, tiny_teacher, NeuralExpert(tiny_teacher))
     assert found.mean_agreement == 1
-    assert found.mean_divergence == pytest.approx(0, abs=1e-6)
+    assert found.mean(found.divergence) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_batch_size_does_not_matter(gold, tiny_student, tiny_teacher):
+def test_the_batch_size_does_not_matter(reference_states, tiny_student, tiny_teacher):
     expert = NeuralExpert(tiny_teacher)
-    one, many = (compare(gold, tiny_student, expert, batch_size=size) for size in (1, 64))
+    one, many = (
+        compare_with_teacher(reference_states, tiny_student, expert, batch_size=size)
+        for size in (1, 64)
+    )
     assert torch.equal(one.count, many.count)
     assert torch.equal(one.agreement, many.agreement)
     torch.testing.assert_close(one.divergence, many.divergence, rtol=1e-5, atol=1e-7)
 
 
-def test_prefixes_of_a_model_are_what_it_writes_greedily(tiny_task, tiny_student):
+def test_prefixes_of_a_model_are_its_greedy_texts(tiny_task, tiny_student):
     examples = encode(tiny_task.train, tiny_task)
     written = written_by(tiny_student, examples, 5, writer=Writer.STUDENT)
     assert torch.equal(written.actions, decode_all(tiny_student, examples.source, 5))
@@ -78,20 +87,20 @@ def test_prefixes_of_a_model_are_what_it_writes_greedily(tiny_task, tiny_student
 def comparison(divergence):
     divergence = torch.tensor(divergence, dtype=torch.float64)
     nothing = torch.zeros_like(divergence)
-    return Comparison(torch.ones_like(divergence), nothing, divergence, nothing, nothing)
+    return TeacherComparison(torch.ones_like(divergence), nothing, divergence, nothing, nothing)
 
 
 def test_errors_that_accumulate_on_the_students_prefixes_by_hand():
-    own, teachers = comparison([1.0, 3.0, 5.0]), comparison([1.0, 1.0, 1.0, 9.0])
-    error = excess_accumulated_error(own, teachers)
+    on_student, on_teacher = comparison([1.0, 3.0, 5.0]), comparison([1.0, 1.0, 1.0, 9.0])
+    error = excess_accumulated_error(on_student, on_teacher)
     assert error.tolist() == [0, 100, 200]  # 1/1, 4/2 and 9/3
-    assert excess_accumulated_error(teachers, teachers).eq(0).all()
+    assert excess_accumulated_error(on_teacher, on_teacher).eq(0).all()
 
 
-def test_positions_that_one_side_lacks_have_no_error():
-    own, teachers = comparison([1.0, 3.0, 0.0]), comparison([1.0, 1.0, 1.0])
-    own.count[2] = 0
-    assert excess_accumulated_error(own, teachers).tolist() == [0, 100]
+def test_positions_that_texts_of_one_side_do_not_reach_have_no_error():
+    on_student, on_teacher = comparison([1.0, 3.0, 0.0]), comparison([1.0, 1.0, 1.0])
+    on_student.count[2] = 0
+    assert excess_accumulated_error(on_student, on_teacher).tolist() == [0, 100]
 
 
 def test_a_student_that_is_its_teacher_has_no_error_to_compare_with():
@@ -100,18 +109,18 @@ def test_a_student_that_is_its_teacher_has_no_error_to_compare_with():
 
 
 def test_risks_by_hand():
-    """Three tokens of probability 1/2, 1/4 and 1/8 cost 1, 2 and 3 times ln 2."""
+    """Tokens of probability 1/2, 1/4 and 1/8 cost 1, 2 and 3 times ln 2: 2 ln 2 in the mean."""
     probs = torch.tensor([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]], [[0.5, 0.375, 0.125]] * 2])
     texts = record([0, 1], [2])
     texts.mask[:] = torch.tensor([[True, True], [True, False]])
     expected = 2 * torch.tensor(2.0).log().item()
     given, unsure = BothRows(Given(probs.log())), BothRows(Given(torch.zeros_like(probs)))
-    assert likelihood_risk(compare(texts, unsure, given)) == pytest.approx(expected)
-    assert coverage_risk(compare(texts, given, unsure)) == pytest.approx(expected)
+    assert likelihood_risk(compare_with_teacher(texts, unsure, given)) == pytest.approx(expected)
+    assert coverage_risk(compare_with_teacher(texts, given, unsure)) == pytest.approx(expected)
 
 
 class BothRows:
-    """The rows of a `Given` in the order in which they are asked for, the shorter text first."""
+    """Model that gives the rows of a `Given` in reverse, as batches put the shorter text first."""
 
     special = SPECIAL
 
@@ -126,17 +135,17 @@ class BothRows:
 
 
 def test_risks_are_sums_made_token_by_token(tiny_task, tiny_student, tiny_teacher):
-    """The teacher's surprise at what the student draws, and the other way round, in float64."""
+    """Each model's negative log-likelihood of the student's draws, in float64."""
     examples = encode(tiny_task.train, tiny_task)
     drawing = partial(sample, sampling=Sampling(), generator=torch.Generator().manual_seed(0))
     drawn = written_by(tiny_student, examples, 6, writer=Writer.STUDENT, decoder=drawing)
-    compared = compare(drawn, tiny_student, NeuralExpert(tiny_teacher))
-    for found, judge in (
+    compared = compare_with_teacher(drawn, tiny_student, NeuralExpert(tiny_teacher))
+    for found, model in (
         (likelihood_risk(compared), tiny_teacher),
         (coverage_risk(compared), tiny_student),
     ):
         with torch.no_grad():
-            log_probs = judge.sequence_logits(drawn.source, drawn.actions).double().log_softmax(-1)
+            log_probs = model.sequence_logits(drawn.source, drawn.actions).double().log_softmax(-1)
         costs = [
             -float(log_probs[row, column, drawn.actions[row, column]])
             for row, column in drawn.mask.nonzero().tolist()
@@ -144,8 +153,8 @@ def test_risks_are_sums_made_token_by_token(tiny_task, tiny_student, tiny_teache
         assert found == pytest.approx(sum(costs) / len(costs), rel=1e-5)
 
 
-class Obliging(NeuralExpert):
-    """Goes on with the word after the last one, and ends after word 9."""
+class CountingExpert(NeuralExpert):
+    """Expert that writes the successor of the last word, and ends after word 9."""
 
     def __init__(self):
         self.special = SPECIAL
@@ -168,26 +177,30 @@ class Obliging(NeuralExpert):
         (1.0, [[7, 7, 7, 7, 2], [5, 2, 0, 0, 0]]),
     ],
 )
-def test_the_teacher_goes_on_where_the_students_share_ends(share, expected):
-    """Of 5 tokens 1.25, 2.5 and 3.75 are rounded to 1, 2 and 4, of 2 tokens 0.5 and 1.5 to 0, 2."""
-    own = record([7, 7, 7, 7, 2], [5, 2])
-    finished = teacher_finishes(own, Obliging(), share, batch_size=1)
+def test_the_teacher_continues_where_the_students_share_ends(share, expected):
+    """Shares of 1.25, 2.5 and 3.75 tokens round to 1, 2 and 4, shares of 0.5 and 1.5 to 0 and 2."""
+    student_texts = record([7, 7, 7, 7, 2], [5, 2])
+    finished = complete_with_teacher(student_texts, CountingExpert(), share, batch_size=1)
     assert finished.tolist() == expected
 
 
-def test_the_ends_of_the_shares_are_the_texts_of_either(tiny_task, tiny_student, tiny_teacher):
+def test_shares_0_and_1_give_the_texts_of_the_teacher_and_of_the_student(
+    tiny_task, tiny_student, tiny_teacher
+):
     examples = encode(tiny_task.train, tiny_task)
-    own = written_by(tiny_student, examples, 7, writer=Writer.STUDENT)
+    student_texts = written_by(tiny_student, examples, 7, writer=Writer.STUDENT)
     expert = NeuralExpert(tiny_teacher)
-    assert torch.equal(teacher_finishes(own, expert, 1.0, batch_size=10), own.actions)
+    assert torch.equal(
+        complete_with_teacher(student_texts, expert, 1.0, batch_size=10), student_texts.actions
+    )
     teachers = decode_all(tiny_teacher, examples.source, 7)
-    assert torch.equal(teacher_finishes(own, expert, 0.0, batch_size=10), teachers)
+    assert torch.equal(complete_with_teacher(student_texts, expert, 0.0, batch_size=10), teachers)
 
 
 def test_lengths_are_compared_in_tokens():
     texts = record([3, 4, 5, 2], [3, 2])
     assert length_ratio(texts, SPECIAL) == 1
-    shorter = textgen_agents.evaluation.exposure_bias.record(
+    shorter = trajectories_of(
         texts_of(texts), torch.tensor([[3, 2, 0, 0], [2, 0, 0, 0]]), Writer.STUDENT, SPECIAL
     )
     assert length_ratio(shorter, SPECIAL) == 3 / 6
@@ -198,7 +211,7 @@ def texts_of(texts):
 
 
 def test_repetition_by_hand():
-    """Of 5 pairs 3 differ, of one pair 1 does, and a text of one token has none."""
+    """Among 5 bigrams 3 are distinct, among 1 there is 1, and a text of one token has none."""
     texts = record([3, 4, 3, 4, 3, 2], [5, 2], [2])
     assert repetition_rate(texts, order=2) == pytest.approx((2 / 5 + 0 + 0) / 3)
     assert repetition_rate(record([7] * 8), order=4) == pytest.approx(4 / 5)

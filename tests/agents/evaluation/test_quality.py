@@ -29,20 +29,20 @@ def test_scores_are_sacrebleus():
     assert 0 < quality.bleu < 100
 
 
-def test_the_signature_says_how_bleu_was_computed():
+def test_the_signature_names_the_options_of_bleu():
     signature = score(HYPOTHESES, REFERENCES).signature
     for part in ("nrefs:1", "case:mixed", "tok:13a", f"version:{sacrebleu.__version__}"):
         assert part in signature
 
 
-def test_what_equals_its_reference_scores_100():
+def test_texts_that_equal_their_references_score_100():
     quality = score(REFERENCES, REFERENCES)
     assert quality.bleu == pytest.approx(100)
     assert quality.chrf == pytest.approx(100)
 
 
 def test_rouge_by_hand():
-    """Of 4 and 5 words 3 are common, 1 pair of 3 and 4, and "a b d" in order."""
+    """Texts of 4 and 5 words share 3 words, 1 bigram and the subsequence "a b d"."""
     scores = rouge(["A b, c d"], ["a b x d e"])
     assert scores == pytest.approx([100 * 2 * 3 / 9, 100 * 2 * 1 / 7, 100 * 2 * 3 / 9])
 
@@ -56,7 +56,7 @@ def test_rouge_of_ascii_is_the_packages_own():
 
 
 def test_rouge_reads_letters_of_any_script():
-    """The package's own tokenizer finds no word in these, or two halves of one."""
+    """The package's own tokenizer finds no word here, or splits one into two."""
     assert rouge(["привет мир"], ["привет дом"])[0] == pytest.approx(50)
     assert rouge(["grün"], ["gran"])[0] == 0
 
@@ -67,7 +67,7 @@ def test_exact_match_is_a_percentage_of_texts():
 
 
 def test_the_papers_bleu_is_that_of_lower_cased_tokens():
-    """On text that is nothing but tokens, against another library's unsmoothed BLEU."""
+    """It equals the unsmoothed BLEU of nltk on text that needs no tokenizer."""
     hypotheses = ["The Cat sat on the mat .", "a Dog barks loudly at night"]
     references = REFERENCES[:2]
     quality = score(hypotheses, references)
@@ -102,7 +102,7 @@ HALF = MANY[:8] + WORSE[8:]
 
 
 def test_confidence_is_half_the_interval_of_resampled_scores():
-    """Against sacreBLEU's own resampling, seen through another door of it."""
+    """It equals that of sacreBLEU's resampling through its public function."""
     (found,) = bootstrap([HALF], MANY)
     resampled = sacrebleu.BLEU().corpus_score(HALF, [MANY], n_bootstrap=1000)
     assert found.confidence == pytest.approx(resampled._ci)
@@ -110,8 +110,8 @@ def test_confidence_is_half_the_interval_of_resampled_scores():
     assert found.p_value is None
 
 
-def test_systems_are_compared_with_the_baseline_in_whatever_order():
-    """A better one is found to be, the same texts are not, and the baseline has no difference."""
+def test_systems_are_compared_with_the_baseline_in_any_order():
+    """Worse systems have a small p-value, equal texts have 1, and the baseline has none."""
     found = bootstrap([WORSE, HALF, WORSE], MANY, baseline=1)
     assert found[1].p_value is None
     assert found[0].p_value == found[2].p_value < 0.05
@@ -131,16 +131,16 @@ SCORERS = (
 )
 
 
-@pytest.mark.parametrize("compare", SCORERS)
-def test_another_number_of_texts_is_refused_wherever_they_are_scored(compare):
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_unequal_numbers_of_texts_are_refused_by_every_scorer(scorer):
     with pytest.raises(ValueError, match=r"hypotheses must be as many as references \(3\), got 2"):
-        compare(HYPOTHESES[:2], REFERENCES)
+        scorer(HYPOTHESES[:2], REFERENCES)
 
 
-@pytest.mark.parametrize("compare", SCORERS)
-def test_no_text_has_no_score(compare):
-    with pytest.raises(ValueError, match="references must be at least one, got none"):
-        compare([], [])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_no_text_has_no_score(scorer):
+    with pytest.raises(ValueError, match="references must hold at least one text, got 0"):
+        scorer([], [])
 
 
 def test_lengths_of_other_texts_are_refused():
@@ -155,7 +155,7 @@ def test_a_baseline_that_is_no_system_is_refused(baseline):
 
 
 def test_no_system_has_no_interval():
-    with pytest.raises(ValueError, match="systems must be at least one, got none"):
+    with pytest.raises(ValueError, match="systems must hold at least one system, got 0"):
         bootstrap([], REFERENCES)
 
 
@@ -164,7 +164,7 @@ def test_translations_are_in_the_order_of_their_sources(tiny_task, make_table_mo
     student = make_table_model(tiny_task, 3)
     sources = [pair.source for pair in tiny_task.validation]
     expected = [translate(student, tiny_task, [source])[0] for source in sources]
-    assert len(set(expected)) > 3, "the test wants different translations"
+    assert len(set(expected)) > 3, "the test needs different translations"
     assert translate(student, tiny_task, sources, batch_size=batch_size) == expected
 
 

@@ -21,7 +21,7 @@ SHORT = PPOConfig(steps=64, rollout_steps=8, batch_size=16, num_epochs=2)
 
 
 def right_so_far(step):
-    """A user's reward: 1 for a token that is the reference's if all before it were, too."""
+    """Return 1 for a token of the reference whose predecessors are the reference's too, else 0."""
     width = step.state.prefix.shape[1]
     reference = F.pad(step.references, (0, width - step.references.shape[1]))
     to_come = torch.arange(width) >= step.state.length[:, None]
@@ -45,8 +45,8 @@ def tensors(observation):
     return torch.from_numpy(observation).float()
 
 
-def play(venv, count, seed=0):
-    """Observations of random texts, none with PAD in it."""
+def random_rollout(venv, count, seed=0):
+    """Yield observations of random texts without PAD."""
     rng = np.random.default_rng(seed)
     venv.seed(seed)
     yield venv.reset()
@@ -63,7 +63,7 @@ def venv(request, tiny_task):
 def test_the_policy_is_the_student_without_pad_and_start(venv, tiny_task, tiny_student):
     policy = policy_for(venv, tiny_student, tiny_task)
     dicts = SB3VecEnv(TextGenVectorEnv(tiny_task, SLOTS))
-    for seen, named in zip(play(venv, 12), play(dicts, 12), strict=True):
+    for seen, named in zip(random_rollout(venv, 12), random_rollout(dicts, 12), strict=True):
         distribution = policy.get_distribution(tensors(seen)).distribution
         for row in range(SLOTS):
             source = torch.from_numpy(named["source"][row : row + 1])
@@ -75,22 +75,24 @@ def test_the_policy_is_the_student_without_pad_and_start(venv, tiny_task, tiny_s
             torch.testing.assert_close(distribution.probs[row], expected, atol=1e-6, rtol=1e-4)
 
 
-def test_what_it_says_when_acting_and_when_learning_is_the_same(venv, tiny_task, make_student):
-    """The ratio of PPO is 1 before the first update, dropout or not."""
+def test_values_and_probabilities_are_the_same_in_rollout_and_update(venv, tiny_task, make_student):
+    """PPO's ratio is 1 before the first update, with dropout or without."""
     policy = policy_for(venv, make_student(dropout=0.5), tiny_task)
-    observation = tensors(list(play(venv, 3))[-1])
+    observation = tensors(list(random_rollout(venv, 3))[-1])
     policy.set_training_mode(False)
     actions, values, log_probs = policy(observation)
     policy.set_training_mode(True)
     again = policy.evaluate_actions(observation, actions)
     torch.testing.assert_close(again[0], values)
     torch.testing.assert_close(again[1], log_probs)
-    assert policy.student.training, "a recurrent kernel on the device learns in no other mode"
+    assert policy.student.training, (
+        "cuDNN's recurrent kernels have no backward pass in evaluation mode"
+    )
 
 
 def test_entropy_and_gradients_are_finite_beside_impossible_tokens(venv, tiny_task, tiny_student):
     policy = policy_for(venv, tiny_student, tiny_task)
-    observation = tensors(list(play(venv, 3))[-1])
+    observation = tensors(list(random_rollout(venv, 3))[-1])
     values, log_probs, entropies = policy.evaluate_actions(observation, torch.full((SLOTS,), 3))
     probs = policy.get_distribution(observation).distribution.probs
     expected = -(probs[:, 2:] * probs[:, 2:].log()).sum(1)
@@ -101,20 +103,20 @@ def test_entropy_and_gradients_are_finite_beside_impossible_tokens(venv, tiny_ta
 
 
 def test_pad_and_start_are_never_written(venv, tiny_task, tiny_student):
-    class Stubborn(Recurrent):
+    class PrefersPadAndStart(Recurrent):
         def sequence_logits(self, source, actions):
             logits = super().sequence_logits(source, actions)
             return logits + 100 * (torch.arange(logits.shape[-1]) < 2)
 
-    stubborn = Stubborn(tiny_student.config)
-    policy = policy_for(venv, stubborn, tiny_task)
-    for observation in play(venv, 10):
+    student = PrefersPadAndStart(tiny_student.config)
+    policy = policy_for(venv, student, tiny_task)
+    for observation in random_rollout(venv, 10):
         for deterministic in (False, True):
             actions, _ = policy.predict(observation, deterministic=deterministic)
             assert (actions >= 2).all()
 
 
-def test_nothing_more_is_earned_where_the_length_limit_is_reached(venv, tiny_task, tiny_student):
+def test_the_value_is_0_at_the_length_limit(venv, tiny_task, tiny_student):
     policy = policy_for(venv, tiny_student, tiny_task)
     torch.nn.init.constant_(policy.value_head.bias, 5.0)
     assert (policy.predict_values(tensors(venv.reset())) == 5).all()
@@ -144,7 +146,7 @@ def test_training_changes_the_student_and_is_the_same_for_a_seed(tiny_task, make
     assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
 
 
-def test_it_goes_on_from_an_imitkd_student(
+def test_training_continues_from_an_imitkd_student(
     tiny_task, tiny_teacher, make_student, make_env, tmp_path
 ):
     agent = ImitKD(batches_per_rollout=1)
@@ -158,14 +160,14 @@ def test_it_goes_on_from_an_imitkd_student(
     start = weights(student)
     policies = []
 
-    class Look(BaseCallback):
+    class RecordStart(BaseCallback):
         def _on_training_start(self):
             policies.append(weights(self.model.policy.student))
 
         def _on_step(self):
             return True
 
-    train_ppo(student, TextGenVectorEnv(tiny_task, SLOTS), SHORT, callback=Look())
+    train_ppo(student, TextGenVectorEnv(tiny_task, SLOTS), SHORT, callback=RecordStart())
     assert all(torch.equal(one, other) for one, other in zip(start, policies[0], strict=True))
     assert translate(student, tiny_task, ["w1 w2"])
 
@@ -176,7 +178,7 @@ def exact_match(student, task, pairs):
 
 
 @pytest.mark.slow
-def test_it_learns_to_copy_texts_it_has_not_seen_from_reward_alone():
+def test_it_learns_to_copy_unseen_texts_from_reward_alone():
     task = copy_task(
         CopyConfig(6, min_length=1, max_length=3, num_train=180, num_validation=8, num_test=70)
     )
@@ -188,8 +190,8 @@ def test_it_learns_to_copy_texts_it_has_not_seen_from_reward_alone():
 
 
 @pytest.mark.slow
-def test_an_imitkd_student_goes_on_with_verses(make_env, tmp_path):
-    """Real text: after 100 updates of ImitKD a few steps of PPO leave most texts as they were."""
+def test_training_continues_from_an_imitkd_student_of_verses(make_env, tmp_path):
+    """A few steps of PPO after 100 updates of ImitKD leave most texts as they were."""
     from textgen_env.models.storage import load_tokenizer
     from textgen_experiments.runs.experiment import VERSES_TEACHER
 

@@ -19,15 +19,15 @@ ROWS, STEPS, WIDTH, VOCAB = 4, 15, 3, 50
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes how many float32 numbers the largest result of any operator holds."""
+    """Dispatch mode that records the largest number of float32 elements in any result."""
 
-    numbers = 0
+    numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
-                self.numbers = max(self.numbers, tensor.numel())
+                self.numel = max(self.numel, tensor.numel())
         return result
 
 
@@ -49,10 +49,10 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(parts, divergence, ro
     def loss(hidden, teacher_logits):
         return divergence(hidden @ weight.T, teacher_logits)
 
-    whole, cut = loss(hidden, teacher_logits), chunked(loss, hidden, teacher_logits, rows=rows)
-    torch.testing.assert_close(cut, whole)
+    whole, chunks = loss(hidden, teacher_logits), chunked(loss, hidden, teacher_logits, rows=rows)
+    torch.testing.assert_close(chunks, whole)
     expected, gradients = (
-        torch.autograd.grad(masked_mean(each, mask), [hidden, weight]) for each in (whole, cut)
+        torch.autograd.grad(masked_mean(each, mask), [hidden, weight]) for each in (whole, chunks)
     )
     torch.testing.assert_close(gradients, expected)
 
@@ -60,36 +60,36 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(parts, divergence, ro
 def test_chunks_of_token_labels(parts):
     hidden, weight, teacher_logits, _ = parts
     actions = teacher_logits.argmax(-1)
-    cut = chunked(lambda part, labels: cross_entropy(part @ weight.T, labels), hidden, actions)
-    torch.testing.assert_close(cut, cross_entropy(hidden @ weight.T, actions))
+    chunks = chunked(lambda part, labels: cross_entropy(part @ weight.T, labels), hidden, actions)
+    torch.testing.assert_close(chunks, cross_entropy(hidden @ weight.T, actions))
 
 
-def test_the_whole_is_never_held_in_float32(parts):
+def test_no_float32_tensor_is_larger_than_a_chunk(parts):
     hidden, weight, teacher_logits, mask = parts
 
     def loss(hidden, teacher_logits):
         return forward_kl(hidden @ weight.T, teacher_logits)
 
-    with LargestTensor() as cut:
+    with LargestTensor() as chunks:
         masked_mean(chunked(loss, hidden, teacher_logits, rows=8), mask).backward()
     with LargestTensor() as whole:
         masked_mean(loss(hidden, teacher_logits), mask).backward()
-    assert cut.numbers == 8 * VOCAB
-    assert whole.numbers == ROWS * STEPS * VOCAB
+    assert chunks.numel == 8 * VOCAB
+    assert whole.numel == ROWS * STEPS * VOCAB
 
 
-@pytest.mark.parametrize("large", [0, 1 << 26])
-def test_an_agent_cuts_what_is_large(parts, large, monkeypatch):
-    """Logits in bfloat16, as autocast gives them; the loss and its gradient stay the same."""
-    monkeypatch.setattr(divergences, "CHUNK_ABOVE_NUMEL", large)
+@pytest.mark.parametrize("limit", [0, 1 << 26])
+def test_an_agent_computes_large_losses_in_chunks(parts, limit, monkeypatch):
+    """Loss and gradient stay the same for logits in bfloat16, as autocast gives them."""
+    monkeypatch.setattr(divergences, "CHUNK_ABOVE_NUMEL", limit)
     monkeypatch.setattr(divergences.chunked, "__kwdefaults__", {"rows": 8})
     teacher_logits = parts[2]
     trajectories = record(*[list(range(3, 3 + STEPS))] * ROWS)
     student = Given(teacher_logits.flip(0))
-    with LargestTensor() as held:
+    with LargestTensor() as largest:
         loss = ImitKDFull().loss(LabelledBatch(trajectories), student, Given(teacher_logits))
         loss.backward()
-    assert held.numbers == (ROWS * STEPS if large else 8) * VOCAB
+    assert largest.numel == (ROWS * STEPS if limit else 8) * VOCAB
     exact = student.table.detach().double().requires_grad_()
     expected = masked_mean(reference_kl(exact, teacher_logits.double()), trajectories.mask)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -103,9 +103,9 @@ def reference_kl(student_logits, teacher_logits):
 
 
 @pytest.mark.slow
-def test_the_benchmark_states_less_memory_and_equal_gradients(capsys):
+def test_the_benchmark_reports_less_memory_and_equal_gradients(capsys):
     benchmark_losses(BenchmarkLossesOptions((20_000,), states=512, width=8, rows=16))
     lines = capsys.readouterr().out.splitlines()
-    whole, cut = [line.split("│")[3:7] for line in lines if "│" in line]
-    assert float(cut[0]) < 0.5 * float(whole[0])
-    assert float(cut[3]) < 1e-4
+    whole, chunks = [line.split("│")[3:7] for line in lines if "│" in line]
+    assert float(chunks[0]) < 0.5 * float(whole[0])
+    assert float(chunks[3]) < 1e-4

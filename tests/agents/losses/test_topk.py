@@ -2,14 +2,13 @@ import pytest
 import torch
 
 from textgen_agents.losses.divergences import (
-    cross_entropy,
     forward_kl,
     generalized_jsd,
     reverse_kl,
     skewed_kl,
     total_variation,
 )
-from textgen_agents.losses.topk import atkd_split, renormalized_kl, with_tail
+from textgen_agents.losses.topk import atkd_split, with_tail
 from textgen_env.experts.expert import TopK, _top_k
 
 INFINITE = float("inf")
@@ -25,7 +24,7 @@ def labels_of(teacher_logits, k):
     return TopK(tokens, log_probs.float(), rest.float())
 
 
-def merged(probs, tokens):
+def with_rest(probs, tokens):
     best = probs.gather(-1, tokens)
     return torch.cat([best, probs.scatter(-1, tokens, 0.0).sum(-1, keepdim=True)], -1)
 
@@ -49,7 +48,7 @@ def gradient_of(values, student):
 def test_with_tail_equals_the_definition_in_float64(divergence, definition):
     student, teacher = random_logits(1, 3, 4, 12).requires_grad_(), random_logits(2, 3, 4, 12)
     labels = labels_of(teacher, 3)
-    p, q = (merged(each.softmax(-1), labels.tokens) for each in (teacher, student))
+    p, q = (with_rest(each.softmax(-1), labels.tokens) for each in (teacher, student))
     expected = definition(p, q)
     values = divergence(*with_tail(student, labels))
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
@@ -78,14 +77,14 @@ def test_with_tail_is_a_divergence_below_that_of_the_whole(k):
     "divergence", [forward_kl, reverse_kl, generalized_jsd, skewed_kl, total_variation]
 )
 def test_with_tail_is_exactly_zero_where_both_are_equal(k, divergence):
-    """With labels as an expert makes them, in float32."""
+    """The labels are those of an expert, in float32."""
     logits = random_logits(15, 1, 64, 50).float()
     labels = TopK(*(part[None] for part in _top_k(logits[0], k)))
     assert (divergence(*with_tail(logits, labels)) == 0).all()
 
 
-def test_without_the_tail_it_would_be_no_divergence():
-    """The planted fault: sums over the k best alone, as other programs take them."""
+def test_a_sum_without_the_tail_is_no_divergence():
+    """Sums over the k best tokens alone, as other programs compute them, can be negative."""
     teacher = torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]).log()
     labels = labels_of(teacher, 2)
     p = labels.log_probs.exp()
@@ -98,7 +97,7 @@ def test_without_the_tail_it_would_be_no_divergence():
     assert reverse_kl(*with_tail(below.log(), labels)).item() > 1
 
 
-def test_descent_on_reverse_kl_gives_the_k_best_their_probability_back():
+def test_descent_on_reverse_kl_restores_the_probability_of_the_k_best():
     teacher = torch.tensor([[[0.5, 0.3, 0.1, 0.1]]]).log()
     labels = labels_of(teacher, 2)
     student = torch.tensor([[[0.05, 0.03, 0.42, 0.5]]]).log().requires_grad_()
@@ -106,30 +105,9 @@ def test_descent_on_reverse_kl_gives_the_k_best_their_probability_back():
         gradient = gradient_of(reverse_kl(*with_tail(student, labels)), student)
         student = (student - gradient).detach().requires_grad_()
     torch.testing.assert_close(
-        merged(student.softmax(-1), labels.tokens), torch.tensor([[[0.5, 0.3, 0.2]]]),
+        with_rest(student.softmax(-1), labels.tokens), torch.tensor([[[0.5, 0.3, 0.2]]]),
         rtol=0, atol=1e-3,
     )  # fmt: skip
-
-
-def test_renormalized_kl_leads_from_cross_entropy_to_forward_kl():
-    student, teacher = random_logits(3, 2, 5, 9), random_logits(4, 2, 5, 9)
-    best = renormalized_kl(student, labels_of(teacher, 1))
-    torch.testing.assert_close(best, cross_entropy(student, teacher.argmax(-1)))
-    whole = renormalized_kl(student, labels_of(teacher, 9))
-    torch.testing.assert_close(whole, forward_kl(student, teacher), rtol=1e-4, atol=1e-5)
-
-
-def test_renormalized_kl_equals_the_definition_in_float64():
-    student, teacher = random_logits(5, 2, 5, 9).requires_grad_(), random_logits(6, 2, 5, 9)
-    labels = labels_of(teacher, 4)
-    best = teacher.softmax(-1).gather(-1, labels.tokens)
-    best = best / best.sum(-1, keepdim=True)
-    expected = kl(best, student.softmax(-1).gather(-1, labels.tokens))
-    values = renormalized_kl(student, labels)
-    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        gradient_of(values, student), gradient_of(expected, student), rtol=1e-5, atol=1e-6
-    )
 
 
 def test_atkd_split_adds_up_to_forward_kl_in_value_and_gradient():
@@ -148,7 +126,7 @@ def test_atkd_split_equals_the_definition_in_float64():
     actions = torch.tensor([0, 6, 3, 2, 1])
     chosen = actions[:, None]
     p, q = teacher.softmax(-1), student.softmax(-1)
-    target = kl(merged(p, chosen), merged(q, chosen))
+    target = kl(with_rest(p, chosen), with_rest(q, chosen))
     u = 1 - p.gather(-1, chosen).squeeze(-1)
     keep = torch.ones(5, 7).scatter(-1, chosen, 0.0).bool()
     p_others, q_others = p[keep].view(5, 6), q[keep].view(5, 6)
@@ -186,7 +164,6 @@ def test_extreme_logits_give_finite_values_and_gradients(student, teacher, k):
     logits = torch.tensor([[student]], requires_grad=True)
     losses = [
         *(d(*with_tail(logits, labels)) for d in (forward_kl, reverse_kl, generalized_jsd)),
-        renormalized_kl(logits, labels),
         *atkd_split(logits, teacher, actions)[:2],
     ]
     for loss in losses:

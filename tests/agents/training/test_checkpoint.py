@@ -29,7 +29,7 @@ COUNTERS = Counters(
 
 
 def make_trained(seed, updates, width=4):
-    """A model and its optimizer after some updates."""
+    """Return a model and its optimizer after some updates."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
@@ -66,27 +66,27 @@ def path(tmp_path):
 
 @pytest.fixture
 def saved(path):
-    """The path of a checkpoint and the state that was saved."""
+    """Save a checkpoint, and return its path and the state that was saved."""
     model, optimizer = make_trained(seed=0, updates=3)
     save_checkpoint(path, model, optimizer, COUNTERS)
     return path, state_of(model, optimizer)
 
 
-def test_what_is_loaded_is_what_was_saved_bit_for_bit(saved):
+def test_a_checkpoint_is_loaded_bit_for_bit(saved):
     path, expected = saved
     model, optimizer = make_trained(seed=1, updates=0)
     assert load_checkpoint(path, model, optimizer) == COUNTERS
     assert_same_bits(state_of(model, optimizer), expected)
 
 
-def test_it_replaces_what_another_run_had_there(saved):
+def test_loading_replaces_the_state_of_another_run(saved):
     path, expected = saved
     model, optimizer = make_trained(seed=1, updates=5)
     load_checkpoint(path, model, optimizer)
     assert_same_bits(state_of(model, optimizer), expected)
 
 
-def test_the_next_updates_are_those_of_the_run_that_was_not_stopped(saved):
+def test_a_resumed_run_makes_the_updates_of_an_unbroken_run(saved):
     path, _ = saved
     unbroken = make_trained(seed=0, updates=3)
     resumed = make_trained(seed=1, updates=0)
@@ -96,7 +96,7 @@ def test_the_next_updates_are_those_of_the_run_that_was_not_stopped(saved):
     assert_same_bits(state_of(*resumed), state_of(*unbroken))
 
 
-def test_a_run_without_updates_and_without_a_best_can_be_kept(path):
+def test_a_run_without_updates_and_without_a_best_is_saved(path):
     model, optimizer = make_trained(seed=0, updates=0)
     save_checkpoint(path, model, optimizer, Counters())
     assert load_checkpoint(path, model, optimizer) == Counters()
@@ -108,18 +108,18 @@ def make_buffer(tiny_task, make_env):
     return lambda: Buffer(env, capacity=5, label=Top1())
 
 
-def test_a_buffer_is_kept_bit_for_bit(path, make_buffer, tiny_task, tiny_teacher):
+def test_a_buffer_is_saved_bit_for_bit(path, make_buffer, tiny_task, tiny_teacher):
     model, optimizer = make_trained(seed=0, updates=1)
-    kept, resumed = make_buffer(), make_buffer()
+    buffer, resumed = make_buffer(), make_buffer()
     examples = encode(tiny_task.validation[:3], tiny_task)
     for _ in range(2):
         states = Trajectories.from_examples(examples, tiny_task.tokenizer.special)
-        kept.add(LabelledBatch(states), NeuralExpert(tiny_teacher))
+        buffer.add(LabelledBatch(states), NeuralExpert(tiny_teacher))
     other = make_buffer()
-    save_checkpoint(path, model, optimizer, COUNTERS, [other.state_dict(), kept.state_dict()])
+    save_checkpoint(path, model, optimizer, COUNTERS, [other.state_dict(), buffer.state_dict()])
     load_checkpoint(path, model, optimizer, resumed, process=1)
     assert resumed.added == 6
-    assert_same_bits(resumed.state_dict(), kept.state_dict())
+    assert_same_bits(resumed.state_dict(), buffer.state_dict())
     load_checkpoint(path, model, optimizer, resumed, process=0)
     assert not resumed.added
 
@@ -130,7 +130,7 @@ def test_a_file_without_the_buffer_is_refused_by_name(saved, make_buffer):
         load_checkpoint(path, *make_trained(seed=0, updates=0), make_buffer())
 
 
-def test_weights_that_are_views_can_be_kept(path):
+def test_weights_that_are_views_are_saved(path):
     model, optimizer = make_trained(seed=0, updates=1)
     weight = next(model.parameters())
     weight.data = weight.data.T.contiguous().T
@@ -180,9 +180,9 @@ def test_a_file_of_weights_alone_is_refused_by_name(saved):
 def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch, written):
     path, expected = saved
 
-    def disk_full(tensors, beside, metadata):
+    def disk_full(tensors, partial, metadata):
         del tensors, metadata
-        beside.write_bytes(b"x" * written)
+        partial.write_bytes(b"x" * written)
         raise OSError("no space left on device")
 
     before = path.read_bytes()
@@ -195,7 +195,7 @@ def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch, written):
     assert_same_bits(state_of(model, optimizer), expected)
 
 
-def test_remains_of_a_killed_write_are_no_hindrance(saved):
+def test_a_partial_file_of_a_killed_write_is_overwritten(saved):
     path, _ = saved
     path.with_name(path.name + ".partial").write_bytes(b"half")
     model, optimizer = make_trained(seed=1, updates=2)

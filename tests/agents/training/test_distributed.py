@@ -1,4 +1,4 @@
-"""A run in two processes, started as users start it, is the run in one."""
+"""Runs in two processes, started by torchrun as users do, equal the run in one process."""
 
 import os
 import subprocess
@@ -87,7 +87,7 @@ def start(tmp_path, name, num_processes):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What one process and what two leave behind."""
+    """Return the folders of a run in one process and of the same run in two."""
     root = tmp_path_factory.mktemp("processes")
     tokenizer = build_task(TASK, None).tokenizer
     size = TransformerConfig(tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
@@ -102,22 +102,22 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["imitkd_full", "dagger"])
-def test_two_processes_learn_what_one_learns(folders, name):
-    """By DAgger too, where the buffer holds one rollout and so all of it is drawn."""
+def test_two_processes_learn_the_weights_of_one(folders, name):
+    """DAgger agrees too, as its buffer holds one rollout and all of it is drawn."""
     one, two = (load_file(folder / name / "model/model.safetensors") for folder in folders)
     for weight, values in one.items():
         torch.testing.assert_close(two[weight], values, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mixed", "adaptive"])
-def test_two_processes_go_on_with_what_each_has_kept(folders, name):
+def test_each_of_two_processes_resumes_with_its_own_buffer(folders, name):
     _, two = folders
     for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
         unbroken, resumed = (load_file(two / run / file) for run in (name, f"{name}_resumed"))
         assert unbroken.keys() == resumed.keys()
         assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken), file
     kept = [unbroken[f"{buffer}.source"] for buffer in ("buffer", "buffer1")]
-    assert not torch.equal(*kept), "each has rows of its own"
+    assert not torch.equal(*kept), "each process has its own rows"
     assert len(kept[0]) == len(kept[1]) == {"mixed": 6, "adaptive": 3}[name]
 
 
@@ -125,14 +125,14 @@ class OneOfFour:
     num_processes = 4
 
 
-def test_a_batch_is_shared_out_evenly(monkeypatch):
+def test_a_batch_is_divided_evenly_among_processes(monkeypatch):
     monkeypatch.setattr(distributed, "this_process", OneOfFour)
     assert distributed.num_slots(ImitKDFull(batches_per_rollout=3), 64) == 3 * 16
     with pytest.raises(ValueError, match=r"number of processes \(4\), got 6"):
         distributed.num_slots(ImitKDFull(), 6)
 
 
-def test_attention_makes_no_plan_for_each_shape_on_cuda(monkeypatch):
+def test_cudnn_attention_is_disabled_on_cuda_alone(monkeypatch):
     settings = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", settings.append)
     distributed.disable_cudnn_attention(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What is added to a loss: the data's tokens on the data's prefixes, and the pull to the start."""
+"""Regularizers: the loss on references after their own prefixes, the EWC penalty and smoothing."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ ON_TOKENS = {name: kind for name, kind in SMOOTHED.items() if name not in ("kid"
 
 
 def likelihood(student, source, tokens):
-    """Mean log-probability of `tokens`, in double precision, and the mean over all V instead."""
+    """Return the mean log-probabilities of `tokens` and of the whole vocabulary, in float64."""
     log_probs = student.sequence_logits(source, tokens).double().log_softmax(-1)
     counted = tokens != student.special.pad
     picked = log_probs.gather(-1, tokens[..., None]).squeeze(-1)
@@ -49,28 +49,26 @@ def gradients(loss, student):
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_every_agent_learns_its_own_and_the_datas_tokens(make_learner, monkeypatch, name):
+def test_every_agent_minimizes_its_own_loss_and_that_on_references(make_learner, monkeypatch, name):
     monkeypatch.setattr(regularizers, "FISHER_BATCHES", 2)
     learner = make_learner(make(name), BOTH)
     batch, student = next(learner._batches(next(learner.rollouts()))), learner.student
     states = batch.trajectories
-    own = learner.agent.loss(
-        LabelledBatch(states), student, batch.expert(learner.env.expert)
-    ).double()
+    agent_loss = learner.agent.loss(batch, student, batch.expert(learner.env.expert)).double()
     pairs = reference_batch(learner.references, BOTH.batch_size, BOTH.seed, update=0)
-    gold, _ = likelihood(student, pairs.source, pairs.reference)
-    expected = gradients(own - 0.7 * gold, student)
+    on_references, _ = likelihood(student, pairs.source, pairs.reference)
+    expected = gradients(agent_loss - 0.7 * on_references, student)
     student.zero_grad()
     loss, tokens, terms = learner._backward(batch)
-    added = -0.7 * gold.item()
-    assert loss.item() == pytest.approx(own.item() + added, rel=1e-5)
+    added = -0.7 * on_references.item()
+    assert loss.item() == pytest.approx(agent_loss.item() + added, rel=1e-5)
     assert terms == {"reference_term": pytest.approx(added, rel=1e-5), "ewc_term": 0.0}
     assert tokens == states.mask.sum()
     actual = [parameter.grad for parameter in student.parameters()]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_weights_of_zero_cost_nothing_and_say_nothing(make_learner, monkeypatch):
+def test_coefficients_of_zero_compute_nothing_and_log_nothing(make_learner, monkeypatch):
     for name in ("reference_batch", "ewc_tensors"):
         monkeypatch.setattr(f"textgen_agents.training.learner.{name}", None)
     log, learner = Log(), make_learner(MLE(), replace(BOTH, reference_weight=0.0, ewc_weight=0.0))
@@ -80,7 +78,7 @@ def test_weights_of_zero_cost_nothing_and_say_nothing(make_learner, monkeypatch)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_accumulation_does_not_change_what_is_added(make_learner, precision):
+def test_accumulation_does_not_change_the_regularizers(make_learner, precision):
     config = replace(BOTH, batch_size=8, clip=1e9, updates=1)
     found = []
     for accumulate in (1, 4):
@@ -91,7 +89,7 @@ def test_accumulation_does_not_change_what_is_added(make_learner, precision):
             precision=precision,
         )
         with torch.no_grad():
-            learner.student.embedding.weight.mul_(1.1)  # so that there is something to pull at
+            learner.student.embedding.weight.mul_(1.1)  # so that the penalty is not 0
         learner.ewc = EWC(learner.ewc.start, dict.fromkeys(learner.ewc.start, torch.tensor(0.5)))
         found.append(gradients_of_an_update(learner))
     (expected, figures), (actual, others) = found
@@ -104,22 +102,22 @@ def test_accumulation_does_not_change_what_is_added(make_learner, precision):
         assert others[name] == pytest.approx(figures[name], rel=close["rtol"] / 10), name
 
 
-def test_every_update_has_pairs_of_its_own_which_do_not_depend_on_the_update_before(tiny_task):
-    gold = encode(tiny_task.train, tiny_task)
-    first, second = (reference_batch(gold, 6, 0, update).reference for update in (0, 1))
+def test_each_update_draws_its_own_pairs_independently_of_earlier_updates(tiny_task):
+    pairs = encode(tiny_task.train, tiny_task)
+    first, second = (reference_batch(pairs, 6, 0, update).reference for update in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(reference_batch(gold, 6, 0, update=1).reference, second)
-    assert not torch.equal(reference_batch(gold, 6, 1, update=1).reference, second)
+    assert torch.equal(reference_batch(pairs, 6, 0, update=1).reference, second)
+    assert not torch.equal(reference_batch(pairs, 6, 1, update=1).reference, second)
 
 
-def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_data(
+def test_the_tasks_pairs_are_learned_where_the_teacher_has_written_the_data(
     env, make_student, tiny_task, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(regularizers, "FISHER_BATCHES", 2)
-    gold = encode(tiny_task.train, tiny_task)
-    env.examples = replace(gold, reference=gold.reference.flip(0))
+    pairs = encode(tiny_task.train, tiny_task)
+    env.examples = replace(pairs, reference=pairs.reference.flip(0))
     sums = {}
-    for name, own in (("gold", gold), ("data", None)):
+    for name, task_pairs in (("task", pairs), ("data", None)):
         learner = Learner(
             MLE(),
             make_student(),
@@ -127,12 +125,12 @@ def test_the_tasks_own_pairs_are_learned_from_where_the_teacher_has_written_the_
             folder=tmp_path / name,
             config=BOTH,
             precision=torch.float32,
-            references=References(own),
+            references=References(task_pairs),
         )
         sums[name] = learner._reference_batch().trajectories.actions.sum()
-        pairs = reference_batch(own or env.examples, BOTH.batch_size, BOTH.seed, update=0)
-        assert sums[name] == pairs.reference.sum()
-    assert sums["gold"] != sums["data"]
+        drawn = reference_batch(task_pairs or env.examples, BOTH.batch_size, BOTH.seed, update=0)
+        assert sums[name] == drawn.reference.sum()
+    assert sums["task"] != sums["data"]
 
 
 def test_the_penalty_by_hand():
@@ -174,12 +172,12 @@ def states(tiny_task):
     states = Trajectories.from_examples(
         encode(tiny_task.validation, tiny_task), tiny_task.tokenizer.special
     )
-    assert not states.mask.all(), "the tests want padding"
+    assert not states.mask.all(), "the tests need padding"
     return states
 
 
 def exact_fisher(table, states):
-    """In double precision: a logit's is q (1 - q), and every logit has a weight of each table."""
+    """Return the Fisher information in float64: q (1 - q) for a logit, to which each table adds."""
     q = table.sequence_logits(states.source, states.actions).detach().double().softmax(-1)
     fisher = torch.zeros_like(table.tables, dtype=torch.float64)
     for row, step in states.mask.nonzero().tolist():
@@ -190,11 +188,11 @@ def exact_fisher(table, states):
 
 
 def test_fisher_information_is_estimated_without_bias(table, states):
-    """From 3,000 draws at every state; of each the error is that of a chi-square's mean, 2.6 %."""
+    """The relative standard error of an estimate from 3,000 draws at every state is 2.6 %."""
     draws = torch.Generator().manual_seed(0)
     estimate = diagonal_fisher(table, [states] * 3000, draws)["tables"].double()
     exact = exact_fisher(table, states)
-    assert torch.equal(estimate == 0, exact == 0), "what no state uses matters to none"
+    assert torch.equal(estimate == 0, exact == 0), "weights that no state uses have none"
     ratio = (estimate / exact)[exact > 1e-3]
     assert len(ratio) > 100
     assert ratio.mean().item() == pytest.approx(1, abs=0.005)
@@ -202,7 +200,7 @@ def test_fisher_information_is_estimated_without_bias(table, states):
     assert (ratio - 1).abs().max() < 0.2
 
 
-def test_the_penalty_of_one_weight_is_the_kl_from_the_start_on_the_datas_prefixes(table, states):
+def test_the_penalty_of_one_weight_is_the_kl_from_the_start_on_references(table, states):
     start = weights_of(table)
     ewc = EWC(start, {"tables": exact_fisher(table, states)})
     inputs = states.source, states.actions
@@ -220,7 +218,7 @@ def test_the_penalty_of_one_weight_is_the_kl_from_the_start_on_the_datas_prefixe
         assert ewc.penalty(table).item() == pytest.approx(kl, rel=0.05)
 
 
-def test_it_pulls_back_to_where_the_student_started(make_learner):
+def test_the_penalty_keeps_the_student_near_the_start(make_learner):
     distances = {}
     for weight in (0.0, 100.0):
         learner = make_learner(MLE(), replace(CONFIG, ewc_weight=weight), str(weight))
@@ -236,11 +234,13 @@ def test_it_pulls_back_to_where_the_student_started(make_learner):
     assert ewc.penalty(distances[100.0]) < 0.3 * ewc.penalty(distances[0.0])
 
 
-def test_what_matters_is_kept_and_read_again_whatever_the_student_is_then(make_learner):
+def test_a_resumed_run_reads_the_start_and_the_fisher_information_of_the_first(make_learner):
     first = make_learner(MLE(), BOTH, dropout=0.3)
-    kept = load_file(first.folder / "ewc.safetensors")
+    stored = load_file(first.folder / "ewc.safetensors")
     again = make_learner(MLE(), BOTH, dropout=0.3, seed=9)
-    assert kept.keys() == {f"{part}.{n}" for part in ("start", "fisher") for n in first.ewc.fisher}
+    assert stored.keys() == {
+        f"{part}.{n}" for part in ("start", "fisher") for n in first.ewc.fisher
+    }
     for name, start in first.ewc.start.items():
         assert torch.equal(again.ewc.start[name], start)
         assert torch.equal(again.ewc.fisher[name], first.ewc.fisher[name])
@@ -248,14 +248,14 @@ def test_what_matters_is_kept_and_read_again_whatever_the_student_is_then(make_l
         assert first.ewc.fisher[name].any(), name
 
 
-def test_it_does_not_hold_what_is_not_trained_nor_what_is_not_used(env, make_student):
+def test_frozen_and_unused_weights_are_not_penalized(env, make_student):
     student = make_student()
     student.embedding.requires_grad_(False)
     student.unused = torch.nn.Parameter(torch.ones(2))
-    kept = regularizers.ewc_tensors(student, env.examples, 4, seed=0)
-    assert "fisher.embedding.weight" not in kept
-    assert not kept["fisher.unused"].any()
-    assert EWC.of(kept).penalty(student) == 0
+    stored = regularizers.ewc_tensors(student, env.examples, 4, seed=0)
+    assert "fisher.embedding.weight" not in stored
+    assert not stored["fisher.unused"].any()
+    assert EWC.of(stored).penalty(student) == 0
 
 
 @pytest.mark.parametrize("name", ["reference_weight", "ewc_weight"])
@@ -279,25 +279,25 @@ def test_a_share_of_each_label_is_spread_evenly(env, tiny_student, kind):
         for share in (0.0, 0.2)
     )
     logits = tiny_student.sequence_logits(seen.source, seen.actions).double()
-    even = -logits.log_softmax(-1).mean(-1)[seen.mask].mean()
-    assert smoothed.item() == pytest.approx(0.8 * plain.item() + 0.2 * even.item(), rel=1e-5)
+    uniform = -logits.log_softmax(-1).mean(-1)[seen.mask].mean()
+    assert smoothed.item() == pytest.approx(0.8 * plain.item() + 0.2 * uniform.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [KID, IQLearn])
-def test_of_a_sum_the_cross_entropy_alone_is_smoothed(env, tiny_student, kind):
+def test_only_the_cross_entropy_of_a_sum_is_smoothed(env, tiny_student, kind):
     seen = collect_batch(kind(), env, tiny_student).trajectories
     plain, smoothed = (
         kind(label_smoothing=share).loss(LabelledBatch(seen), tiny_student, env.expert)
         for share in (0.0, 0.2)
     )
-    gold, even = likelihood(tiny_student, seen.source, seen.reference)
-    expected = plain.item() + 0.2 * (gold - even).item()
+    picked, uniform = likelihood(tiny_student, seen.source, seen.reference)
+    expected = plain.item() + 0.2 * (picked - uniform).item()
     assert smoothed.item() == pytest.approx(expected, rel=1e-5)
     assert smoothed.item() != pytest.approx(plain.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", SMOOTHED.values())
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_shares_that_make_no_sense_are_refused(kind, share):
+def test_shares_out_of_range_are_refused(kind, share):
     with pytest.raises(ValueError, match=rf"^label_smoothing must be in \[0, 1\), got {share}"):
         kind(label_smoothing=share)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import textgen_experiments.runs.train
-from textgen_agents.evaluation.exposure_report import Teacher
+from textgen_agents.evaluation.exposure_report import TeacherTexts
 from textgen_agents.seqkd import SeqKD
 from textgen_agents.training.distributed import this_device
 from textgen_agents.training.learner import LearnerConfig
@@ -100,8 +100,8 @@ def test_instruments_are_read_at_each_evaluation_and_change_nothing(run, monkeyp
 
 
 def test_what_the_teacher_writes_for_the_instruments_is_made_once_a_run(run, monkeypatch):
-    made, of = [], Teacher.of
-    monkeypatch.setattr(Teacher, "of", lambda *given: made.append(of(*given)) or made[-1])
+    made, of = [], TeacherTexts.of
+    monkeypatch.setattr(TeacherTexts, "of", lambda *given: made.append(of(*given)) or made[-1])
     run("run")
     (teacher,) = made
     assert len(teacher.written) == 16
