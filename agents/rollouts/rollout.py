@@ -11,9 +11,10 @@ from textgen_env import dynamics
 from textgen_env.envs.continuous_batching import PrefillPool, places
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
+from textgen_env.experts.session import ExpertSession
 from textgen_env.generation.decoding import Sampling, rows_to_keep, sync_interval
 from textgen_env.models.cache_ops import host_sync_is_free
-from textgen_env.models.sequence_model import AnyCache, SequenceModel
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories, trimmed
 
 
@@ -55,19 +56,24 @@ def _written(
     """What is written, who wrote it and whether it counts, (B,) each, step by step."""
     special, every = env.special, sync_interval(env.device)
     cache = student.start(examples.source, env.max_steps)
-    along = None if expert is None else _Along(expert, examples.expert_source, env)
+    session = None
+    if expert is not None:
+        session = ExpertSession(expert, examples.expert_source, env.max_steps)
     rows = torch.arange(len(examples), device=env.device)  # that are still being written
     reference = F.pad(examples.reference, (0, env.max_steps), value=special.pad)
     previous = torch.full_like(rows, special.start)
     for step in range(env.max_steps):
         state, written = env.state, previous[rows]
         logits, cache = student.step(written, cache)
+        expert_logits = None
+        if session is not None:
+            expert_logits = session.step(dynamics.select_rows(state, rows), written)
         view = StepView(
             rows=rows,
             position=torch.full_like(rows, step),
             student_logits=logits,
             data_action=reference[:, step],
-            expert_logits=None if along is None else along.step(rows, written),
+            expert_logits=expert_logits,
         )
         action, writer = torch.full_like(previous, special.pad), torch.zeros_like(previous)
         action[rows], writer[rows] = behavior(view)
@@ -77,28 +83,10 @@ def _written(
         kept = rows_to_keep(env.state.done[rows]) if (step + 1) % every == 0 else None
         if kept is not None:
             rows, reference, cache = rows[kept], reference[kept], cache.select_rows(kept)
-            if along is not None:
-                along.keep(kept)
+            if session is not None:
+                session.select_rows(kept)
         if not len(rows):
             return
-
-
-class _Along:
-    """An expert that goes along with the rows that are being written."""
-
-    def __init__(self, expert: Expert, source: Tensor, env: TextGenVectorEnv) -> None:
-        self.expert, self.env = expert, env
-        self.cache: AnyCache = expert.start(source, env.max_steps)
-
-    def step(self, rows: Tensor, previous: Tensor) -> Tensor:
-        """(K, V) its logits for the rows at `rows`, (K,) int64, which have written `previous`."""
-        state = dynamics.select_rows(self.env.state, rows)
-        logits, self.cache = self.expert.step(state, previous, self.cache)
-        return logits
-
-    def keep(self, index: Tensor) -> None:
-        """Go on with the rows at `index` alone."""
-        self.cache = self.cache.select_rows(index)
 
 
 @torch.no_grad()
