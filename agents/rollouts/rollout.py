@@ -8,7 +8,7 @@ from torch import Tensor
 
 from textgen_agents.rollouts.behaviors import Behavior, StepView, by_example, token_sampler, toss
 from textgen_env import dynamics
-from textgen_env.envs.continuous_batching import PrefillPool, places
+from textgen_env.envs.continuous_batching import PrefillPool, next_positions
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.experts.session import ExpertSession
@@ -121,7 +121,7 @@ def stream(
         left = place.clamp(max=count - 1).unique_consecutive()  # what comes after is not recorded
         return trimmed(examples.source[left], env.special)
 
-    bank = PrefillPool(student.start, sources_at, env.max_steps)
+    pool = PrefillPool(student.start, sources_at, env.max_steps)
     slot = torch.arange(slots, device=env.device)
     place, coming = slot, slot[-1] + 1  # in that order: of each slot's example, of the next one
     cache = student.start(examples.source[place % count], env.max_steps)
@@ -137,8 +137,8 @@ def stream(
             steps.append((place, position, info["written"], writer))
             begun = info["_final_obs"]
             previous = info["written"].masked_fill(begun, env.special.start)
-            place = places(coming, begun).where(begun, place)
-            cache = bank.refill(cache, begun, coming)
+            place = next_positions(coming, begun).where(begun, place)
+            cache = pool.refill(cache, begun, coming)
             coming = coming + begun.sum()
     return _gathered(steps, examples, order.argsort(), env)
 

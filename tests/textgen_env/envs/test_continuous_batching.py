@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.toy import permitted
 from tests.textgen_env.envs.test_vector_env import NoWaiting, assert_same, look
-from textgen_env.envs.continuous_batching import READ_AHEAD, PrefillPool, places
+from textgen_env.envs.continuous_batching import READ_AHEAD, PrefillPool, next_positions
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.dynamic_oracle import DynamicOracle
@@ -61,12 +61,12 @@ class Numbers:
 @pytest.mark.parametrize("often", [0.05, 0.5, 1.0])
 def test_a_slot_takes_the_row_of_its_example(looking, often):
     slots, order, generator = 5, Order(), torch.Generator().manual_seed(0)
-    bank = PrefillPool(order.start, order.source_at, max_steps=9)
+    pool = PrefillPool(order.start, order.source_at, max_steps=9)
     numbers, coming = Numbers(torch.arange(slots)), torch.tensor(slots)
     for _ in range(60):
         begun = torch.rand(slots, generator=generator) < often
-        expected = places(coming, begun).where(begun, numbers.number)
-        numbers = bank.refill(numbers, begun, coming)
+        expected = next_positions(coming, begun).where(begun, numbers.number)
+        numbers = pool.refill(numbers, begun, coming)
         assert torch.equal(numbers.number, expected)
         coming = coming + begun.sum()
     if looking:
@@ -79,19 +79,19 @@ def test_a_slot_takes_the_row_of_its_example(looking, often):
 def test_slots_that_begin_after_the_end_of_the_order_take_the_last_row(monkeypatch):
     look(monkeypatch, True)
     order = Order()
-    bank = PrefillPool(
+    pool = PrefillPool(
         order.start, lambda place: place.clamp(max=6).unique_consecutive()[:, None], max_steps=9
     )
     numbers, everywhere = Numbers(torch.arange(4)), torch.ones(4, dtype=torch.bool)
     for coming, expected in ((4, [4, 5, 6, 6]), (8, [6, 6, 6, 6])):
-        numbers = bank.refill(numbers, everywhere, torch.tensor(coming))
+        numbers = pool.refill(numbers, everywhere, torch.tensor(coming))
         assert numbers.number.tolist() == expected
     assert order.read == [[4, 5, 6], [6]]
 
 
 def test_slots_take_the_next_examples_in_turn():
     begun = torch.tensor([False, True, False, True, True])
-    assert places(torch.tensor(7), begun)[begun].tolist() == [7, 8, 9]
+    assert next_positions(torch.tensor(7), begun)[begun].tolist() == [7, 8, 9]
 
 
 @pytest.fixture

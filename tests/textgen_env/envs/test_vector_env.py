@@ -345,10 +345,14 @@ def test_policy_logits_may_be_lists_of_numbers():
 @pytest.mark.parametrize(
     ("earned", "error", "message"),
     [
-        (torch.zeros(3, 1), ShapeError, r"what reward gives must have shape \(3\), got \(3, 1\)"),
-        (torch.zeros(1), ShapeError, r"what reward gives must have shape \(3\), got \(1,\)"),
-        (torch.tensor(0.5), ShapeError, r"what reward gives must have shape \(3\), got \(\)"),
-        (0.5, TypeError, "reward must give a tensor, a number for each slot, got 0.5"),
+        (
+            torch.zeros(3, 1),
+            ShapeError,
+            r"return value of reward must have shape \(3\), got \(3, 1\)",
+        ),
+        (torch.zeros(1), ShapeError, r"return value of reward must have shape \(3\), got \(1,\)"),
+        (torch.tensor(0.5), ShapeError, r"return value of reward must have shape \(3\), got \(\)"),
+        (0.5, TypeError, "reward must return a tensor, a number for each slot, got 0.5"),
     ],
 )
 def test_a_reward_function_gives_a_number_for_each_slot(mode, earned, error, message):
