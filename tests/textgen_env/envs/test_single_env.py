@@ -123,7 +123,7 @@ def test_the_expert_goes_along(make_table_model):
             *_, terminated, truncated, info = env.step(info["expert_action"])
             over = terminated or truncated
         assert info["expert_action"] == 0, "PAD, where there is nothing to be written"
-        one = env.slot.examples.select(torch.tensor([index]))
+        one = env.vector_env.examples.select(torch.tensor([index]))
         alone = expert.write(one, max_steps=TASK.max_target_length, beam_size=1)
         assert text == [token for token in alone.reference[0].tolist() if token]
 
@@ -145,7 +145,7 @@ def test_rewards_compare_the_policy_with_the_expert(kind, make_table_model):
 
 
 def test_a_step_earns_sentence_bleu_unless_told_otherwise(env):
-    references = env.slot.examples.reference
+    references = env.vector_env.examples.reference
     longest = int((references != 0).sum(1).argmax())
     env.reset(options={"indices": [longest]})
     first, second, *_ = references[longest].tolist()
