@@ -20,7 +20,7 @@ from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import masked_mean
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.rollout import student_or_data
-from textgen_env.envs.text_metrics import Texts, sentence_bleu
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
@@ -99,6 +99,6 @@ def worth(trajectories: Trajectories, expert: Expert) -> Tensor:
     limit = (LONGEST * (trajectories.reference != special.pad).sum(1)).long()
     missing = max(0, int(limit.max()) - actions.shape[1])
     prefix = F.pad(actions, (0, missing), value=special.pad)
-    text = Texts.of(expert.complete(trajectories.expert_source, prefix, length), special)
-    cut = Texts(text.tokens, torch.minimum(text.length, limit))
-    return sentence_bleu(cut, Texts.of(trajectories.reference, special))
+    text = TokenTexts.of(expert.complete(trajectories.expert_source, prefix, length), special)
+    cut = TokenTexts(text.tokens, torch.minimum(text.length, limit))
+    return token_bleu(cut, TokenTexts.of(trajectories.reference, special))

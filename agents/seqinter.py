@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textgen_agents.bases import OnTokens
-from textgen_env.envs.text_metrics import Texts, sentence_bleu
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
@@ -48,7 +48,7 @@ class SeqInter(OnTokens):
 
 def _best(hypotheses: Tensor, reference: Tensor, special: SpecialTokens) -> Tensor:
     """(B, T), of (B, C, T) hypotheses the best for each reference (B, R), the first of equals."""
-    references = Texts.of(reference, special)
-    scores = [sentence_bleu(Texts.of(text, special), references) for text in hypotheses.unbind(1)]
+    references = TokenTexts.of(reference, special)
+    scores = [token_bleu(TokenTexts.of(text, special), references) for text in hypotheses.unbind(1)]
     rows = torch.arange(len(reference), device=reference.device)
     return hypotheses[rows, torch.stack(scores, 1).argmax(1)]

@@ -22,7 +22,7 @@ from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import TextTask
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, Tokenizer
 
-SPECIAL = Tokenizer.special
+SPECIAL_TOKENS = Tokenizer.special
 UNDO, UNDO_PIECE = len(SPECIAL_PIECES), "undo"  # the first token that is not special; words follow
 
 
@@ -98,13 +98,13 @@ def resolved(history: Tensor) -> Tensor:
     Args:
         history: (B, T) int64, the tokens written, UNDO among them, PAD after the last.
     """
-    change = torch.where(history == UNDO, -1, 1).masked_fill(history == SPECIAL.pad, 0)
+    change = torch.where(history == UNDO, -1, 1).masked_fill(history == SPECIAL_TOKENS.pad, 0)
     height = change.cumsum(1)
     length = height - height.cummin(1).values.clamp(max=0)  # of the text, after each token
     shortest = length.flip(1).cummin(1).values.flip(1)  # from each token on
     left = (change == 1) & (length == shortest)
     place = (length - 1).where(left, history.shape[1])  # those not left go to a column cut off
-    text = F.pad(torch.full_like(history, SPECIAL.pad), (0, 1), value=SPECIAL.pad)
+    text = F.pad(torch.full_like(history, SPECIAL_TOKENS.pad), (0, 1), value=SPECIAL_TOKENS.pad)
     return text.scatter(1, place, history)[:, :-1]
 
 
@@ -126,9 +126,9 @@ def recovery_policy(source: Tensor, prefix: Tensor, length: Tensor) -> Tensor:
         length: (B,) int64, tokens written, below T + 1.
     """
     places = torch.arange(prefix.shape[1], device=prefix.device)
-    history = prefix.masked_fill(places >= length[:, None], SPECIAL.pad)
+    history = prefix.masked_fill(places >= length[:, None], SPECIAL_TOKENS.pad)
     text, source = _widened(resolved(history), source)
-    written = text != SPECIAL.pad
+    written = text != SPECIAL_TOKENS.pad
     right = ((text == source) | ~written).all(1)
     following = source.gather(1, written.sum(1, keepdim=True)).squeeze(1)
     return following.where(right, UNDO)
@@ -160,5 +160,7 @@ def known_success(length: int, max_steps: int, error: float) -> float:
 def _widened(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Both padded to the width of the wider, and one column more."""
     width = max(one.shape[1], other.shape[1]) + 1
-    padded = [F.pad(each, (0, width - each.shape[1]), value=SPECIAL.pad) for each in (one, other)]
+    padded = [
+        F.pad(each, (0, width - each.shape[1]), value=SPECIAL_TOKENS.pad) for each in (one, other)
+    ]
     return padded[0], padded[1]

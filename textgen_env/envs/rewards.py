@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textgen_env.dynamics import State
 from textgen_env.envs import text_metrics
-from textgen_env.envs.text_metrics import Texts
+from textgen_env.envs.text_metrics import TokenTexts
 from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.types import SpecialTokens
 
@@ -69,17 +69,17 @@ def exact_match(step: Step) -> Tensor:
 def sentence_bleu(step: Step) -> Tensor:
     """At the end of an episode the smoothed BLEU of its tokens, in [0, 1]; else 0.
 
-    End tokens do not count. See `text_metrics.sentence_bleu`.
+    End tokens do not count. See `text_metrics.token_bleu`.
     """
-    return _at_the_end(step, text_metrics.sentence_bleu)
+    return _at_the_end(step, text_metrics.token_bleu)
 
 
 def rouge_l(step: Step) -> Tensor:
     """At the end of an episode the ROUGE-L F-measure of its tokens, in [0, 1]; else 0.
 
-    End tokens do not count. See `text_metrics.rouge_l`.
+    End tokens do not count. See `text_metrics.token_rouge_l`.
     """
-    return _at_the_end(step, text_metrics.rouge_l)
+    return _at_the_end(step, text_metrics.token_rouge_l)
 
 
 def expert_log_prob(step: Step) -> Tensor:
@@ -132,7 +132,7 @@ def _expert_logits(step: Step) -> Tensor:
     return step.expert_logits
 
 
-def _at_the_end(step: Step, metric: Callable[[Texts, Texts], Tensor]) -> Tensor:
+def _at_the_end(step: Step, metric: Callable[[TokenTexts, TokenTexts], Tensor]) -> Tensor:
     """`metric` of what was written and the reference where the step ended an episode; else 0.
 
     On the CPU only the episodes that ended are scored, few of many, as wide as they are. Elsewhere
@@ -147,8 +147,8 @@ def _at_the_end(step: Step, metric: Callable[[Texts, Texts], Tensor]) -> Tensor:
     return earned
 
 
-def _texts(step: Step, rows: Tensor | slice) -> tuple[Texts, Texts]:
+def _texts(step: Step, rows: Tensor | slice) -> tuple[TokenTexts, TokenTexts]:
     """What was written in `rows` and their references, without end tokens."""
     state = step.state
-    written = Texts(state.prefix[rows], (state.length - state.terminated.long())[rows])
-    return written, Texts.of(step.references[rows], step.special)
+    written = TokenTexts(state.prefix[rows], (state.length - state.terminated.long())[rows])
+    return written, TokenTexts.of(step.references[rows], step.special)

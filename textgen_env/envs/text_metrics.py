@@ -17,7 +17,7 @@ MAX_ORDER = 4  # of the n-grams that BLEU counts
 
 
 @dataclass(frozen=True)
-class Texts:
+class TokenTexts:
     """B texts as token ids.
 
     Attributes:
@@ -49,7 +49,7 @@ class Texts:
         return type(self)(self.tokens[:, : int(self.length.max())], self.length)
 
 
-def sentence_bleu(hypotheses: Texts, references: Texts) -> Tensor:
+def token_bleu(hypotheses: TokenTexts, references: TokenTexts) -> Tensor:
     """Smoothed BLEU of each text against one reference.
 
     With m_n the n-grams of the text that the reference matches, each at most as often as it occurs
@@ -82,7 +82,7 @@ def sentence_bleu(hypotheses: Texts, references: Texts) -> Tensor:
     return (mean + brevity).exp().where(matches[:, 0] > 0, 0.0)
 
 
-def _clipped_matches(hypotheses: Texts, references: Texts) -> Tensor:
+def _clipped_matches(hypotheses: TokenTexts, references: TokenTexts) -> Tensor:
     """(B, 4) int64, the n-grams of each text that find a partner of their own in the reference.
 
     An n-gram finds one if it has occurred less often before than the reference holds it. All pairs
@@ -102,7 +102,7 @@ def _clipped_matches(hypotheses: Texts, references: Texts) -> Tensor:
     return torch.stack(matches, 1)
 
 
-def rouge_l(hypotheses: Texts, references: Texts) -> Tensor:
+def token_rouge_l(hypotheses: TokenTexts, references: TokenTexts) -> Tensor:
     """F-measure of each text's longest common subsequence with one reference.
 
     With l its length, c and r the lengths of text and reference: precision l / c, recall l / r,
@@ -122,7 +122,7 @@ def rouge_l(hypotheses: Texts, references: Texts) -> Tensor:
     return 2 * common / (hypotheses.length + references.length).clamp(min=1)
 
 
-def _longest_common_subsequence(left: Texts, right: Texts) -> Tensor:
+def _longest_common_subsequence(left: TokenTexts, right: TokenTexts) -> Tensor:
     """(B,) int64 lengths; one step for each column of `left`."""
     pairs = left.tokens[:, :, None] == right.tokens[:, None, :]
     pairs = pairs & left.mask[:, :, None] & right.mask[:, None, :]

@@ -201,11 +201,13 @@ class ExpertPolicy(BasePolicy):
         self, observation: Tensor | dict[str, Tensor], deterministic: bool = False
     ) -> Tensor:
         del deterministic
-        source, prefix, length = texts(observation, self.max_source_length, self.expert.special)
+        source, prefix, length = split_observation(
+            observation, self.max_source_length, self.expert.special
+        )
         return self.expert.best_actions_at(source, prefix, length, reference=prefix[:, :0])
 
 
-def texts(
+def split_observation(
     observation: Tensor | dict[str, Tensor], max_source_length: int, special: SpecialTokens
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Source (B, S), prefix (B, T) and its length (B,), int64, of dicts or flat observations."""

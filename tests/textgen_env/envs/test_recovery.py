@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.toy import permitted
 from textgen_env.envs.recovery import (
-    SPECIAL,
+    SPECIAL_TOKENS,
     UNDO,
     RecoveryConfig,
     Slips,
@@ -24,7 +24,7 @@ from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.task import encode
 
 A, B, C = UNDO + 1, UNDO + 2, UNDO + 3
-PAD, END = SPECIAL.pad, SPECIAL.end
+PAD, END = SPECIAL_TOKENS.pad, SPECIAL_TOKENS.end
 EPISODES = 4000
 DEVIATIONS = 4.5  # of a frequency from its probability: one run in 150,000 is further off
 
@@ -138,14 +138,14 @@ def test_words_slip_to_all_words_alike_and_nothing_else_slips():
         chance = 0.3 / 4 + (0.7 if word == B else 0)
         assert within((written == word).float().mean().item(), chance)
     assert within((written != B).float().mean().item(), slips.error)
-    for token in (*SPECIAL, UNDO):
+    for token in (*SPECIAL_TOKENS, UNDO):
         assert slips(torch.full((EPISODES,), token), generator).eq(token).all()
 
 
 def test_the_tokens_have_the_ids_that_the_functions_read():
     task = recovery_task(one_length(2))
     assert task.tokenizer.encode(["undo w0 w1"]) == [[UNDO, A, B]]
-    assert task.tokenizer.special == SPECIAL
+    assert task.tokenizer.special == SPECIAL_TOKENS
     assert not (encode(task.train, task).reference == UNDO).any(), "references never undo"
     assert (task.max_source_length, task.max_target_length) == (3, 5)
 

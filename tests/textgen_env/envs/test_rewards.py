@@ -5,7 +5,6 @@ import torch
 
 from textgen_agents.losses.divergences import forward_kl
 from textgen_env import dynamics
-from textgen_env.envs import text_metrics
 from textgen_env.envs.rewards import (
     NegativeDivergence,
     Step,
@@ -15,7 +14,7 @@ from textgen_env.envs.rewards import (
     rouge_l,
     sentence_bleu,
 )
-from textgen_env.envs.text_metrics import Texts
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu, token_rouge_l
 from textgen_env.types import SpecialTokens
 
 SPECIAL = SpecialTokens()
@@ -34,6 +33,9 @@ CASES = {
     "padding after a reference without an end": ([3, 4, 0, 0], [3, 4], 4, 0.0),
     "empty": ([2], [2], 4, 1.0),
 }
+
+
+METRICS = {sentence_bleu: token_bleu, rouge_l: token_rouge_l}
 
 
 def rewards_of(reward, actions, reference, max_steps):
@@ -80,9 +82,10 @@ def test_rewards_are_float32(reward):
     ],
 )
 def test_a_text_is_scored_without_its_end_token_when_it_ends(reward, actions, max_steps, written):
-    metric = getattr(text_metrics, reward.__name__)
+    metric = METRICS[reward]
     texts = [
-        Texts(torch.tensor([row]).long(), torch.tensor([len(row)])) for row in (written, [3, 4])
+        TokenTexts(torch.tensor([row]).long(), torch.tensor([len(row)]))
+        for row in (written, [3, 4])
     ]
     expected = torch.zeros(len(actions))
     ends = actions.index(2) if 2 in actions else len(actions) - 1
@@ -161,10 +164,10 @@ def test_rows_scored_together_are_those_scored_alone():
     """As on a device, where all rows are scored and those that go on are then left out."""
     step = a_step()
     length = step.state.length - step.state.terminated.long()
-    references = Texts(step.references, torch.full((40,), 3))
+    references = TokenTexts(step.references, torch.full((40,), 3))
     for reward in (sentence_bleu, rouge_l):
-        metric = getattr(text_metrics, reward.__name__)
-        every = metric(Texts(step.state.prefix, length), references)
+        metric = METRICS[reward]
+        every = metric(TokenTexts(step.state.prefix, length), references)
         torch.testing.assert_close(reward(step), every.where(step.finished, 0.0))
 
 

@@ -5,7 +5,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu as sacrebleu_of
 
-from textgen_env.envs.text_metrics import Texts, rouge_l, sentence_bleu
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu, token_rouge_l
 from textgen_env.types import ShapeError, SpecialTokens
 
 FILLER = 3  # after the texts; a word of theirs, so that reading it shows
@@ -13,7 +13,9 @@ FILLER = 3  # after the texts; a word of theirs, so that reading it shows
 
 def texts(rows, width):
     filled = [[*row, *[FILLER] * (width - len(row))] for row in rows]
-    return Texts(torch.tensor(filled).view(len(rows), width), torch.tensor([len(r) for r in rows]))
+    return TokenTexts(
+        torch.tensor(filled).view(len(rows), width), torch.tensor([len(r) for r in rows])
+    )
 
 
 def random_rows(count, longest, words, seed):
@@ -47,15 +49,20 @@ def pairs(words, longest):
 
 def test_texts_of_tokens_are_without_end_and_padding():
     tokens = torch.tensor([[5, 6, 2, 0], [5, 6, 7, 8], [2, 0, 0, 0], [0, 0, 0, 0]])
-    assert Texts.of(tokens, SpecialTokens(pad=0, start=1, end=2)).length.tolist() == [2, 4, 0, 0]
-    other = Texts.of(torch.tensor([[5, 9, 8]]), SpecialTokens(pad=8, start=1, end=9))
+    assert TokenTexts.of(tokens, SpecialTokens(pad=0, start=1, end=2)).length.tolist() == [
+        2,
+        4,
+        0,
+        0,
+    ]
+    other = TokenTexts.of(torch.tensor([[5, 9, 8]]), SpecialTokens(pad=8, start=1, end=9))
     assert other.length.tolist() == [1]
 
 
 @pytest.mark.parametrize(("words", "longest"), [(1, 6), (2, 9), (4, 14), (30, 30)])
 def test_bleu_is_sacrebleus(words, longest):
     written, references = pairs(words, longest)
-    ours = sentence_bleu(texts(written, longest), texts(references, longest + 3))
+    ours = token_bleu(texts(written, longest), texts(references, longest + 3))
     theirs = [
         sacrebleu_of(as_text(one), [as_text(other)], tokenize="none").score / 100
         for one, other in zip(written, references, strict=True)
@@ -66,7 +73,7 @@ def test_bleu_is_sacrebleus(words, longest):
 @pytest.mark.parametrize(("words", "longest"), [(1, 6), (2, 9), (4, 14), (30, 30)])
 def test_rouge_l_is_rouge_scores(words, longest):
     written, references = pairs(words, longest)
-    ours = rouge_l(texts(written, longest), texts(references, longest + 3))
+    ours = token_rouge_l(texts(written, longest), texts(references, longest + 3))
     scorer = RougeScorer(["rougeL"])
     theirs = [
         scorer.score(as_text(other), as_text(one))["rougeL"].fmeasure
@@ -91,11 +98,11 @@ BLEU_BY_HAND = {
 @pytest.mark.parametrize("case", BLEU_BY_HAND)
 def test_bleu_by_hand(case):
     written, reference, expected = BLEU_BY_HAND[case]
-    ours = sentence_bleu(texts([written], 6), texts([reference], 6))
+    ours = token_bleu(texts([written], 6), texts([reference], 6))
     assert ours.item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("metric", [sentence_bleu, rouge_l])
+@pytest.mark.parametrize("metric", [token_bleu, token_rouge_l])
 @pytest.mark.parametrize(("width", "other"), [(0, 4), (4, 0), (1, 1), (2, 5)])
 def test_any_widths_will_do(metric, width, other):
     scores = metric(texts([[3] * width] * 2, width), texts([[3] * other] * 2, other))
@@ -104,7 +111,7 @@ def test_any_widths_will_do(metric, width, other):
     assert scores.dtype == torch.float32
 
 
-@pytest.mark.parametrize("metric", [sentence_bleu, rouge_l])
+@pytest.mark.parametrize("metric", [token_bleu, token_rouge_l])
 def test_large_ids_are_told_apart(metric):
     """As 32-bit floats these two are the same."""
     scores = metric(texts([[2**24], [2**24]], 1), texts([[2**24 + 1], [2**24]], 1))
@@ -113,4 +120,4 @@ def test_large_ids_are_told_apart(metric):
 
 def test_texts_check_their_shapes():
     with pytest.raises(ShapeError, match="length must have shape"):
-        Texts(torch.zeros(2, 3).long(), torch.zeros(3).long())
+        TokenTexts(torch.zeros(2, 3).long(), torch.zeros(3).long())

@@ -12,7 +12,7 @@ from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.integrations.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv, texts
+from textgen_env.integrations.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv, split_observation
 
 SLOTS = 3
 
@@ -219,7 +219,9 @@ def test_both_forms_hold_the_same_texts(tiny_task):
     flat = torch.cat([tensors["source"], tensors["prefix"]], 1).float()
     width, special = tiny_task.max_source_length, dicts.env.special
     for ours, theirs in zip(
-        texts(tensors, width, special), texts(flat, width, special), strict=True
+        split_observation(tensors, width, special),
+        split_observation(flat, width, special),
+        strict=True,
     ):
         assert torch.equal(ours, theirs)
         assert ours.dtype == theirs.dtype == torch.int64
