@@ -17,7 +17,7 @@ from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import encode
-from textgen_env.testing.checker import check_vector_env
+from textgen_env.testing import check_vector_env
 from textgen_env.types import ShapeError, Trajectories, Writer
 
 SAME_STEP, NEXT_STEP, DISABLED = (
