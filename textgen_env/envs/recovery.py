@@ -72,7 +72,7 @@ class RecoveryConfig:
 
     @property
     def slips(self) -> Slips:
-        """The environment's noise."""
+        """Noise of the task's environment."""
         return Slips(self.slip, self.copy.num_words)
 
 

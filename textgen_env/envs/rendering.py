@@ -33,9 +33,9 @@ def as_text(
     rows = shown["length"].nonzero().squeeze(1)
     if not isinstance(expert, NoExpert) and len(rows):
         last = shown["length"][rows] - 1
-        asked = examples.select(rows).trimmed(expert.special)
+        selected = examples.select(rows).trimmed(expert.special)
         prefix = shown["prefix"][rows, : int(last.max()) + 1]
-        best = expert.best_actions_at(asked.expert_source, prefix, last, asked.reference)
+        best = expert.best_actions_at(selected.expert_source, prefix, last, selected.reference)
         written = prefix.gather(1, last[:, None]).squeeze(1)
         for row, *tokens in torch.stack([rows, written, best], 1).tolist():
             last_piece, best_piece = (_piece(token, tokenizer) for token in tokens)

@@ -92,7 +92,7 @@ def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:
     return expert
 
 
-def check_asked(expert: Expert) -> None:
+def check_expert_given(expert: Expert) -> None:
     """Raise `ValueError` if there is no expert to query at every step."""
     if isinstance(expert, NoExpert):
         raise ValueError(

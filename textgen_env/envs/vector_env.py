@@ -24,8 +24,8 @@ from textgen_env.envs.rewards import Reward, Step, sentence_bleu
 from textgen_env.envs.validation import (
     RENDER_MODES,
     check_after_end,
-    check_asked,
     check_examples,
+    check_expert_given,
     check_rewards,
     check_settings,
     checked_actions,
@@ -145,7 +145,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self._source = F.pad(self.examples.source, (0, missing), value=self.special.pad)
         self._ask_expert = ask_expert
         if ask_expert:
-            check_asked(self.expert)
+            check_expert_given(self.expert)
         self._session: ExpertSession | None = None
         self._pool = self._new_pool()
         self._expert_logits: Tensor | None = None  # (B, V), at the observed state

@@ -94,7 +94,7 @@ class SB3VecEnv(VecEnv):
         return _arrays(observation), rewards.cpu().numpy(), dones, infos
 
     def close(self) -> None:
-        """Close the environment."""
+        """Close the environment inside; only `reset` may follow."""
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:

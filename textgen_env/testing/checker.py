@@ -177,7 +177,7 @@ CHECKS = (
         "pass actions through torch.as_tensor",
     ),
     Check(
-        "pickle: a copy goes on as the environment itself",
+        "pickle: a copy continues as the environment itself",
         checks.copies_go_on,
         "keep no lambdas, open files or locks, and all of the state in attributes",
     ),

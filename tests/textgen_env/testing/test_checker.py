@@ -424,7 +424,7 @@ def test_the_vector_environment_with_arrays_passes(mode):
 
 
 def test_single_environments_in_a_sync_vector_env_pass_the_checks_that_apply():
-    """Gymnasium's `SyncVectorEnv` passes all checks but those that it does not aim at.
+    """Apply the checks to Gymnasium's `SyncVectorEnv` that it aims to pass.
 
     It returns float64 rewards, seeds each slot, gives all options to each and keeps functions.
     """
