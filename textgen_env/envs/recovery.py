@@ -139,9 +139,9 @@ def recovery_policy(source: Tensor, prefix: Tensor, length: Tensor) -> Tensor:
 def known_success(length: int, max_steps: int, error: float) -> float:
     """Return the probability that the best policy writes the reference within the steps.
 
-    With e the error: every wrong word takes two steps, its own and an UNDO, so at most
-    k = (max_steps - length - 1) // 2 of them may precede the last right word. The probability is
-    sum over n = 0..k of C(length + n - 1, n) (1 - e)^length e^n.
+    Every wrong word takes two steps, its own and an UNDO. So at most
+    k = (max_steps - length - 1) // 2 wrong words may precede the last right one. The probability
+    is the sum over n = 0..k of C(length + n - 1, n) (1 - e)^length e^n.
 
     With steps for the text alone, `max_steps` = `length` + 1, this is (1 - e)^length: the success
     of a policy that never undoes.

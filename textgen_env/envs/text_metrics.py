@@ -52,10 +52,10 @@ class TokenTexts:
 def token_bleu(hypotheses: TokenTexts, references: TokenTexts) -> Tensor:
     """Compute the smoothed BLEU of each text against one reference.
 
-    With m_n the n-grams of the text that the reference matches, each at most as often as it occurs
-    there, t_n all n-grams of the text, N the largest n up to 4 with t_n > 0, c and r the lengths of
-    text and reference: exp(min(0, 1 - r / c) + sum over n <= N of log(m_n / t_n) / N), where the
-    k-th m_n that is 0 counts as 2 ** -k. It is 0 where no token matches.
+    The score is exp(min(0, 1 - r / c) + sum over n <= N of log(m_n / t_n) / N), and 0 where no
+    token matches. c and r are the lengths of text and reference. t_n is the number of n-grams of
+    the text. m_n is the number of those that the reference matches, each at most as often as it
+    occurs there; the k-th m_n that is 0 counts as 2 ** -k. N is the largest n up to 4 with t_n > 0.
 
     Args:
         hypotheses: B texts.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from textgen_env.testing import checks
-from textgen_env.testing.recorder import AnyVectorEnv, Recording, record
+from textgen_env.testing.recorder import AnyVectorEnv, Recording, record_env
 from textgen_env.types import SpecialTokens
 
 
@@ -48,7 +48,7 @@ def check_vector_env(
         ContractError: the first rule that is violated.
         TypeError: the spaces have another form, so that no actions can be drawn.
     """
-    recording = record(env, special or SpecialTokens(), seed)
+    recording = record_env(env, special or SpecialTokens(), seed)
     for check in CHECKS:
         violation = check.find_violation(recording)
         if violation is not None:

@@ -150,7 +150,7 @@ class Recording:
         return None
 
 
-def record(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Recording:
+def record_env(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Recording:
     """Try a step before the first reset, then record two segments with seeds of their own."""
     actions = _draw_actions(env, special, np.random.default_rng(seed))
     stepped_before_reset = _accepts(env, actions[0][0])
@@ -176,8 +176,8 @@ def _draw_actions(
 ) -> list[np.ndarray]:
     """Draw the actions of two segments, (T + 3, B) int64 each.
 
-    Every slot reaches the limit in one segment and writes the end token in the other, so that
-    episodes end in both ways, with three steps or more after each end.
+    Every slot reaches the limit in one segment and writes the end token in the other. Each end is
+    followed by three steps or more.
     """
     vocab_size, max_steps = vocab_size_and_limit(env)
     words = np.delete(np.arange(vocab_size), special.end)

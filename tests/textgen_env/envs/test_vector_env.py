@@ -395,7 +395,7 @@ def test_a_slot_that_has_ended_takes_only_padding(kind, action):
     assert torch.equal(env.step(torch.tensor([3, 0, 3]))[0]["prefix"][1], ended["prefix"][1])
 
 
-def test_an_accelerator_is_not_asked_whether_a_slot_has_ended(monkeypatch):
+def test_actions_after_the_end_are_not_checked_on_an_accelerator(monkeypatch):
     set_sync_is_free(monkeypatch, False)
     env = make(mode=DISABLED)
     env.reset(seed=0)

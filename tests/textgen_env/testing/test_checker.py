@@ -12,7 +12,7 @@ from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.testing import ContractError, check_vector_env
 from textgen_env.testing.checker import CHECKS
-from textgen_env.testing.recorder import record
+from textgen_env.testing.recorder import record_env
 from textgen_env.types import SpecialTokens
 
 SAME_STEP, NEXT_STEP, DISABLED = (
@@ -430,7 +430,7 @@ def test_single_environments_in_a_sync_vector_env_pass_the_checks_that_apply():
     """
     env = SyncVectorEnv([lambda: TextGenEnv(TASK)] * 3, autoreset_mode=SAME_STEP)
     env.autoreset_mode = SAME_STEP
-    recording = record(env, SpecialTokens(), seed=0)
+    recording = record_env(env, SpecialTokens(), seed=0)
     others = ("rewards: finite", "indices:", "info", "slots:", "pickle:")
     for check in CHECKS:
         if not check.rule.startswith(others):
