@@ -19,7 +19,7 @@ from textgen_agents.losses.labels import LabelledBatch, Top1
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
-from textgen_env.envs.text_metrics import Texts, sentence_bleu
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -93,6 +93,6 @@ def worth(trajectories: Trajectories, expert: Expert) -> Tensor:
     limit = (MAX_LENGTH_RATIO * (trajectories.reference != special.pad).sum(1)).long()
     missing = max(0, int(limit.max()) - actions.shape[1])
     prefix = F.pad(actions, (0, missing), value=special.pad)
-    text = Texts.of(expert.complete(trajectories.expert_view, prefix, length), special)
-    cut = Texts(text.tokens, torch.minimum(text.length, limit))
-    return sentence_bleu(cut, Texts.of(trajectories.reference, special))
+    text = TokenTexts.of(expert.complete(trajectories.expert_view, prefix, length), special)
+    cut = TokenTexts(text.tokens, torch.minimum(text.length, limit))
+    return token_bleu(cut, TokenTexts.of(trajectories.reference, special))

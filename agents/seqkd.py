@@ -16,7 +16,7 @@ from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_smoo
 from textgen_agents.losses.objectives import loss_for, token_loss
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
-from textgen_env.envs.text_metrics import Texts, sentence_bleu
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens
@@ -144,7 +144,7 @@ def most_similar(hypotheses: Tensor, reference: Tensor, special: SpecialTokens) 
         reference: (B, R) int64.
         special: ids of padding, start and end.
     """
-    references = Texts.of(reference, special)
-    scores = [sentence_bleu(Texts.of(text, special), references) for text in hypotheses.unbind(1)]
+    references = TokenTexts.of(reference, special)
+    scores = [token_bleu(TokenTexts.of(text, special), references) for text in hypotheses.unbind(1)]
     rows = torch.arange(len(reference), device=reference.device)
     return hypotheses[rows, torch.stack(scores, 1).argmax(1)]

@@ -1,6 +1,6 @@
-"""How text grows: pure tensor functions from a state and an action to the next state.
+"""Pure transition functions of the text-generation MDP, on batches of episodes.
 
-No function here waits for the device: nothing depends on values, only on shapes.
+No function here waits for the device: control flow depends on shapes alone, never on values.
 """
 
 from dataclasses import dataclass, fields
@@ -16,15 +16,15 @@ Observation = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """B episodes.
+    """State of B episodes.
 
     Attributes:
         source: (B, S) int64 source token ids, PAD after each row's end token.
-        source_length: (B,) int64, source tokens that are not PAD.
+        source_length: (B,) int64, the number of source tokens that are not PAD.
         prefix: (B, T) int64 tokens written so far, PAD after `length`.
-        length: (B,) int64, tokens written.
-        terminated: (B,) bool, the end token was written.
-        truncated: (B,) bool, T tokens were written and the last one was not the end token.
+        length: (B,) int64, the number of tokens written.
+        terminated: (B,) bool, True where the end token was written.
+        truncated: (B,) bool, True where T tokens were written and the last was not the end token.
     """
 
     source: Tensor
@@ -36,41 +36,41 @@ class State:
 
     @cached_property
     def done(self) -> Tensor:
-        """(B,) bool, the episode is over."""
+        """Mask of the episodes that are over, (B,) bool."""
         return self.terminated | self.truncated
 
     @cached_property
     def alive(self) -> Tensor:
-        """(B,) bool, it is not."""
+        """Mask of the episodes that are not over, (B,) bool."""
         return ~self.done
 
 
 def initial(source: Tensor, max_steps: int, special: SpecialTokens) -> State:
-    """Episodes in which nothing has been written; `max_steps` is T."""
+    """Return the state of episodes in which nothing has been written; `max_steps` is T."""
     rows = source.shape[0]
-    nobody = torch.zeros(rows, dtype=torch.bool, device=source.device)
+    no_row = torch.zeros(rows, dtype=torch.bool, device=source.device)
     return State(
         source=source,
         source_length=(source != special.pad).sum(1),
         prefix=source.new_full((rows, max_steps), special.pad),
         length=source.new_zeros(rows),
-        terminated=nobody,
-        truncated=nobody,
+        terminated=no_row,
+        truncated=no_row,
     )
 
 
 def transition(state: State, action: Tensor, special: SpecialTokens) -> State:
-    """Append `action`, (B,) int64, to every episode that is not over; the others stay."""
+    """Append `action`, (B,) int64, to every episode that is not over, and keep the others."""
     max_steps = state.prefix.shape[1]
-    # PAD in an episode that is over: it changes nothing behind the end, nor beyond the limit.
+    # An episode that is over takes PAD, which changes nothing after the end token or at the limit.
     written = action.where(state.alive, special.pad)
-    here = torch.arange(max_steps, device=written.device) == state.length[:, None]
+    position = torch.arange(max_steps, device=written.device) == state.length[:, None]
     length = state.length + state.alive
     terminated = state.terminated | (written == special.end)
     return State(
         source=state.source,
         source_length=state.source_length,
-        prefix=written[:, None].where(here, state.prefix),
+        prefix=written[:, None].where(position, state.prefix),
         length=length,
         terminated=terminated,
         truncated=(length == max_steps) & ~terminated,
@@ -78,12 +78,12 @@ def transition(state: State, action: Tensor, special: SpecialTokens) -> State:
 
 
 def select_rows(state: State, index: Tensor) -> State:
-    """The episodes at `index`, (K,) int64."""
+    """Return the episodes at `index`, (K,) int64, in that order."""
     return State(**{field.name: getattr(state, field.name)[index] for field in fields(State)})
 
 
 def replace_rows(state: State, mask: Tensor, fresh: State) -> State:
-    """The rows of `fresh` where `mask`, (B,) bool, is True, and those of `state` elsewhere."""
+    """Return the rows of `fresh` where `mask`, (B,) bool, is True, those of `state` elsewhere."""
     rows = mask[:, None]
     return State(
         source=fresh.source.where(rows, state.source),
@@ -96,7 +96,10 @@ def replace_rows(state: State, mask: Tensor, fresh: State) -> State:
 
 
 def observation(state: State) -> Observation:
-    """What a policy sees, all int64: source (B, S) and prefix (B, T) with their lengths, (B,)."""
+    """Return the observation of a policy, all int64.
+
+    It holds the source, (B, S), the prefix, (B, T), and their lengths, (B,) each.
+    """
     return {
         "source": state.source,
         "source_length": state.source_length,

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.integrations.sb3 import SB3VecEnv, texts
+from textgen_env.integrations.sb3 import SB3VecEnv, split_observation
 from textgen_env.models.layers import Dropout
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model
@@ -157,7 +157,9 @@ class SequenceModelPolicy(BasePolicy):
 
         A text is finished at the length limit; its logits are those of its last token.
         """
-        source, prefix, length = texts(observation, self.max_source_length, model.special)
+        source, prefix, length = split_observation(
+            observation, self.max_source_length, model.special
+        )
         last = length.clamp(max=prefix.shape[1] - 1)
         read = prefix[:, : int(last.max()) + 1]
         logits = model.sequence_logits(trimmed(source, model.special), read)

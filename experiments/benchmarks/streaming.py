@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.rollouts.behaviors import Behavior, StepView
-from textgen_env.envs.continuous_batching import PrefillPool, places
+from textgen_env.envs.continuous_batching import PrefillPool, next_positions
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.generation.decoding import sync_interval
 from textgen_env.models.cache_ops import host_sync_is_free
@@ -63,7 +63,7 @@ def stream(
             steps.append((place, position, info["written"], writer))
             begun = info["_final_obs"]
             previous = info["written"].masked_fill(begun, env.special.start)
-            place = places(coming, begun).where(begun, place)
+            place = next_positions(coming, begun).where(begun, place)
             cache = bank.refill(cache, begun, coming)
             coming = coming + begun.sum()
     return _gathered(steps, examples, order.argsort(), env)

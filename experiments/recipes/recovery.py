@@ -25,7 +25,7 @@ from textgen_agents.imitkd import ImitKD
 from textgen_agents.mle import MLE
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_env.envs.recovery import (
-    SPECIAL,
+    SPECIAL_TOKENS,
     UNDO,
     RecoveryConfig,
     Slips,
@@ -180,7 +180,7 @@ def make_test_env(task: TextTask, slips: Slips, length: int, episodes: int) -> T
     """
     vocab_size, generator = task.tokenizer.vocab_size, torch.Generator().manual_seed(length)
     words = torch.randint(UNDO + 1, vocab_size, (episodes, length), generator=generator)
-    texts = F.pad(words, (0, 1), value=SPECIAL.end)
+    texts = F.pad(words, (0, 1), value=SPECIAL_TOKENS.end)
     return TextGenVectorEnv(
         task,
         episodes,
@@ -203,10 +203,12 @@ def success(student: SequenceModel, env: TextGenVectorEnv, seed: int) -> float:
     rows = torch.arange(env.num_envs)
     env.reset(seed=seed, options={"indices": rows})
     cache = student.start(env.examples.source, env.max_steps)
-    previous, total = torch.full_like(rows, SPECIAL.start), 0.0
+    previous, total = torch.full_like(rows, SPECIAL_TOKENS.start), 0.0
     for _ in range(env.max_steps):
         logits, cache = student.step(previous, cache)
-        actions = next_action(logits, special=SPECIAL).masked_fill(env.state.done, SPECIAL.pad)
+        actions = next_action(logits, special=SPECIAL_TOKENS).masked_fill(
+            env.state.done, SPECIAL_TOKENS.pad
+        )
         _, rewards, _, _, info = env.step(actions)
         previous, total = info["written"], total + float(rewards.sum())
     return total / env.num_envs

@@ -1,4 +1,4 @@
-"""imitation's DAgger runs over the adapter with our expert. Run by `make integrations`."""
+"""Test of imitation's DAgger on the adapter with a neural expert, run by `make integrations`."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_dagger_brings_the_student_to_its_expert(
     tiny_task, make_table_model, make_student, tmp_path
 ):
     rng = np.random.default_rng(0)
-    log = imitation_logger.configure(tmp_path / "log", [])  # it never closes its files
+    log = imitation_logger.configure(tmp_path / "log", [])  # imitation never closes its log files
     expert = NeuralExpert(make_table_model(tiny_task, 3))
     venv = FlatObservation(SB3VecEnv(TextGenVectorEnv(tiny_task, 8)))
     venv.seed(0)

@@ -1,8 +1,8 @@
-"""TorchRL wraps both environments as they are. Collected by `make integrations` only.
+"""Tests of both environments in TorchRL's wrapper, collected by `make integrations` only.
 
-Use it with autoreset mode DISABLED. In SAME_STEP, TorchRL 0.14.1 keeps to its specs but shows zeros
-as the last observation of an episode (its reader of "final_obs" looks for "observation" and not for
-the names of a dict), and after a second `reset` what slots showed before it.
+Use TorchRL with autoreset mode DISABLED. In SAME_STEP, TorchRL 0.14.1 returns zeros as the last
+observation of an episode: its reader of "final_obs" looks for "observation" and not for the names
+of a dict. After a second `reset` it returns the observations from before it.
 """
 
 import pytest
@@ -28,18 +28,18 @@ def wrapped(tiny_task):
     return make
 
 
-def test_the_single_environment_keeps_to_its_specs(tiny_task):
+def test_the_single_environment_matches_its_specs(tiny_task):
     env = GymWrapper(TextGenEnv(tiny_task), categorical_action_encoding=True)
     check_env_specs(env)
     assert env.rollout(STEPS, break_when_any_done=False)["action"].shape == (STEPS,)
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
-def test_the_vector_environment_keeps_to_its_specs(wrapped, mode):
+def test_the_vector_environment_matches_its_specs(wrapped, mode):
     check_env_specs(wrapped(mode))
 
 
-def test_a_rollout_shows_what_was_written_to_the_last_token(wrapped):
+def test_a_rollout_holds_every_written_token(wrapped):
     torch.manual_seed(0)
     steps = wrapped(AutoresetMode.DISABLED).rollout(STEPS, break_when_any_done=False)
     place = steps["length"].long()[..., None]

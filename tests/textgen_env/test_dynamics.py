@@ -13,15 +13,15 @@ SOURCE = torch.tensor([[3, 4, 2, 0], [5, 2, 0, 0]])
 
 
 def written(*actions, source=SOURCE[:1]):
-    """The state after each row took the same `actions`."""
+    """Return the state after each row took the same `actions`."""
     state = dynamics.initial(source, MAX_STEPS, SPECIAL)
     for action in actions:
         state = dynamics.transition(state, torch.full((len(source),), action), SPECIAL)
     return state
 
 
-def reference(actions):
-    """Prefix, length and flags after `actions`, in plain Python."""
+def by_plain_python(actions):
+    """Compute prefix, length and flags after `actions` in plain Python."""
     prefix, terminated, truncated = [], False, False
     for action in actions:
         if terminated or truncated:
@@ -74,7 +74,7 @@ def test_padding_and_the_start_token_are_written_like_any_other():
     assert state.prefix.tolist() == [[0, 1, 0, 0]]
 
 
-def test_a_state_is_left_as_it_was():
+def test_a_transition_does_not_change_its_state():
     state = written(3)
     dynamics.transition(state, torch.tensor([2]), SPECIAL)
     assert state.prefix.tolist() == [[3, 0, 0, 0]]
@@ -111,14 +111,14 @@ def test_an_observation_is_int64_throughout():
         ).map(lambda steps: (rows, steps))
     )
 )
-def test_every_row_is_what_it_is_alone_in_plain_python(case):
+def test_every_row_equals_plain_python(case):
     rows, steps = case
     state = dynamics.initial(SOURCE[:1].expand(rows, -1), MAX_STEPS, SPECIAL)
     for actions in steps:
         state = dynamics.transition(state, torch.tensor(actions), SPECIAL)
     assert not (state.terminated & state.truncated).any()
     for row in range(rows):
-        prefix, length, terminated, truncated = reference([actions[row] for actions in steps])
+        prefix, length, terminated, truncated = by_plain_python([actions[row] for actions in steps])
         assert state.prefix[row].tolist() == prefix
         assert state.length[row].item() == length
         assert state.terminated[row].item() == terminated

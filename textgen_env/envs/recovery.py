@@ -1,13 +1,13 @@
-"""Copying with a slippery pen: how well the best policy does, and a clone of data, is known.
+"""Noisy copying with an UNDO token, where the success of the best policy has a closed form.
 
-The environment sometimes writes another word than the one chosen; the token UNDO takes the last
-token of the text away. References show clean copies, and so never UNDO: who clones them cannot know
-it. The history of what was written, UNDO included, is the prefix that the environment shows, and
-only grows; the text is what is left of it (`resolved`).
+The environment sometimes writes another word than the one chosen, and the token UNDO removes the
+last token of the text. References are clean copies without UNDO, so a policy cloned from them never
+recovers. The prefix that the environment shows is the history of all tokens, UNDO included; the
+text is what remains of it (`resolved`).
 
-Only words slip: the end token and UNDO are written as chosen. So the number of wrong words on the
-way to a finished text is negative binomial, and the success of both policies has a closed form
-(`known_success`). What this task cannot show is the quality of real text.
+Noise changes words only: the end token and UNDO are written as chosen. So the number of wrong words
+before a finished text is negative binomial, which gives the success of the best policy and of the
+clone (`known_success`). The task says nothing about the quality of real text.
 """
 
 import math
@@ -22,17 +22,18 @@ from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import TextTask
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, Tokenizer
 
-SPECIAL = Tokenizer.special
+SPECIAL_TOKENS = Tokenizer.special
 UNDO, UNDO_PIECE = len(SPECIAL_PIECES), "undo"  # the first token that is not special; words follow
 
 
 @dataclass(frozen=True)
 class Slips:
-    """Noise that writes a random word instead of the chosen one.
+    """Noise that replaces chosen words by random ones.
 
     Attributes:
-        probability: that a word is drawn anew, from all words alike and thus sometimes itself.
-        num_words: distinct words.
+        probability: the probability that a word is redrawn, uniformly from all words, itself
+            included.
+        num_words: the number of distinct words.
     """
 
     probability: float
@@ -44,11 +45,11 @@ class Slips:
 
     @property
     def error(self) -> float:
-        """Probability that another word than the chosen one is written."""
+        """Probability that a word other than the chosen one is written."""
         return self.probability * (1 - 1 / self.num_words)
 
     def __call__(self, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """(B,) int64, what is written instead of `actions`: words may slip, other tokens do not."""
+        """Return the (B,) int64 tokens written for `actions`, with some words redrawn."""
         first, shape, device = UNDO + 1, actions.shape, actions.device
         words = torch.randint(
             first, first + self.num_words, shape, generator=generator, device=device
@@ -59,11 +60,11 @@ class Slips:
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """Which sources are copied, and how slippery the pen is.
+    """Configuration of the recovery task.
 
     Attributes:
         copy: the sources.
-        slip: probability that a word is drawn anew.
+        slip: the probability that a word is redrawn, in [0, 1].
     """
 
     copy: CopyConfig = field(default_factory=lambda: CopyConfig(num_words=5))
@@ -71,14 +72,14 @@ class RecoveryConfig:
 
     @property
     def slips(self) -> Slips:
-        """The environment's noise."""
+        """Noise of the task's environment."""
         return Slips(self.slip, self.copy.num_words)
 
 
 def recovery_task(config: RecoveryConfig | None = None) -> TextTask:
-    """The copy task with UNDO in its vocabulary, and room to undo every other word of a text.
+    """Return the copy task with UNDO in its vocabulary and steps to undo as many words as it has.
 
-    The environment is to be made with the configuration's `slips` and the reward `recovered`.
+    Its environment needs the configuration's `slips` as noise and the reward `recovered`.
     """
     config = config or RecoveryConfig()
     return replace(
@@ -90,75 +91,78 @@ def recovery_task(config: RecoveryConfig | None = None) -> TextTask:
 
 
 def resolved(history: Tensor) -> Tensor:
-    """(B, T) int64, the text that is left of `history`, PAD after it.
+    """Return the text that remains of `history` after every UNDO, (B, T) int64, PAD after it.
 
-    A token is left if from it on the text was never shorter than with it. UNDO on an empty text
+    A token remains if the text was never shorter afterwards than with it. UNDO on an empty text
     does nothing.
 
     Args:
-        history: (B, T) int64, the tokens written, UNDO among them, PAD after the last.
+        history: (B, T) int64, all tokens written, UNDO included, PAD after the last.
     """
-    change = torch.where(history == UNDO, -1, 1).masked_fill(history == SPECIAL.pad, 0)
+    change = torch.where(history == UNDO, -1, 1).masked_fill(history == SPECIAL_TOKENS.pad, 0)
     height = change.cumsum(1)
     length = height - height.cummin(1).values.clamp(max=0)  # of the text, after each token
     shortest = length.flip(1).cummin(1).values.flip(1)  # from each token on
-    left = (change == 1) & (length == shortest)
-    place = (length - 1).where(left, history.shape[1])  # those not left go to a column cut off
-    text = F.pad(torch.full_like(history, SPECIAL.pad), (0, 1), value=SPECIAL.pad)
-    return text.scatter(1, place, history)[:, :-1]
+    remains = (change == 1) & (length == shortest)
+    # Tokens that do not remain go to an extra column, which is cut off.
+    position = (length - 1).where(remains, history.shape[1])
+    text = F.pad(torch.full_like(history, SPECIAL_TOKENS.pad), (0, 1), value=SPECIAL_TOKENS.pad)
+    return text.scatter(1, position, history)[:, :-1]
 
 
 def recovered(step: Step) -> Tensor:
-    """1 at the end of an episode whose resolved text is the reference, end token included."""
+    """Return 1 at the end of an episode whose resolved text is the reference, else 0."""
     text, references = _widened(resolved(step.state.prefix), step.references)
     return ((text == references).all(1) & step.finished).float()
 
 
 def recovery_policy(source: Tensor, prefix: Tensor, length: Tensor) -> Tensor:
-    """The best action, (B,) int64: UNDO while the text is wrong, else the next token of the source.
+    """Return the best action, (B,) int64: UNDO if the text is wrong, else the source's next token.
 
-    Nothing reaches the reference in fewer tokens, whatever slips: a wrong word must be undone, and
-    a right one is most likely when it is chosen.
+    No policy needs fewer tokens, whatever the noise: a wrong word must be undone, and a right one
+    is most likely when it is chosen.
 
     Args:
         source: (B, S) int64 source token ids, PAD after the end token.
-        prefix: (B, T) int64, the history; what stands after `length` is not looked at.
-        length: (B,) int64, tokens written, below T + 1.
+        prefix: (B, T) int64, the history, arbitrary after `length`.
+        length: (B,) int64, the number of tokens written, at most T.
     """
-    places = torch.arange(prefix.shape[1], device=prefix.device)
-    history = prefix.masked_fill(places >= length[:, None], SPECIAL.pad)
+    positions = torch.arange(prefix.shape[1], device=prefix.device)
+    history = prefix.masked_fill(positions >= length[:, None], SPECIAL_TOKENS.pad)
     text, source = _widened(resolved(history), source)
-    written = text != SPECIAL.pad
-    right = ((text == source) | ~written).all(1)
-    following = source.gather(1, written.sum(1, keepdim=True)).squeeze(1)
-    return following.where(right, UNDO)
+    written = text != SPECIAL_TOKENS.pad
+    correct = ((text == source) | ~written).all(1)
+    next_token = source.gather(1, written.sum(1, keepdim=True)).squeeze(1)
+    return next_token.where(correct, UNDO)
 
 
 def known_success(length: int, max_steps: int, error: float) -> float:
-    """Probability that the best policy finishes a text: it is right before the steps run out.
+    """Return the probability that the best policy writes the reference within the steps.
 
-    With e the error: every wrong word costs itself and an UNDO, so that at most
-    k = (max_steps - length - 1) // 2 may come before the last right one, and the sum is
-    sum over n = 0..k of C(length + n - 1, n) (1 - e)^length e^n.
+    Every wrong word takes two steps, its own and an UNDO. So at most
+    k = (max_steps - length - 1) // 2 wrong words may precede the last right one. The probability
+    is the sum over n = 0..k of C(length + n - 1, n) (1 - e)^length e^n.
 
-    With room for nothing but the text, `max_steps` = `length` + 1, this is (1 - e)^length, the
-    success of whoever never undoes.
+    With steps for the text alone, `max_steps` = `length` + 1, this is (1 - e)^length: the success
+    of a policy that never undoes.
 
     Args:
-        length: words of the text, at least 1.
+        length: the number of words of the text, at least 1.
         max_steps: T, more than `length`.
-        error: e, the probability that another word than the chosen one is written.
+        error: e, the probability that a word other than the chosen one is written.
 
     Returns:
-        In [0, 1].
+        The probability, in [0, 1].
     """
-    most = (max_steps - length - 1) // 2
-    wrong = sum(math.comb(length + n - 1, n) * error**n for n in range(most + 1))
+    max_wrong = (max_steps - length - 1) // 2
+    wrong = sum(math.comb(length + n - 1, n) * error**n for n in range(max_wrong + 1))
     return (1 - error) ** length * wrong
 
 
 def _widened(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both padded to the width of the wider, and one column more."""
+    """Return both padded to one column more than the wider has."""
     width = max(one.shape[1], other.shape[1]) + 1
-    padded = [F.pad(each, (0, width - each.shape[1]), value=SPECIAL.pad) for each in (one, other)]
+    padded = [
+        F.pad(each, (0, width - each.shape[1]), value=SPECIAL_TOKENS.pad) for each in (one, other)
+    ]
     return padded[0], padded[1]

@@ -1,4 +1,4 @@
-"""Episodes as text to read: what the environments' `render` gives. It waits for the device."""
+"""Text of episodes for people to read, for the environments' `render`; it waits for the device."""
 
 import torch
 
@@ -11,15 +11,15 @@ from textgen_env.types import Examples
 def as_text(
     shown: Observation, examples: Examples, tokenizer: TextTokenizer, expert: Expert
 ) -> tuple[str, ...]:
-    """Each slot's source and text so far and, if it can be asked, what the expert would have done.
+    """Return each slot's source and text so far, and the expert's choice of its last token.
 
-    The expert is asked about the last token of each slot that has written one, and counts that.
+    The expert is queried about the last token of each slot that has written one, and counts it.
 
     Args:
-        shown: B episodes.
-        examples: what the B slots are at, as the expert reads it.
+        shown: the observation of B episodes.
+        examples: the examples of the B slots, with the expert's view of their sources.
         tokenizer: of both sides.
-        expert: is asked unless it is a `NoExpert`.
+        expert: queried unless it is a `NoExpert`.
 
     Returns:
         B strings of two or three lines, without a line break at the end.
@@ -33,18 +33,18 @@ def as_text(
     rows = shown["length"].nonzero().squeeze(1)
     if not isinstance(expert, NoExpert) and len(rows):
         last = shown["length"][rows] - 1
-        asked = examples.select(rows).trimmed(expert.special)
+        selected = examples.select(rows).trimmed(expert.special)
         prefix = shown["prefix"][rows, : int(last.max()) + 1]
-        choice = expert.best_actions_at(asked.expert_view, prefix, last, asked.reference)
+        best = expert.best_actions_at(selected.expert_view, prefix, last, selected.reference)
         written = prefix.gather(1, last[:, None]).squeeze(1)
-        for row, *tokens in torch.stack([rows, written, choice], 1).tolist():
-            policys, best = (_piece(token, tokenizer) for token in tokens)
-            lines[row].append(f"last:   {policys} (the expert: {best})")
+        for row, *tokens in torch.stack([rows, written, best], 1).tolist():
+            last_piece, best_piece = (_piece(token, tokenizer) for token in tokens)
+            lines[row].append(f"last:   {last_piece} (the expert: {best_piece})")
     return tuple("\n".join(row) for row in lines)
 
 
 def _piece(token: int, tokenizer: TextTokenizer) -> str:
-    """`token` as text; special tokens by their names."""
+    """Return `token` as text, a special token by its name."""
     named = zip(tokenizer.special, SPECIAL_PIECES, strict=True)
-    names = dict(reversed([*named]))  # a start that is padding too goes by the latter's name
+    names = dict(reversed([*named]))  # a start token that is padding too is named as padding
     return names[token] if token in names else tokenizer.decode([[token]])[0]

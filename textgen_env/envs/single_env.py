@@ -1,6 +1,7 @@
-"""One episode at a time, numpy in and out: Gymnasium's plain interface over a single slot.
+"""Single environment of text generation: one episode at a time, numpy in and out.
 
-Nothing is decided here: what an episode is and earns is the business of the vector environment.
+It is Gymnasium's plain interface to a vector environment with one slot, which decides everything:
+dynamics, rewards and checks are those of `vector_env.py`.
 """
 
 import sys
@@ -26,24 +27,26 @@ ArrayObservation = dict[str, np.ndarray | np.int64]
 
 
 class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
-    """A `TextGenVectorEnv` of one slot, seen as a `gymnasium.Env`.
+    """Environment in which one episode writes the target of one example of a task.
 
-    After its end it takes PAD alone, which changes nothing, as in mode `DISABLED` there.
+    After the end of an episode it takes PAD only, which changes nothing, as `TextGenVectorEnv` does
+    in mode `DISABLED`.
 
     Args:
-        task: whose text is written; gives tokenizer and length limits.
-        examples: what is written instead of the task's training split, encoded.
-        expert: the oracle, kept for agents at `expert` and asked by `render`.
-        ask_expert: let the expert go along: `info["expert_action"]` is then what it would write at
-            the state that is shown, PAD where that is over, and rewards see its logits.
-        reward: what a step earns.
-        noise: what the environment does to actions before they are written; None for nothing.
-        render_mode: "ansi" to have `render` give the text, "human" to have it printed after `reset`
-            and every `step`; None for neither.
-        device: where the expert is; what is returned is on the host in any case.
+        task: the task; gives tokenizer and length limits.
+        examples: encoded examples to use instead of the task's training split.
+        expert: the oracle, available to agents as `expert` and queried by `render`.
+        ask_expert: query the expert at every step. `info["expert_action"]` is then its most
+            probable token at the observed state, PAD where the episode is over, and rewards see its
+            logits.
+        reward: the reward of a step.
+        noise: replaces actions before they are written; None for no noise.
+        render_mode: "ansi" to have `render` return the text, "human" to have it printed after
+            `reset` and every `step`; None for neither.
+        device: where the expert answers; returned values are on the host in any case.
 
     Raises:
-        ValueError: what `TextGenVectorEnv` refuses.
+        ValueError: whatever `TextGenVectorEnv` refuses.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
@@ -65,7 +68,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
     ) -> None:
         self.task = task
         self.render_mode = render_mode
-        self.slot = TextGenVectorEnv(
+        self.vector_env = TextGenVectorEnv(
             task,
             examples=examples,
             expert=expert,
@@ -76,22 +79,22 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             render_mode="ansi" if render_mode == "human" else render_mode,
             device=device,
         )
-        self.device = self.slot.device
-        self.expert = self.slot.expert
+        self.device = self.vector_env.device
+        self.expert = self.vector_env.expert
         self.observation_space = cast(
-            "spaces.Space[ArrayObservation]", self.slot.single_observation_space
+            "spaces.Space[ArrayObservation]", self.vector_env.single_observation_space
         )
-        self.action_space = self.slot.single_action_space
+        self.action_space = self.vector_env.single_action_space
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[ArrayObservation, dict[str, Any]]:
-        """Begin an episode; `options` may name the example: {"indices": [5]}."""
+        """Begin an episode; `options` may name its example: {"indices": [5]}."""
         super().reset(seed=seed)
-        shown, info = self.slot.reset(seed=seed, options=options)
+        observation, info = self.vector_env.reset(seed=seed, options=options)
         if self.render_mode == "human":
             self.render()
-        return _row(shown), _numbers(info)
+        return _single_observation(observation), _single_info(info)
 
     def step(
         self, action: np.int64 | Tensor, policy_logits: np.ndarray | Tensor | None = None
@@ -103,33 +106,43 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
                 the environment's device.
             policy_logits: (V,) float, for rewards that compare the policy with the expert.
 
+        Returns:
+            The observation, the reward, `terminated`, `truncated`, and info.
+
         Raises:
             RuntimeError: called before `reset`.
             ShapeError: another shape than that, or an action that is no integer.
             TypeError: an action or logits that are no numbers.
-            ValueError: an action outside the vocabulary, one on another device, or another one than
+            ValueError: an action outside the vocabulary, one on another device, or one other than
                 PAD after the end.
         """
-        elsewhere = isinstance(action, Tensor) and action.device.type != "cpu"
-        actions = action.reshape(-1) if elsewhere else np.asarray(action).reshape(-1)
+        on_device = isinstance(action, Tensor) and action.device.type != "cpu"
+        actions = action.reshape(-1) if on_device else np.asarray(action).reshape(-1)
         if policy_logits is not None:
-            policy_logits = checked_logits(policy_logits, (self.slot.vocab_size,))[None]
-        shown, reward, terminated, truncated, info = self.slot.step(actions, policy_logits)
+            policy_logits = checked_logits(policy_logits, (self.vector_env.vocab_size,))[None]
+        observation, reward, *flags, info = self.vector_env.step(actions, policy_logits)
         if self.render_mode == "human":
             self.render()
-        flags = bool(terminated), bool(truncated)
-        return _row(shown), float(reward), *flags, _numbers(info)
+        terminated, truncated = map(bool, flags)
+        return (
+            _single_observation(observation),
+            float(reward),
+            terminated,
+            truncated,
+            _single_info(info),
+        )
 
     def render(self) -> str | None:
-        """The source, the text so far and what the expert would have written last, a line each.
+        """Return or print the source, the text so far and the expert's choice of its last token.
 
         Returns:
-            The lines in mode "ansi"; None in mode "human", which prints them, and without a mode.
+            One line for each in mode "ansi"; None in mode "human", which prints them, and without a
+            mode.
 
         Raises:
             RuntimeError: called before `reset`.
         """
-        texts = self.slot.render()
+        texts = self.vector_env.render()
         if texts is None:
             return None
         if self.render_mode == "ansi":
@@ -138,15 +151,15 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         return None
 
     def close(self) -> None:
-        """Forget the episode: after this only `reset` may follow."""
-        self.slot.close()
+        """Drop the episode: after this only `reset` may follow."""
+        self.vector_env.close()
 
 
-def _row(observation: Observation) -> ArrayObservation:
-    """The only row of an observation: arrays of its own, and numbers for lengths."""
+def _single_observation(observation: Observation) -> ArrayObservation:
+    """Return the only row of an observation as arrays that share no memory with the state."""
     return {name: tensor[0].cpu().numpy()[()].copy() for name, tensor in observation.items()}
 
 
-def _numbers(info: Info) -> dict[str, int]:
-    """The only row of an info, without Gymnasium's masks "_name"."""
+def _single_info(info: Info) -> dict[str, int]:
+    """Return the only row of an info as integers, without Gymnasium's masks "_name"."""
     return {name: int(value) for name, value in info.items() if not name.startswith("_")}

@@ -1,4 +1,8 @@
-"""What users give the environment, checked at its doors: settings, examples, expert, ids, masks."""
+"""Checks of what users give the environment: settings, examples, expert, options, actions, logits.
+
+A function named `check_...` only raises; one named `checked_...` also returns what it was given in
+the form that the environment works with.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +22,13 @@ Numbers = Sequence[int] | np.ndarray | Tensor
 
 RENDER_MODES = ("human", "ansi")
 OPTIONS = ("indices", "order", "reset_mask")
-MAX_PADDING = (
-    1024  # entries by which a model's vocabulary may exceed its tokenizer's: Phi-2 has 905
-)
+MAX_VOCABULARY_PADDING = 1024  # entries beyond the tokenizer's vocabulary: Phi-2 has 905
 
 
 def check_settings(
     task: Task, num_envs: int, autoreset_mode: AutoresetMode, render_mode: str | None
 ) -> None:
-    """Raise `ValueError` or `TypeError` if no environment can be made of these."""
+    """Raise `ValueError` or `TypeError` unless an environment can be made of these settings."""
     if not isinstance(num_envs, int | np.integer):
         raise TypeError(f"num_envs must be an integer, got {num_envs!r}")
     if num_envs < 1:
@@ -50,7 +52,7 @@ def check_settings(
 
 
 def check_examples(examples: Examples, task: Task) -> None:
-    """Raise `ValueError` if there are none or their sources are too long for `task`."""
+    """Raise `ValueError` if there are no examples or their sources are too long for `task`."""
     if not len(examples):
         raise ValueError("examples must hold at least one pair, got none")
     if examples.source.shape[1] > task.max_source_length:
@@ -61,10 +63,10 @@ def check_examples(examples: Examples, task: Task) -> None:
 
 
 def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:
-    """`expert`, or where its vocabulary is the tokenizer's and padding, a view without the padding.
+    """Return `expert` with the tokenizer's vocabulary, a view of it if its own is padded.
 
-    Models pad their vocabulary to a round number, members of one family to different ones; experts
-    that are no models have no reason to. One whose vocabulary is not known is taken on trust.
+    Models pad their vocabulary to a round number, members of one family to different ones; other
+    experts have no reason to. An expert that does not state its vocabulary is not checked.
 
     Raises:
         ValueError: the expert's vocabulary or special tokens cannot be the tokenizer's.
@@ -72,7 +74,7 @@ def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:
     own, wanted = expert.vocab_size, tokenizer.vocab_size
     if own is None:
         return expert
-    padding = MAX_PADDING if isinstance(expert, NeuralExpert) else 0
+    padding = MAX_VOCABULARY_PADDING if isinstance(expert, NeuralExpert) else 0
     if not wanted <= own <= wanted + padding:
         more = f" and at most {padding} more of padding" if padding else ""
         raise ValueError(
@@ -90,8 +92,8 @@ def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:
     return expert
 
 
-def check_asked(expert: Expert) -> None:
-    """Raise `ValueError` if there is no expert to be asked at every step."""
+def check_expert_given(expert: Expert) -> None:
+    """Raise `ValueError` if there is no expert to query at every step."""
     if isinstance(expert, NoExpert):
         raise ValueError(
             "expert must be given where ask_expert is True, got none: give one, such as "
@@ -100,7 +102,7 @@ def check_asked(expert: Expert) -> None:
 
 
 def checked_options(given: object) -> Mapping[str, Any]:
-    """The options of `reset`, none if there are none.
+    """Return the options of `reset`, an empty mapping for None.
 
     Raises:
         TypeError: no mapping.
@@ -116,7 +118,7 @@ def checked_options(given: object) -> Mapping[str, Any]:
 
 
 def checked_logits(given: object, shape: tuple[int, ...]) -> Tensor:
-    """The policy's logits as a tensor of `shape`, where they are.
+    """Return the policy's logits as a tensor of `shape`, on the device where they are.
 
     Raises:
         TypeError: they are no numbers.
@@ -128,24 +130,26 @@ def checked_logits(given: object, shape: tuple[int, ...]) -> Tensor:
 
 
 def check_rewards(rewards: object, num_envs: int) -> None:
-    """Raise `TypeError` or `ShapeError` unless a reward function gave a tensor of (num_envs,)."""
+    """Raise `TypeError` or `ShapeError` unless `rewards` are a tensor of shape (num_envs,)."""
     if not isinstance(rewards, Tensor):
-        raise TypeError(f"reward must give a tensor, a number for each slot, got {rewards!r}")
-    check_shape("what reward gives", rewards, (num_envs,))
+        raise TypeError(f"reward must return a tensor, a number for each slot, got {rewards!r}")
+    check_shape("the return value of reward", rewards, (num_envs,))
 
 
 def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tensor:
-    """`given` as (num,) int64 in [0, limit); values that the host would wait for are trusted.
+    """Return `given` as (num,) int64 in [0, limit).
+
+    Values on a device that the host would have to wait for are not checked.
 
     Args:
         name: of the argument, for errors.
         given: token ids, or indices of examples.
-        num: how many there are to be; None for any number but 0.
-        limit: what all are to be below.
+        num: how many there must be; None for any number but 0.
+        limit: all ids must be below it.
 
     Raises:
         ShapeError: another shape, or not integers.
-        ValueError: another value.
+        ValueError: an id outside the range.
     """
     values = _as_tensor(name, given)
     check_shape(name, values, (num,))
@@ -161,10 +165,42 @@ def checked_ids(name: str, given: Numbers, num: int | None, limit: int) -> Tenso
     return ids
 
 
+def checked_indices(
+    name: str, given: Numbers | None, num: int | None, limit: int, device: torch.device
+) -> Tensor | None:
+    """Return indices of examples as (num,) int64 in [0, limit) on `device`, None for None.
+
+    Their values are always checked: a tensor is copied to the host first.
+
+    Raises:
+        ShapeError: another shape, or not integers.
+        ValueError: an index outside the range.
+    """
+    if given is None:
+        return None
+    values = given.cpu() if isinstance(given, Tensor) else given
+    return checked_ids(name, values, num, limit).to(device)
+
+
+def checked_actions(given: Numbers, num_envs: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Return actions as (num_envs,) int64 in [0, vocab_size) on `device`.
+
+    Raises:
+        ShapeError: another shape, or not integers.
+        ValueError: a tensor on another device, or an action outside the vocabulary.
+    """
+    if isinstance(given, Tensor) and given.device != device:
+        raise ValueError(
+            f"actions must be on {device}, where the environment is, got a tensor on "
+            f"{given.device}: call .to(env.device)"
+        )
+    return checked_ids("actions", given, num_envs, vocab_size).to(device)
+
+
 def check_after_end(action: Tensor, done: Tensor, pad: int) -> None:
     """Raise `ValueError` if a slot that has ended is given another token than padding.
 
-    Where the host would wait for the device it does not look.
+    Nothing is checked where the host would have to wait for the device.
 
     Args:
         action: (B,) int64.
@@ -181,12 +217,12 @@ def check_after_end(action: Tensor, done: Tensor, pad: int) -> None:
 
 
 def checked_mask(given: object, num_envs: int) -> Tensor:
-    """The option "reset_mask" as a (num_envs,) bool tensor.
+    """Return the option "reset_mask" as a (num_envs,) bool tensor.
 
     Raises:
         TypeError: not bool.
         ShapeError: another shape.
-        ValueError: no slot is named.
+        ValueError: True for no slot.
     """
     mask = _as_tensor("reset_mask", given)
     if mask.dtype != torch.bool:
@@ -198,11 +234,11 @@ def checked_mask(given: object, num_envs: int) -> Tensor:
 
 
 def _as_tensor(name: str, given: object) -> Tensor:
-    """A tensor as it is, anything else by way of a numpy array of its own.
+    """Return a tensor unchanged, anything else as a tensor that shares no memory with it.
 
     Raises:
-        TypeError: it is made of something else than numbers.
-        ShapeError: its rows are of several lengths.
+        TypeError: the values are no numbers.
+        ShapeError: the rows have different lengths.
     """
     if isinstance(given, Tensor):
         return given

@@ -1,1 +1,1 @@
-"""The environment through other libraries' interfaces."""
+"""Adapters of the environment to the interfaces of other libraries."""

@@ -1,190 +1,190 @@
-"""The environment's contract as checks that can be run on any vector environment of its form.
+"""Contract of the environment, as checks that run on any vector environment of its form.
 
-`check_vector_env` plays an environment with drawn actions (`playing.py`) and holds what it shows
-against `CHECKS` (`checks.py`). Left out: what rewards are worth, what an expert says, speed, and
-environments with noise, whose slots draw different tokens and so break the clause of the neighbors.
+`check_vector_env` steps an environment with random actions (`recorder.py`) and applies `CHECKS`
+(`checks.py`) to what it returned. Left out: the values of rewards, the expert's answers, speed, and
+environments with noise, whose slots draw different tokens and so depend on their neighbors.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from textgen_env.testing import checks
-from textgen_env.testing.recorder import AnyVectorEnv, Recording, play
+from textgen_env.testing.recorder import AnyVectorEnv, Recording, record_env
 from textgen_env.types import SpecialTokens
 
 
 class ContractError(AssertionError):
-    """An environment breaks a clause of the contract, which the message begins with."""
+    """Violation of the contract; the message begins with the rule."""
 
 
 @dataclass(frozen=True)
-class Clause:
-    """A part of the contract.
+class Check:
+    """One rule of the contract.
 
     Attributes:
-        rule: what must hold.
-        breach: what a play does against it, in words, or None.
-        remedy: how an environment that breaks it is mended.
+        rule: the rule that must hold.
+        find_violation: returns in words how a recording violates it, or None.
+        remedy: a way to correct an environment that violates it.
     """
 
     rule: str
-    breach: Callable[[Recording], str | None]
+    find_violation: Callable[[Recording], str | None]
     remedy: str
 
 
 def check_vector_env(
     env: AnyVectorEnv, *, special: SpecialTokens | None = None, seed: int = 0
 ) -> None:
-    """Play `env` with drawn actions, hold it against `CHECKS`, and close it.
+    """Step `env` with random actions, apply `CHECKS` in order, and close it.
 
     Args:
-        env: not reset yet, since it is to refuse a step before that. Observations as
-            `vector_env.observation_space` has them, as tensors or arrays; actions are given in the
-            same form, options as arrays. Without noise.
+        env: not reset yet, because a step before the first reset must fail. Observations must have
+            the form of `vector_env.observation_space`, as tensors or arrays; actions are given in
+            the same form, options as arrays. It must have no noise.
         special: the ids of padding, start and end.
         seed: of the environment and of the actions.
 
     Raises:
-        ContractError: a clause is broken; the first one.
-        TypeError: the spaces are of another form, so that there is nothing to play.
+        ContractError: the first rule that is violated.
+        TypeError: the spaces have another form, so that no actions can be drawn.
     """
-    record = play(env, special or SpecialTokens(), seed)
-    for clause in CHECKS:
-        found = clause.breach(record)
-        if found is not None:
-            raise ContractError(f"{clause.rule}, got {found}: {clause.remedy}")
+    recording = record_env(env, special or SpecialTokens(), seed)
+    for check in CHECKS:
+        violation = check.find_violation(recording)
+        if violation is not None:
+            raise ContractError(f"{check.rule}, found {violation}: {check.remedy}")
 
 
 CHECKS = (
-    Clause(
+    Check(
         "autoreset_mode: the same AutoresetMode as attribute and in the metadata",
         checks.modes_agree,
         "set both to the mode in which it runs",
     ),
-    Clause(
+    Check(
         "spaces: hold every observation and action",
         checks.spaces_hold,
         "make the batched spaces by gymnasium.vector.utils.batch_space, and keep to their bounds",
     ),
-    Clause(
+    Check(
         "observations: int64, of the single space's shapes, a row for each slot",
         checks.observations_have_their_form,
         "stack int64 rows of the single space's shapes",
     ),
-    Clause(
+    Check(
         "observations: PAD behind the length",
         checks.padding_follows,
         "fill source and prefix with PAD behind their lengths",
     ),
-    Clause(
+    Check(
         "step: refused before the first reset",
         checks.step_waits_for_reset,
         "raise RuntimeError where there are no episodes yet, and check a new environment",
     ),
-    Clause(
+    Check(
         "reset: nothing is written",
         checks.reset_begins,
         "empty the prefix of every slot and set its length to 0",
     ),
-    Clause(
+    Check(
         "terminated and truncated: bool, one of each a slot",
         checks.flags_are_bool,
         "give both as bool of shape (num_envs,)",
     ),
-    Clause(
+    Check(
         "terminated and truncated: never both",
         checks.never_both,
         "set truncated only where the end token was not written",
     ),
-    Clause(
+    Check(
         "rewards: finite float32, one a slot",
         checks.rewards_are_numbers,
         "give float32 of shape (num_envs,), without infinities and NaN",
     ),
-    Clause(
+    Check(
         "SAME_STEP: a slot that ends shows its next episode, the end is in final_obs",
         checks.same_step_refills,
         'refill in the step itself, and say where by info["_final_obs"] and info["_final_info"]',
     ),
-    Clause(
+    Check(
         "NEXT_STEP: the step after an end ignores the action and begins the next episode",
         checks.next_step_refills,
         "keep which slots have ended, and begin their next episodes at the next call of step",
     ),
-    Clause(
+    Check(
         "DISABLED: a slot that has ended stays as it is",
         checks.disabled_absorbs,
         "leave slots that have ended out of the transition, their flags too",
     ),
-    Clause(
+    Check(
         "terminated: if and only if the end token was written",
         checks.terminated_by_end_token,
         "compare the token that was written with the end token, nothing else",
     ),
-    Clause(
+    Check(
         "truncated: if and only if the limit was reached without the end token",
         checks.truncated_by_limit,
         "compare the length with the width of the prefix, after the token is written",
     ),
-    Clause(
+    Check(
         "prefix: every step appends one token to it and changes nothing else",
         checks.prefix_grows,
         'write at the length, then add 1 to it; name other tokens than actions in info["written"]',
     ),
-    Clause(
+    Check(
         "rewards: 0 after the end",
         checks.rewards_end,
         "give 0 where the episode was over before the step",
     ),
-    Clause(
+    Check(
         "observations: not changed by later steps",
         checks.observations_stay,
-        "hand out new tensors or copies, no buffers that are written into again",
+        "return new tensors or copies, no buffers that are written into again",
     ),
-    Clause(
+    Check(
         "seed: gives the same episodes again",
         checks.seed_reproduces,
         "draw all that is random from generators that reset(seed=...) seeds",
     ),
-    Clause(
+    Check(
         "seed: touches no global generator",
         checks.global_generators_rest,
         "draw from self.np_random or a torch.Generator of the environment's own",
     ),
-    Clause(
+    Check(
         "indices: name the example of each slot",
         checks.indices_choose,
         'take options["indices"] for the examples of the slots, and say them in info["index"]',
     ),
-    Clause(
+    Check(
         'info["index"]: the example of the episode that is shown, in final_info of the ended one',
         checks.index_follows,
         "let the index change where a slot is refilled, and only there",
     ),
-    Clause(
+    Check(
         "reset_mask: begins the slots that it names and no others",
         checks.mask_chooses,
         'begin where options["reset_mask"] is True, and leave all other slots alone',
     ),
-    Clause(
+    Check(
         "slots: do not depend on their neighbors",
         checks.neighbors_do_not_matter,
         "compute every row from that row alone",
     ),
-    Clause(
+    Check(
         "actions: arrays do what tensors do",
         checks.arrays_are_taken,
         "pass actions through torch.as_tensor",
     ),
-    Clause(
-        "pickle: a copy goes on as the environment itself",
+    Check(
+        "pickle: a copy continues as the environment itself",
         checks.copies_go_on,
         "keep no lambdas, open files or locks, and all of the state in attributes",
     ),
-    Clause(
+    Check(
         "close: may be called, and called again",
         checks.closes,
         "override close_extras, not close, and let it find things closed",
     ),
 )
-"""What is looked at, in this order: later clauses may build on earlier ones."""
+"""The checks in the order in which they are applied: later ones may rely on earlier ones."""

@@ -1,6 +1,7 @@
-"""Playing a vector environment with drawn actions, and keeping all that it shows.
+"""Recordings of a vector environment that is stepped with random actions.
 
-What `testing.py` holds against the contract. Nothing is judged here.
+A recording holds all that the environment returned. Nothing is judged here: `checker.py` compares
+recordings with the contract.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,130 +25,148 @@ class Transition:
     """One step of B slots, copied to arrays.
 
     Attributes:
-        number: how many steps came before, from 0.
+        number: the number of steps before this one.
         mode: the autoreset mode.
-        before: the observation that the actions answer.
+        before: the observation before the step.
         actions: (B,) int64.
-        shown: the observation after.
+        after: the observation that the step returned.
         rewards: (B,).
         terminated: (B,).
         truncated: (B,).
-        info: as it was given.
-        earlier: the step before, None after a reset.
+        info: the info that the step returned.
+        previous: the step before, None after a reset.
     """
 
     number: int
     mode: AutoresetMode | None
     before: Arrays
     actions: np.ndarray
-    shown: Arrays
+    after: Arrays
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
     info: dict[str, Any]
-    earlier: "Transition | None"
+    previous: "Transition | None"
 
     @property
     def done(self) -> np.ndarray:
-        """(B,) bool, either flag."""
+        """Mask of the slots with either flag, (B,) bool."""
         return self.terminated | self.truncated
 
     @property
     def over(self) -> np.ndarray:
-        """(B,) bool, the episode had ended before this step and nothing had begun in its place."""
-        if self.earlier is None or self.mode == AutoresetMode.SAME_STEP:
+        """Mask of the slots whose episode was over before this step, (B,) bool."""
+        if self.previous is None or self.mode == AutoresetMode.SAME_STEP:
             return np.zeros_like(self.done)
-        return self.earlier.done
+        return self.previous.done
 
     @property
-    def end(self) -> Arrays:
-        """What was shown after, with the episodes that this step ended as they were at the end."""
-        end = {name: array.copy() for name, array in self.shown.items()}
+    def before_refill(self) -> Arrays:
+        """Observation after the step, with the last one of every episode that the step ended."""
+        unfilled = {name: array.copy() for name, array in self.after.items()}
         if self.mode == AutoresetMode.SAME_STEP:
             final = self.info["final_obs"] if self.done.any() else {}
             for row in np.flatnonzero(self.done):
-                for name, array in end.items():
+                for name, array in unfilled.items():
                     array[row] = final[name][row] if isinstance(final, dict) else final[row][name]
-        return end
+        return unfilled
 
     @property
     def written(self) -> np.ndarray:
-        """(B,) the token appended: what `info` says, else the action."""
+        """Tokens that the step appended, (B,), from `info` or else the actions."""
         written = self.info.get("written", self.actions)
         if self.mode == AutoresetMode.SAME_STEP and self.done.any():
             return np.where(self.done, self.info["final_info"].get("written", written), written)
         return written
 
     @property
-    def last(self) -> np.ndarray:
-        """(B,) the token that the prefix ends in."""
-        end = self.end
-        return end["prefix"][np.arange(len(end["length"])), end["length"] - 1]
+    def last_token(self) -> np.ndarray:
+        """Last token of each prefix, (B,)."""
+        unfilled = self.before_refill
+        return unfilled["prefix"][np.arange(len(unfilled["length"])), unfilled["length"] - 1]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Some steps after a reset: what it showed and said, and every observation as it was given."""
+    """Steps after one reset.
+
+    Attributes:
+        mode: the autoreset mode.
+        first: the observation that the reset returned, copied to arrays.
+        info: the info that the reset returned, copied to arrays.
+        transitions: the steps.
+        returned: every observation as it was returned, the reset's included, not copied.
+    """
 
     mode: AutoresetMode | None
-    start: Arrays
+    first: Arrays
     info: dict[str, Any]
-    turns: list[Transition]
-    given: list[Any]
+    transitions: list[Transition]
+    returned: list[Any]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What the clauses look at: an environment, and two rounds of it."""
+    """An environment and two segments of its steps.
+
+    Attributes:
+        env: the environment.
+        special: the ids of padding, start and end.
+        seed: the seed of the first segment.
+        stepped_before_reset: True if the environment took a step before its first reset.
+        actions: (steps, B) int64 of each segment.
+        segments: the two segments.
+    """
 
     env: AnyVectorEnv
     special: SpecialTokens
     seed: int
-    began_by_itself: bool  # it took a step before the first reset
-    actions: list[np.ndarray]  # (steps, B) of each round
-    rounds: list[Segment]
+    stepped_before_reset: bool
+    actions: list[np.ndarray]
+    segments: list[Segment]
 
     @property
     def mode(self) -> AutoresetMode | None:
         """The autoreset mode that the metadata names."""
-        return mode_of(self.env)
+        return metadata_mode(self.env)
 
     @property
-    def turns(self) -> Iterator[Transition]:
-        """The steps of all rounds."""
-        return (turn for one in self.rounds for turn in one.turns)
+    def transitions(self) -> Iterator[Transition]:
+        """The steps of all segments."""
+        return (step for segment in self.segments for step in segment.transitions)
 
     def observations(self) -> Iterator[tuple[Arrays, str]]:
-        """All that was shown, and when."""
-        for one in self.rounds:
-            yield one.start, "after a reset"
-            yield from ((turn.shown, f"at step {turn.number}") for turn in one.turns)
+        """Yield every observation, and in words when it was returned."""
+        for segment in self.segments:
+            yield segment.first, "after a reset"
+            yield from ((step.after, f"at step {step.number}") for step in segment.transitions)
 
-    def anywhere(self, find: Callable[[Transition], np.ndarray], what: str) -> str | None:
-        """`what` with the first slot and step where `find`, (B,) bool, or None."""
-        for turn in self.turns:
-            slots = np.flatnonzero(find(turn))
+    def find(self, violates: Callable[[Transition], np.ndarray], violation: str) -> str | None:
+        """Return `violation` with the first slot and step where `violates`, (B,) bool, or None."""
+        for step in self.transitions:
+            slots = np.flatnonzero(violates(step))
             if len(slots):
-                return f"{what} in slot {slots[0]} at step {turn.number}"
+                return f"{violation} in slot {slots[0]} at step {step.number}"
         return None
 
 
-def play(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Recording:
-    """A step too early, and two rounds of drawn actions, the second after another seed."""
+def record_env(env: AnyVectorEnv, special: SpecialTokens, seed: int) -> Recording:
+    """Try a step before the first reset, then record two segments with seeds of their own."""
     actions = _draw_actions(env, special, np.random.default_rng(seed))
-    began_by_itself = _takes(env, actions[0][0])
+    stepped_before_reset = _accepts(env, actions[0][0])
     steps = len(actions[0])
-    rounds = [
-        play_round(env, part, special.pad, seed=seed + number, first=number * steps)
+    segments = [
+        record_segment(env, part, special.pad, seed=seed + number, first=number * steps)
         for number, part in enumerate(actions)
     ]
-    return Recording(env, special, seed, began_by_itself, actions, rounds)
+    return Recording(env, special, seed, stepped_before_reset, actions, segments)
 
 
-def _takes(env: AnyVectorEnv, row: np.ndarray) -> bool:
+def _accepts(env: AnyVectorEnv, actions: np.ndarray) -> bool:
+    """Return whether the environment takes a step without an error."""
     try:
-        env.step(row)
-    except Exception:  # of whatever class: which one is not the contract's
+        env.step(actions)
+    except Exception:  # the contract does not say of which class
         return False
     return True
 
@@ -155,23 +174,24 @@ def _takes(env: AnyVectorEnv, row: np.ndarray) -> bool:
 def _draw_actions(
     env: AnyVectorEnv, special: SpecialTokens, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """Two rounds, T + 3 steps each; every slot meets the limit in one, the end token in the other.
+    """Draw the actions of two segments, (T + 3, B) int64 each.
 
-    So episodes end in both ways, and three steps at least come after each end.
+    Every slot reaches the limit in one segment and writes the end token in the other. Each end is
+    followed by three steps or more.
     """
-    vocabulary, max_steps = sizes(env)
-    others = np.delete(np.arange(vocabulary), special.end)
-    slots, rounds = np.arange(env.num_envs), []
+    vocab_size, max_steps = vocab_size_and_limit(env)
+    words = np.delete(np.arange(vocab_size), special.end)
+    slots, segments = np.arange(env.num_envs), []
     for number in range(2):
-        actions = generator.choice(others, (max_steps + 3, env.num_envs))
-        place = generator.integers(max_steps, size=env.num_envs)
+        actions = generator.choice(words, (max_steps + 3, env.num_envs))
+        position = generator.integers(max_steps, size=env.num_envs)
         ending = slots[(slots + number) % 2 == 1]
-        actions[place[ending], ending] = special.end
-        rounds.append(actions)
-    return rounds
+        actions[position[ending], ending] = special.end
+        segments.append(actions)
+    return segments
 
 
-def play_round(
+def record_segment(
     env: AnyVectorEnv,
     actions: np.ndarray,
     pad: int,
@@ -181,86 +201,92 @@ def play_round(
     indices: np.ndarray | None = None,
     as_arrays: bool = False,
 ) -> Segment:
-    """Reset, to the examples at `indices` if there are any, and take (steps, B) `actions`."""
+    """Reset, to the examples at `indices` if they are given, and take (steps, B) `actions`."""
     options = None if indices is None else {"indices": indices}
-    shown, info = env.reset(seed=seed, options=options)
-    begun = Segment(mode_of(env), copied(shown), copied(info), [], [shown])
-    return go_on(env, begun, actions, pad, first=first, as_arrays=as_arrays)
+    observation, info = env.reset(seed=seed, options=options)
+    empty = Segment(metadata_mode(env), to_arrays(observation), to_arrays(info), [], [observation])
+    return continue_segment(env, empty, actions, pad, first=first, as_arrays=as_arrays)
 
 
-def go_on(
+def continue_segment(
     env: AnyVectorEnv,
-    begun: Segment,
+    segment: Segment,
     actions: np.ndarray,
     pad: int,
     *,
     first: int = 0,
     as_arrays: bool = False,
 ) -> Segment:
-    """A round that goes on from where `begun` has come to, by (steps, B) `actions`.
+    """Return the segment with the steps of (steps, B) `actions` after its own.
 
-    In mode `DISABLED`, slots that have ended are given `pad` instead. Actions are given in the form
-    of the observations, or all `as_arrays`.
+    Args:
+        env: in the state that the segment has led to.
+        segment: the steps so far.
+        actions: in mode `DISABLED`, slots that have ended are given `pad` instead.
+        pad: the id of padding.
+        first: the number of the first new step.
+        as_arrays: give actions as arrays; otherwise in the form of the observations.
     """
-    turns, given = [*begun.turns], [*begun.given]
+    transitions, returned = [*segment.transitions], [*segment.returned]
     for number, row in enumerate(actions, first):
-        earlier = turns[-1] if turns else None
-        if earlier is not None and begun.mode == AutoresetMode.DISABLED:
-            row = np.where(earlier.done, pad, row)
-        shown, *results, info = env.step(row if as_arrays else _in_form_of(given[0], row))
-        rewards, terminated, truncated = map(as_array, results)
-        turn = Transition(
+        previous = transitions[-1] if transitions else None
+        if previous is not None and segment.mode == AutoresetMode.DISABLED:
+            row = np.where(previous.done, pad, row)
+        given = row if as_arrays else _in_form_of(returned[0], row)
+        observation, *results, info = env.step(given)
+        rewards, terminated, truncated = map(to_array, results)
+        step = Transition(
             number=number,
-            mode=begun.mode,
-            before=begun.start if earlier is None else earlier.shown,
+            mode=segment.mode,
+            before=segment.first if previous is None else previous.after,
             actions=row,
-            shown=copied(shown),
+            after=to_arrays(observation),
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
-            info=copied(info),
-            earlier=earlier,
+            info=to_arrays(info),
+            previous=previous,
         )
-        turns.append(turn)
-        given.append(shown)
-    return replace(begun, turns=turns, given=given)
+        transitions.append(step)
+        returned.append(observation)
+    return replace(segment, transitions=transitions, returned=returned)
 
 
-def copied(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested dicts of tensors or arrays, as arrays."""
+def to_arrays(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts of tensors or arrays, copied to arrays."""
     return {
-        name: copied(part) if isinstance(part, dict) else as_array(part)
-        for name, part in given.items()
+        name: to_arrays(part) if isinstance(part, dict) else to_array(part)
+        for name, part in nested.items()
     }
 
 
-def as_array(given: Tensor | np.ndarray) -> np.ndarray:
-    """A copy of a tensor or an array, as an array."""
-    return given.cpu().numpy().copy() if isinstance(given, Tensor) else np.array(given)
+def to_array(values: Tensor | np.ndarray) -> np.ndarray:
+    """Return a tensor or an array, copied to an array."""
+    return values.cpu().numpy().copy() if isinstance(values, Tensor) else np.array(values)
 
 
-def _in_form_of(shown: Mapping[str, Any], row: np.ndarray) -> Tensor | np.ndarray:
-    """`row` as a tensor on the device of the observation if that is made of tensors."""
-    like = shown["prefix"]
-    return torch.as_tensor(row, device=like.device) if isinstance(like, Tensor) else row
+def _in_form_of(observation: Mapping[str, Any], row: np.ndarray) -> Tensor | np.ndarray:
+    """Return `row` as a tensor on the observation's device if that is made of tensors."""
+    prefix = observation["prefix"]
+    return torch.as_tensor(row, device=prefix.device) if isinstance(prefix, Tensor) else row
 
 
-def mode_of(env: AnyVectorEnv) -> AutoresetMode | None:
-    """What the metadata names."""
+def metadata_mode(env: AnyVectorEnv) -> AutoresetMode | None:
+    """Return the autoreset mode that the metadata names."""
     return env.metadata.get("autoreset_mode")
 
 
-def sizes(env: AnyVectorEnv) -> tuple[int, int]:
-    """V and T.
+def vocab_size_and_limit(env: AnyVectorEnv) -> tuple[int, int]:
+    """Return V and T as the spaces have them.
 
     Raises:
         TypeError: the spaces are not those of text.
     """
-    action, shown = env.single_action_space, env.single_observation_space
-    prefix = shown.get("prefix") if isinstance(shown, spaces.Dict) else None
+    action, observation = env.single_action_space, env.single_observation_space
+    prefix = observation.get("prefix") if isinstance(observation, spaces.Dict) else None
     if not isinstance(action, spaces.Discrete) or not isinstance(prefix, spaces.Box):
         raise TypeError(
             'the single spaces must be a Discrete and a Dict with a Box "prefix", '
-            f"got {action} and {shown}"
+            f"got {action} and {observation}"
         )
     return int(action.n), prefix.shape[0]

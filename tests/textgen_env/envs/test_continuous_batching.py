@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.support.toy import permitted
-from tests.textgen_env.envs.test_vector_env import NoWaiting, assert_same, look
-from textgen_env.envs.continuous_batching import READ_AHEAD, PrefillPool, places
+from tests.textgen_env.envs.test_vector_env import NoWaiting, assert_same, set_sync_is_free
+from textgen_env.envs.continuous_batching import READ_AHEAD, PrefillPool, next_positions
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.dynamic_oracle import DynamicOracle
@@ -17,7 +17,7 @@ from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import encode
-from textgen_env.testing.checker import check_vector_env
+from textgen_env.testing import check_vector_env
 from textgen_env.types import ShapeError, Trajectories, Writer
 
 SAME_STEP, NEXT_STEP, DISABLED = (
@@ -27,21 +27,21 @@ SAME_STEP, NEXT_STEP, DISABLED = (
 )
 
 
-@pytest.fixture(params=[True, False], ids=["looking", "without looking"])
-def looking(request, monkeypatch):
-    """The way of devices where the host may look, and that of the others."""
-    look(monkeypatch, request.param)
+@pytest.fixture(params=[True, False], ids=["sync is free", "sync is not free"])
+def sync_is_free(request, monkeypatch):
+    """Run a test as on a CPU, where reading values is free, and as on an accelerator."""
+    set_sync_is_free(monkeypatch, request.param)
     return request.param
 
 
 class Order:
-    """Example i of an endless order is the number i; notes what is read."""
+    """Endless order whose example i has the number i as source; `read` notes the sources read."""
 
     def __init__(self):
         self.read = []
 
-    def source_at(self, place):
-        return place[:, None]
+    def source_at(self, position):
+        return position[:, None]
 
     def start(self, source, max_steps):
         self.read.append(source[:, 0].tolist())
@@ -49,7 +49,7 @@ class Order:
 
 
 class Numbers:
-    """A cache that remembers each row's number."""
+    """Cache that holds the number of each row."""
 
     def __init__(self, number):
         self.number = number
@@ -58,40 +58,42 @@ class Numbers:
         return Numbers(fresh.number[index].where(mask, self.number))
 
 
-@pytest.mark.parametrize("often", [0.05, 0.5, 1.0])
-def test_a_slot_takes_the_row_of_its_example(looking, often):
+@pytest.mark.parametrize("probability", [0.05, 0.5, 1.0])
+def test_a_slot_takes_the_prefilled_row_of_its_example(sync_is_free, probability):
     slots, order, generator = 5, Order(), torch.Generator().manual_seed(0)
-    bank = PrefillPool(order.start, order.source_at, max_steps=9)
-    numbers, coming = Numbers(torch.arange(slots)), torch.tensor(slots)
+    pool = PrefillPool(order.start, order.source_at, max_steps=9)
+    numbers, first = Numbers(torch.arange(slots)), torch.tensor(slots)
     for _ in range(60):
-        begun = torch.rand(slots, generator=generator) < often
-        expected = places(coming, begun).where(begun, numbers.number)
-        numbers = bank.refill(numbers, begun, coming)
+        begun = torch.rand(slots, generator=generator) < probability
+        expected = next_positions(first, begun).where(begun, numbers.number)
+        numbers = pool.refill(numbers, begun, first)
         assert torch.equal(numbers.number, expected)
-        coming = coming + begun.sum()
-    if looking:
-        read, used = sum(map(len, order.read)), int(coming) - slots
+        first = first + begun.sum()
+    if sync_is_free:
+        read, used = sum(map(len, order.read)), int(first) - slots
         assert read <= 1.5 * used + slots, "rows are used up before more are read"
     else:
-        assert len(order.read) == 60 / READ_AHEAD + 0.5, "what is held lasts for READ_AHEAD steps"
+        assert len(order.read) == 60 / READ_AHEAD + 0.5, "a pool lasts for READ_AHEAD steps"
 
 
-def test_slots_that_begin_after_the_end_of_the_order_take_the_last_row(monkeypatch):
-    look(monkeypatch, True)
+def test_slots_after_the_end_of_the_order_take_the_last_row(monkeypatch):
+    set_sync_is_free(monkeypatch, True)
     order = Order()
-    bank = PrefillPool(
-        order.start, lambda place: place.clamp(max=6).unique_consecutive()[:, None], max_steps=9
+    pool = PrefillPool(
+        order.start,
+        lambda position: position.clamp(max=6).unique_consecutive()[:, None],
+        max_steps=9,
     )
     numbers, everywhere = Numbers(torch.arange(4)), torch.ones(4, dtype=torch.bool)
-    for coming, expected in ((4, [4, 5, 6, 6]), (8, [6, 6, 6, 6])):
-        numbers = bank.refill(numbers, everywhere, torch.tensor(coming))
+    for first, expected in ((4, [4, 5, 6, 6]), (8, [6, 6, 6, 6])):
+        numbers = pool.refill(numbers, everywhere, torch.tensor(first))
         assert numbers.number.tolist() == expected
     assert order.read == [[4, 5, 6], [6]]
 
 
 def test_slots_take_the_next_examples_in_turn():
     begun = torch.tensor([False, True, False, True, True])
-    assert places(torch.tensor(7), begun)[begun].tolist() == [7, 8, 9]
+    assert next_positions(torch.tensor(7), begun)[begun].tolist() == [7, 8, 9]
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def expert(teacher):
     return NeuralExpert(teacher)
 
 
-def advised(task, expert, mode, num_envs=4, **settings):
+def make_querying_env(task, expert, mode, num_envs=4, **settings):
     return TextGenVectorEnv(
         task,
         num_envs,
@@ -123,7 +125,7 @@ def some_actions(env, steps, seed=0):
 
 
 def best_actions(env, index, prefix):
-    """What the expert answers at every state of one finished episode."""
+    """Return the expert's best action at every state of one finished episode."""
     prefix = prefix[None]
     trajectory = Trajectories(
         source=env.examples.source[index][None],
@@ -137,7 +139,7 @@ def best_actions(env, index, prefix):
 
 @pytest.fixture(params=["neural", "ensemble", "scripted", "reference"])
 def any_expert(request, tiny_task, teacher, make_table_model):
-    """An expert of each kind."""
+    """Return an expert of each kind."""
     vocab_size = tiny_task.tokenizer.vocab_size
     if request.param == "scripted":
         return ScriptedExpert(last_or_next, vocab_size)
@@ -149,22 +151,22 @@ def any_expert(request, tiny_task, teacher, make_table_model):
 
 
 def last_or_next(source, prefix, length):
-    """Goes up by one from the source's first token, or from the last one written."""
+    """Return one more than the last token, or than the source's first where none is written."""
     last = prefix.gather(1, (length - 1).clamp(min=0)[:, None]).squeeze(1)
     return last.where(length > 0, source[:, 0]).clamp(max=9) + 1
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-@pytest.mark.usefixtures("looking")
-def test_what_the_expert_would_write_is_what_it_says_afterwards(tiny_task, any_expert, mode):
-    env = advised(tiny_task, any_expert, mode)
+@pytest.mark.usefixtures("sync_is_free")
+def test_expert_actions_equal_those_of_the_parallel_pass(tiny_task, any_expert, mode):
+    env = make_querying_env(tiny_task, any_expert, mode)
     _, info = env.reset(seed=0)
-    said = [[] for _ in range(env.num_envs)]
+    answers = [[] for _ in range(env.num_envs)]
     episodes = 0
     for actions in some_actions(env, env.max_steps + 3 if mode is DISABLED else 100):
         for row, action in enumerate(info["expert_action"].tolist()):
             if info["_expert_action"][row]:
-                said[row].append(action)
+                answers[row].append(action)
             else:
                 assert action == env.special.pad
         shown, _, terminated, truncated, info = env.step(permitted(env, actions))
@@ -173,36 +175,38 @@ def test_what_the_expert_would_write_is_what_it_says_afterwards(tiny_task, any_e
                 final, index = info["final_obs"], info["final_info"]["index"][row]
             else:
                 final, index = shown, info["index"][row]
-            assert said[row] == best_actions(env, index, final["prefix"][row])
+            assert answers[row] == best_actions(env, index, final["prefix"][row])
             episodes += 1
-            said[row] = said[row] if mode is DISABLED else []
-    assert episodes > (READ_AHEAD + 1) * env.num_envs or mode is DISABLED, "more than are held"
+            answers[row] = answers[row] if mode is DISABLED else []
+    assert episodes > (READ_AHEAD + 1) * env.num_envs or mode is DISABLED, (
+        "more than the pool holds"
+    )
 
 
-@pytest.mark.usefixtures("looking")
-def test_slots_begin_anew_by_a_mask_and_the_others_go_on(tiny_task, expert):
-    env = advised(tiny_task, expert, DISABLED, num_envs=2)
+@pytest.mark.usefixtures("sync_is_free")
+def test_a_mask_resets_the_expert_in_its_slots_only(tiny_task, expert):
+    env = make_querying_env(tiny_task, expert, DISABLED, num_envs=2)
     env.reset(options={"indices": [3, 4]})
     _, _, _, _, before = env.step(torch.tensor([5, 6]))
     options = {"indices": [7, 0], "reset_mask": torch.tensor([True, False])}
     _, info = env.reset(options=options)
     assert info["expert_action"][1] == before["expert_action"][1]
-    said = [info["expert_action"]]
+    answers = [info["expert_action"]]
     for action in (8, 9):
-        said.append(env.step(torch.tensor([action, action]))[-1]["expert_action"])
-    first, second = torch.stack(said, 1).tolist()
+        answers.append(env.step(torch.tensor([action, action]))[-1]["expert_action"])
+    first, second = torch.stack(answers, 1).tolist()
     assert first == best_actions(env, 7, torch.tensor([8, 9, 2]))
     assert second == best_actions(env, 4, torch.tensor([6, 8, 9, 2]))[1:]
 
 
-def test_rewards_see_the_experts_logits_and_the_policys(tiny_task, expert):
+def test_rewards_see_the_logits_of_expert_and_policy(tiny_task, expert):
     seen = []
 
     def reward(step):
         seen.append(step)
         return no_reward(step)
 
-    env = advised(tiny_task, expert, SAME_STEP, reward=reward)
+    env = make_querying_env(tiny_task, expert, SAME_STEP, reward=reward)
     _, info = env.reset(seed=0)
     for actions in some_actions(env, 20):
         policy_logits = torch.zeros(env.num_envs, env.vocab_size)
@@ -214,7 +218,7 @@ def test_rewards_see_the_experts_logits_and_the_policys(tiny_task, expert):
         assert seen[-1].policy_logits is policy_logits
 
 
-def test_an_expert_that_is_not_wanted_is_not_asked(tiny_task, expert):
+def test_without_ask_expert_the_expert_is_not_queried(tiny_task, expert):
     env = TextGenVectorEnv(tiny_task, 2, expert=expert)
     _, info = env.reset(seed=0)
     assert "expert_action" not in info
@@ -222,8 +226,8 @@ def test_an_expert_that_is_not_wanted_is_not_asked(tiny_task, expert):
     assert env.expert.queries.forwards == 0
 
 
-def test_a_state_is_one_question(tiny_task, expert):
-    env = advised(tiny_task, expert, SAME_STEP)
+def test_each_state_is_one_query(tiny_task, expert):
+    env = make_querying_env(tiny_task, expert, SAME_STEP)
     env.reset(seed=0)
     for actions in some_actions(env, 9):
         env.step(actions)
@@ -231,15 +235,15 @@ def test_a_state_is_one_question(tiny_task, expert):
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_an_advised_environment_keeps_the_contract(tiny_task, expert, mode):
-    check_vector_env(advised(tiny_task, expert, mode))
+def test_an_environment_that_queries_its_expert_keeps_the_contract(tiny_task, expert, mode):
+    check_vector_env(make_querying_env(tiny_task, expert, mode))
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-@pytest.mark.usefixtures("looking")
-def test_a_copy_by_pickle_takes_its_expert_along(tiny_task, expert, mode):
-    """In the middle of episodes, with some of the sources that were read ahead used up."""
-    env = advised(tiny_task, expert, mode)
+@pytest.mark.usefixtures("sync_is_free")
+def test_a_pickled_copy_continues_with_its_expert(tiny_task, expert, mode):
+    """Copy amid episodes, when some of the prefilled sources are used up."""
+    env = make_querying_env(tiny_task, expert, mode)
     env.reset(seed=0)
     for actions in some_actions(env, 9):
         env.step(permitted(env, actions))
@@ -251,9 +255,9 @@ def test_a_copy_by_pickle_takes_its_expert_along(tiny_task, expert, mode):
     assert_same(env.reset(), copy.reset())
 
 
-def followed(task, expert, num_envs):
-    """What the expert writes of the first 64 examples that come, by example."""
-    env = advised(task, expert, SAME_STEP, num_envs)
+def texts_of_expert(task, expert, num_envs):
+    """Return the expert's text of each example, written by following its actions."""
+    env = make_querying_env(task, expert, SAME_STEP, num_envs)
     _, info = env.reset(seed=0)
     found = {}
     while len(found) < len(env.examples):
@@ -264,21 +268,23 @@ def followed(task, expert, num_envs):
     return found
 
 
-def test_a_text_is_the_same_in_any_number_of_slots(tiny_task, teacher, make_table_model):
-    """Greedy, float32; the sum of two models, so that texts differ and end."""
+def test_an_expert_writes_the_same_text_in_any_number_of_slots(
+    tiny_task, teacher, make_table_model
+):
+    """Write greedily with the sum of two models, whose texts differ and end."""
     expert = NeuralExpert(Ensemble((teacher, make_table_model(tiny_task, 3))))
-    alone = followed(tiny_task, expert, 1)
+    alone = texts_of_expert(tiny_task, expert, 1)
     assert len({str(row) for row in alone.values()}) > 5, "the test wants texts that differ"
-    assert followed(tiny_task, expert, 3) == followed(tiny_task, expert, 64) == alone
+    assert texts_of_expert(tiny_task, expert, 3) == texts_of_expert(tiny_task, expert, 64) == alone
 
 
-def test_an_expert_that_shall_be_asked_has_to_be_there(tiny_task):
-    for nobody in (None, NoExpert()):
+def test_ask_expert_without_an_expert_is_refused(tiny_task):
+    for missing in (None, NoExpert()):
         with pytest.raises(ValueError, match="expert must be given where ask_expert is True"):
-            TextGenVectorEnv(tiny_task, expert=nobody, ask_expert=True)
+            TextGenVectorEnv(tiny_task, expert=missing, ask_expert=True)
 
 
-def test_examples_come_in_the_order_given(tiny_task):
+def test_examples_are_taken_in_the_given_order(tiny_task):
     env = TextGenVectorEnv(tiny_task, 2)
     ends = torch.full((2,), 2)
     assert env.reset(seed=0, options={"order": [9, 8, 7]})[1]["index"].tolist() == [9, 8]
@@ -293,9 +299,11 @@ def test_examples_come_in_the_order_given(tiny_task):
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_an_advised_step_never_waits_for_the_device(tiny_task, expert, mode, monkeypatch):
-    look(monkeypatch, False)
-    env = advised(tiny_task, expert, mode)
+def test_a_step_that_queries_the_expert_never_waits_for_the_device(
+    tiny_task, expert, mode, monkeypatch
+):
+    set_sync_is_free(monkeypatch, False)
+    env = make_querying_env(tiny_task, expert, mode)
     env.reset(seed=0)
     actions = some_actions(env, 3 * READ_AHEAD)
     with NoWaiting():
@@ -304,7 +312,7 @@ def test_an_advised_step_never_waits_for_the_device(tiny_task, expert, mode, mon
 
 
 class OnMetaDevice(TorchDispatchMode):
-    """Fails on an operator that makes a tensor elsewhere; one that reads values fails by itself."""
+    """Mode that fails on an operator whose result is elsewhere; reading a value fails by itself."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -314,7 +322,7 @@ class OnMetaDevice(TorchDispatchMode):
 
 
 class NoGenerator:
-    """Stands for a generator on a device that has none."""
+    """Stand-in for a generator on a device that has none."""
 
     def __init__(self, device):
         self.device = device
@@ -324,17 +332,17 @@ class NoGenerator:
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_all_that_a_step_makes_is_on_the_device_and_unread(tiny_task, mode, monkeypatch):
-    """The meta device stands for CUDA.
+def test_every_tensor_of_a_step_is_on_the_device_and_unread(tiny_task, mode, monkeypatch):
+    """Step on the meta device, which stands for CUDA.
 
-    `FakeTensorMode` makes tensors on "cuda", but no operator takes them where torch was built for
-    the CPU alone.
+    `FakeTensorMode` makes tensors on "cuda", but a torch built for the CPU alone has no operator
+    that takes them.
     """
     monkeypatch.setattr(torch, "Generator", NoGenerator)
     config = TransformerConfig(tiny_task.tokenizer.vocab_size, 16, num_heads=2, feed_forward=32)
     with torch.device("meta"):
         teacher = Transformer(config).eval()
-    env = advised(tiny_task, NeuralExpert(teacher), mode, device="meta")
+    env = make_querying_env(tiny_task, NeuralExpert(teacher), mode, device="meta")
     env.reset(seed=0)
     actions = torch.zeros(env.num_envs, dtype=torch.int64, device="meta")
     with OnMetaDevice():

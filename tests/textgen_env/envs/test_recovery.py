@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.toy import permitted
 from textgen_env.envs.recovery import (
-    SPECIAL,
+    SPECIAL_TOKENS,
     UNDO,
     RecoveryConfig,
     Slips,
@@ -24,13 +24,13 @@ from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.task import encode
 
 A, B, C = UNDO + 1, UNDO + 2, UNDO + 3
-PAD, END = SPECIAL.pad, SPECIAL.end
+PAD, END = SPECIAL_TOKENS.pad, SPECIAL_TOKENS.end
 EPISODES = 4000
-DEVIATIONS = 4.5  # of a frequency from its probability: one run in 150,000 is further off
+DEVIATIONS = 4.5  # standard deviations of a frequency: exceeded in one run of 150,000
 
 
 def one_length(length, slip=0.2, num_words=4):
-    """Copying texts of `length` words."""
+    """Return the configuration of texts of `length` words."""
     few = min(60, num_words**length - 2)
     return RecoveryConfig(CopyConfig(num_words, length, length, few, 1, 1), slip)
 
@@ -46,12 +46,12 @@ def make_env(config, num_envs):
 
 
 def never_undo(source, prefix, length):
-    """A perfect clone of the references: the next word of the source, whatever was written."""
+    """Act as a perfect clone of the references: write the next word of the source in any state."""
     return source.gather(1, length.clamp(max=source.shape[1] - 1)[:, None]).squeeze(1)
 
 
 def success(policy, config, seed=0):
-    """Share of episodes that `policy` finishes with the reference."""
+    """Return the fraction of episodes that `policy` finishes with the reference."""
     env = make_env(config, EPISODES)
     observation, _ = env.reset(seed=seed)
     rewards = torch.zeros(EPISODES)
@@ -69,7 +69,7 @@ def within(share, chance):
 
 
 def text_by_hand(history):
-    """The text that is left, with a stack."""
+    """Return the text that remains, computed with a stack."""
     text = []
     for token in history:
         if token == UNDO:
@@ -85,7 +85,7 @@ def text_by_hand(history):
         lambda row: row + [PAD] * (width - len(row))
     ), min_size=1, max_size=5,
 )))  # fmt: skip
-def test_the_text_is_what_a_stack_would_hold(rows):
+def test_the_resolved_text_equals_a_stack(rows):
     for row, text in zip(rows, resolved(torch.tensor(rows)).tolist(), strict=True):
         expected = text_by_hand(row)
         assert text == expected + [PAD] * (len(row) - len(expected))
@@ -98,7 +98,7 @@ def test_the_text_is_what_a_stack_would_hold(rows):
         ([A], B),
         ([A, C], UNDO),
         ([A, C, UNDO], B),
-        ([A, C, B], UNDO),  # what is right after a wrong word is wrong
+        ([A, C, B], UNDO),  # every word after a wrong one is wrong
         ([A, C, B, UNDO], UNDO),
         ([UNDO], A),
         ([A, B], END),
@@ -107,7 +107,7 @@ def test_the_text_is_what_a_stack_would_hold(rows):
 )
 def test_the_best_action(history, action):
     source, prefix = torch.tensor([[A, B, END]]), torch.full((1, 5), C)
-    prefix[0, : len(history)] = torch.tensor(history)  # what comes later is not looked at
+    prefix[0, : len(history)] = torch.tensor(history)  # tokens after the length are ignored
     assert recovery_policy(source, prefix, torch.tensor([len(history)])).tolist() == [action]
 
 
@@ -119,10 +119,10 @@ def test_the_best_action(history, action):
         ([A, END], 0),
         ([A, C, END], 0),
         ([A, B, C, END], 0),
-        ([A, C, UNDO, B, C], 0),  # cut off
+        ([A, C, UNDO, B, C], 0),  # truncated
     ],
 )
-def test_the_reward_is_for_the_text_that_is_left(history, reward):
+def test_the_reward_is_for_the_resolved_text(history, reward):
     config = RecoveryConfig(CopyConfig(3, 2, 2, 7, 1, 1), slip=0.0)
     env = make_env(config, 1)
     references = env.examples.reference.tolist()
@@ -131,28 +131,28 @@ def test_the_reward_is_for_the_text_that_is_left(history, reward):
     assert rewards == [0] * (len(history) - 1) + [reward]
 
 
-def test_words_slip_to_all_words_alike_and_nothing_else_slips():
+def test_only_words_are_redrawn_and_uniformly():
     slips, generator = Slips(0.3, num_words=4), torch.Generator().manual_seed(0)
     written = slips(torch.full((EPISODES,), B), generator)
     for word in range(A, A + 4):
         chance = 0.3 / 4 + (0.7 if word == B else 0)
         assert within((written == word).float().mean().item(), chance)
     assert within((written != B).float().mean().item(), slips.error)
-    for token in (*SPECIAL, UNDO):
+    for token in (*SPECIAL_TOKENS, UNDO):
         assert slips(torch.full((EPISODES,), token), generator).eq(token).all()
 
 
-def test_the_tokens_have_the_ids_that_the_functions_read():
+def test_tokens_have_the_ids_that_the_functions_assume():
     task = recovery_task(one_length(2))
     assert task.tokenizer.encode(["undo w0 w1"]) == [[UNDO, A, B]]
-    assert task.tokenizer.special == SPECIAL
+    assert task.tokenizer.special == SPECIAL_TOKENS
     assert not (encode(task.train, task).reference == UNDO).any(), "references never undo"
     assert (task.max_source_length, task.max_target_length) == (3, 5)
 
 
 @pytest.mark.parametrize("length", [2, 4, 10])
 @pytest.mark.parametrize("slip", [0.05, 0.3])
-def test_the_scripted_policies_succeed_as_often_as_is_known(length, slip):
+def test_the_success_of_both_policies_is_the_known_one(length, slip):
     config = one_length(length, slip)
     clone = known_success(length, length + 1, config.slips.error)
     assert clone == pytest.approx((1 - slip * (1 - 1 / 4)) ** length)
@@ -162,17 +162,17 @@ def test_the_scripted_policies_succeed_as_often_as_is_known(length, slip):
     assert within(success(recovery_policy, config), best)
 
 
-def test_without_slips_both_always_succeed():
+def test_without_noise_both_policies_always_succeed():
     config = one_length(5, slip=0.0)
     assert success(never_undo, config) == success(recovery_policy, config) == 1
     assert known_success(5, 6, 0.0) == known_success(5, 11, 0.0) == 1
 
 
 def best_of_all(length, max_steps, slip, num_words):
-    """Success of the best policy, by looking ahead over all actions, in double precision.
+    """Compute the success of the best policy by exhaustive search over actions.
 
-    A state is the number of right words, that of tokens after the first wrong one, that one
-    included, and the steps left.
+    A state is the number of right words, the number of tokens from the first wrong one on, and the
+    number of steps left.
     """
 
     @cache

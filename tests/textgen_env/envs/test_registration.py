@@ -173,9 +173,9 @@ def test_one_recovery_earns_its_reward_for_a_text_with_a_word_undone():
 @pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])
 def test_recovery_lets_the_user_choose(make):
     env = make("TextGen/Recovery-v0", task=recovery_task(SLIPPERY), noise=None, reward=no_reward)
-    slot = getattr(env.unwrapped, "slot", env)
-    assert slot.noise is None
-    assert slot.reward is no_reward
+    inner = getattr(env.unwrapped, "vector_env", env)
+    assert inner.noise is None
+    assert inner.reward is no_reward
 
 
 @pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])

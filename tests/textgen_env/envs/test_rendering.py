@@ -19,11 +19,11 @@ def make(num_envs=3, render_mode="ansi", **settings):
 
 
 def word(token):
-    """A token as `render` names it."""
+    """Return the text of a token."""
     return TASK.tokenizer.decode([[token]])[0]
 
 
-def test_render_gives_a_text_for_each_slot():
+def test_render_returns_a_text_for_each_slot():
     env = make(2)
     _, info = env.reset(seed=0)
     sources = [TASK.train[index].source for index in info["index"].tolist()]
@@ -50,7 +50,7 @@ def test_render_shows_what_the_expert_would_have_written(make_table_model):
         Trajectories(rows.source, actions, actions, actions > 0, rows.reference)
     )
     assert best[1, 0] != best[1, 1], "the test wants another answer behind the end"
-    asked = expert.queries.tokens
+    queried = expert.queries.tokens
     lines = [text.splitlines()[2] for text in env.render()]
     choices = [
         "</s>" if token == 2 else word(token) for token in best[[0, 1, 2], [1, 0, 1]].tolist()
@@ -60,17 +60,17 @@ def test_render_shows_what_the_expert_would_have_written(make_table_model):
         f"last:   </s> (the expert: {choices[1]})",
         f"last:   {word(7)} (the expert: {choices[2]})",
     ]
-    assert env.expert.queries.tokens == asked + 3
+    assert env.expert.queries.tokens == queried + 3
 
 
-def test_a_slot_without_a_token_has_no_last_one(make_table_model):
+def test_a_slot_with_an_empty_prefix_has_no_last_token(make_table_model):
     env = make(2, expert=NeuralExpert(make_table_model(TASK, 3)))
     env.reset(seed=0)
     env.step(torch.tensor([3, 2]))
     assert [len(text.splitlines()) for text in env.render()] == [3, 2]
 
 
-def test_for_people_it_prints_after_reset_and_every_step(capsys):
+def test_human_mode_prints_after_reset_and_every_step(capsys):
     env, silent = (make(2, render_mode=mode) for mode in ("human", "ansi"))
     for act in (lambda env: env.reset(seed=0), lambda env: env.step(torch.tensor([3, 2]))):
         act(env)

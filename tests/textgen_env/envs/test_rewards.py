@@ -5,7 +5,6 @@ import torch
 
 from textgen_agents.losses.divergences import forward_kl
 from textgen_env import dynamics
-from textgen_env.envs import text_metrics
 from textgen_env.envs.rewards import (
     NegativeDivergence,
     Step,
@@ -15,7 +14,7 @@ from textgen_env.envs.rewards import (
     rouge_l,
     sentence_bleu,
 )
-from textgen_env.envs.text_metrics import Texts
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu, token_rouge_l
 from textgen_env.types import SpecialTokens
 
 SPECIAL = SpecialTokens()
@@ -36,8 +35,11 @@ CASES = {
 }
 
 
+METRICS = {sentence_bleu: token_bleu, rouge_l: token_rouge_l}
+
+
 def rewards_of(reward, actions, reference, max_steps):
-    """What each of `actions` earns."""
+    """Return the reward of each of `actions`."""
     state = dynamics.initial(torch.tensor([[3, 2]]), max_steps, SPECIAL)
     earned = []
     for action in actions:
@@ -60,7 +62,7 @@ def test_a_match_is_paid_once():
     assert rewards_of(exact_match, [3, 2, 0, 2], [3, 2], 4).tolist() == [0, 1, 0, 0]
 
 
-def test_no_reward_is_nothing():
+def test_no_reward_is_0():
     assert rewards_of(no_reward, [3, 2], [3, 2], 4).tolist() == [0, 0]
 
 
@@ -74,15 +76,16 @@ def test_rewards_are_float32(reward):
     ("actions", "max_steps", "written"),
     [
         ([3, 4, 5, 2, 2], 6, [3, 4, 5]),
-        ([3, 4, 5], 3, [3, 4, 5]),  # cut off: the last token is a word
+        ([3, 4, 5], 3, [3, 4, 5]),  # truncated: the last token is a word
         ([3, 0, 5, 2], 6, [3, 0, 5]),  # a padding token that was written is a wrong word
         ([2], 6, []),
     ],
 )
 def test_a_text_is_scored_without_its_end_token_when_it_ends(reward, actions, max_steps, written):
-    metric = getattr(text_metrics, reward.__name__)
+    metric = METRICS[reward]
     texts = [
-        Texts(torch.tensor([row]).long(), torch.tensor([len(row)])) for row in (written, [3, 4])
+        TokenTexts(torch.tensor([row]).long(), torch.tensor([len(row)]))
+        for row in (written, [3, 4])
     ]
     expected = torch.zeros(len(actions))
     ends = actions.index(2) if 2 in actions else len(actions) - 1
@@ -90,8 +93,8 @@ def test_a_text_is_scored_without_its_end_token_when_it_ends(reward, actions, ma
     torch.testing.assert_close(rewards_of(reward, actions, [3, 4, 2, 0], max_steps), expected)
 
 
-def a_step(rows=40, device="cpu"):
-    """A step in the midst of things: some episodes end, some go on, some are over."""
+def make_step(rows=40, device="cpu"):
+    """Return a step in which some episodes end, some continue and some are already over."""
     generator = torch.Generator().manual_seed(5)
     state = dynamics.initial(torch.full((rows, 2), 2), 7, SPECIAL)
     actions = torch.randint(2, 6, (4, rows), generator=generator)
@@ -107,21 +110,22 @@ def a_step(rows=40, device="cpu"):
     assert {(bool(a), bool(d)) for a, d in zip(alive, state.done, strict=True)} == {
         (True, True), (True, False), (False, True)
     }  # fmt: skip
-    return _moved(step, device)
+    return _step_on(step, device)
 
 
-def _moved(step, device):
-    """The step with every tensor in it on `device`."""
-    return replace(_all_moved(step, device), state=_all_moved(step.state, device))
+def _step_on(step, device):
+    """Return the step with all tensors on `device`."""
+    return replace(_fields_on(step, device), state=_fields_on(step.state, device))
 
 
-def _all_moved(record, device):
+def _fields_on(record, device):
     return replace(
-        record, **{field.name: _to(getattr(record, field.name), device) for field in fields(record)}
+        record,
+        **{field.name: _tensor_on(getattr(record, field.name), device) for field in fields(record)},
     )
 
 
-def _to(value, device):
+def _tensor_on(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
@@ -136,40 +140,40 @@ ALL = {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_is_earned_once_an_episode_is_over(name):
-    step = a_step()
+def test_the_reward_is_0_once_an_episode_is_over(name):
+    step = make_step()
     earned = ALL[name](step)
     assert earned.shape == (40,)
     assert not earned[~step.alive].any()
 
 
 @pytest.mark.parametrize("name", ["bleu", "rouge"])
-def test_what_pays_at_the_end_pays_nothing_before(name):
-    step = a_step()
+def test_metrics_are_paid_at_the_end_only(name):
+    step = make_step()
     earned = ALL[name](step)
     assert not earned[~step.finished].any()
     assert (earned > 0).any()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_device_is_not_waited_for(name):
-    """Of a meta tensor nothing can be read."""
-    assert ALL[name](a_step(device="meta")).is_meta
+def test_no_reward_waits_for_the_device(name):
+    """Use meta tensors, of which no value can be read."""
+    assert ALL[name](make_step(device="meta")).is_meta
 
 
-def test_rows_scored_together_are_those_scored_alone():
-    """As on a device, where all rows are scored and those that go on are then left out."""
-    step = a_step()
+def test_scores_do_not_depend_on_which_rows_are_scored_together():
+    """Score all rows, as on an accelerator, and mask those that have not ended."""
+    step = make_step()
     length = step.state.length - step.state.terminated.long()
-    references = Texts(step.references, torch.full((40,), 3))
+    references = TokenTexts(step.references, torch.full((40,), 3))
     for reward in (sentence_bleu, rouge_l):
-        metric = getattr(text_metrics, reward.__name__)
-        every = metric(Texts(step.state.prefix, length), references)
-        torch.testing.assert_close(reward(step), every.where(step.finished, 0.0))
+        metric = METRICS[reward]
+        scores = metric(TokenTexts(step.state.prefix, length), references)
+        torch.testing.assert_close(reward(step), scores.where(step.finished, 0.0))
 
 
 def test_the_experts_log_probability_of_what_was_written():
-    step = a_step()
+    step = make_step()
     earned = expert_log_prob(step)
     probabilities = step.expert_logits.double().softmax(-1)
     for row in step.alive.nonzero().squeeze(1).tolist():
@@ -179,32 +183,32 @@ def test_the_experts_log_probability_of_what_was_written():
 
 
 def test_expert_rewards_are_float32_for_a_bfloat16_expert():
-    step = a_step()
+    step = make_step()
     coarse = replace(step, expert_logits=step.expert_logits.bfloat16())
     for reward in (expert_log_prob, NegativeDivergence(forward_kl)):
         assert reward(coarse).dtype == torch.float32
         torch.testing.assert_close(reward(coarse), reward(step), rtol=0.05, atol=0.05)
 
 
-def test_the_negative_divergence_has_its_sides_right():
-    """KL(expert || policy), and the reverse where the arguments are turned around."""
-    step = a_step()
+def test_the_negative_divergence_takes_policy_and_expert_in_this_order():
+    """Compare with KL(expert || policy), and with the reverse KL for swapped arguments."""
+    step = make_step()
     expert, policy = step.expert_logits.double(), step.policy_logits.double()
     p, q = expert.softmax(-1), policy.softmax(-1)
     forward = -(p * (p / q).log()).sum(-1).where(step.alive, 0.0)
     reverse = -(q * (q / p).log()).sum(-1).where(step.alive, 0.0)
     assert not torch.allclose(forward, reverse, atol=0.1)
-    turned = NegativeDivergence(lambda policy, expert: forward_kl(expert, policy))
+    swapped = NegativeDivergence(lambda policy, expert: forward_kl(expert, policy))
     torch.testing.assert_close(NegativeDivergence(forward_kl)(step), forward.float())
-    torch.testing.assert_close(turned(step), reverse.float())
+    torch.testing.assert_close(swapped(step), reverse.float())
 
 
 @pytest.mark.parametrize("reward", [expert_log_prob, NegativeDivergence(forward_kl)])
 def test_without_the_experts_answer_the_error_says_what_to_do(reward):
     with pytest.raises(ValueError, match="make the environment with ask_expert=True"):
-        reward(replace(a_step(), expert_logits=None))
+        reward(replace(make_step(), expert_logits=None))
 
 
 def test_without_the_policys_logits_the_error_says_what_to_do():
     with pytest.raises(ValueError, match="pass policy_logits to step"):
-        NegativeDivergence(forward_kl)(replace(a_step(), policy_logits=None))
+        NegativeDivergence(forward_kl)(replace(make_step(), policy_logits=None))

@@ -32,20 +32,20 @@ def env():
 
 
 def play(env, actions):
-    """All that `env` returns, as text, so that arrays compare."""
+    """Return the results of `env` for a list of actions, as text that can be compared."""
     return [str(env.step(np.int64(action))) for action in actions]
 
 
-def test_gymnasium_has_no_objection(env):
+def test_gymnasiums_checker_passes(env):
     check_env(env, skip_render_check=True)  # the check of rendering needs a registered id
 
 
-def test_stable_baselines3_has_no_objection(env):
+def test_stable_baselines3s_checker_passes(env):
     sb3_check_env(env)
 
 
 @pytest.mark.parametrize("ask_expert", [False, True])
-def test_a_row_is_what_a_slot_of_many_shows(ask_expert, make_table_model):
+def test_results_equal_those_of_a_slot_of_the_vector_environment(ask_expert, make_table_model):
     settings = {
         "expert": NeuralExpert(make_table_model(TASK, 3)),
         "ask_expert": ask_expert,
@@ -69,7 +69,7 @@ def test_a_row_is_what_a_slot_of_many_shows(ask_expert, make_table_model):
 
 
 class Slot(gymnasium.Env):
-    """One slot of many as an environment; the others are given other actions."""
+    """One slot of a vector environment as an environment; the others are given other actions."""
 
     render_mode = "ansi"
 
@@ -104,15 +104,15 @@ class Slot(gymnasium.Env):
 
 
 @pytest.mark.parametrize("slot", range(3))
-def test_gymnasium_finds_no_difference_from_any_slot_of_many(env, slot, make_table_model):
+def test_gymnasium_finds_no_difference_from_any_slot(env, slot, make_table_model):
     expert = NeuralExpert(make_table_model(TASK, 3))
     settings = {"expert": expert, "ask_expert": True, "render_mode": "ansi"}
     many = TextGenVectorEnv(TASK, 3, autoreset_mode=AutoresetMode.DISABLED, **settings)
     check_environments_match(TextGenEnv(TASK, **settings), Slot(many, slot), num_steps=40)
 
 
-def test_the_expert_goes_along(make_table_model):
-    """What it would write is written: so the end comes where it would end the text."""
+def test_following_the_expert_writes_its_text(make_table_model):
+    """Write the expert's actions: the episode ends where the expert ends its text."""
     expert = NeuralExpert(make_table_model(TASK, 3))
     env = TextGenEnv(TASK, expert=expert, ask_expert=True)
     for index in range(10):
@@ -122,8 +122,8 @@ def test_the_expert_goes_along(make_table_model):
             text.append(info["expert_action"])
             *_, terminated, truncated, info = env.step(info["expert_action"])
             over = terminated or truncated
-        assert info["expert_action"] == 0, "PAD, where there is nothing to be written"
-        one = env.slot.examples.select(torch.tensor([index]))
+        assert info["expert_action"] == 0, "PAD after the end"
+        one = env.vector_env.examples.select(torch.tensor([index]))
         alone = expert.write(one, max_steps=TASK.max_target_length, beam_size=1)
         assert text == [token for token in alone.reference[0].tolist() if token]
 
@@ -144,8 +144,8 @@ def test_rewards_compare_the_policy_with_the_expert(kind, make_table_model):
         env.step(np.int64(3), policy_logits[1:])
 
 
-def test_a_step_earns_sentence_bleu_unless_told_otherwise(env):
-    references = env.slot.examples.reference
+def test_the_default_reward_is_sentence_bleu(env):
+    references = env.vector_env.examples.reference
     longest = int((references != 0).sum(1).argmax())
     env.reset(options={"indices": [longest]})
     first, second, *_ = references[longest].tolist()
@@ -153,7 +153,7 @@ def test_a_step_earns_sentence_bleu_unless_told_otherwise(env):
     assert earned == [0, 0, pytest.approx(math.exp(-1))], "two words of four"
 
 
-def test_what_it_returns_is_plain(make_table_model):
+def test_results_are_numpy_and_python_values(make_table_model):
     env = TextGenEnv(TASK, expert=NeuralExpert(make_table_model(TASK, 3)), ask_expert=True)
     shown, info = env.reset(seed=0)
     assert env.observation_space.contains(shown)
@@ -195,7 +195,7 @@ def test_an_action_may_come_in_many_forms(env, action):
         ([], ShapeError, "actions must have shape"),
     ],
 )
-def test_what_is_no_token_is_refused(env, action, error, message):
+def test_an_action_that_is_no_token_is_refused(env, action, error, message):
     env.reset(seed=0)
     with pytest.raises(error, match=message):
         env.step(action)
@@ -223,7 +223,7 @@ def test_options_that_are_no_mapping_are_refused(env):
         env.reset(options=[5])
 
 
-def test_render_gives_source_and_text(env):
+def test_render_returns_source_and_text(env):
     _, info = env.reset(seed=0)
     source = TASK.train[info["index"]].source
     assert env.render() == f"source: {source}\ntext:   "
@@ -244,7 +244,7 @@ def test_another_render_mode_is_refused():
         TextGenEnv(TASK, render_mode="rgb_array")
 
 
-def test_for_people_it_prints_after_reset_and_every_step(env, capsys):
+def test_human_mode_prints_after_reset_and_every_step(env, capsys):
     human = TextGenEnv(TASK, render_mode="human")
     for act in (lambda env: env.reset(seed=0), lambda env: env.step(np.int64(3))):
         act(env)
@@ -261,7 +261,7 @@ def test_noise_changes_what_is_written():
     assert info["written"] == shown["prefix"][0] == 4
 
 
-def test_after_the_end_it_takes_padding_alone(env):
+def test_after_the_end_only_padding_is_taken(env):
     env.reset(seed=0)
     ended, _, *flags, _ = env.step(np.int64(2))
     with pytest.raises(ValueError, match=r"PAD \(0\) in slots .* over, got 3 in slot 0: reset it"):
@@ -287,7 +287,7 @@ def test_step_needs_a_reset(env):
 
 @pytest.mark.parametrize("pickler", [pickle, cloudpickle])
 @pytest.mark.parametrize("ask_expert", [False, True])
-def test_a_copy_by_pickle_goes_on_in_the_same_way(pickler, ask_expert, make_table_model):
+def test_a_pickled_copy_continues_in_the_same_way(pickler, ask_expert, make_table_model):
     expert = NeuralExpert(make_table_model(TASK, 3))
     env = TextGenEnv(TASK, expert=expert, ask_expert=ask_expert, render_mode="ansi")
     env.reset(seed=0)
@@ -300,7 +300,7 @@ def test_a_copy_by_pickle_goes_on_in_the_same_way(pickler, ask_expert, make_tabl
     assert str(env.reset(seed=7)) == str(copy.reset(seed=7))
 
 
-def test_gymnasium_can_make_a_vector_of_it():
+def test_gymnasium_can_make_a_vector_environment_of_it():
     many = SyncVectorEnv([lambda: TextGenEnv(TASK)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     alone = TextGenEnv(TASK)
     with warnings.catch_warnings():

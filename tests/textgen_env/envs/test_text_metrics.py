@@ -5,26 +5,28 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu as sacrebleu_of
 
-from textgen_env.envs.text_metrics import Texts, rouge_l, sentence_bleu
+from textgen_env.envs.text_metrics import TokenTexts, token_bleu, token_rouge_l
 from textgen_env.types import ShapeError, SpecialTokens
 
-FILLER = 3  # after the texts; a word of theirs, so that reading it shows
+FILLER = 3  # fills rows after their text; a word of the texts, so that reading it changes scores
 
 
 def texts(rows, width):
     filled = [[*row, *[FILLER] * (width - len(row))] for row in rows]
-    return Texts(torch.tensor(filled).view(len(rows), width), torch.tensor([len(r) for r in rows]))
+    return TokenTexts(
+        torch.tensor(filled).view(len(rows), width), torch.tensor([len(r) for r in rows])
+    )
 
 
 def random_rows(count, longest, words, seed):
-    """Texts of 0 to `longest` of `words` words: few words make many repeats and matches."""
+    """Draw texts of up to `longest` out of `words` words; few words make many matches."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, longest + 1, (count,), generator=generator).tolist()
     return [torch.randint(3, 3 + words, (n,), generator=generator).tolist() for n in lengths]
 
 
 def corrupted(rows, words, seed):
-    """The texts with a third of their words changed, so that long n-grams match too."""
+    """Redraw a third of the words of each text, so that long n-grams match too."""
     generator = torch.Generator().manual_seed(seed)
     changed = []
     for row in rows:
@@ -39,23 +41,28 @@ def as_text(row):
 
 
 def pairs(words, longest):
-    """600 pairs: half of them strangers, half of them alike."""
+    """Return 600 pairs: half of them unrelated texts, half of them similar ones."""
     references = random_rows(300, longest, words, seed=words)
-    strangers = random_rows(300, longest, words, seed=words + 1)
-    return strangers + corrupted(references, words, seed=words), references + references
+    unrelated = random_rows(300, longest, words, seed=words + 1)
+    return unrelated + corrupted(references, words, seed=words), references + references
 
 
-def test_texts_of_tokens_are_without_end_and_padding():
+def test_texts_of_tokens_exclude_end_and_padding():
     tokens = torch.tensor([[5, 6, 2, 0], [5, 6, 7, 8], [2, 0, 0, 0], [0, 0, 0, 0]])
-    assert Texts.of(tokens, SpecialTokens(pad=0, start=1, end=2)).length.tolist() == [2, 4, 0, 0]
-    other = Texts.of(torch.tensor([[5, 9, 8]]), SpecialTokens(pad=8, start=1, end=9))
+    assert TokenTexts.of(tokens, SpecialTokens(pad=0, start=1, end=2)).length.tolist() == [
+        2,
+        4,
+        0,
+        0,
+    ]
+    other = TokenTexts.of(torch.tensor([[5, 9, 8]]), SpecialTokens(pad=8, start=1, end=9))
     assert other.length.tolist() == [1]
 
 
 @pytest.mark.parametrize(("words", "longest"), [(1, 6), (2, 9), (4, 14), (30, 30)])
-def test_bleu_is_sacrebleus(words, longest):
+def test_bleu_equals_sacrebleu(words, longest):
     written, references = pairs(words, longest)
-    ours = sentence_bleu(texts(written, longest), texts(references, longest + 3))
+    ours = token_bleu(texts(written, longest), texts(references, longest + 3))
     theirs = [
         sacrebleu_of(as_text(one), [as_text(other)], tokenize="none").score / 100
         for one, other in zip(written, references, strict=True)
@@ -64,9 +71,9 @@ def test_bleu_is_sacrebleus(words, longest):
 
 
 @pytest.mark.parametrize(("words", "longest"), [(1, 6), (2, 9), (4, 14), (30, 30)])
-def test_rouge_l_is_rouge_scores(words, longest):
+def test_rouge_l_equals_rouge_score(words, longest):
     written, references = pairs(words, longest)
-    ours = rouge_l(texts(written, longest), texts(references, longest + 3))
+    ours = token_rouge_l(texts(written, longest), texts(references, longest + 3))
     scorer = RougeScorer(["rougeL"])
     theirs = [
         scorer.score(as_text(other), as_text(one))["rougeL"].fmeasure
@@ -91,26 +98,26 @@ BLEU_BY_HAND = {
 @pytest.mark.parametrize("case", BLEU_BY_HAND)
 def test_bleu_by_hand(case):
     written, reference, expected = BLEU_BY_HAND[case]
-    ours = sentence_bleu(texts([written], 6), texts([reference], 6))
+    ours = token_bleu(texts([written], 6), texts([reference], 6))
     assert ours.item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("metric", [sentence_bleu, rouge_l])
+@pytest.mark.parametrize("metric", [token_bleu, token_rouge_l])
 @pytest.mark.parametrize(("width", "other"), [(0, 4), (4, 0), (1, 1), (2, 5)])
-def test_any_widths_will_do(metric, width, other):
+def test_texts_and_references_may_have_any_width(metric, width, other):
     scores = metric(texts([[3] * width] * 2, width), texts([[3] * other] * 2, other))
     assert scores.shape == (2,)
     assert (scores > 0).all() == (min(width, other) > 0)
     assert scores.dtype == torch.float32
 
 
-@pytest.mark.parametrize("metric", [sentence_bleu, rouge_l])
+@pytest.mark.parametrize("metric", [token_bleu, token_rouge_l])
 def test_large_ids_are_told_apart(metric):
-    """As 32-bit floats these two are the same."""
+    """Compare two ids that are equal as 32-bit floats."""
     scores = metric(texts([[2**24], [2**24]], 1), texts([[2**24 + 1], [2**24]], 1))
     assert scores.tolist() == [0.0, 1.0]
 
 
 def test_texts_check_their_shapes():
     with pytest.raises(ShapeError, match="length must have shape"):
-        Texts(torch.zeros(2, 3).long(), torch.zeros(3).long())
+        TokenTexts(torch.zeros(2, 3).long(), torch.zeros(3).long())

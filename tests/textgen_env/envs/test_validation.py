@@ -78,7 +78,7 @@ def test_a_number_of_slots_may_be_numpys():
 @pytest.mark.parametrize("padding", [1, 128, 1024])
 def test_an_expert_with_a_padded_vocabulary_answers_within_the_tokenizers(padding):
     model = TabularModel(VOCAB_SIZE + padding, sources=3, max_steps=0)
-    model.table[:, VOCAB_SIZE:] += 100  # what an expert would write, were it asked about padding
+    model.table[:, VOCAB_SIZE:] += 100  # the best action, if padding counted
     given = NeuralExpert(model)
     env = make(expert=given)
     examples = Examples(model.sources(3), model.sources(3)[:, :1])
@@ -131,7 +131,7 @@ def test_an_expert_that_is_no_model_has_the_tokenizers_special_tokens(kind):
         make(expert=kind(VOCAB_SIZE, SpecialTokens(pad=0, start=2, end=1)))
 
 
-def test_an_expert_whose_vocabulary_is_not_known_is_taken_on_trust():
+def test_an_expert_that_does_not_state_its_vocabulary_is_not_checked():
     expert = NoExpert(SpecialTokens(pad=0, start=2, end=1))
     assert make(expert=expert).expert is expert
 

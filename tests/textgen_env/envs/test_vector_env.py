@@ -40,13 +40,13 @@ def make(num_envs=3, mode=SAME_STEP, **settings):
 
 
 def actions_for(index, length):
-    """(B,) what example `index` is to be given at `length`: depends on nothing else."""
+    """Return (B,) actions that depend on example and length alone."""
     mixed = index * 7 + length * 3
     return (mixed % 4 == 0).long() * 2 + (mixed % 4 != 0).long() * (3 + mixed % (VOCAB_SIZE - 3))
 
 
 def assert_same(left, right):
-    """Observations, flags and infos are equal, to the last tensor."""
+    """Assert that nested results are equal, tensor by tensor."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
@@ -59,7 +59,7 @@ def assert_same(left, right):
 
 
 def play(env, actions):
-    """All that `env` returns for a list of actions."""
+    """Return the results of `env` for a list of actions."""
     return [env.step(permitted(env, action)) for action in actions]
 
 
@@ -70,20 +70,20 @@ def some_actions(env, steps, seed=0):
 
 
 def random_tokens(actions, generator):
-    """Noise that leaves nothing of the actions."""
+    """Replace every action by a random word."""
     return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
 
 
-def look(monkeypatch, free):
-    """Have the host look at values freely, as on a CPU, or never, as on an accelerator."""
+def set_sync_is_free(monkeypatch, free):
+    """Let reading values cost nothing, as on a CPU, or wait for the device."""
     for module in (validation, kv_cache, recurrent, continuous_batching, rewards, cache_ops):
         monkeypatch.setattr(module, "host_sync_is_free", lambda device: free)
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on operators that read values or whose result's shape depends on them.
+    """Mode that fails on operators that read values or whose result's shape depends on values.
 
-    `tolist` and `numpy` are none; on the meta device, where other tests are, they fail themselves.
+    `tolist` and `numpy` are no operators; on the meta device, which other tests use, they fail.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -96,10 +96,10 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# What reset gives
+# reset
 
 
-def test_reset_shows_sources_and_an_empty_prefix():
+def test_reset_returns_sources_and_an_empty_prefix():
     env = make()
     shown, info = env.reset(seed=0)
     width = EXAMPLES.source.shape[1]
@@ -118,7 +118,7 @@ def test_a_seed_gives_the_same_order_again():
     assert not torch.equal(other.reset(seed=6)[1]["index"], first)
 
 
-def test_without_a_seed_it_goes_on_through_all_examples():
+def test_without_a_seed_the_order_continues_through_all_examples():
     env = make(4)
     seen = torch.cat([env.reset(seed=1)[1]["index"], *(env.reset()[1]["index"] for _ in range(9))])
     assert sorted(seen.tolist()) == list(range(40))
@@ -127,7 +127,7 @@ def test_without_a_seed_it_goes_on_through_all_examples():
     assert not torch.equal(again, seen)
 
 
-def test_the_order_repeats_when_all_that_was_drawn_is_used_up(monkeypatch):
+def test_the_order_repeats_after_its_last_draw(monkeypatch):
     monkeypatch.setattr("textgen_env.envs.continuous_batching.MIN_DRAWS", 1)
     env = make(40)
     first, second, third = (env.reset(**given)[1]["index"] for given in ({"seed": 1}, {}, {}))
@@ -185,7 +185,7 @@ def test_indices_take_nothing_from_the_order():
     assert torch.equal(following, make().reset(seed=2)[1]["index"])
 
 
-def test_a_mask_begins_the_slots_it_names_and_no_others():
+def test_a_mask_begins_its_slots_and_no_others():
     env = make(mode=DISABLED)
     start = env.reset(seed=0)[1]["index"]
     env.step(torch.tensor([2, 3, 2]))
@@ -214,7 +214,7 @@ def test_a_mask_with_indices_begins_the_example_named():
     ],
 )
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_a_mask_that_is_none_is_refused(mask, error, message, kind):
+def test_an_invalid_mask_is_refused(mask, error, message, kind):
     env = make(mode=DISABLED)
     env.reset(seed=0)
     with pytest.raises(error, match=message):
@@ -244,7 +244,7 @@ def test_a_mask_needs_a_first_reset_and_the_mode_disabled():
     ],
 )
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_indices_that_name_no_examples_are_refused(indices, message, kind):
+def test_invalid_indices_are_refused(indices, message, kind):
     values = kind(indices)
     if kind is torch.tensor and values.is_floating_point():
         values = values.double()
@@ -274,7 +274,7 @@ def test_a_refused_reset_changes_nothing():
         assert_same(left, right)
 
 
-# What step gives
+# step
 
 
 def test_step_needs_a_reset():
@@ -345,13 +345,17 @@ def test_policy_logits_may_be_lists_of_numbers():
 @pytest.mark.parametrize(
     ("earned", "error", "message"),
     [
-        (torch.zeros(3, 1), ShapeError, r"what reward gives must have shape \(3\), got \(3, 1\)"),
-        (torch.zeros(1), ShapeError, r"what reward gives must have shape \(3\), got \(1,\)"),
-        (torch.tensor(0.5), ShapeError, r"what reward gives must have shape \(3\), got \(\)"),
-        (0.5, TypeError, "reward must give a tensor, a number for each slot, got 0.5"),
+        (
+            torch.zeros(3, 1),
+            ShapeError,
+            r"return value of reward must have shape \(3\), got \(3, 1\)",
+        ),
+        (torch.zeros(1), ShapeError, r"return value of reward must have shape \(3\), got \(1,\)"),
+        (torch.tensor(0.5), ShapeError, r"return value of reward must have shape \(3\), got \(\)"),
+        (0.5, TypeError, "reward must return a tensor, a number for each slot, got 0.5"),
     ],
 )
-def test_a_reward_function_gives_a_number_for_each_slot(mode, earned, error, message):
+def test_a_reward_of_another_form_is_refused_and_changes_nothing(mode, earned, error, message):
     env = make(mode=mode, reward=lambda step: earned)
     start, _ = env.reset(seed=0)
     with pytest.raises(error, match=message):
@@ -370,7 +374,7 @@ def test_actions_on_another_device_are_refused():
         env.step(actions)
 
 
-def test_when_all_have_ended_padding_changes_nothing():
+def test_when_all_slots_have_ended_padding_changes_nothing():
     env = make(mode=DISABLED)
     env.reset(seed=0)
     before = env.step(torch.tensor([2, 2, 2]))
@@ -382,7 +386,7 @@ def test_when_all_have_ended_padding_changes_nothing():
 
 @pytest.mark.parametrize("action", [2, 3, VOCAB_SIZE - 1])
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_a_slot_that_has_ended_takes_padding_alone(kind, action):
+def test_a_slot_that_has_ended_takes_only_padding(kind, action):
     env = make(mode=DISABLED)
     env.reset(seed=0)
     ended = env.step(torch.tensor([3, 2, 3]))[0]
@@ -391,8 +395,8 @@ def test_a_slot_that_has_ended_takes_padding_alone(kind, action):
     assert torch.equal(env.step(torch.tensor([3, 0, 3]))[0]["prefix"][1], ended["prefix"][1])
 
 
-def test_an_accelerator_is_not_asked_whether_a_slot_has_ended(monkeypatch):
-    look(monkeypatch, False)
+def test_actions_after_the_end_are_not_checked_on_an_accelerator(monkeypatch):
+    set_sync_is_free(monkeypatch, False)
     env = make(mode=DISABLED)
     env.reset(seed=0)
     ended = env.step(torch.tensor([3, 2, 3]))
@@ -431,7 +435,7 @@ def test_an_array_may_be_reused_by_its_owner():
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_what_is_shown_lies_in_the_spaces(mode):
+def test_results_lie_in_the_spaces(mode):
     env = make(mode=mode)
     shown, _ = env.reset(seed=0)
     for drawn in [*some_actions(env, 12), torch.tensor([0, 1, VOCAB_SIZE - 1])]:
@@ -549,7 +553,7 @@ def test_in_the_mode_next_step_an_episode_at_the_limit_ends_too():
 
 
 def episodes(num_envs, steps):
-    """What each finished episode showed at its end, by example: tokens, reward and flags."""
+    """Return tokens, reward and flags at the end of each finished episode, by example."""
     env = make(num_envs)
     shown, info = env.reset(seed=0)
     found = {}
@@ -566,7 +570,7 @@ def episodes(num_envs, steps):
     return found
 
 
-def test_an_example_fares_the_same_in_any_number_of_slots():
+def test_an_episode_is_the_same_in_any_number_of_slots():
     alone = episodes(1, 300)
     assert len(alone) == len(EXAMPLES)
     assert all(len(ends) == 1 for ends in alone.values())
@@ -591,7 +595,7 @@ def test_neighbors_do_not_matter():
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_step_never_waits_for_the_device(mode, monkeypatch):
-    look(monkeypatch, False)
+    set_sync_is_free(monkeypatch, False)
     env = make(mode=mode)
     env.reset(seed=0)
     actions = some_actions(env, 12)
@@ -599,7 +603,7 @@ def test_step_never_waits_for_the_device(mode, monkeypatch):
         play(env, actions)
 
 
-def test_the_guard_against_waiting_works():
+def test_no_waiting_fails_on_operators_that_wait():
     mask = torch.tensor([True, False])
     waits = [mask.any().item, mask.nonzero, mask.unique, mask.long().bincount]
     waits += [lambda: mask[mask], lambda: bool(mask[0]), lambda: mask.equal(mask)]
@@ -609,11 +613,11 @@ def test_the_guard_against_waiting_works():
             wait()
 
 
-# The whole against plain Python
+# Comparison with plain Python
 
 
-class Plain:
-    """One slot after the other, with lists: what the environment is to do."""
+class PlainEnv:
+    """Reference implementation with lists, slot by slot."""
 
     def __init__(self, order, num_envs, mode):
         self.order, self.mode, self.taken = order, mode, 0
@@ -657,10 +661,10 @@ class Plain:
     follow=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_actions_do_what_plain_python_does(mode, seed, steps, follow):
+def test_any_actions_give_the_results_of_plain_python(mode, seed, steps, follow):
     env = make(len(steps[0]), mode, reward=exact_match)
     env.reset(seed=seed)
-    plain = Plain(env._order.tolist(), env.num_envs, mode)
+    plain = PlainEnv(env._order.tolist(), env.num_envs, mode)
     for actions in steps:
         if follow:  # the references, else a match would be rare
             references = [EXAMPLES.reference[slot["index"]].tolist() for slot in plain.slots]
@@ -690,7 +694,7 @@ def written(shown, row):
     return shown["prefix"][row, :length].tolist()
 
 
-# Its end, and copies
+# close and copies
 
 
 def test_after_close_only_a_reset_may_follow():
@@ -706,7 +710,7 @@ def test_after_close_only_a_reset_may_follow():
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("pickler", [pickle, cloudpickle])
-def test_a_copy_by_pickle_in_the_middle_of_episodes_goes_on_in_the_same_way(mode, pickler):
+def test_a_copy_pickled_amid_episodes_continues_in_the_same_way(mode, pickler):
     env = make(mode=mode, noise=random_tokens, expert=NoExpert())
     env.reset(seed=0)
     play(env, some_actions(env, 2))
@@ -719,10 +723,10 @@ def test_a_copy_by_pickle_in_the_middle_of_episodes_goes_on_in_the_same_way(mode
     assert copy.autoreset_mode is copy.metadata["autoreset_mode"] is mode
 
 
-# How it is built
+# Construction
 
 
-def test_examples_expert_and_reward_are_those_given():
+def test_examples_expert_and_reward_are_the_given_ones():
     expert = NoExpert()
     env = make(1, examples=EXAMPLES.select(torch.tensor([4])), expert=expert, reward=no_reward)
     assert len(env.examples) == 1
@@ -732,7 +736,7 @@ def test_examples_expert_and_reward_are_those_given():
         assert not env.step(action[None])[1].any()
 
 
-def test_a_step_earns_sentence_bleu_unless_told_otherwise():
+def test_the_default_reward_is_sentence_bleu():
     env = make(1, DISABLED)
     longest = (EXAMPLES.reference != 0).sum(1).argmax()
     first, second, *_, end = EXAMPLES.reference[longest][EXAMPLES.reference[longest] != 0]
@@ -755,7 +759,7 @@ def test_more_slots_than_examples_are_filled_over_and_over():
     assert set(index) == {0, 1}
 
 
-def test_gymnasium_wrappers_turn_tensors_to_arrays_and_infos_to_lists():
+def test_gymnasium_wrappers_convert_tensors_to_arrays_and_infos_to_lists():
     pytest.importorskip("array_api_compat")
     from gymnasium.wrappers.vector import ArrayConversion, DictInfoToList
 

@@ -38,7 +38,7 @@ def draw_actions(expert):
 
 
 def parallel_logits(expert, examples, actions):
-    """Return what the expert says about all states of finished texts at once."""
+    """Return the logits of all states of finished texts, from one parallel pass."""
     mask = torch.ones_like(actions, dtype=torch.bool)
     writer = torch.full_like(actions, Writer.STUDENT)
     return expert.logits(Trajectories.of(examples, actions, writer, mask))
@@ -62,7 +62,7 @@ def test_stepping_with_dropped_rows_equals_the_parallel_pass(expert, examples):
 
 
 def test_stepping_with_refilled_slots_equals_the_parallel_pass(expert, examples):
-    """Two slots write examples 0 and 1; after two steps slot 1 begins example 3."""
+    """Write examples 0 and 1 in two slots; after two steps slot 1 begins example 3."""
     actions = draw_actions(expert)
     expected = parallel_logits(expert, examples, actions)
     first, later = examples.select(torch.tensor([0, 1])), examples.select(torch.tensor([2, 3]))

@@ -1,4 +1,4 @@
-"""The assertions of Stable-Baselines3's own tests of its `VecEnv`s, where they apply, and ours."""
+"""Tests of the Stable-Baselines3 adapter, with those of its own `VecEnv` tests that apply."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.integrations.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv, texts
+from textgen_env.integrations.sb3 import ExpertPolicy, FlatObservation, SB3VecEnv, split_observation
 
 SLOTS = 3
 
@@ -23,7 +23,7 @@ def venv(tiny_task):
 
 
 def steps(venv, count, seed=0):
-    """What comes of random actions, and the actions."""
+    """Yield random actions and the results of their steps."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         actions = rng.integers(2, venv.action_space.n, venv.num_envs)
@@ -42,7 +42,7 @@ def test_the_single_environment_passes_its_checker(tiny_task):
     check_env(TextGenEnv(tiny_task))
 
 
-def test_each_slot_shows_what_its_spaces_allow(venv):
+def test_observations_of_each_slot_lie_in_its_space(venv):
     shown = [venv.reset(), *(observation for _, observation, *_ in steps(venv, 20))]
     for observation in shown:
         assert observation.keys() == venv.observation_space.spaces.keys()
@@ -68,16 +68,16 @@ def test_types_are_those_of_a_dummy_vec_env(venv, tiny_task):
 
 
 @pytest.mark.parametrize("ask_expert", [False, True])
-def test_a_slot_goes_on_like_a_single_environment(tiny_task, tiny_teacher, ask_expert):
-    """Example by example, flag by flag, over many episodes."""
+def test_a_slot_behaves_like_a_single_environment(tiny_task, tiny_teacher, ask_expert):
+    """Compare every result over many episodes with those of single environments."""
     settings = {"expert": NeuralExpert(tiny_teacher), "ask_expert": ask_expert}
     venv = SB3VecEnv(TextGenVectorEnv(tiny_task, SLOTS, **settings))
     single = [TextGenEnv(tiny_task, **settings) for _ in range(SLOTS)]
 
     def begin(slot):
-        said = venv.reset_infos[slot]
-        start, info = single[slot].reset(options={"indices": [said["index"]]})
-        assert said == info
+        reset_info = venv.reset_infos[slot]
+        start, info = single[slot].reset(options={"indices": [reset_info["index"]]})
+        assert reset_info == info
         return start
 
     venv.seed(4)
@@ -98,7 +98,7 @@ def test_a_slot_goes_on_like_a_single_environment(tiny_task, tiny_teacher, ask_e
                 expected = begin(slot)
             assert got == info
             assert same(rows(observation)[slot], expected)
-    assert min(ends) > 2, "both kinds of end must have come up"
+    assert min(ends) > 2, "episodes must end in both ways"
 
 
 def test_a_seed_decides_everything_and_is_used_once(venv):
@@ -119,7 +119,7 @@ def test_slots_begin_with_different_examples_without_a_seed_too(venv):
     assert len({info["index"] for info in venv.reset_infos}) == SLOTS
 
 
-def test_options_name_examples_for_one_reset(venv):
+def test_options_choose_examples_for_one_reset(venv):
     venv.set_options([{"indices": [index]} for index in (5, 6, 5)])
     venv.reset()
     assert venv.reset_infos == [{"index": 5}, {"index": 6}, {"index": 5}]
@@ -138,7 +138,7 @@ def test_options_name_examples_for_one_reset(venv):
         ({"hello": [1]}, "options must be among"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(venv, options, message):
+def test_invalid_options_are_refused(venv, options, message):
     venv.set_options(options)
     with pytest.raises(ValueError, match=message):
         venv.reset()
@@ -178,7 +178,7 @@ def test_writing_into_an_observation_changes_no_state(venv):
     assert again["prefix"][:, :3].tolist() == [[3, 4, 0]] * SLOTS
 
 
-def test_rendering_says_that_there_is_no_mode(venv):
+def test_rendering_without_a_mode_warns(venv):
     with pytest.warns(UserWarning, match="no `render_mode` was passed"):
         assert venv.render() is None
 
@@ -189,7 +189,7 @@ def test_another_autoreset_mode_is_refused(tiny_task):
         SB3VecEnv(env)
 
 
-def test_flat_is_source_and_prefix_side_by_side(tiny_task):
+def test_flat_observations_are_source_and_prefix_side_by_side(tiny_task):
     dicts, flats = (SB3VecEnv(TextGenVectorEnv(tiny_task, SLOTS)) for _ in range(2))
     flats = FlatObservation(VecMonitor(flats))
     dicts.seed(1)
@@ -219,14 +219,16 @@ def test_both_forms_hold_the_same_texts(tiny_task):
     flat = torch.cat([tensors["source"], tensors["prefix"]], 1).float()
     width, special = tiny_task.max_source_length, dicts.env.special
     for ours, theirs in zip(
-        texts(tensors, width, special), texts(flat, width, special), strict=True
+        split_observation(tensors, width, special),
+        split_observation(flat, width, special),
+        strict=True,
     ):
         assert torch.equal(ours, theirs)
         assert ours.dtype == theirs.dtype == torch.int64
 
 
-def test_an_expert_that_looks_at_references_is_no_policy(venv):
-    """No observation shows them: of empty ones it would write the end token, always."""
+def test_an_expert_that_needs_references_is_refused_as_a_policy(venv):
+    """Refuse it, since without references it would always write the end token."""
     expert = DynamicOracle(venv.env.examples, venv.env.vocab_size)
     spaces = venv.observation_space, venv.action_space
     with pytest.raises(TypeError, match=r'got a DynamicOracle.*ask_expert=True and .*"expert_act'):
@@ -234,7 +236,7 @@ def test_an_expert_that_looks_at_references_is_no_policy(venv):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_expert_as_a_policy_writes_what_it_writes_itself(tiny_task, make_table_model, flat):
+def test_the_expert_policy_writes_the_experts_text(tiny_task, make_table_model, flat):
     expert = NeuralExpert(make_table_model(tiny_task, 3))
     env = TextGenVectorEnv(tiny_task, SLOTS)
     venv = FlatObservation(SB3VecEnv(env)) if flat else SB3VecEnv(env)
@@ -244,18 +246,18 @@ def test_the_expert_as_a_policy_writes_what_it_writes_itself(tiny_task, make_tab
         venv.action_space,
         max_source_length=tiny_task.max_source_length,
     )
-    shown, written, asked = venv.reset(), [[] for _ in range(SLOTS)], 0
+    shown, written, queried = venv.reset(), [[] for _ in range(SLOTS)], 0
     first = env.examples.select(
         torch.tensor([info["index"] for info in venv.unwrapped.reset_infos])
     )
     alive = np.ones(SLOTS, bool)
     while alive.any():
         actions, _ = policy.predict(shown)
-        asked += SLOTS
+        queried += SLOTS
         for slot in np.flatnonzero(alive):
             written[slot].append(int(actions[slot]))
         shown, _, dones, _ = venv.step(actions)
         alive &= ~dones
-    assert expert.queries.tokens == asked
+    assert expert.queries.tokens == queried
     expected = expert.write(first, max_steps=env.max_steps, beam_size=1).reference
     assert [row[row != 0].tolist() for row in expected] == written

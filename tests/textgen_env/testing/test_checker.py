@@ -10,8 +10,9 @@ from gymnasium.wrappers.vector import ArrayConversion
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.testing.checker import CHECKS, ContractError, check_vector_env
-from textgen_env.testing.recorder import play
+from textgen_env.testing import ContractError, check_vector_env
+from textgen_env.testing.checker import CHECKS
+from textgen_env.testing.recorder import record_env
 from textgen_env.types import SpecialTokens
 
 SAME_STEP, NEXT_STEP, DISABLED = (
@@ -26,13 +27,13 @@ VOCAB_SIZE, MAX_STEPS = TASK.tokenizer.vocab_size, TASK.max_target_length
 
 
 class Faulty(VectorWrapper):
-    """An environment with one fault: a method of a subclass that spoils what it is given."""
+    """Wrapper with one fault, in a method that a subclass overrides."""
 
     def reset(self, *, seed=None, options=None):
         return self.after_reset(*self.env.reset(seed=seed, options=options))
 
     def step(self, actions):
-        """Whatever a fault says of flags, the environment inside is given what it takes."""
+        """Give the wrapped environment PAD after an end, whatever flags a fault reports."""
         over = self.env.unwrapped.state.done
         taken = torch.as_tensor(actions).masked_fill(over, TASK.tokenizer.special.pad)
         return self.after_step(*self.env.step(taken))
@@ -315,7 +316,7 @@ class RewardsBySlot(Faulty):
 
 
 class PretendsSameStep(Faulty):
-    """Calls itself an environment of another mode than it is."""
+    """Wrapper that names another mode than it runs in."""
 
     mode = SAME_STEP
 
@@ -352,7 +353,7 @@ def no_metadata(env):
     return env
 
 
-FAULTS = [  # what spoils an environment, of which mode, the clause it breaks, what is found
+FAULTS = [  # a faulty wrapper, the mode of what it wraps, the rule it violates, the violation
     (wrong_attribute, SAME_STEP, "autoreset_mode:", "SAME_STEP in the metadata and .*NEXT_STEP"),
     (wrong_metadata, SAME_STEP, "autoreset_mode:", "SameStep in the metadata"),
     (no_metadata, SAME_STEP, "autoreset_mode:", "None in the metadata"),
@@ -412,35 +413,38 @@ def make(mode, num_envs=3):
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_our_environment_keeps_the_contract(mode, num_envs):
+def test_the_vector_environment_passes(mode, num_envs):
     for seed in range(3):
         check_vector_env(make(mode, num_envs), seed=seed)
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_an_environment_of_arrays_is_checked_in_the_same_way(mode):
+def test_the_vector_environment_with_arrays_passes(mode):
     check_vector_env(ArrayConversion(make(mode), env_xp=torch, target_xp=np))
 
 
-def test_singles_under_gymnasiums_own_vector_keep_what_applies_to_them():
-    """It gives rewards in float64, seeds each slot, hands all options to each, keeps functions."""
+def test_single_environments_in_a_sync_vector_env_pass_the_checks_that_apply():
+    """Apply the checks to Gymnasium's `SyncVectorEnv` that it aims to pass.
+
+    It returns float64 rewards, seeds each slot, gives all options to each and keeps functions.
+    """
     env = SyncVectorEnv([lambda: TextGenEnv(TASK)] * 3, autoreset_mode=SAME_STEP)
     env.autoreset_mode = SAME_STEP
-    record = play(env, SpecialTokens(), seed=0)
+    recording = record_env(env, SpecialTokens(), seed=0)
     others = ("rewards: finite", "indices:", "info", "slots:", "pickle:")
-    for clause in CHECKS:
-        if not clause.rule.startswith(others):
-            assert clause.breach(record) is None, clause.rule
+    for check in CHECKS:
+        if not check.rule.startswith(others):
+            assert check.find_violation(recording) is None, check.rule
 
 
-def test_an_environment_of_another_kind_is_refused():
+def test_an_environment_with_other_spaces_is_refused():
     with pytest.raises(
         TypeError, match=r"must be a Discrete and a Dict .* got Discrete\(2\) and Box"
     ):
         check_vector_env(gymnasium.make_vec("CartPole-v1", num_envs=2))
 
 
-def test_an_environment_that_was_reset_is_not_new():
+def test_an_environment_that_was_reset_before_is_refused():
     env = make(SAME_STEP)
     env.reset()
     with pytest.raises(ContractError, match=r"^step: .*check a new environment"):
@@ -451,15 +455,15 @@ def test_a_wrapper_without_a_fault_passes():
     check_vector_env(Faulty(make(SAME_STEP)))
 
 
-@pytest.mark.parametrize(("spoil", "mode", "clause", "found"), FAULTS)
-def test_a_fault_is_found_and_named_by_its_clause(spoil, mode, clause, found):
-    [broken] = [part for part in CHECKS if part.rule.startswith(clause)]
-    with pytest.raises(ContractError, match=found) as caught:
+@pytest.mark.parametrize(("spoil", "mode", "rule", "violation"), FAULTS)
+def test_a_fault_is_found_and_named_by_its_rule(spoil, mode, rule, violation):
+    [check] = [check for check in CHECKS if check.rule.startswith(rule)]
+    with pytest.raises(ContractError, match=violation) as caught:
         check_vector_env(spoil(make(mode)))
-    assert str(caught.value).startswith(f"{broken.rule}, got ")
-    assert str(caught.value).endswith(f": {broken.remedy}")
+    assert str(caught.value).startswith(f"{check.rule}, found ")
+    assert str(caught.value).endswith(f": {check.remedy}")
 
 
-def test_every_clause_has_a_fault_that_breaks_it():
-    faults = tuple(fault[2] for fault in FAULTS)
-    assert all(clause.rule.startswith(faults) for clause in CHECKS)
+def test_every_check_has_a_fault_that_it_finds():
+    rules = tuple(fault[2] for fault in FAULTS)
+    assert all(check.rule.startswith(rules) for check in CHECKS)
