@@ -90,7 +90,7 @@ def steps(model, cache, tokens):
 
 
 def test_texts_are_those_of_the_model_in_batches_of_any_shape(setting, model):
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     for count, longest in ((5, 7), (3, 12), (5, 7), (4, WIDTHS + 1)):
         source = setting.sources(count, longest)
         assert torch.equal(greedy(quick, source, STEPS), greedy(model, source, STEPS))
@@ -101,7 +101,7 @@ def test_texts_of_pretrained_models_too(setting, name, tmp_path):
     save_family(FAMILIES[name], tmp_path)
     model = load_model(tmp_path).requires_grad_(False).to(setting.device)
     source = encode_sources(TEXTS, load_tokenizer(tmp_path)).to(setting.device)
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     expected = greedy(model, source, STEPS)
     for _ in range(2):  # recorded, and replayed from the start
         assert torch.equal(greedy(quick, source, STEPS), expected)
@@ -110,7 +110,7 @@ def test_texts_of_pretrained_models_too(setting, name, tmp_path):
 def test_beam_search_finds_the_same(setting, model):
     source = setting.sources(4, 8)
     find = partial(beam_search, source=source, max_steps=STEPS, beam_size=3)
-    got, expected = find(setting.captured(model))[0], find(model)[0]
+    got, expected = find(setting.with_cuda_graphs(model))[0], find(model)[0]
     assert torch.equal(got, expected)
 
 
@@ -118,14 +118,18 @@ def test_beam_search_finds_the_same(setting, model):
 def test_logits_are_those_of_the_model(setting, model, dtype):
     model = model.to(dtype)
     source, tokens = setting.sources(6, WIDTHS), setting.sources(6, STEPS)
-    got, _ = steps(setting.captured(model), setting.captured(model).start(source, STEPS), tokens)
+    got, _ = steps(
+        setting.with_cuda_graphs(model),
+        setting.with_cuda_graphs(model).start(source, STEPS),
+        tokens,
+    )
     expected, _ = steps(model, model.start(source, STEPS), tokens)
     close = {"rtol": 0.05, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(got, expected, **close)
 
 
 def test_two_texts_that_are_written_in_turn_keep_apart(setting, model):
-    quick, width = setting.captured(model), WIDTHS
+    quick, width = setting.with_cuda_graphs(model), WIDTHS
     sources = [setting.sources(5, width), setting.sources(5, width).flip(0).roll(1, 1)]
     tokens = setting.sources(5, STEPS)
     caches, logits = [quick.start(source, STEPS) for source in sources], ([], [])
@@ -138,7 +142,7 @@ def test_two_texts_that_are_written_in_turn_keep_apart(setting, model):
 
 
 def test_a_recording_is_used_again_once_its_text_is_over(setting, model):
-    quick, source = setting.captured(model), setting.sources(5, 8)
+    quick, source = setting.with_cuda_graphs(model), setting.sources(5, 8)
     greedy(quick, source, STEPS)
     recorded = list(quick._recordings)
     assert recorded
@@ -149,7 +153,7 @@ def test_a_recording_is_used_again_once_its_text_is_over(setting, model):
 
 def test_no_more_recordings_are_kept_than_the_limit(setting, model, monkeypatch):
     monkeypatch.setattr(module, "RECORDINGS", 2)
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     for count in (2, 3, 4, 5, 2):
         source = setting.sources(count, 8)
         assert torch.equal(greedy(quick, source, 6), greedy(model, source, 6))
@@ -158,7 +162,7 @@ def test_no_more_recordings_are_kept_than_the_limit(setting, model, monkeypatch)
 
 def test_recordings_that_hold_too_much_go_before_another_comes(setting, model, monkeypatch):
     monkeypatch.setattr(module, "MEMORY", 0)
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     for count in (2, 3, 4):
         source, tokens = setting.sources(count, WIDTHS), setting.sources(count, 6)
         for _ in range(2):
@@ -168,7 +172,7 @@ def test_recordings_that_hold_too_much_go_before_another_comes(setting, model, m
 
 
 def test_weights_may_change_in_place(setting, model):
-    quick, source = setting.captured(model), setting.sources(5, 8)
+    quick, source = setting.with_cuda_graphs(model), setting.sources(5, 8)
     before = greedy(quick, source, STEPS)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -178,7 +182,7 @@ def test_weights_may_change_in_place(setting, model):
 
 
 def test_rows_begin_anew_beside_others(setting, model):
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     source, tokens = setting.sources(6, WIDTHS), setting.sources(6, STEPS)
     mask = torch.tensor([True, False, False, True, False, True], device=setting.device)
     index = torch.tensor([0, 0, 0, 1, 0, 2], device=setting.device)
@@ -191,7 +195,7 @@ def test_rows_begin_anew_beside_others(setting, model):
 
 
 def test_rows_begin_anew_after_what_was_stepped_itself(setting, model):
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     source, tokens = setting.sources(4, WIDTHS), setting.sources(4, STEPS)
     mask = torch.tensor([True, False, True, False], device=setting.device)
     index = torch.arange(4, device=setting.device)
@@ -220,7 +224,7 @@ def test_texts_streamed_through_slots_are_the_same(setting, name, tiny_task):
     def written(student):
         return stream(env, lambda view: _by_student(behavior, view), indices, student)
 
-    got, expected = written(setting.captured(model)), written(model)
+    got, expected = written(setting.with_cuda_graphs(model)), written(model)
     assert torch.equal(got.actions, expected.actions)
     assert torch.equal(got.mask, expected.mask)
 
@@ -232,7 +236,7 @@ def _by_student(behavior, view):
 
 def test_an_expert_goes_along_and_its_answers_can_be_learned_from(setting, model):
     source, tokens = setting.sources(4, WIDTHS), setting.sources(4, 3)
-    expert = NeuralExpert(setting.captured(model))
+    expert = NeuralExpert(setting.with_cuda_graphs(model))
     with torch.inference_mode():
         greedy(expert.model, source, STEPS)  # what is recorded there is used elsewhere
     logits, _ = steps(expert.model, expert.start(source, STEPS), tokens)
@@ -244,7 +248,7 @@ def test_an_expert_goes_along_and_its_answers_can_be_learned_from(setting, model
 def test_a_cache_of_another_kind_is_stepped_as_it_is(setting, tiny_task, make_table_model):
     model = make_table_model(tiny_task, 0).to(setting.device)
     source = torch.tensor([[3, 2], [4, 2]], device=setting.device)
-    quick = setting.captured(model)
+    quick = setting.with_cuda_graphs(model)
     assert torch.equal(greedy(quick, source, 4), greedy(model, source, 4))
     assert not quick._recordings
 

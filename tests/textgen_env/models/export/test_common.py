@@ -59,7 +59,7 @@ def test_a_model_of_another_tokenizer_is_refused(vocab_size, special):
 
 
 def test_a_tokenizer_that_puts_more_around_a_text_is_refused(tmp_path):
-    pretrained = pytest.importorskip("pretrained")  # needs transformers
+    pretrained = pytest.importorskip("tests.support.pretrained")
     pretrained.FAMILIES["bart"].tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     config = TransformerConfig(tokenizer.vocab_size, 8, num_heads=2, feed_forward=8)

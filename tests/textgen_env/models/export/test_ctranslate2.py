@@ -56,7 +56,7 @@ def test_the_end_may_come_at_once(tmp_path):
 
 @pytest.mark.parametrize("name", ["marian", "t5"])
 def test_a_student_with_a_pretrained_tokenizer_writes_the_same(name, tmp_path):
-    pretrained = pytest.importorskip("pretrained")  # needs transformers
+    pretrained = pytest.importorskip("tests.support.pretrained")
     pretrained.FAMILIES[name].tokenizer().save_pretrained(tmp_path / "teacher")
     tokenizer = load_tokenizer(tmp_path / "teacher")
     model, source = student_of(tokenizer)
