@@ -16,7 +16,7 @@ from textgen_env.models.transformer import Transformer
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
-Write = Callable[[Tensor, int], Tensor]
+GenerateFn = Callable[[Tensor, int], Tensor]
 """((B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
 
 NEVER = -1e4  # added to the logits of tokens that are never written; finite in every precision

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from textgen_env.models.export.common import (
     NEVER,
     ExportError,
-    Write,
+    GenerateFn,
     exportable,
     served_tokenizer,
 )
@@ -91,7 +91,7 @@ def to_spec(model: Transformer) -> TransformerSpec:
     return spec
 
 
-def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
+def load_ctranslate2(folder: Path, beam_size: int = 1) -> GenerateFn:
     """What the model that `save_ctranslate2` wrote writes, in the precision of its weights.
 
     CTranslate2 works with as many threads as torch. It answers an empty source with an empty text,

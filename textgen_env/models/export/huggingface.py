@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from textgen_env.models.export.common import NEVER, Write, exportable, served_tokenizer
+from textgen_env.models.export.common import NEVER, GenerateFn, exportable, served_tokenizer
 from textgen_env.models.storage import TOKENIZER, Model
 from textgen_env.models.transformer import Transformer, sinusoids
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
@@ -111,7 +111,7 @@ def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditiona
     return exported.eval()
 
 
-def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Write:
+def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> GenerateFn:
     """What the model that `save_hf` wrote writes greedily, by `generate` of `transformers`.
 
     It reads the token ids of the model that was exported.
