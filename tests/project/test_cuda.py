@@ -19,7 +19,7 @@ from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.decoding import Sampling, decode_all, sample
-from textgen_env.models.acceleration.cuda_graph import Captured, with_cuda_graphs
+from textgen_env.models.acceleration.cuda_graph import GraphedModel, with_cuda_graphs
 from textgen_env.testing.checker import check_vector_env
 from textgen_env.types import Writer
 
@@ -74,7 +74,7 @@ def test_texts_are_those_that_are_written_on_the_host(tiny_task, tiny_student, e
     env, indices = make_env(tiny_task, expert), torch.arange(ROWS)
     expected = decode_all(tiny_student, env.examples.source[:ROWS].cpu(), env.max_steps)
     student = with_cuda_graphs(tiny_student.requires_grad_(False).cuda())
-    assert isinstance(student, Captured)
+    assert isinstance(student, GraphedModel)
     behavior = token_sampler(None, env, torch.Generator())
 
     def by_student(view):

@@ -56,7 +56,7 @@ def with_cuda_graphs(model: M) -> M:
     """
     if not isinstance(model, nn.Module) or not all(each.is_cuda for each in model.parameters()):
         return model
-    return cast("M", Captured(cast("SequenceModel", model), cuda_graph))
+    return cast("M", GraphedModel(cast("SequenceModel", model), cuda_graph))
 
 
 def cuda_graph(work: Callable[[], None]) -> Callable[[], object]:
@@ -72,7 +72,7 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], object]:
     return graph.replay
 
 
-class Captured:
+class GraphedModel:
     """A `SequenceModel` that replays the steps of another one with static-shape caches.
 
     No gradient comes out of such steps.

@@ -63,7 +63,7 @@ class _Packed:
         self.pack()
 
 
-class PackedLinear(_Packed, nn.Linear):
+class PrepackedLinear(_Packed, nn.Linear):
     """A linear layer."""
 
     def pack(self) -> None:
@@ -75,7 +75,7 @@ class PackedLinear(_Packed, nn.Linear):
         return product(input, self.weight, self.blocks, self.bias)
 
 
-class PackedEmbedding(_Packed, TiedEmbedding):
+class PrepackedEmbedding(_Packed, TiedEmbedding):
     """An embedding that makes the logits too."""
 
     def pack(self) -> None:
@@ -87,7 +87,7 @@ class PackedEmbedding(_Packed, TiedEmbedding):
         return product(hidden, self.weight, self.blocks, None)
 
 
-class PackedGRUCell(_Packed, nn.GRUCell):
+class PrepackedGRUCell(_Packed, nn.GRUCell):
     """A gated recurrent unit, one step of it."""
 
     def pack(self) -> None:
@@ -107,9 +107,9 @@ class PackedGRUCell(_Packed, nn.GRUCell):
 
 
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: PackedLinear,
-    TiedEmbedding: PackedEmbedding,
-    nn.GRUCell: PackedGRUCell,
+    nn.Linear: PrepackedLinear,
+    TiedEmbedding: PrepackedEmbedding,
+    nn.GRUCell: PrepackedGRUCell,
 }
 
 

@@ -20,7 +20,7 @@ from textgen_env.models import cache_ops
 from textgen_env.models.acceleration import cuda_graph as module
 from textgen_env.models.acceleration.cuda_graph import (
     WIDTHS,
-    Captured,
+    GraphedModel,
     cuda_graph,
     with_cuda_graphs,
 )
@@ -52,7 +52,7 @@ class Setting:
     def with_cuda_graphs(self, model):
         if self.device == "cuda":
             return with_cuda_graphs(model)
-        return Captured(model, lambda work: work)
+        return GraphedModel(model, lambda work: work)
 
     def model(self, name, vocab_size=30):
         torch.manual_seed(0)
@@ -257,7 +257,7 @@ def test_steps_that_cannot_be_recorded_are_made_one_by_one(setting, model):
     def refuse(work):
         raise RuntimeError("it waits")
 
-    quick, source = Captured(model, refuse), setting.sources(4, 8)
+    quick, source = GraphedModel(model, refuse), setting.sources(4, 8)
     with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph.*got it waits"):
         written = greedy(quick, source, STEPS)
     assert torch.equal(written, greedy(model, source, STEPS))
@@ -274,7 +274,7 @@ def test_elsewhere_a_model_stays_as_it_is():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_model_on_the_device_is_recorded_as_a_graph():
     quick = with_cuda_graphs(OWN["recurrent"](30).cuda())
-    assert isinstance(quick, Captured)
+    assert isinstance(quick, GraphedModel)
     assert quick.record is cuda_graph
 
 
@@ -291,7 +291,7 @@ def test_room_is_made_at_once_where_steps_are_recorded(monkeypatch):
 
 def test_what_it_says_of_itself_is_the_models():
     model = OWN["transformer"](30).eval()
-    quick = Captured(model, lambda work: work)
+    quick = GraphedModel(model, lambda work: work)
     assert (quick.special, quick.vocab_size) == (SpecialTokens(), 30)
     source, actions = random_sources(2, 5), random_sources(2, 4)
     assert_near(quick.sequence_logits(source, actions), model.sequence_logits(source, actions))

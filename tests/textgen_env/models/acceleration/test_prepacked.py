@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from textgen_env.models.acceleration.prepacked import FEW, PackedLinear, with_prepacked_weights
+from textgen_env.models.acceleration.prepacked import FEW, PrepackedLinear, with_prepacked_weights
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 
@@ -47,7 +47,7 @@ def test_logits_are_those_of_the_model(model, dtype, rows):
     model = model.to(dtype)
     source, actions = texts(rows)
     quick = with_prepacked_weights(model)
-    assert any(isinstance(module, PackedLinear) for module in quick.modules())
+    assert any(isinstance(module, PrepackedLinear) for module in quick.modules())
     with torch.no_grad():
         expected = model.sequence_logits(source, actions)
         torch.testing.assert_close(quick.sequence_logits(source, actions), expected, **CLOSE[dtype])
