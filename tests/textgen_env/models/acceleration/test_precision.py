@@ -33,7 +33,7 @@ def test_both_precisions_are_measured():
     ],
 )
 def test_bfloat16_is_chosen_if_it_is_clearly_faster(monkeypatch, seconds, name):
-    monkeypatch.setattr(precision, "_best", lambda kinds, device: seconds)
+    monkeypatch.setattr(precision, "_fewest_seconds", lambda runs, device: seconds)
     measured = measure_precision(16, rows=2)
     assert measured.name == name
     flops = 2 * 2 * (16 * 2) * 16 * 32  # 16 products of 2 rows, one of 32 rows

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from textgen_env.models.acceleration.prepacked import FEW, PrepackedLinear, with_prepacked_weights
+from textgen_env.models.acceleration.prepacked import (
+    MIN_FLOAT32_ROWS,
+    PrepackedLinear,
+    with_prepacked_weights,
+)
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 
@@ -42,7 +46,7 @@ def by_steps(model, source, actions):
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("rows", [1, FEW, 9])
+@pytest.mark.parametrize("rows", [1, MIN_FLOAT32_ROWS, 9])
 def test_logits_are_those_of_the_model(model, dtype, rows):
     model = model.to(dtype)
     source, actions = texts(rows)
