@@ -19,9 +19,9 @@ from textgen_env.generation.decoding import greedy
 from textgen_env.models import cache_ops
 from textgen_env.models.acceleration import cuda_graph as module
 from textgen_env.models.acceleration.cuda_graph import (
-    WIDTHS,
+    SOURCE_WIDTH_MULTIPLE,
     GraphedModel,
-    cuda_graph,
+    capture_cuda_graph,
     with_cuda_graphs,
 )
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
@@ -91,7 +91,7 @@ def steps(model, cache, tokens):
 
 def test_texts_are_those_of_the_model_in_batches_of_any_shape(setting, model):
     quick = setting.with_cuda_graphs(model)
-    for count, longest in ((5, 7), (3, 12), (5, 7), (4, WIDTHS + 1)):
+    for count, longest in ((5, 7), (3, 12), (5, 7), (4, SOURCE_WIDTH_MULTIPLE + 1)):
         source = setting.sources(count, longest)
         assert torch.equal(greedy(quick, source, STEPS), greedy(model, source, STEPS))
 
@@ -117,7 +117,7 @@ def test_beam_search_finds_the_same(setting, model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_those_of_the_model(setting, model, dtype):
     model = model.to(dtype)
-    source, tokens = setting.sources(6, WIDTHS), setting.sources(6, STEPS)
+    source, tokens = setting.sources(6, SOURCE_WIDTH_MULTIPLE), setting.sources(6, STEPS)
     got, _ = steps(
         setting.with_cuda_graphs(model),
         setting.with_cuda_graphs(model).start(source, STEPS),
@@ -129,7 +129,7 @@ def test_logits_are_those_of_the_model(setting, model, dtype):
 
 
 def test_two_texts_that_are_written_in_turn_keep_apart(setting, model):
-    quick, width = setting.with_cuda_graphs(model), WIDTHS
+    quick, width = setting.with_cuda_graphs(model), SOURCE_WIDTH_MULTIPLE
     sources = [setting.sources(5, width), setting.sources(5, width).flip(0).roll(1, 1)]
     tokens = setting.sources(5, STEPS)
     caches, logits = [quick.start(source, STEPS) for source in sources], ([], [])
@@ -144,31 +144,31 @@ def test_two_texts_that_are_written_in_turn_keep_apart(setting, model):
 def test_a_recording_is_used_again_once_its_text_is_over(setting, model):
     quick, source = setting.with_cuda_graphs(model), setting.sources(5, 8)
     greedy(quick, source, STEPS)
-    recorded = list(quick._recordings)
+    recorded = list(quick._graphed_steps)
     assert recorded
     for _ in range(3):
         greedy(quick, source.roll(1, 0), STEPS)
-    assert quick._recordings == recorded
+    assert quick._graphed_steps == recorded
 
 
-def test_no_more_recordings_are_kept_than_the_limit(setting, model, monkeypatch):
-    monkeypatch.setattr(module, "RECORDINGS", 2)
+def test_no_more_graphed_steps_are_kept_than_the_limit(setting, model, monkeypatch):
+    monkeypatch.setattr(module, "MAX_GRAPHS", 2)
     quick = setting.with_cuda_graphs(model)
     for count in (2, 3, 4, 5, 2):
         source = setting.sources(count, 8)
         assert torch.equal(greedy(quick, source, 6), greedy(model, source, 6))
-        assert len(quick._recordings) <= 2
+        assert len(quick._graphed_steps) <= 2
 
 
-def test_recordings_that_hold_too_much_go_before_another_comes(setting, model, monkeypatch):
-    monkeypatch.setattr(module, "MEMORY", 0)
+def test_graphed_steps_that_hold_too_much_go_before_another_comes(setting, model, monkeypatch):
+    monkeypatch.setattr(module, "MAX_GRAPH_BYTES", 0)
     quick = setting.with_cuda_graphs(model)
     for count in (2, 3, 4):
-        source, tokens = setting.sources(count, WIDTHS), setting.sources(count, 6)
+        source, tokens = setting.sources(count, SOURCE_WIDTH_MULTIPLE), setting.sources(count, 6)
         for _ in range(2):
             got, _ = steps(quick, quick.start(source, 6), tokens)
             assert_near(got, steps(model, model.start(source, 6), tokens)[0])
-        assert [len(each.logits) for each in quick._recordings] == [count]
+        assert [len(each.logits) for each in quick._graphed_steps] == [count]
 
 
 def test_weights_may_change_in_place(setting, model):
@@ -183,7 +183,7 @@ def test_weights_may_change_in_place(setting, model):
 
 def test_rows_begin_anew_beside_others(setting, model):
     quick = setting.with_cuda_graphs(model)
-    source, tokens = setting.sources(6, WIDTHS), setting.sources(6, STEPS)
+    source, tokens = setting.sources(6, SOURCE_WIDTH_MULTIPLE), setting.sources(6, STEPS)
     mask = torch.tensor([True, False, False, True, False, True], device=setting.device)
     index = torch.tensor([0, 0, 0, 1, 0, 2], device=setting.device)
     answers = []
@@ -196,7 +196,7 @@ def test_rows_begin_anew_beside_others(setting, model):
 
 def test_rows_begin_anew_after_what_was_stepped_itself(setting, model):
     quick = setting.with_cuda_graphs(model)
-    source, tokens = setting.sources(4, WIDTHS), setting.sources(4, STEPS)
+    source, tokens = setting.sources(4, SOURCE_WIDTH_MULTIPLE), setting.sources(4, STEPS)
     mask = torch.tensor([True, False, True, False], device=setting.device)
     index = torch.arange(4, device=setting.device)
     answers = []
@@ -235,7 +235,7 @@ def _by_student(behavior, view):
 
 
 def test_an_expert_goes_along_and_its_answers_can_be_learned_from(setting, model):
-    source, tokens = setting.sources(4, WIDTHS), setting.sources(4, 3)
+    source, tokens = setting.sources(4, SOURCE_WIDTH_MULTIPLE), setting.sources(4, 3)
     expert = NeuralExpert(setting.with_cuda_graphs(model))
     with torch.inference_mode():
         greedy(expert.model, source, STEPS)  # what is recorded there is used elsewhere
@@ -250,7 +250,7 @@ def test_a_cache_of_another_kind_is_stepped_as_it_is(setting, tiny_task, make_ta
     source = torch.tensor([[3, 2], [4, 2]], device=setting.device)
     quick = setting.with_cuda_graphs(model)
     assert torch.equal(greedy(quick, source, 4), greedy(model, source, 4))
-    assert not quick._recordings
+    assert not quick._graphed_steps
 
 
 def test_steps_that_cannot_be_recorded_are_made_one_by_one(setting, model):
@@ -258,7 +258,9 @@ def test_steps_that_cannot_be_recorded_are_made_one_by_one(setting, model):
         raise RuntimeError("it waits")
 
     quick, source = GraphedModel(model, refuse), setting.sources(4, 8)
-    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph.*got it waits"):
+    with pytest.warns(
+        UserWarning, match="cannot be recorded as a CUDA graph.*error was: it waits"
+    ):
         written = greedy(quick, source, STEPS)
     assert torch.equal(written, greedy(model, source, STEPS))
     assert torch.equal(greedy(quick, source, STEPS), written), "said once"
@@ -275,7 +277,7 @@ def test_elsewhere_a_model_stays_as_it_is():
 def test_a_model_on_the_device_is_recorded_as_a_graph():
     quick = with_cuda_graphs(OWN["recurrent"](30).cuda())
     assert isinstance(quick, GraphedModel)
-    assert quick.record is cuda_graph
+    assert quick.capture is capture_cuda_graph
 
 
 def test_room_is_made_at_once_where_steps_are_recorded(monkeypatch):
@@ -283,9 +285,9 @@ def test_room_is_made_at_once_where_steps_are_recorded(monkeypatch):
 
     model = Setting("cpu").model("transformer")
     source = random_sources(3, 8)
-    assert model.step(source[:, 0], model.start(source, 40))[1].written.shape[4] < 40
+    assert model.step(source[:, 0], model.start(source, 40))[1].target.shape[4] < 40
     monkeypatch.setattr(kv_cache, "host_sync_is_free", lambda device: False)
-    assert model.step(source[:, 0], model.start(source, 40))[1].written.shape[4] == 40
+    assert model.step(source[:, 0], model.start(source, 40))[1].target.shape[4] == 40
     assert cache_ops.host_sync_is_free(torch.device("cpu"))
 
 

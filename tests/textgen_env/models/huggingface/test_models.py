@@ -143,7 +143,7 @@ def test_the_embedding_of_padding_influences_nothing(model, source, actions):
     pieces = [e for e in embeddings.values() if e.num_embeddings >= model.vocab_size]
     seen = [*dict.fromkeys(e.weight for e in pieces)]
     assert seen
-    if model.special.pad in getattr(model, "opening", ()):
+    if model.special.pad in getattr(model, "decoder_prompt", ()):
         pytest.skip("padding is what the decoder reads first")
     for weight in seen:
         weight[model.special.pad] += 10
@@ -235,7 +235,7 @@ def test_rows_begin_anew_for_ever_in_bounded_memory(model, source):
         previous = actions[same, age].masked_fill(begun, model.special.start)
         age = (age + 1).masked_fill(begun, 0)
         cache = cache.reset_rows(begun, model.start(source, STEPS), same)
-    assert cache.seen.shape[1] <= cache.window + 16
+    assert cache.visible.shape[1] <= cache.max_slots + 16
 
 
 @torch.no_grad()
