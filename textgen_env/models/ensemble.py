@@ -117,7 +117,7 @@ class Ensemble:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, V."""
+        """Number of tokens in the vocabulary, V."""
         return self.models[0].vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> EnsembleCache:

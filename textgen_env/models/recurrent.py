@@ -147,7 +147,7 @@ class Recurrent(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, V."""
+        """Number of tokens in the vocabulary, V."""
         return self.config.vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> RecurrentCache:

@@ -72,7 +72,7 @@ class SequenceModel(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, V."""
+        """Number of tokens in the vocabulary, V."""
         ...
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:

@@ -191,7 +191,7 @@ class Transformer(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, V."""
+        """Number of tokens in the vocabulary, V."""
         return self.config.vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> KeyValueCache:

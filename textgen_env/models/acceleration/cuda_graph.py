@@ -96,7 +96,7 @@ class GraphedModel:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, V."""
+        """Number of tokens in the vocabulary, V."""
         return self.model.vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
@@ -180,7 +180,7 @@ class _GraphedStep:
 
     @property
     def free(self) -> bool:
-        """Whether no cache in use shares memory with this recorded step."""
+        """True if no cache in use shares memory with this recorded step."""
         return self._owner() is None
 
     def copy_in(self, previous: Tensor, cache: StaticShapeCache) -> None:

@@ -146,9 +146,9 @@ def _load_transformers_model(folder: Path, dtype: torch.dtype) -> "PreTrainedMod
 
     disable_progress_bar()
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"all layers must be of attention, got {sorted(kinds)}")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if layer_types - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"all layers must be of attention, got {sorted(layer_types)}")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     from_pretrained: Any = auto.from_pretrained  # declared to return the model alone
     # Eager attention returns NaN in float64.

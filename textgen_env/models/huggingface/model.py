@@ -74,7 +74,7 @@ class HuggingFaceModel(nn.Module, ABC):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, V."""
+        """Number of tokens in the vocabulary, V."""
         return self.conventions.vocab_size
 
     @abstractmethod

@@ -1,3 +1,5 @@
+"""Tests of the measurement of precisions."""
+
 import json
 import time
 from dataclasses import asdict, replace

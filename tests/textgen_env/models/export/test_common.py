@@ -1,4 +1,4 @@
-"""What all exports share."""
+"""Tests of the parts shared by all export formats."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_the_served_tokenizer_decodes_the_same(tokenizer):
     assert served_tokenizer(tokenizer).decode_batch(rows) == tokenizer.decode(rows) == texts
 
 
-def test_a_tokenizer_that_is_served_stays_as_it_is():
+def test_serving_a_tokenizer_does_not_change_it():
     tokenizer = pairs()
     before = tokenizer.encode(TEXTS)
     served_tokenizer(tokenizer)
