@@ -97,9 +97,8 @@ def read_graph(path):
             name, array = read_tensor(value)
             arrays[name] = array
         elif number == NODE:
-            parts = [
-                (field, bytes(text).decode()) for field, text in read_fields(value) if field <= 4
-            ]
+            texts = ((field, text) for field, text in read_fields(value) if field <= NODE_KIND)
+            parts = [(field, bytes(text).decode()) for field, text in texts]
             found = {field: text for field, text in parts if field != NODE_INPUT}
             if found.get(NODE_KIND) == "MatMulInteger":
                 inputs = [text for field, text in parts if field == NODE_INPUT]

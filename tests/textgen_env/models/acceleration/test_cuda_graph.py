@@ -160,9 +160,7 @@ def test_no_more_graphed_steps_are_kept_than_the_limit(setting, model, monkeypat
         assert len(graphed._graphed_steps) <= 2
 
 
-def test_graphed_steps_that_use_too_much_memory_are_dropped(
-    setting, model, monkeypatch
-):
+def test_graphed_steps_that_use_too_much_memory_are_dropped(setting, model, monkeypatch):
     monkeypatch.setattr(module, "MAX_GRAPH_BYTES", 0)
     graphed = setting.with_cuda_graphs(model)
     for count in (2, 3, 4):
@@ -247,9 +245,7 @@ def test_an_expert_is_queried_at_every_step_and_its_logits_can_be_used_in_a_loss
     assert torch.equal(weight.grad, logits)
 
 
-def test_models_without_static_shapes_are_stepped_directly(
-    setting, tiny_task, make_table_model
-):
+def test_models_without_static_shapes_are_stepped_directly(setting, tiny_task, make_table_model):
     model = make_table_model(tiny_task, 0).to(setting.device)
     source = torch.tensor([[3, 2], [4, 2]], device=setting.device)
     graphed = setting.with_cuda_graphs(model)
