@@ -19,7 +19,7 @@ MIN_BFLOAT16_SPEEDUP = 1.25  # bfloat16 makes products faster, but most other op
 
 
 @dataclass(frozen=True)
-class Precision:
+class MeasuredPrecision:
     """Rates of matrix products in GFLOP/s, and the precision that follows from them.
 
     Attributes:
@@ -48,7 +48,7 @@ class Precision:
 
 def measure_precision(
     width: int, rows: int = 64, *, device: torch.device | str = "cpu"
-) -> Precision:
+) -> MeasuredPrecision:
     """Time products of a run's shapes, those of decoding steps and that of a training pass.
 
     With W of shape (2 width, width) these are 16 products of (rows, width) and one of
@@ -77,7 +77,7 @@ def measure_precision(
         seconds = _fewest_seconds(runs, device)
     rate = {name: products.flops / value / 1e9 for name, value in seconds.items()}
     float32 = max(rate["float32"], rate.get("float32_onednn", 0.0))
-    return Precision(
+    return MeasuredPrecision(
         name="bfloat16" if rate["bfloat16"] >= MIN_BFLOAT16_SPEEDUP * float32 else "float32",
         float32=rate["float32"],
         float32_onednn=rate.get("float32_onednn"),

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from textgen_env.models.acceleration import precision
-from textgen_env.models.acceleration.precision import Precision, measure_precision, onednn_float32
+from textgen_env.models.acceleration.precision import (
+    MeasuredPrecision,
+    measure_precision,
+    onednn_float32,
+)
 
-MEASURED = Precision(name="float32", float32=100.0, float32_onednn=200.0, bfloat16=50.0)
+MEASURED = MeasuredPrecision(name="float32", float32=100.0, float32_onednn=200.0, bfloat16=50.0)
 
 
 def test_both_precisions_are_measured():
