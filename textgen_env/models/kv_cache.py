@@ -1,9 +1,8 @@
 """Key-value cache of a Transformer decoder: keys and values of the target and of the source.
 
 A step writes one position of each row in place. Each row has a length of its own, so rows that
-started at different times can share a batch. Capacity grows a few positions at a time, because
-products over a part of a larger tensor are slow on CPUs, and because rows that are selected or
-reordered then copy little unused capacity.
+started at different times can share a batch. Capacity grows a few positions at a time: products
+over a part of a larger tensor are slow on CPUs, and unused capacity is copied with selected rows.
 
 Rows made by `repeat_rows` share the keys and values of their source. With K rows to a source, the
 source's tensors have B rows and the other tensors have R = B * K rows.
@@ -76,14 +75,14 @@ class KeyValueCache:
         capacity, limit = self.target.shape[4], len(self.position_embeddings)
         if self.max_length < capacity or capacity == limit:
             return self
-        missing = limit - capacity
+        # On accelerators a step is recorded for one shape, so all capacity is reserved at once.
+        added = limit - capacity
         if host_sync_is_free(self.length.device):
-            missing = min(CAPACITY_INCREMENT, missing)
-        # Elsewhere steps may be recorded for a fixed shape, so all capacity is reserved at once.
+            added = min(CAPACITY_INCREMENT, added)
         return replace(
             self,
-            target=F.pad(self.target, (0, 0, 0, missing)),
-            target_bias=F.pad(self.target_bias, (0, missing), value=float("-inf")),
+            target=F.pad(self.target, (0, 0, 0, added)),
+            target_bias=F.pad(self.target_bias, (0, added), value=float("-inf")),
         )
 
     def allocate_slot(self) -> tuple[Self, Tensor]:
@@ -127,10 +126,10 @@ class KeyValueCache:
         return replace(self, max_length=min(self.max_length + 1, len(self.position_embeddings)))
 
     def select_rows(self, index: Tensor) -> Self:
-        """Return a cache whose row i is a copy of row index[i], for all or no copies of a source.
+        """Return a cache whose row i is a copy of row index[i].
 
         Args:
-            index: (K,) int64.
+            index: (J,) int64; lists all copies of a row side by side, or none of them.
         """
         copies = self.source_bias.shape[2]
         sources = index if copies == 1 else index[::copies] // copies

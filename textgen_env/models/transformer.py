@@ -6,8 +6,8 @@ scale. Dropout acts on the embeddings and on each sublayer's output, before it i
 residual stream. There is no dropout on attention weights or inside the feed-forward network,
 because drawing its random numbers is expensive on CPUs.
 
-The layout is that of Blenderbot in the `transformers` library (biased projections, ReLU, a final
-norm on both sides) with M2M-100's sinusoids, counted from 1, so that an export copies weights.
+The layout is that of Blenderbot in the `transformers` library, so that an export copies weights:
+biased projections, ReLU, a final norm on both sides. Sinusoids are M2M-100's, counted from 1.
 
 Source: Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
 """
@@ -202,13 +202,11 @@ class Transformer(nn.Module):
             for layer in self._decoder_layers()
             for part in layer.source_attention.project(memory)
         ]
-        positions = torch.arange(max_steps, device=source.device)
+        positions = sinusoids(torch.arange(max_steps, device=source.device), self.config.width)
         return KeyValueCache.empty(
             source=torch.stack(projected).unflatten(0, (-1, 2)),
             source_mask=mask,
-            position_embeddings=sinusoids(positions, self.config.width).to(
-                self.embedding.weight.dtype
-            ),
+            position_embeddings=positions.to(self.embedding.weight.dtype),
         )
 
     def step(self, previous: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:

@@ -124,8 +124,8 @@ class RowCache:
             return self
         kept = min(self.used, self.max_slots)  # no row attends to older slots
         first, added = self.used - kept, CAPACITY_INCREMENT
+        # On accelerators a step is recorded for one shape, so all capacity is reserved at once.
         if not host_sync_is_free(self.visible.device):
-            # Steps may be recorded for a fixed shape here, so all capacity is reserved at once.
             added = max(added, self.max_slots - kept)
         return replace(
             self,
