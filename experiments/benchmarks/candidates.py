@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from textgen_env.generation.decoding import greedy
-from textgen_env.models.export.common import Write
+from textgen_env.models.export.common import GenerateFn
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -59,7 +59,7 @@ class BenchmarkCase:
         """What it has in common with other models' contestants."""
         return self.engine, self.precision
 
-    def load(self) -> Write:
+    def load(self) -> GenerateFn:
         """Its greedy decoding."""
         if self.engine == "compiled":
             model = load_model(self.folder, DTYPES[self.precision])
@@ -67,7 +67,7 @@ class BenchmarkCase:
         exported = self.engine == "ctranslate2"  # has the precision that it was exported in
         return load_generator(self.folder, precision="float32" if exported else self.precision)
 
-    def load_beside_others(self) -> Write:
+    def load_beside_others(self) -> GenerateFn:
         """The same, apart from others in this process where they would slow each other."""
         return load_apart(self.folder) if self.engine == "ctranslate2" else self.load()
 
@@ -128,7 +128,7 @@ class TimedGeneration:
         written: (B, max_steps) tokens of each batch in the last pass.
     """
 
-    write: Write
+    write: GenerateFn
     batches: Sequence[Tensor]
     max_steps: int
     pad: int
@@ -186,7 +186,7 @@ def _load_libraries() -> None:
         greedy(load_model(Path(folder)), torch.tensor([[3, 2]]), 2)
 
 
-def load_apart(folder: Path) -> Write:
+def load_apart(folder: Path) -> GenerateFn:
     """What the model in `folder` writes on CPUs, in a process of its own.
 
     CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one

@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor
 
 from textgen_env.generation.decoding import decode_all
-from textgen_env.models.export.common import ExportError, Write
+from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode
@@ -95,7 +95,7 @@ def export(options: ExportOptions) -> None:
     )
 
 
-def read_back(name: Format, model: Model, folder: Path) -> Write:
+def read_back(name: Format, model: Model, folder: Path) -> GenerateFn:
     """What the program that the format is for writes greedily, from `model` saved in `folder`.
 
     A pretrained model, causal or not, is loaded by `transformers` and decoded by this project.

@@ -12,7 +12,7 @@ from typing import Literal
 from textgen_env.generation.beam_search import decoder_of
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
-from textgen_env.models.export.common import ExportError, Write
+from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_model, save_model
 from textgen_env.tokenizers.subword import TextTokenizer
@@ -33,7 +33,7 @@ def format_of(folder: Path) -> Format | None:
 
 def load_generator(
     folder: Path, *, beam_size: int = 1, precision: str = "float32", device: str = "cpu"
-) -> Write:
+) -> GenerateFn:
     """What the model in `folder` writes; any model of `transformers` by this project's decoding.
 
     Args:

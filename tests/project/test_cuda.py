@@ -1,6 +1,6 @@
-"""On a CUDA device: nothing there waits for the host in a step, and every agent learns.
+"""Tests on a CUDA device: steps do not synchronize with the host, and every agent learns.
 
-Skipped where there is none.
+They are skipped where there is no such device.
 """
 
 import math
@@ -20,7 +20,7 @@ from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.decoding import Sampling, decode_all, sample
-from textgen_env.models.acceleration.cuda_graph import Captured, with_cuda_graphs
+from textgen_env.models.acceleration.cuda_graph import GraphedModel, with_cuda_graphs
 from textgen_env.testing.checker import check_vector_env
 from textgen_env.types import Writer
 
@@ -45,37 +45,37 @@ def make_env(task, expert, num_envs=ROWS, mode=AutoresetMode.DISABLED, **setting
 
 
 @pytest.fixture
-def waiting_is_an_error():
-    def begin():
+def forbid_sync():
+    """Return a function that makes synchronization an error for the rest of a test."""
+
+    def forbid():
         torch.cuda.set_sync_debug_mode("error")
 
-    yield begin
+    yield forbid
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("ask_expert", [False, True])
-def test_a_step_does_not_wait_for_the_device(
-    tiny_task, expert, mode, ask_expert, waiting_is_an_error
-):
+def test_a_step_does_not_wait_for_the_device(tiny_task, expert, mode, ask_expert, forbid_sync):
     env = make_env(tiny_task, expert, mode=mode, ask_expert=ask_expert)
     env.reset(seed=0)
     for step in range(25):
-        if step == 15:  # by then recorded, and all memory is made
-            waiting_is_an_error()
+        if step == 15:  # by then all steps are recorded and all memory is allocated
+            forbid_sync()
         env.step(permitted(env, torch.full((ROWS,), 3 + step % 4, device="cuda")))
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_the_environment_keeps_its_promises(tiny_task, expert, mode):
+def test_the_environment_fulfills_its_contract(tiny_task, expert, mode):
     check_vector_env(make_env(tiny_task, expert, mode=mode))
 
 
-def test_texts_are_those_that_are_written_on_the_host(tiny_task, tiny_student, expert):
+def test_texts_are_those_generated_on_the_host(tiny_task, tiny_student, expert):
     env, indices = make_env(tiny_task, expert), torch.arange(ROWS)
     expected = decode_all(tiny_student, env.examples.source[:ROWS].cpu(), env.max_steps)
     student = with_cuda_graphs(tiny_student.requires_grad_(False).cuda())
-    assert isinstance(student, Captured)
+    assert isinstance(student, GraphedModel)
     context = Context(indices.cuda(), env, student)
     behavior = token_sampler(None, context)
 

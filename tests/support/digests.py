@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from textgen_agents import AGENTS
 from textgen_env.generation.decoding import Sampling, decode_all, sample
-from textgen_env.models.acceleration.precision import Precision
+from textgen_env.models.acceleration.precision import MeasuredPrecision
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
@@ -86,7 +86,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _train(folder: Path, options: str) -> Path:
-    measured = Precision("float32", 1.0, None, 1.0)
+    measured = MeasuredPrecision("float32", 1.0, None, 1.0)
     output = io.StringIO()
     with (
         patch("textgen_experiments.runs.train.measure_precision", lambda *_, **__: measured),

@@ -32,14 +32,14 @@ MAX_POSITIONS = 48
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's tokenizer is laid out, and its model.
+    """Layout of a family's tokenizer, and its model.
 
     Attributes:
         pieces: all pieces in the order of their ids.
-        special: the tokenizer's special pieces by role.
-        template: what it puts around a text.
-        model: the number of pieces -> a model.
-        characters: whether pieces are characters and not words.
+        special: special pieces by role.
+        template: the tokenizer's template of a text.
+        model: function from the number of pieces to a model.
+        characters: whether pieces are characters instead of words.
     """
 
     pieces: list[str]
@@ -65,7 +65,7 @@ class Family:
 
 
 def balanced(model):
-    """`model` without the preference of random ones for a few pieces, whatever they have read."""
+    """Return `model` with a bias against the few pieces that random weights always prefer."""
     tokens = torch.randint(5, 25, (2, 16, 6))
     with torch.no_grad():
         logits = model.eval()(input_ids=tokens[0], decoder_input_ids=tokens[1]).logits
@@ -156,7 +156,7 @@ def qwen2(size):
 
 
 END = {"eos_token": "</s>", "unk_token": "<unk>"}
-OWN_PAD = {**END, "pad_token": "<pad>"}
+END_AND_PAD = {**END, "pad_token": "<pad>"}
 QWEN = {"eos_token": "</s>", "pad_token": "<pad>"}
 FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
 LLAMA = (
@@ -165,9 +165,9 @@ LLAMA = (
     "<s> $A",
 )
 FAMILIES = {
-    "marian": Family(["</s>", "<unk>", *WORDS, "<pad>"], OWN_PAD, "$A </s>", marian),
-    "t5": Family(["<pad>", "</s>", "<unk>", *WORDS], OWN_PAD, "$A </s>", t5),
-    "bart": Family(FAIRSEQ, {**OWN_PAD, "bos_token": "<s>"}, "<s> $A </s>", bart),
+    "marian": Family(["</s>", "<unk>", *WORDS, "<pad>"], END_AND_PAD, "$A </s>", marian),
+    "t5": Family(["<pad>", "</s>", "<unk>", *WORDS], END_AND_PAD, "$A </s>", t5),
+    "bart": Family(FAIRSEQ, {**END_AND_PAD, "bos_token": "<s>"}, "<s> $A </s>", bart),
     "llama": Family(*LLAMA, llama),
     "gpt2": Family(
         [*WORDS, "<|end|>"],
@@ -178,11 +178,11 @@ FAMILIES = {
     "qwen2": Family(["<pad>", "</s>", *"Ġaw0123456789bcdefghijklm"], QWEN, "$A", qwen2, True),
 }
 SLIDING = Family(*LLAMA, mistral)
-TOGETHER = Family(FAIRSEQ, {**OWN_PAD, "bos_token": "<s>"}, "<s> $A </s>", m2m)
+SHARED_POSITIONS = Family(FAIRSEQ, {**END_AND_PAD, "bos_token": "<s>"}, "<s> $A </s>", m2m)
 
 
 def save_family(family, folder, seed=0, **size):
-    """Write a random model of `family` and its tokenizer to `folder`; returns the folder."""
+    """Write a random model of `family` and its tokenizer to `folder`, and return the folder."""
     torch.manual_seed(seed)
     model = family.model(len(family.pieces), **size).eval()
     model.save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""Models that are asked step by step or all at once, and how they are kept on disk."""
+"""Sequence models, their caches, and their storage, export and acceleration."""

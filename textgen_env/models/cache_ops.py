@@ -1,4 +1,7 @@
-"""Memories: rows of one put into another, where the host need not know which, and their tensors."""
+"""Operations on the tensors of caches: growing, trimming, replacing rows, visiting all tensors.
+
+They never copy values to the host unless that is free (`host_sync_is_free`).
+"""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -9,42 +12,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 C = TypeVar("C")
-SPARE = 16  # positions that a memory may be wider than what its rows need
+CAPACITY_INCREMENT = 16  # positions by which the capacity for targets grows
+TRIM_MULTIPLE = 16  # widths are trimmed to a multiple of it, and only if that removes as many
 
 
 def host_sync_is_free(device: torch.device) -> bool:
-    """Whether the host may read values on `device` without waiting for it."""
+    """Return True if the host can read values on `device` without waiting for it."""
     return device.type == "cpu"
 
 
-def scatter_rows_(own: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int = 0) -> None:
-    """Write over `own`: its row i becomes row index[i] of `fresh` wherever mask[i] is True.
+def scatter_rows_(
+    destination: Tensor, fresh: Tensor, mask: Tensor, index: Tensor, dim: int = 0
+) -> None:
+    """Replace row i of `destination` in place by row index[i] of `fresh` where mask[i] is True.
 
-    Where looking is free, only those rows are touched. Elsewhere the host does not ask how many
-    they are, and all are read. Three of 64 rows of 62 source tokens, one thread of an x86 machine:
-    0.6 ms for a Transformer of 6 layers whose step takes 15 ms, and 27 ms if all are read.
+    Where the host can read the mask for free, only the rows concerned are touched. On other devices
+    all rows are read, so that the host need not wait to learn how many there are.
 
     Args:
-        own: B rows along `dim`.
+        destination: B rows along `dim`.
         fresh: K rows along `dim`, otherwise of the same shape.
         mask: (B,) bool.
-        index: (B,) int64 in [0, K), where `mask` is False too.
-        dim: of the rows.
+        index: (B,) int64 in [0, K), also where `mask` is False.
+        dim: dimension of the rows.
     """
-    if host_sync_is_free(own.device):
+    if host_sync_is_free(destination.device):
         rows = mask.nonzero().squeeze(1)
-        own.index_copy_(dim, rows, fresh.index_select(dim, index.index_select(0, rows)))
+        destination.index_copy_(dim, rows, fresh.index_select(dim, index.index_select(0, rows)))
     else:
-        shape = [1] * own.dim()
+        shape = [1] * destination.dim()
         shape[dim] = -1
-        torch.where(mask.view(shape), fresh.index_select(dim, index), own, out=own)
+        selected = fresh.index_select(dim, index)
+        torch.where(mask.view(shape), selected, destination, out=destination)
 
 
 def pad_to(memory: Tensor, width: int, dim: int) -> Tensor:
-    """`memory`, made `width` positions wide along `dim` if it was narrower.
+    """Return `memory` padded to at least `width` positions along `dim`.
 
-    The new ones hold minus infinity in a bias, whose positions are its last dimension, and zeros,
-    which such a bias hides, in other memories.
+    A bias, whose positions are its last dimension, is padded with minus infinity. Other tensors
+    are padded with zeros, which such a bias masks.
     """
     missing = width - memory.shape[dim]
     if missing <= 0:
@@ -55,15 +61,18 @@ def pad_to(memory: Tensor, width: int, dim: int) -> Tensor:
 
 
 def trim_to(memory: Tensor, width: int, dim: int) -> Tensor:
-    """`memory`, cut to `width` positions along `dim` (rounded up) if that spares enough to pay."""
-    rounded = -(-width // SPARE) * SPARE
-    if memory.shape[dim] - rounded < SPARE:
+    """Return `memory` cut to `width` positions along `dim`, rounded up to `TRIM_MULTIPLE`.
+
+    It is returned unchanged if fewer than `TRIM_MULTIPLE` positions would be removed.
+    """
+    rounded = -(-width // TRIM_MULTIPLE) * TRIM_MULTIPLE
+    if memory.shape[dim] - rounded < TRIM_MULTIPLE:
         return memory
     return memory.narrow(dim, 0, rounded).contiguous()
 
 
 def tensors_of(cache: object) -> list[Tensor]:
-    """The tensors of a dataclass, of its tuples too, in the order of its fields."""
+    """Return the tensors of a dataclass, also those in its tuples, in the order of its fields."""
     found: list[Tensor] = []
     for field in fields(cache):  # pyright: ignore[reportArgumentType] - a dataclass
         value = getattr(cache, field.name)
@@ -72,13 +81,13 @@ def tensors_of(cache: object) -> list[Tensor]:
     return found
 
 
-def each_tensor(cache: C, change: Callable[[Tensor], Tensor]) -> C:
-    """A dataclass with every tensor changed, those of its tuples too, field by field."""
+def map_tensors(function: Callable[[Tensor], Tensor], cache: C) -> C:
+    """Return a dataclass with `function` applied to each tensor, also to those in its tuples."""
     changed: dict[str, Any] = {}
     for field in fields(cache):  # pyright: ignore[reportArgumentType] - a dataclass
         value = getattr(cache, field.name)
         if isinstance(value, Tensor):
-            changed[field.name] = change(value)
+            changed[field.name] = function(value)
         elif isinstance(value, tuple):
-            changed[field.name] = tuple(map(change, value))
+            changed[field.name] = tuple(map(function, value))
     return replace(cache, **changed)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Models made of models: one that knows fewer tokens, and several that answer as one."""
+"""Models composed of other models: one with a smaller vocabulary, and ensembles."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,17 +15,17 @@ from textgen_env.types import SpecialTokens
 
 @dataclass(frozen=True)
 class CutVocabulary:
-    """A model without its last tokens: what is left is renormalized by whoever normalizes.
+    """Model without the last tokens of its vocabulary.
 
-    For teachers whose embedding was padded to a round number, so that it has more entries than
-    their tokenizer and their student.
+    It is meant for teachers whose embedding was padded to a round number, and so has more entries
+    than their tokenizer and their student. Logits are cut and not renormalized.
 
     Attributes:
-        model: with at least `vocab_size` tokens.
-        vocab_size: V, how many of its tokens are kept.
+        model: model with at least `vocab_size` tokens.
+        vocab_size: number of tokens that are kept, V.
 
     Raises:
-        ValueError: `vocab_size` above the model's, or without room for the special tokens.
+        ValueError: `vocab_size` is above the model's, or excludes special tokens.
     """
 
     model: SequenceModel
@@ -40,62 +40,62 @@ class CutVocabulary:
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of padding, start and end."""
+        """Ids of the padding, start and end tokens."""
         return self.model.special
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """The model's own cache."""
+        """Return the model's own cache."""
         return self.model.start(source, max_steps)
 
     def step(self, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """The first V of the model's logits."""
+        """Return the first V of the model's logits, (B, V), and its cache."""
         logits, cache = self.model.step(previous, cache)
         return logits[..., : self.vocab_size], cache
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """The first V of the model's logits."""
+        """Return the first V of the model's logits, (B, T, V)."""
         return self.model.sequence_logits(source, actions)[..., : self.vocab_size]
 
 
 @dataclass(frozen=True)
 class EnsembleCache:
-    """The caches of an ensemble's models, stepped together; a `Cache` itself."""
+    """Caches of an ensemble's models, which are stepped together; a `Cache` itself."""
 
     caches: tuple[AnyCache, ...]
 
     def select_rows(self, index: Tensor) -> Self:
-        """As each of the caches does."""
-        return self._each(lambda cache: cache.select_rows(index))
+        """Select the same rows of every cache."""
+        return self._map(lambda cache: cache.select_rows(index))
 
     def repeat_rows(self, count: int) -> Self:
-        """As each of the caches does."""
-        return self._each(lambda cache: cache.repeat_rows(count))
+        """Repeat the rows of every cache."""
+        return self._map(lambda cache: cache.repeat_rows(count))
 
     def reorder_rows(self, index: Tensor) -> Self:
-        """As each of the caches does."""
-        return self._each(lambda cache: cache.reorder_rows(index))
+        """Reorder the rows of every cache."""
+        return self._map(lambda cache: cache.reorder_rows(index))
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
-        """As each of the caches does."""
+        """Reset the same rows of every cache."""
         pairs = zip(self.caches, fresh.caches, strict=True)
         return type(self)(tuple(cache.reset_rows(mask, new, index) for cache, new in pairs))
 
-    def _each(self, change: Callable[[AnyCache], AnyCache]) -> Self:
-        return type(self)(tuple(change(cache) for cache in self.caches))
+    def _map(self, function: Callable[[AnyCache], AnyCache]) -> Self:
+        return type(self)(tuple(function(cache) for cache in self.caches))
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models that answer with the mean of their probabilities.
+    """Ensemble of models: its probabilities are the mean of the models' probabilities.
 
-    An ensemble is a model: `NeuralExpert(Ensemble((first, second)))` is an expert of two teachers,
-    and beam search writes with it. Its logits are log-probabilities, float32.
+    An ensemble is a model itself: `NeuralExpert(Ensemble((first, second)))` is an expert with two
+    teachers. Its logits are log-probabilities in float32.
 
     Attributes:
-        models: at least one, with the same vocabulary.
+        models: at least one model; all have the same vocabulary.
 
     Raises:
-        ValueError: no models, or models of unequal vocabularies.
+        ValueError: there are no models, or their vocabularies differ.
     """
 
     models: Sequence[SequenceModel]
@@ -112,30 +112,33 @@ class Ensemble:
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of padding, start and end."""
+        """Ids of the padding, start and end tokens."""
         return self.models[0].special
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Number of tokens in the vocabulary, V."""
         return self.models[0].vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> EnsembleCache:
-        """Every model reads the source."""
+        """Encode the source with every model."""
         return EnsembleCache(tuple(model.start(source, max_steps) for model in self.models))
 
     def step(self, previous: Tensor, cache: EnsembleCache) -> tuple[Tensor, EnsembleCache]:
-        """Every model takes the step."""
+        """Return the log-probabilities (B, V) of the next token and the cache after this step."""
         pairs = zip(self.models, cache.caches, strict=True)
-        answers = [model.step(previous, own) for model, own in pairs]
-        logits, caches = zip(*answers, strict=True)
-        return self._log_mean(logits), EnsembleCache(caches)
+        steps = [model.step(previous, own) for model, own in pairs]
+        logits, caches = zip(*steps, strict=True)
+        return self._log_mean_probs(logits), EnsembleCache(caches)
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Every model in turn: two answers of this size are kept at most."""
-        return self._log_mean(model.sequence_logits(source, actions) for model in self.models)
+        """Return the log-probabilities (B, T, V) of every action.
 
-    def _log_mean(self, answers: Iterable[Tensor]) -> Tensor:
-        """Log of the mean of the probabilities, the shape of each of the logits, float32."""
-        log_probs = (logits.float().log_softmax(-1) for logits in answers)
+        Models are run one after the other, so that at most two such tensors exist at a time.
+        """
+        return self._log_mean_probs(model.sequence_logits(source, actions) for model in self.models)
+
+    def _log_mean_probs(self, each_logits: Iterable[Tensor]) -> Tensor:
+        """Return the logarithm of the mean probabilities, float32, in the shape of the logits."""
+        log_probs = (logits.float().log_softmax(-1) for logits in each_logits)
         return reduce(torch.logaddexp, log_probs) - math.log(len(self.models))

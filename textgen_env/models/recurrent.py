@@ -1,11 +1,13 @@
-"""Recurrent encoder-decoder with attention: a student whose step costs the same at every position.
+"""Recurrent encoder-decoder with attention, whose step costs the same at every position.
 
-Bidirectional gated recurrent units (Cho et al. 2014, arXiv:1406.1078) read the source, others write
-the target, and what they write is joined with what scaled dot-product attention reads from the
-source (Luong et al. 2015, section 3, arXiv:1508.04025). There is no input feeding, so all positions
-of a finished target are computed in one pass. One matrix embeds source and target and makes the
-logits, with unit scale at the start as in `transformer.py`. Dropout acts on embeddings, after each
-layer and before the logits (Lin et al. 2020, arXiv:2009.07253). Recurrent layers take time first.
+Bidirectional gated recurrent units (GRUs) encode the source and unidirectional ones decode the
+target. The decoder's output is combined with a context vector from scaled dot-product attention
+over the source. There is no input feeding, so a finished target is read in one pass. Embeddings are
+tied and logits have unit scale at the start, as in `transformer.py`. Dropout acts on the
+embeddings, after each layer and before the logits. Inputs of recurrent layers are time-major.
+
+Source: GRUs, Cho et al. 2014, arXiv:1406.1078; attention, Luong et al. 2015, section 3,
+arXiv:1508.04025; dropout, Lin et al. 2020, arXiv:2009.07253.
 """
 
 import math
@@ -28,11 +30,11 @@ class RecurrentConfig:
     """Size of a recurrent model.
 
     Attributes:
-        vocab_size: V.
-        width: width of embeddings and decoder, and of both encoder directions together; even.
-        num_encoder_layers: layers that read the source, each in both directions.
-        num_decoder_layers: layers that write the target.
-        dropout: probability, in [0, 0.99].
+        vocab_size: number of tokens, V.
+        width: width D of embeddings and decoder, and of both encoder directions together; even.
+        num_encoder_layers: number of encoder layers, each in both directions; at least 1.
+        num_decoder_layers: number of decoder layers; at least 1.
+        dropout: probability of dropout, in [0, 0.99].
     """
 
     vocab_size: int = 4000
@@ -53,14 +55,16 @@ class RecurrentConfig:
 
 @dataclass(frozen=True)
 class RecurrentCache:
-    """The decoder's memory: its states, and the source as attention reads it.
+    """Decoder states, and the source's keys and values for attention.
+
+    On CPUs the source's tensors are in float32: attention with one query per row is slower there in
+    bfloat16.
 
     Attributes:
         states: (N, B, D), the state of each decoder layer.
-        source_keys: (B, S, D), the encoder's output; on CPUs in float32, in which a product with
-            one query a row takes less than half the time that it takes in bfloat16.
-        source_values: (B, S, D), the same, projected once by `start`.
-        source_bias: (B, 1, S), added to attention's scores: 0, and minus infinity at padding.
+        source_keys: (B, S, D), the encoder's output.
+        source_values: (B, S, D), a projection of the encoder's output, computed once by `start`.
+        source_bias: (B, 1, S), added to attention scores: 0 at tokens and -inf at padding.
     """
 
     states: Tensor
@@ -69,15 +73,15 @@ class RecurrentCache:
     source_bias: Tensor
 
     def reserve(self) -> Self:
-        """The cache itself: the memory does not grow."""
+        """Return the cache itself, because it does not grow."""
         return self
 
-    def moved(self) -> Self:
-        """The cache itself: the host knows nothing of where it is."""
+    def advance_host_state(self) -> Self:
+        """Return the cache itself, because nothing on the host depends on the step."""
         return self
 
     def select_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i]."""
+        """Return a cache whose row i is a copy of row index[i]; `index` is (K,) int64."""
         return replace(
             self,
             states=self.states.index_select(1, index),
@@ -87,18 +91,24 @@ class RecurrentCache:
         )
 
     def repeat_rows(self, count: int) -> Self:
-        """A cache with `count` copies of each row, side by side."""
+        """Return a cache with `count` copies of each row, side by side."""
         rows = torch.arange(len(self.source_keys), device=self.source_keys.device)
         return self.select_rows(rows.repeat_interleave(count))
 
     def reorder_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i], a row of the same source."""
+        """Return a cache whose row i is a copy of row index[i], where both have the same source."""
         return replace(self, states=self.states.index_select(1, index))
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
-        """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True."""
-        looks = host_sync_is_free(mask.device)
-        if looks and not mask.any():
+        """Return the cache with row i replaced by row index[i] of `fresh` where `mask` is True.
+
+        Args:
+            mask: (B,) bool.
+            fresh: K rows.
+            index: (B,) int64 in [0, K).
+        """
+        sync_is_free = host_sync_is_free(mask.device)
+        if sync_is_free and not mask.any():
             return self
         width = fresh.source_bias.shape[2]
         keys = pad_to(self.source_keys, width, dim=1)
@@ -109,15 +119,15 @@ class RecurrentCache:
         scatter_rows_(keys[:, :width], fresh.source_keys, mask, index)
         scatter_rows_(values[:, :width], fresh.source_values, mask, index)
         scatter_rows_(bias[..., :width], fresh.source_bias, mask, index)
-        if looks:
-            tokens = int((bias == 0).sum(-1).max())
-            keys, values = (trim_to(memory, tokens, dim=1) for memory in (keys, values))
-            bias = trim_to(bias, tokens, dim=2)
+        if sync_is_free:
+            source_width = int((bias == 0).sum(-1).max())
+            keys, values = (trim_to(memory, source_width, dim=1) for memory in (keys, values))
+            bias = trim_to(bias, source_width, dim=2)
         return replace(self, source_keys=keys, source_values=values, source_bias=bias)
 
 
 class Recurrent(nn.Module):
-    """A `SequenceModel`; see the module's docstring for what is particular about it."""
+    """Recurrent encoder-decoder as a `SequenceModel`; the module docstring has its details."""
 
     def __init__(self, config: RecurrentConfig, special: SpecialTokens | None = None) -> None:
         super().__init__()
@@ -125,10 +135,10 @@ class Recurrent(nn.Module):
         self.config = config
         self.special = special or SpecialTokens()
         self.embedding = TiedEmbedding(config.vocab_size, width)
-        self.forward_encoder = _layers(config.num_encoder_layers, width, half)
-        self.backward_encoder = _layers(config.num_encoder_layers, width, half)
+        self.forward_encoder = _gru_stack(config.num_encoder_layers, width, half)
+        self.backward_encoder = _gru_stack(config.num_encoder_layers, width, half)
         self.bridge = nn.Linear(width, config.num_decoder_layers * width)
-        self.decoder = _layers(config.num_decoder_layers, width, width)
+        self.decoder = _gru_stack(config.num_decoder_layers, width, width)
         self.join_output = nn.Linear(width, width)
         self.join_context = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width)
@@ -137,11 +147,11 @@ class Recurrent(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Number of tokens in the vocabulary, V."""
         return self.config.vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> RecurrentCache:
-        """Encode the source; there is no room to be made for steps."""
+        """Encode the source; the cache has a fixed size, whatever `max_steps` is."""
         del max_steps
         cache = self._encode(source)
         if source.device.type != "cpu":
@@ -154,7 +164,7 @@ class Recurrent(nn.Module):
         )
 
     def step(self, previous: Tensor, cache: RecurrentCache) -> tuple[Tensor, RecurrentCache]:
-        """Logits (B, V) of the next token."""
+        """Return the logits (B, V) of the next token and the cache after this step."""
         hidden, states = self._embed(previous), []
         for cell, state in zip(self.decoder, cache.states.unbind(), strict=True):
             states.append(cell(hidden, state))
@@ -163,11 +173,11 @@ class Recurrent(nn.Module):
         return logits, replace(cache, states=torch.stack(states))
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) of every action."""
+        """Return the logits (B, T, V) of every action."""
         cache = self._encode(source)
         previous = F.pad(actions[:, :-1], (1, 0), value=self.special.start)
         hidden = self._embed(previous.t())
-        for cell, state in zip(_cells(self.decoder), cache.states.unbind(), strict=True):
+        for cell, state in zip(_gru_cells(self.decoder), cache.states.unbind(), strict=True):
             hidden = self.dropout(run_gru(cell, hidden, state))
         return self._logits(hidden.transpose(0, 1).contiguous(), cache)
 
@@ -178,12 +188,15 @@ class Recurrent(nn.Module):
         initial = hidden.new_zeros(len(source), self.config.width // 2)
         ahead = back = hidden
         for forward, backward in zip(
-            _cells(self.forward_encoder), _cells(self.backward_encoder), strict=True
+            _gru_cells(self.forward_encoder), _gru_cells(self.backward_encoder), strict=True
         ):
             ahead = run_gru(forward, hidden, initial)
-            back = _permute(run_gru(backward, _permute(hidden, order), initial), order)
+            back = _permute_tokens(
+                run_gru(backward, _permute_tokens(hidden, order), initial), order
+            )
             hidden = self.dropout(torch.cat([ahead, back], dim=-1))
-        final = torch.cat([ahead.flatten(0, 1).index_select(0, order[0]), back[0]], dim=-1)
+        last = ahead.flatten(0, 1).index_select(0, order[0])  # at each row's last token
+        final = torch.cat([last, back[0]], dim=-1)
         states = self.bridge(final).tanh().unflatten(-1, (-1, self.config.width))
         keys = hidden.transpose(0, 1).contiguous()  # strided products are slow in bfloat16
         values = self.join_context(keys)
@@ -194,9 +207,9 @@ class Recurrent(nn.Module):
         return self.dropout(self.embedding(tokens) * math.sqrt(self.config.width))
 
     def _logits(self, hidden: Tensor, cache: RecurrentCache) -> Tensor:
-        """Logits (B, T, V) from the decoder's outputs, (B, T, D).
+        """Return the logits (B, T, V) of the decoder's outputs, (B, T, D).
 
-        Output and context have a projection each: that of the context acts on the source, once.
+        Output and context have a projection each. The context's acts on the source, once.
         """
         keys = cache.source_keys.transpose(1, 2)
         scale = 1 / math.sqrt(self.config.width)
@@ -207,54 +220,55 @@ class Recurrent(nn.Module):
 
 
 def reversal(mask: Tensor) -> Tensor:
-    """Where each token goes when every row is read backwards and its padding stays in place.
+    """Return the permutation that reverses the tokens of each row and keeps its padding in place.
 
     Args:
-        mask: (B, S) bool, True where a row is no padding, which is at its end.
+        mask: (B, S) bool, True at tokens; padding is at the end of a row.
 
     Returns:
-        (S, B) int64, the row of a (S * B, ...) tensor to be taken for each place; its own inverse.
+        (S, B) int64, indices into a flattened (S * B, ...) tensor; the permutation is its own
+        inverse.
     """
     rows, width = mask.shape
-    places = torch.arange(width, device=mask.device)[:, None]
+    positions = torch.arange(width, device=mask.device)[:, None]
     length = mask.sum(1)
-    swapped = torch.where(places < length, length - 1 - places, places)
-    return swapped * rows + torch.arange(rows, device=mask.device)
+    reversed_positions = torch.where(positions < length, length - 1 - positions, positions)
+    return reversed_positions * rows + torch.arange(rows, device=mask.device)
 
 
 def run_gru(cell: nn.GRUCell, inputs: Tensor, initial: Tensor) -> Tensor:
-    """States of `cell` after every step, as of a one-layer `nn.GRU` with its weights.
+    """Return the states of a gated recurrent unit after every step, as a one-layer `nn.GRU` does.
 
-    On CPUs `nn.GRU` is a loop through which autograd goes back operator by operator. Time for
-    forward and backward at (35, 64, 192), one thread of an x86 machine: `nn.GRU` 1, this function
-    0.94 in float32; 0.46 and 0.35 under bfloat16 autocast.
+    On CPUs autograd differentiates `nn.GRU` operator by operator. `Recurrence` has a faster
+    backward pass and is used there instead.
 
     Args:
-        cell: with biases.
+        cell: a cell with biases.
         inputs: (T, B, width).
-        initial: (B, D).
+        initial: (B, D), the state before the first step.
 
     Returns:
-        (T, B, D).
+        (T, B, D), the states after each step.
     """
     if inputs.device.type != "cpu":
         return fused_gru(cell, inputs, initial)
-    outside, inside = cell.bias_hh.split([2 * cell.hidden_size, cell.hidden_size])
-    bias = cell.bias_ih + F.pad(outside, (0, cell.hidden_size))
+    # The candidate's recurrent bias is multiplied by the reset gate, so only the gates' is added.
+    gate_bias, candidate_bias = cell.bias_hh.split([2 * cell.hidden_size, cell.hidden_size])
+    bias = cell.bias_ih + F.pad(gate_bias, (0, cell.hidden_size))
     projected = F.linear(inputs, cell.weight_ih, bias)
-    initial, weight, inside = (
-        tensor.to(projected.dtype) for tensor in (initial, cell.weight_hh, inside)
+    initial, weight, candidate_bias = (
+        tensor.to(projected.dtype) for tensor in (initial, cell.weight_hh, candidate_bias)
     )
-    return Recurrence.apply(projected, initial, weight.t(), inside)
+    return Recurrence.apply(projected, initial, weight.t(), candidate_bias)
 
 
 def fused_gru(cell: nn.GRUCell, inputs: Tensor, initial: Tensor) -> Tensor:
-    """The same by the kernel of `nn.GRU`.
+    """Compute what `run_gru` does by the fused kernel of `nn.GRU`.
 
-    The module itself is not used: `torch.compile` refuses models that hold one.
+    The module itself is not used, because `torch.compile` refuses models that contain one.
     """
     weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-    block = torch.cat([weight.flatten() for weight in weights])  # cuDNN wants them in one piece
+    block = torch.cat([weight.flatten() for weight in weights])  # cuDNN needs one block of memory
     parts = block.split([weight.numel() for weight in weights])
     views = [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
     outputs, _ = torch.gru(
@@ -264,20 +278,29 @@ def fused_gru(cell: nn.GRUCell, inputs: Tensor, initial: Tensor) -> Tensor:
 
 
 class Recurrence(torch.autograd.Function):
-    """The part of a gated recurrent unit that must go step by step, with its gradient.
+    """The sequential part of a gated recurrent unit as a differentiable function.
 
-    With x the projected input, h the state before and U, b the recurrent weights:
+    With x the projected input, h the previous state and U, b the recurrent weights:
     r, z = sigmoid(x_rz + h U_rz), n = tanh(x_n + r (h U_n + b)), h' = n + z (h - n).
-    The gradient with respect to what goes into the gates is that of h' times factors known from the
-    forward pass. These are computed for all steps at once, and so is the gradient of U, a single
-    product; the loop back through time has three operators a step.
+
+    The gradient of the gates' inputs is that of h' times factors known from the forward pass. The
+    factors are computed for all steps at once, and so is the gradient of U. The loop backward
+    through time is left with three operators per step.
     """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        """States (T, B, D) from (T, B, 3D), (B, D), (D, 3D), (D), all of one dtype."""
+        """Return the states after every step, (T, B, D); all arguments have the same dtype.
+
+        Args:
+            ctx: autograd's context.
+            projected: (T, B, 3D), x for reset gate, update gate and candidate.
+            initial: (B, D), h before the first step.
+            weight: (D, 3D), U.
+            bias: (D,), b.
+        """
         width = weight.shape[0]
         gates = projected.clone(memory_format=torch.contiguous_format)
         new = gates[..., 2 * width :].clone(memory_format=torch.contiguous_format)
@@ -297,41 +320,41 @@ class Recurrence(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] # the decorator's doing
         ctx: BackwardCFunction, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of the four arguments."""
+        """Return the gradients of the four arguments."""
         gates, new, states, weight = ctx.saved_tensors  # pyright: ignore[reportAssignmentType]
         reset, update, inner = gates.chunk(3, -1)
-        to_new = (1 - update).mul_(1 - new * new)
+        new_factor = (1 - update).mul_(1 - new * new)
         factors = torch.empty_like(gates)
-        of_reset, of_update, of_inner = factors.chunk(3, -1)
-        torch.mul(to_new, reset, out=of_inner)
-        torch.mul(of_inner * inner, 1 - reset, out=of_reset)
-        torch.mul((states[:-1] - new).mul_(update), 1 - update, out=of_update)
-        grads = torch.cat([torch.zeros_like(grad[:1]), grad])  # of every state, the initial too
+        reset_factor, update_factor, inner_factor = factors.chunk(3, -1)
+        torch.mul(new_factor, reset, out=inner_factor)
+        torch.mul(inner_factor * inner, 1 - reset, out=reset_factor)
+        torch.mul((states[:-1] - new).mul_(update), 1 - update, out=update_factor)
+        grads = torch.cat([torch.zeros_like(grad[:1]), grad])  # of all states, also the initial one
         by_gate = factors.unflatten(-1, (3, -1))
         steps = (by_gate, factors, update, grads[1:], grads[:-1])
-        for each, all_gates, kept, after, before in reversed(list(_by_step(steps))):
-            each.mul_(after.unsqueeze(-2))
+        for gate, all_gates, kept, after, before in reversed(list(_by_step(steps))):
+            gate.mul_(after.unsqueeze(-2))
             before.addcmul_(after, kept).addmm_(all_gates, weight.t())
         grad_weight = states[:-1].flatten(0, 1).t() @ factors.flatten(0, 1)
-        grad_bias = of_inner.sum((0, 1))
-        torch.mul(grads[1:], to_new, out=of_inner)  # the input's candidate is not behind the reset
+        grad_bias = inner_factor.sum((0, 1))
+        torch.mul(grads[1:], new_factor, out=inner_factor)  # x_n is not multiplied by the reset
         return factors, grads[0], grad_weight, grad_bias
 
 
 def _by_step(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Slices of each tensor along its first dimension, side by side."""
+    """Iterate over the first dimension of all tensors at once."""
     return zip(*(tensor.unbind() for tensor in tensors), strict=True)
 
 
-def _permute(hidden: Tensor, order: Tensor) -> Tensor:
-    """(S, B, D) with its (S * B) rows taken in `order`."""
+def _permute_tokens(hidden: Tensor, order: Tensor) -> Tensor:
+    """Return `hidden`, (S, B, D), with its S * B tokens permuted by `order`, (S, B)."""
     return hidden.flatten(0, 1).index_select(0, order.flatten()).view_as(hidden)
 
 
-def _cells(layers: nn.ModuleList) -> Iterable[nn.GRUCell]:
-    """`layers` with the type that an `nn.ModuleList` does not know."""
+def _gru_cells(layers: nn.ModuleList) -> Iterable[nn.GRUCell]:
+    """Return `layers` with their type, which `nn.ModuleList` does not keep."""
     return cast("Iterable[nn.GRUCell]", layers)
 
 
-def _layers(count: int, inputs: int, width: int) -> nn.ModuleList:
+def _gru_stack(count: int, inputs: int, width: int) -> nn.ModuleList:
     return nn.ModuleList(nn.GRUCell(inputs, width) for _ in range(count))

@@ -1,8 +1,9 @@
-"""The one interface between models and everything else.
+"""Interface between sequence models and everything that uses them.
 
-A model is either asked step by step (`start`, then `step` for each token) or for all positions of a
-finished sequence at once (`sequence_logits`). Both give the same logits. The environment, the
-expert, the decoding engine and the agents use these three methods and nothing else of a model.
+A model answers in two ways, which give the same logits. It is stepped through a target token by
+token (`start`, then `step` for each token), or it reads a finished target in one pass
+(`sequence_logits`). Environments, experts, decoders and agents use these three methods and nothing
+else of a model.
 """
 
 from typing import Any, Protocol, Self
@@ -13,84 +14,89 @@ from textgen_env.types import SpecialTokens
 
 
 class Cache(Protocol):
-    """What a model remembers between two steps, a row for each sequence."""
+    """State of a model between two steps, with one row for each sequence."""
 
     def select_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i]; `index` is (K,) int64, for any K.
+        """Return a cache whose row i is a copy of row index[i].
 
-        After `repeat_rows`, `index` lists the copies of a row all or none, and side by side.
+        After `repeat_rows`, `index` must list all copies of a row side by side, or none of them.
+
+        Args:
+            index: (K,) int64, for any K.
         """
         ...
 
     def repeat_rows(self, count: int) -> Self:
-        """A cache with `count` copies of each row, side by side: row i is a copy of row i // count.
+        """Return a cache with `count` copies of each row: row i is a copy of row i // count.
 
-        They may share what is the same as long as their source is; called once, right after
+        Copies may share what depends on the source alone. Call it at most once, right after
         `start`.
         """
         ...
 
     def reorder_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i], one of the copies of the same row as i.
+        """Return a cache whose row i is a copy of row index[i], where both have the same source.
 
-        That is, after `repeat_rows(count)`, index[i] // count == i // count; `index` is (B,) int64.
-        It gives what `select_rows` gives and need not move what the copies share.
+        The result equals that of `select_rows`, but what copies share need not be moved.
+
+        Args:
+            index: (B,) int64; after `repeat_rows(count)`, index[i] // count == i // count.
         """
         ...
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
-        """The cache with row index[i] of `fresh` as its row i wherever `mask` is True.
+        """Return the cache with row i replaced by row index[i] of `fresh` where `mask` is True.
 
-        The cache itself must not be used again: its memory may have been written over. `fresh` is
-        only read.
+        The cache itself must not be used afterwards, because its memory may be overwritten.
+        `fresh` is only read.
 
         Args:
-            mask: (B,) bool, the rows that begin anew.
-            fresh: K rows, from `start` on sources no wider than those that this cache began with,
-                with the same `max_steps`, and stepped no further than this cache.
-            index: (B,) int64 in [0, K), where `mask` is False too.
+            mask: (B,) bool, rows to replace.
+            fresh: cache of K rows from `start`, stepped no further than this cache. Its sources
+                are no wider than those this cache began with, and its `max_steps` is the same.
+            index: (B,) int64 in [0, K), also where `mask` is False.
         """
         ...
 
 
-AnyCache = Any  # a `Cache` of the model's own class, which its `step` takes and gives
+AnyCache = Any  # a `Cache` of the model's own class, which its `step` takes and returns
 
 
 class SequenceModel(Protocol):
-    """A distribution over target sequences given a source."""
+    """Conditional distribution over target sequences given a source."""
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of padding, start and end."""
+        """Ids of the padding, start and end tokens."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Number of tokens in the vocabulary, V."""
         ...
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """Read the source once and make room for `max_steps` steps.
+        """Encode the source and return a cache with capacity for `max_steps` steps.
 
         Args:
             source: (B, S) int64, PAD after each row's end token.
-            max_steps: T, the most steps that will be taken.
+            max_steps: T, the largest number of steps that will be taken.
         """
         ...
 
     def step(self, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """Logits of the next token, (B, V), and the cache after this step.
+        """Return the logits of the next token, (B, V), and the cache after this step.
 
-        The cache passed in must not be used again: its memory may have been written over.
+        The cache passed in must not be used afterwards, because its memory may be overwritten.
 
         Args:
-            previous: (B,) int64, the token written last; the start token at the first step.
-            cache: from `start` or from the step before.
+            previous: (B,) int64, the last token of each prefix; the start token at the first step.
+            cache: returned by `start` or by the previous step.
         """
         ...
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) for every action given the source and the actions before it.
+        """Return the logits (B, T, V) of every action given the source and the actions before it.
 
         Args:
             source: (B, S) int64, PAD after each row's end token.

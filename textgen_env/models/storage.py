@@ -1,10 +1,10 @@
-"""A model as a folder: weights, configuration and, if it has one, tokenizer.
+"""Saving and loading of models as folders of weights, configuration and optional tokenizer.
 
-A pretrained model is a folder too, as `transformers` writes it, or a name on the hub.
+Pretrained models are folders in the format of `transformers`, or names on the hub.
 
-Weights are a safetensors file, so that nothing is unpickled. A folder is written beside its place
-and renamed, so that a kill at any moment leaves the old model, none, or the new one, and never a
-half-written one. Optimizer state is not kept here: see `agents/checkpoint.py`.
+Weights are a safetensors file, so that nothing is unpickled. A folder is written under another name
+and then renamed. A kill at any moment leaves the old model, none, or the new one, but never a
+partial one. Optimizer state is saved elsewhere: see `textgen_agents.training.checkpoint`.
 """
 
 import json
@@ -40,24 +40,24 @@ ARCHITECTURES = {
 }
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-PRETRAINED_TOKENIZER = "tokenizer_config.json"  # stands beside one of `transformers`
+PRETRAINED_TOKENIZER = "tokenizer_config.json"  # marks a tokenizer of `transformers`
 
 
 class ModelFileError(ValueError):
-    """A folder that holds no model that can be loaded, or must not be written over."""
+    """Folder that has no model to load, or that must not be overwritten."""
 
 
 def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = None) -> None:
-    """Write `model` to `folder`, in place of the model that may be there.
+    """Write `model` to `folder` and replace the model that may be there.
 
     Args:
-        model: its weights are kept in their own dtype, adapters merged into them.
-        folder: must not exist, be empty, or hold a saved model; other files beside that are kept.
-        tokenizer: kept with it; without one, the folder will have none.
+        model: model whose weights are saved in their own dtype, with adapters merged into them.
+        folder: folder that is missing, empty, or has a saved model; its other files are kept.
+        tokenizer: tokenizer that is saved with the model; without one, the folder will have none.
 
     Raises:
-        ModelFileError: the folder holds other things and no model.
-        ValueError: the tokenizer has ids that the model has not.
+        ModelFileError: the folder has other content and no model.
+        ValueError: the tokenizer has more pieces than the model has tokens.
     """
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
@@ -87,18 +87,18 @@ def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = Non
 def load_model(
     folder: Path, dtype: torch.dtype = torch.float32, lora_rank: int | None = None
 ) -> Model:
-    """The model in `folder`, a `SequenceModel`, on the CPU and in evaluation mode.
+    """Return the model in `folder`, on the CPU and in evaluation mode.
 
     Args:
-        folder: written by `save_model` or by `transformers`, or a name on the hub.
-        dtype: of the weights once loaded, whatever it is in the file.
-        lora_rank: of adapters that are to be trained instead of the weights of a pretrained model;
-            None for none.
+        folder: folder written by `save_model` or by `transformers`, or a name on the hub.
+        dtype: dtype of the loaded weights, which may differ from the file's.
+        lora_rank: rank of adapters that are trained instead of the weights of a pretrained model;
+            None for no adapters.
 
     Raises:
         ModelFileError: a file is missing, damaged or does not fit the others.
-        PretrainedError: a pretrained model cannot be had or loaded.
-        ValueError: adapters are asked for where there can be none.
+        PretrainedError: a pretrained model cannot be found or loaded.
+        ValueError: adapters are requested for a model that is not a pretrained one.
     """
     folder = local_folder(folder)
     if _is_pretrained(folder):
@@ -106,7 +106,7 @@ def load_model(
     if lora_rank is not None:
         raise ValueError(f"lora_rank must be None for a model that is no pretrained one: {folder}")
     path = folder / WEIGHTS
-    with torch.device("meta"):  # neither time nor random numbers for weights that are replaced
+    with torch.device("meta"):  # initial weights are replaced, so none are drawn
         model = _empty_model(folder / CONFIG)
     model = model.to(dtype).to_empty(device="cpu")
     try:
@@ -121,11 +121,11 @@ def load_model(
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
-    """The tokenizer in `folder`, or of a model on the hub.
+    """Return the tokenizer in `folder`, or that of a model on the hub.
 
     Raises:
-        ModelFileError: there is none, or its file is damaged.
-        PretrainedError: that of a pretrained model cannot be had or loaded.
+        ModelFileError: there is no tokenizer, or its file is damaged.
+        PretrainedError: the tokenizer of a pretrained model cannot be found or loaded.
     """
     folder = local_folder(folder)
     if (folder / PRETRAINED_TOKENIZER).is_file() or _is_pretrained(folder):
@@ -133,16 +133,16 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     path = _existing(folder / TOKENIZER)
     try:
         return Tokenizer.load(path)
-    except Exception as error:  # the `tokenizers` library raises nothing more special
+    except Exception as error:  # the `tokenizers` library has no narrower class of errors
         raise ModelFileError(f"{path} must be a tokenizer, got: {error}") from error
 
 
 def _is_pretrained(folder: Path) -> bool:
-    """Whether `folder` holds a model of `transformers`: its configuration names its kind."""
+    """Return True if the configuration in `folder` is that of a model of `transformers`."""
     try:
         return "model_type" in json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError, TypeError):
-        return False  # which is for others to complain about
+        return False  # the caller reads the file again and raises
 
 
 def _write(model: OwnModel, folder: Path) -> None:
@@ -153,14 +153,14 @@ def _write(model: OwnModel, folder: Path) -> None:
 
 
 def _description(model: OwnModel) -> dict[str, object]:
-    """What `config.json` says of `model`."""
+    """Return the content of `config.json` for `model`."""
     architecture = next(name for name, (_, kind) in ARCHITECTURES.items() if type(model) is kind)
     special = model.special._asdict()
     return {"architecture": architecture, **asdict(model.config), "special": special}
 
 
 def _empty_model(path: Path) -> OwnModel:
-    """The model that the configuration in `path` describes, with weights still to be filled in."""
+    """Return the model that the configuration in `path` describes, without loaded weights."""
     try:
         description = json.loads(_existing(path).read_text())
     except ValueError as error:
@@ -183,7 +183,7 @@ def _empty_model(path: Path) -> OwnModel:
 def _check_fields(
     path: Path, found: dict[str, object], wanted: dict[str, type], prefix: str = ""
 ) -> None:
-    """Raise unless `found` has the names of `wanted` and values of its types."""
+    """Raise `ModelFileError` unless `found` has the names of `wanted` and values of its types."""
     if missing := sorted(wanted.keys() - found.keys()):
         raise ModelFileError(f"{path} must have the field {prefix}{missing[0]}, got none")
     if unknown := sorted(found.keys() - wanted.keys()):
@@ -203,7 +203,7 @@ def _existing(path: Path) -> Path:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise unless `folder` is free or a saved model: nothing else is ever moved."""
+    """Raise `ModelFileError` if `folder` has content but no saved model, so it is never moved."""
     if not folder.exists() or (folder / WEIGHTS).is_file():
         return
     if not folder.is_dir() or any(folder.iterdir()):
@@ -214,7 +214,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _keep_others(folder: Path, written: Path) -> None:
-    """Copy what is in `folder` besides the model, such as a model card, to `written`."""
+    """Copy files other than the model's, such as a model card, from `folder` to `written`."""
     replaced = {WEIGHTS, CONFIG, TOKENIZER, PRETRAINED_TOKENIZER}
     replaced |= {path.name for path in written.iterdir()}
     for path in folder.iterdir() if folder.exists() else ():
@@ -225,7 +225,7 @@ def _keep_others(folder: Path, written: Path) -> None:
 
 
 def _move_into_place(written: Path, folder: Path) -> None:
-    """Rename `written` to `folder`; what stood there is set aside first, and deleted after."""
+    """Rename `written` to `folder`; the old folder is set aside first and deleted afterwards."""
     aside = _aside(folder)
     if folder.exists():
         folder.rename(aside)
@@ -234,7 +234,7 @@ def _move_into_place(written: Path, folder: Path) -> None:
 
 
 def _restore(folder: Path) -> None:
-    """Put back what a kill left set aside, unless its successor is there."""
+    """Restore a folder that a kill left set aside, unless its successor exists."""
     aside = _aside(folder)
     if aside.exists() and not folder.exists():
         aside.rename(folder)

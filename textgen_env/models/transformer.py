@@ -1,12 +1,15 @@
-"""Transformer encoder-decoder (Vaswani et al. 2017, arXiv:1706.03762), pre-norm, tied embeddings.
+"""Transformer encoder-decoder with pre-norm sublayers and tied embeddings.
 
-One matrix embeds source and target and makes the logits: it starts with standard deviation
-width^-1/2 and is scaled by width^1/2 on the way in, so that logits have unit scale at the start.
-Dropout acts where a sublayer joins the residual stream and on the embeddings, not inside attention
-or between the two layers of the feed-forward net: on CPUs its random numbers are what costs.
+One matrix embeds source and target tokens and computes the logits. It is initialized with standard
+deviation width^-1/2, and embeddings are multiplied by width^1/2, so that initial logits have unit
+scale. Dropout acts on the embeddings and on each sublayer's output, before it is added to the
+residual stream. There is no dropout on attention weights or inside the feed-forward network,
+because drawing its random numbers is expensive on CPUs.
 
-The parts are those of `transformers`' Blenderbot layout (biased projections, ReLU, a final norm on
-both sides) with M2M-100's sinusoids, counted from 1, so that an export is a copy of weights.
+The layout is that of Blenderbot in the `transformers` library, so that an export copies weights:
+biased projections, ReLU, a final norm on both sides. Sinusoids are M2M-100's, counted from 1.
+
+Source: Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
 """
 
 import math
@@ -28,13 +31,13 @@ class TransformerConfig:
     """Size of a Transformer.
 
     Attributes:
-        vocab_size: V.
-        width: width of the residual stream; divisible by `num_heads` and by 2.
-        num_heads: H.
-        feed_forward: inner width of the feed-forward nets.
-        num_encoder_layers: layers that read the source.
-        num_decoder_layers: layers that write the target.
-        dropout: probability, in [0, 0.99].
+        vocab_size: number of tokens, V.
+        width: width of the residual stream; even, at least 4, and divisible by `num_heads`.
+        num_heads: number of attention heads, H.
+        feed_forward: inner width of the feed-forward networks.
+        num_encoder_layers: number of encoder layers.
+        num_decoder_layers: number of decoder layers.
+        dropout: probability of dropout, in [0, 0.99].
     """
 
     vocab_size: int = 4000
@@ -54,7 +57,7 @@ class TransformerConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention over memories of the stream's own width."""
+    """Multi-head attention whose queries, keys and values come from vectors of one width."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -64,9 +67,9 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, (B, H, L, D) each, of `memory`, (B, L, width)."""
+        """Return the keys and the values, (B, H, L, D) each, of `memory`, (B, L, width)."""
         keys, values = self.key_value(memory).chunk(2, dim=-1)
-        return self._heads(keys), self._heads(values)
+        return self._split_heads(keys), self._split_heads(values)
 
     def forward(
         self,
@@ -75,23 +78,30 @@ class Attention(nn.Module):
         values: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """What `hidden`, (B, T, width), reads from keys and values; `mask` True where it may."""
-        read = attend(self._heads(self.query(hidden)), keys, values, mask)
-        return self.out(read.transpose(1, 2).flatten(2))
+        """Return the attention output, (B, T, width).
 
-    def _heads(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        Args:
+            hidden: (B, T, width), the vectors that queries are computed from.
+            keys: (B, H, L, D).
+            values: (B, H, L, D).
+            mask: bool, broadcasts to (B, H, T, L), True where a position is visible.
+        """
+        attended = attend(self._split_heads(self.query(hidden)), keys, values, mask)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a ReLU between them."""
+    """Feed-forward network: two linear layers with a ReLU between them."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention over the source, then the feed-forward net."""
+    """Encoder layer: self-attention over the source, then the feed-forward network."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -102,7 +112,12 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, width) to the same; `mask` is (B, 1, 1, S)."""
+        """Return the layer's output, (B, S, width), for an input of the same shape.
+
+        Args:
+            hidden: (B, S, width).
+            mask: (B, 1, 1, S) bool, True at the source's tokens.
+        """
         normed = self.attention_norm(hidden)
         keys, values = self.attention.project(normed)
         hidden = hidden + self.dropout(self.attention(normed, keys, values, mask))
@@ -110,7 +125,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, attention to the source, then the feed-forward net."""
+    """Decoder layer: causal self-attention, attention to the source, feed-forward network."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -125,29 +140,42 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, causal: Tensor, memory: Tensor, source_mask: Tensor
     ) -> Tensor:
-        """All positions at once: (B, T, width) to the same; `causal` is (T, T)."""
+        """Return the layer's output at all positions, (B, T, width).
+
+        Args:
+            hidden: (B, T, width).
+            causal: (T, T) bool, True where a position is not later than the query's.
+            memory: (B, S, width), the encoder's output.
+            source_mask: (B, 1, 1, S) bool, True at the source's tokens.
+        """
         normed = self.attention_norm(hidden)
         keys, values = self.attention.project(normed)
         hidden = hidden + self.dropout(self.attention(normed, keys, values, causal))
-        return self._read_source(hidden, *self.source_attention.project(memory), source_mask)
-
-    def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, places: Tensor) -> Tensor:
-        """One position of each row: (R, width) to the same; writes its keys and values."""
-        normed = self.attention_norm(hidden)
-        cache.write(layer, self.attention.key_value(normed), places)
-        hidden = hidden + self.attention.out(cache.read(layer, self.attention.query(normed)))
-        query = self.source_attention.query(self.source_norm(hidden))
-        hidden = hidden + self.source_attention.out(cache.read_source(layer, query))
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
-
-    def _read_source(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        read = self.source_attention(self.source_norm(hidden), keys, values, mask)
-        hidden = hidden + self.dropout(read)
+        keys, values = self.source_attention.project(memory)
+        context = self.source_attention(self.source_norm(hidden), keys, values, source_mask)
+        hidden = hidden + self.dropout(context)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+    def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, slots: Tensor) -> Tensor:
+        """Return the layer's output at the next position of each row, (R, width).
+
+        Args:
+            hidden: (R, width).
+            cache: written in place with the keys and values of this position.
+            layer: index of this layer in the cache.
+            slots: place of this position in the cache, from `KeyValueCache.allocate_slot`.
+        """
+        normed = self.attention_norm(hidden)
+        cache.write(layer, self.attention.key_value(normed), slots)
+        query = self.attention.query(normed)
+        hidden = hidden + self.attention.out(cache.attend_to_target(layer, query))
+        query = self.source_attention.query(self.source_norm(hidden))
+        hidden = hidden + self.source_attention.out(cache.attend_to_source(layer, query))
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
 
 
 class Transformer(nn.Module):
-    """A `SequenceModel`; see the module's docstring for what is particular about it."""
+    """Transformer encoder-decoder as a `SequenceModel`; the module docstring has its details."""
 
     def __init__(self, config: TransformerConfig, special: SpecialTokens | None = None) -> None:
         super().__init__()
@@ -163,46 +191,46 @@ class Transformer(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Number of tokens in the vocabulary, V."""
         return self.config.vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> KeyValueCache:
-        """Encode the source and project its keys and values for every decoder layer."""
+        """Encode the source and compute its keys and values for every decoder layer."""
         memory, mask = self._encode(source)
         projected = [
             part
             for layer in self._decoder_layers()
             for part in layer.source_attention.project(memory)
         ]
-        positions = torch.arange(max_steps, device=source.device)
+        positions = sinusoids(torch.arange(max_steps, device=source.device), self.config.width)
         return KeyValueCache.empty(
             source=torch.stack(projected).unflatten(0, (-1, 2)),
             source_mask=mask,
-            signals=sinusoids(positions, self.config.width).to(self.embedding.weight.dtype),
+            position_embeddings=positions.to(self.embedding.weight.dtype),
         )
 
     def step(self, previous: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        """Logits (B, V) of the next token; `cache` is written in place."""
-        cache, places = cache.opened()
-        signals = cache.signals.index_select(0, cache.length)
-        hidden = self.embedding(previous) * math.sqrt(self.config.width) + signals
+        """Return the logits (B, V) of the next token and the cache, which is written in place."""
+        cache, slots = cache.allocate_slot()
+        positions = cache.position_embeddings.index_select(0, cache.length)
+        hidden = self.embedding(previous) * math.sqrt(self.config.width) + positions
         for index, layer in enumerate(self._decoder_layers()):
-            hidden = layer.step(hidden, cache, index, places)
-        return self._logits(hidden), cache.advanced()
+            hidden = layer.step(hidden, cache, index, slots)
+        return self._logits(hidden), cache.advance()
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) of every action."""
+        """Return the logits (B, T, V) of every action."""
         memory, mask = self._encode(source)
         previous = F.pad(actions[:, :-1], (1, 0), value=self.special.start)
         positions = torch.arange(actions.shape[1], device=actions.device)
         hidden = self._embed(previous, positions)
-        causal = positions <= positions[:, None]  # hides padding too, which stands at the end
+        causal = positions <= positions[:, None]  # padding is at the end, so it is hidden too
         for layer in self.decoder:
             hidden = layer(hidden, causal, memory, mask[:, None, None])
         return self._logits(hidden)
 
     def _decoder_layers(self) -> Iterator[DecoderLayer]:
-        """The decoder with the type that an `nn.ModuleList` does not know."""
+        """Iterate over the decoder with the layers' type, which `nn.ModuleList` does not keep."""
         return cast("Iterator[DecoderLayer]", iter(self.decoder))
 
     def _encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +258,14 @@ class Transformer(nn.Module):
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """(..., width) float32 position signals: sines, then cosines, of `positions` counted from 1.
+    """Return sinusoidal position embeddings: all sines, then all cosines.
+
+    Args:
+        positions: (...) int64, counted from 0; the angles are those of position + 1.
+        width: even number of features, at least 4.
+
+    Returns:
+        (..., width) float32, in [-1, 1].
 
     Source: Vaswani et al. 2017, section 3.5, arXiv:1706.03762, in tensor2tensor's order.
     """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from textgen_env.generation.decoding import greedy
-from textgen_env.models.acceleration.prepacked import PackedLinear
+from textgen_env.models.acceleration.prepacked import PrepackedLinear
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -160,7 +160,7 @@ def test_a_writer_has_packed_weights_and_writes_what_the_model_writes(tmp_path, 
     model = Recurrent(RecurrentConfig(60, 32)).to(DTYPES[precision]).eval()
     save_model(model, tmp_path / "m")
     write = load_generator(tmp_path / "m", precision=precision)
-    assert isinstance(write.args[0].join_output, PackedLinear)
+    assert isinstance(write.args[0].join_output, PrepackedLinear)
     source = torch.tensor([[5, 9, 2], [7, 2, 0]]).repeat(4, 1)
     assert torch.equal(write(source, 9), greedy(model, source, 9))
 

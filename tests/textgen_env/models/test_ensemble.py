@@ -1,3 +1,5 @@
+"""Tests of ensembles and cut vocabularies."""
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def examples(tiny_task):
 
 @pytest.fixture
 def models(tiny_task, tiny_teacher, make_table_model):
-    """Two of unlike kinds, so that a cache that goes to the wrong one shows."""
+    """Return two models of different classes, so that exchanged caches are noticed."""
     return tiny_teacher, make_table_model(tiny_task, 3)
 
 
@@ -48,7 +50,7 @@ def test_one_model_is_an_ensemble_of_itself(models, examples):
 @torch.no_grad()
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_ensemble_is_stepped_together(models, examples, count):
-    """Also with copies of each row, whose order changes after every step."""
+    """Step an ensemble with copies of each row, whose order changes after every step."""
     ensemble, rows = Ensemble(models), len(examples) * count
     source = examples.source.repeat_interleave(count, 0)
     actions = torch.randint(3, 8, (rows, 3), generator=torch.Generator().manual_seed(0))
@@ -64,7 +66,7 @@ def test_an_ensemble_is_stepped_together(models, examples, count):
 
 
 @torch.no_grad()
-def test_an_ensembles_rows_are_chosen_and_begun_anew(models, examples):
+def test_an_ensembles_rows_are_selected_and_reset(models, examples):
     ensemble, rows = Ensemble(models), torch.arange(len(examples))
     expected = ensemble.sequence_logits(examples.source, examples.reference)
     start = torch.full_like(rows, ensemble.special.start)

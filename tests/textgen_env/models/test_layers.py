@@ -1,4 +1,4 @@
-"""Attention against PyTorch's own, and the statistics of dropout."""
+"""Tests of attention against PyTorch's own, and of the statistics of dropout."""
 
 import math
 
@@ -8,25 +8,25 @@ import torch.nn.functional as F
 
 from textgen_env.models.layers import Dropout, attend
 
-ROWS, HEADS, STEPS, PLACES, WIDTH = 3, 2, 4, 5, 8
+ROWS, HEADS, STEPS, POSITIONS, WIDTH = 3, 2, 4, 5, 8
 ELEMENTS = 200_003  # no multiple of 8, the number of random bytes drawn at once
 
 
 def visible(shape):
     mask = torch.rand(shape) < 0.6
-    mask[..., 0] = True  # at least one place in a row
+    mask[..., 0] = True  # each query needs at least one visible position
     return mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "mask_shape", [(ROWS, 1, 1, PLACES), (STEPS, PLACES), (ROWS, HEADS, STEPS, PLACES)]
+    "mask_shape", [(ROWS, 1, 1, POSITIONS), (STEPS, POSITIONS), (ROWS, HEADS, STEPS, POSITIONS)]
 )
 def test_attention_equals_pytorchs(mask_shape, dtype):
     torch.manual_seed(0)
     mask = visible(mask_shape)
     query = torch.randn(ROWS, HEADS, STEPS, WIDTH, dtype=dtype, requires_grad=True)
-    key, value = torch.randn(2, ROWS, HEADS, PLACES, WIDTH, dtype=dtype).requires_grad_()
+    key, value = torch.randn(2, ROWS, HEADS, POSITIONS, WIDTH, dtype=dtype).requires_grad_()
     weights = torch.randn(ROWS, HEADS, STEPS, WIDTH, dtype=dtype)
     ours = attend(query, key, value, mask)
     theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -91,6 +91,6 @@ def test_dropout_keeps_the_dtype(dtype):
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.0])
-def test_dropout_rejects_what_is_no_share(probability):
+def test_dropout_rejects_probabilities_out_of_range(probability):
     with pytest.raises(ValueError, match="dropout must be in"):
         Dropout(probability)

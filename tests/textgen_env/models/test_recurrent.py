@@ -1,4 +1,4 @@
-"""The unrolled GRU against PyTorch's, in value and gradient, and what the model builds on it."""
+"""Tests of the recurrent model and of its unrolled GRU against PyTorch's."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ STEPS, ROWS, INPUTS, WIDTH = 6, 3, 5, 4
 
 
 def make_problem(steps, rows):
-    """A cell, inputs, an initial state and the weights of a scalar of the states, in float64."""
+    """Return a cell, inputs, an initial state and weights of a scalar of the states, in float64."""
     torch.manual_seed(0)
     cell = nn.GRUCell(INPUTS, WIDTH).double()
     inputs = torch.randn(steps, rows, INPUTS, dtype=torch.float64, requires_grad=True)
@@ -105,9 +105,9 @@ def test_the_last_token_reaches_the_first_decoder_state_in_both_directions():
     source = torch.tensor([[3, 4, 5, 2, 0, 0], [3, 4, 5, 6, 7, 2]])
     alone = model.start(source[:1, :4], 1)
     torch.testing.assert_close(model.start(source, 1).states[:, :1], alone.states)
-    for place in (0, 3):
+    for position in (0, 3):
         changed = source.clone()
-        changed[0, place] = 9
+        changed[0, position] = 9
         assert not torch.allclose(model.start(changed, 1).states[:, 0], alone.states[:, 0])
 
 

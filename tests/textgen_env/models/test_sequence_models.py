@@ -1,4 +1,4 @@
-"""What every `SequenceModel` promises, for both architectures."""
+"""Contract of `SequenceModel`, tested on both architectures."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def model(request):
 
 
 def padded(lengths, seed):
-    """Random rows that end with END, PAD after it."""
+    """Draw random rows that end with END, with PAD after it."""
     tokens = torch.randint(3, VOCAB, (len(lengths), max(lengths)))
     tokens = tokens.random_(3, VOCAB, generator=torch.Generator().manual_seed(seed))
     for row, length in zip(tokens, lengths, strict=True):
@@ -51,7 +51,7 @@ def actions():
 
 
 def steps(model, cache, actions, start=START):
-    """Logits (B, T, V) of stepping through `actions`, and the cache after it."""
+    """Return the logits (B, T, V) of stepping through `actions`, and the cache afterwards."""
     previous, logits = torch.full_like(actions[:, 0], start), []
     for action in actions.unbind(1):
         step_logits, cache = model.step(previous, cache)
@@ -119,17 +119,17 @@ def test_selecting_rows_then_stepping_is_stepping_then_selecting(model, source, 
     torch.testing.assert_close(first, second[index], rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(params=[True, False], ids=["looking", "without looking"])
-def looking(request, monkeypatch):
-    """The way rows are put where the host may look at a mask, and the way where it may not."""
+@pytest.fixture(params=[True, False], ids=["host sync is free", "host sync is avoided"])
+def host_sync(request, monkeypatch):
+    """Set whether caches may read masks on the host when they scatter rows."""
     for module in (kv_cache, recurrent, cache_ops):
         monkeypatch.setattr(module, "host_sync_is_free", lambda device: request.param)
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("looking")
+@pytest.mark.usefixtures("host_sync")
 @pytest.mark.parametrize("ahead", [0, 1, 2])
-def test_reset_rows_start_anew_and_the_others_go_on(model, source, actions, ahead):
+def test_reset_rows_start_over_and_the_others_continue(model, source, actions, ahead):
     mask, index = torch.tensor([True, False, False, True, False]), torch.tensor([2, 0, 0, 6, 0])
     others, texts = padded((3, 7, 2, 6, 1, 7, 4), seed=2), padded((4, 4, 4, 4, 4, 4, 4), seed=3)
     previous = F.pad(texts, (1, 0), value=START)
@@ -143,16 +143,16 @@ def test_reset_rows_start_anew_and_the_others_go_on(model, source, actions, ahea
         mixed = previous[index, ahead + step].where(mask, actions[:, 2 + step])
         logits, cache = model.step(mixed, cache)
         got.append(logits)
-    begun = model.sequence_logits(others[index], texts[index])[:, ahead : ahead + 2]
-    expected = begun.where(mask[:, None, None], model.sequence_logits(source, actions)[:, 3:5])
+    reset = model.sequence_logits(others[index], texts[index])[:, ahead : ahead + 2]
+    expected = reset.where(mask[:, None, None], model.sequence_logits(source, actions)[:, 3:5])
     torch.testing.assert_close(torch.stack(got, dim=1), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("looking")
+@pytest.mark.usefixtures("host_sync")
 @pytest.mark.parametrize(("old", "new"), [(40, 9), (9, 40)], ids=["narrower", "wider"])
-def test_rows_begin_with_sources_of_another_width(model, old, new):
-    """Also when what they leave is cut to what the rows need, and grows again."""
+def test_rows_are_reset_with_sources_of_another_width(model, old, new):
+    """Reset rows so that the cache is trimmed to narrower sources and grows again."""
     every, same = torch.ones(3, dtype=torch.bool), torch.arange(3)
     sources = padded((old, old - 2, 5), seed=6), padded((new, 3, new - 1), seed=7)
     texts = padded((38, 38, 38), seed=8)
@@ -165,7 +165,7 @@ def test_rows_begin_with_sources_of_another_width(model, old, new):
 
 
 @torch.no_grad()
-def test_a_row_that_is_full_may_be_stepped_on_until_it_begins_anew(model, source, actions):
+def test_a_row_at_the_limit_may_be_stepped_until_it_is_reset(model, source, actions):
     expected, _ = steps(model, model.start(source, 2), actions[:, :2])
     cache = model.start(source, 2)
     for _ in range(5):
@@ -178,7 +178,7 @@ def test_a_row_that_is_full_may_be_stepped_on_until_it_begins_anew(model, source
 
 @pytest.fixture
 def poisoned_memory():
-    """Memory that is handed out without being written holds NaN."""
+    """Fill uninitialized memory with NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -244,7 +244,10 @@ def test_logits_start_with_unit_scale(config):
 
 
 class _OnMetaDevice(TorchDispatchMode):
-    """Fails on an operator that makes a tensor elsewhere; one that reads values fails by itself."""
+    """Mode that fails on operators that create tensors on another device.
+
+    Operators that read values fail by themselves.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -254,7 +257,7 @@ class _OnMetaDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_nothing_is_made_on_another_device_or_read_by_the_host(name, source, actions):
+def test_no_tensor_is_created_on_another_device_or_read_by_the_host(name, source, actions):
     with torch.device("meta"):
         model = build(CONFIGS[name])
     source, actions = source.to("meta"), actions.to("meta")
@@ -263,6 +266,6 @@ def test_nothing_is_made_on_another_device_or_read_by_the_host(name, source, act
             cache = model.start(source, 3)
             _, cache = model.step(actions[:, 0], cache)
             cache = cache.select_rows(actions[:, 1])
-            begun, fresh = actions[:, 1] > 1, model.start(source, 3)
-            model.step(actions[:, 0], cache.reset_rows(begun, fresh, actions[:, 1]))
+            mask, fresh = actions[:, 1] > 1, model.start(source, 3)
+            model.step(actions[:, 0], cache.reset_rows(mask, fresh, actions[:, 1]))
         model.sequence_logits(source, actions).sum().backward()

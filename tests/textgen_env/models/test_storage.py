@@ -1,4 +1,4 @@
-"""Models survive the disk bit by bit, and damaged folders are named as such."""
+"""Tests of saving and loading: models are restored to the bit, damaged folders are reported."""
 
 import json
 
@@ -33,7 +33,7 @@ def model(request):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A saved recurrent model."""
+    """Return the folder of a saved recurrent model."""
     save_model(recurrent(), tmp_path / "model", Tokenizer.from_words(WORDS))
     return tmp_path / "model"
 

@@ -1,1 +1,1 @@
-"""Acceleration: CUDA graphs, prepacked weights and the choice of a precision."""
+"""Faster inference: CUDA graphs, prepacked weights, and measurement of precisions."""

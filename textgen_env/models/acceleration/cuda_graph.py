@@ -1,10 +1,10 @@
-"""A model whose step is one launch: a CUDA graph in place of some hundred kernels.
+"""Models that replay their decoding steps as CUDA graphs.
 
-A step of a small model is so short that an accelerator waits for the host to launch it. So a step
-is recorded once for each shape of the memory that it reads and writes, and replayed on tensors that
-stay where they are: what a step begins with is copied there, unless the step before left it there.
-A recording belongs to one text at a time (a batch of them); two that are written in turn have one
-each.
+A step of a small model is so short that the device waits for the host to launch its kernels. So a
+step is recorded once for each shape of its cache, and replayed with a single launch. A replay reads
+and writes tensors at fixed addresses: the cache is copied there, unless the previous step left it
+there. A recorded step belongs to one batch at a time. Batches that are decoded in turn have a
+recorded step each.
 """
 
 import warnings
@@ -18,53 +18,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textgen_env.models.cache_ops import each_tensor, tensors_of
+from textgen_env.models.cache_ops import map_tensors, tensors_of
 from textgen_env.models.sequence_model import AnyCache, Cache, SequenceModel
 from textgen_env.types import SpecialTokens
 
 M = TypeVar("M")
-Record = Callable[[Callable[[], None]], Callable[[], object]]
-"""Makes of some work what repeats it on the same tensors."""
+CaptureFn = Callable[[Callable[[], None]], Callable[[], object]]
+"""Function that records some work and returns a callable that repeats it on the same tensors."""
 
-WIDTHS = 16  # sources are padded to a multiple of so many tokens, so that shapes come again
-WARNING = (
+SOURCE_WIDTH_MULTIPLE = 16  # sources are padded to a multiple of it, so that shapes repeat
+MAX_GRAPHS = 32  # recorded steps kept for each model
+MAX_GRAPH_BYTES = 2**30  # bytes of all their caches, above which unused ones are dropped
+CAPTURE_WARNING = (
     "steps of {} cannot be recorded as a CUDA graph and are launched kernel by kernel, which is "
-    "slower: they wait for the device or depend on what they compute, got {}"
+    "slower: they wait for the device or depend on computed values; the error was: {}"
 )
-RECORDINGS, MEMORY = 32, 2**30  # how many are kept of a model, and bytes that they hold together
 
 
 @runtime_checkable
 class StaticShapeCache(Cache, Protocol):
-    """A cache that a step leaves in the shape in which it found it, if there was room."""
+    """Cache whose tensors keep their shapes in a step, once it has been reserved."""
 
     def reserve(self) -> Self:
-        """The cache with room for one more step."""
+        """Return the cache with capacity for one more step."""
         ...
 
-    def moved(self) -> Self:
-        """The cache as after a step in all that the host alone knows; no tensor changes."""
+    def advance_host_state(self) -> Self:
+        """Return the cache with its host-side values as after a step; tensors do not change."""
         ...
 
 
 def with_cuda_graphs(model: M) -> M:
-    """A model that shares `model`'s weights and replays its steps, if it is on a CUDA device.
+    """Return a model that shares `model`'s weights and replays its steps, if it is on CUDA.
 
     Args:
-        model: in evaluation mode; one that is no `nn.Module`, or elsewhere, is returned as it is.
-            Its weights may be changed in place.
+        model: model in evaluation mode. It is returned unchanged if it is not an `nn.Module` or not
+            on a CUDA device. Its weights may later be changed in place.
     """
     if not isinstance(model, nn.Module) or not all(each.is_cuda for each in model.parameters()):
         return model
-    return cast("M", Captured(cast("SequenceModel", model), cuda_graph))
+    return cast("M", GraphedModel(cast("SequenceModel", model), capture_cuda_graph))
 
 
-def cuda_graph(work: Callable[[], None]) -> Callable[[], object]:
-    """`work`, whose kernels are recorded, as one launch. It is done once before."""
+def capture_cuda_graph(work: Callable[[], None]) -> Callable[[], object]:
+    """Run `work` once, record its kernels as a CUDA graph, and return the graph's launch."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        work()  # libraries make themselves ready at first use, which cannot be recorded
+        work()  # libraries initialize themselves at first use, which cannot be recorded
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -72,165 +73,169 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], object]:
     return graph.replay
 
 
-class Captured:
-    """A `SequenceModel` that replays the steps of another one with static-shape caches.
+class GraphedModel:
+    """A `SequenceModel` that replays the steps of another one if that has static-shape caches.
 
-    No gradient comes out of such steps.
+    No gradient flows through replayed steps. A model whose steps cannot be recorded is stepped
+    directly, after a warning.
 
     Args:
-        model: in evaluation mode.
-        record: how a step is made to be repeated.
+        model: model in evaluation mode.
+        capture: function that records a step.
     """
 
-    def __init__(self, model: SequenceModel, record: Record) -> None:
-        self.model, self.record = model, record
-        self._recordings: list[_Recording] = []  # those taken last at the end
-        self._can = True  # until it was found to be otherwise
+    def __init__(self, model: SequenceModel, capture: CaptureFn) -> None:
+        self.model, self.capture = model, capture
+        self._graphed_steps: list[_GraphedStep] = []  # the most recently used at the end
+        self._can_capture = True
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of padding, start and end."""
+        """Ids of the padding, start and end tokens."""
         return self.model.special
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Number of tokens in the vocabulary, V."""
         return self.model.vocab_size
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """The model's own cache; a source is made wider if the model knows texts of any length."""
+        """Return the model's own cache, with sources padded unless their length is limited."""
         if getattr(self.model, "max_positions", None) is None:
-            source = F.pad(source, (0, -source.shape[1] % WIDTHS), value=self.special.pad)
+            missing = -source.shape[1] % SOURCE_WIDTH_MULTIPLE
+            source = F.pad(source, (0, missing), value=self.special.pad)
         return self.model.start(source, max_steps)
 
     def step(self, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """Logits (B, V) of the next token, and the cache after this step."""
-        held = cache if isinstance(cache, _Held) else None
-        if held is None and not (self._can and isinstance(cache, StaticShapeCache)):
+        """Return the logits (B, V) of the next token and the cache after this step."""
+        owned = cache if isinstance(cache, GraphOwnedCache) else None
+        if owned is None and not (self._can_capture and isinstance(cache, StaticShapeCache)):
             return self.model.step(previous, cache)
-        inner = (held.cache if held else cast("StaticShapeCache", cache)).reserve()
+        inner = (owned.cache if owned else cast("StaticShapeCache", cache)).reserve()
         try:
             with torch.inference_mode(False), torch.no_grad():
-                recording = self._recording(previous, inner, held)
-                recording.take(previous, inner)
-                recording.replay()
+                graphed = self._graphed_step(previous, inner, owned)
+                graphed.copy_in(previous, inner)
+                graphed.replay()
         except RuntimeError as error:
-            if self._recordings:
+            if self._graphed_steps:
                 raise
-            self._can = False
-            warnings.warn(WARNING.format(type(self.model).__name__, error), stacklevel=2)
+            self._can_capture = False
+            message = CAPTURE_WARNING.format(type(self.model).__name__, error)
+            warnings.warn(message, stacklevel=2)
             return self.model.step(previous, inner)
-        return recording.logits.clone(), recording.hold(recording.own(inner.moved()))
+        after = graphed.output_cache(inner.advance_host_state())
+        return graphed.logits.clone(), graphed.acquire(after)
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) of every action."""
+        """Return the logits (B, T, V) of every action."""
         return self.model.sequence_logits(source, actions)
 
-    def _recording(
-        self, previous: Tensor, cache: StaticShapeCache, held: "_Held | None"
-    ) -> "_Recording":
-        """One that is held by this text or by none, and has the shapes of `cache`."""
-        shapes = _shapes(cache)
-        if held is not None and held.recording.shapes == shapes:
-            return held.recording
-        for recording in reversed(self._recordings):
-            if recording.free and recording.shapes == shapes:
-                self._recordings.remove(recording)
+    def _graphed_step(
+        self, previous: Tensor, cache: StaticShapeCache, owned: "GraphOwnedCache | None"
+    ) -> "_GraphedStep":
+        """Return a recorded step for the shapes of `cache` that no other batch uses."""
+        shapes = _tensor_shapes(cache)
+        if owned is not None and owned.graphed.shapes == shapes:
+            return owned.graphed
+        for graphed in reversed(self._graphed_steps):
+            if graphed.free and graphed.shapes == shapes:
+                self._graphed_steps.remove(graphed)
                 break
         else:
-            self._forget()
-            recording = _Recording(self.model, previous, cache, self.record)
-        self._recordings.append(recording)
-        return recording
+            self._drop_unused()
+            graphed = _GraphedStep(self.model, previous, cache, self.capture)
+        self._graphed_steps.append(graphed)
+        return graphed
 
-    def _forget(self) -> None:
-        """Make room for one more, by those that nobody holds and that were taken longest ago."""
-        for recording in [each for each in self._recordings if each.free]:
-            held = sum(each.nbytes for each in self._recordings)
-            if len(self._recordings) < RECORDINGS and held <= MEMORY:
+    def _drop_unused(self) -> None:
+        """Drop free recorded steps, least recently used first, until another one may be added."""
+        for graphed in [each for each in self._graphed_steps if each.free]:
+            nbytes = sum(each.nbytes for each in self._graphed_steps)
+            if len(self._graphed_steps) < MAX_GRAPHS and nbytes <= MAX_GRAPH_BYTES:
                 return
-            self._recordings.remove(recording)
+            self._graphed_steps.remove(graphed)
 
 
-class _Recording:
-    """A step on tensors of its own.
+class _GraphedStep:
+    """A recorded step with the tensors that it reads and writes.
 
     Attributes:
-        shapes: of the cache.
-        nbytes: of the cache.
-        logits: (B, V) of the last step.
-        replay: makes the next one.
+        shapes: shapes and dtypes of the cache's tensors.
+        nbytes: size of the cache's tensors in bytes.
+        logits: (B, V), logits of the last step.
+        replay: callable that makes the next step.
     """
 
     def __init__(
-        self, model: SequenceModel, previous: Tensor, cache: StaticShapeCache, record: Record
+        self, model: SequenceModel, previous: Tensor, cache: StaticShapeCache, capture: CaptureFn
     ) -> None:
-        self.shapes = _shapes(cache)
+        self.shapes = _tensor_shapes(cache)
         self.nbytes = sum(tensor.nbytes for tensor in tensors_of(cache))
-        self._previous, self._cache = previous.clone(), each_tensor(cache, torch.clone)
-        self._holder: Callable[[], _Held | None] = lambda: None
-        logits, _ = model.step(previous.clone(), each_tensor(cache, torch.clone))
+        self._previous, self._cache = previous.clone(), map_tensors(torch.clone, cache)
+        self._owner: Callable[[], GraphOwnedCache | None] = lambda: None
+        logits, _ = model.step(previous.clone(), map_tensors(torch.clone, cache))
         self.logits = logits.clone()
-        self.replay = record(partial(self._work, model))
+        self.replay = capture(partial(self._step, model))
 
     @property
     def free(self) -> bool:
-        """Whether nobody goes on from what it holds."""
-        return self._holder() is None
+        """True if no cache in use shares memory with this recorded step."""
+        return self._owner() is None
 
-    def take(self, previous: Tensor, cache: StaticShapeCache) -> None:
-        """Have the next step begin with these."""
+    def copy_in(self, previous: Tensor, cache: StaticShapeCache) -> None:
+        """Copy the inputs of the next step to the recorded step's tensors."""
         self._previous.copy_(previous)
-        _copy(cache, self._cache)
+        _copy_tensors(cache, self._cache)
 
-    def own(self, known: StaticShapeCache) -> StaticShapeCache:
-        """The cache after the last step; `known` has what the host knows of it."""
+    def output_cache(self, host_state: StaticShapeCache) -> StaticShapeCache:
+        """Return the cache after the last step, with the host-side values of `host_state`."""
         tensors = iter(tensors_of(self._cache))
-        return each_tensor(known, lambda _: next(tensors))
+        return map_tensors(lambda _: next(tensors), host_state)
 
-    def hold(self, cache: StaticShapeCache) -> "_Held":
-        """`cache`, which may share memory with this recording, and so nobody else shall use it."""
-        held = _Held(cache, self)
-        self._holder = weakref.ref(held)
-        return held
+    def acquire(self, cache: StaticShapeCache) -> "GraphOwnedCache":
+        """Reserve this recorded step for `cache`, which may share its memory, and return that."""
+        owned = GraphOwnedCache(cache, self)
+        self._owner = weakref.ref(owned)
+        return owned
 
-    def _work(self, model: SequenceModel) -> None:
+    def _step(self, model: SequenceModel) -> None:
         logits, after = model.step(self._previous, self._cache)
         self.logits.copy_(logits)
-        _copy(after, self._cache)
+        _copy_tensors(after, self._cache)
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    """A cache whose tensors are a recording's, which nobody else uses as long as this exists."""
+class GraphOwnedCache:
+    """Cache whose tensors belong to a recorded step, which is reserved for it while it exists."""
 
     cache: StaticShapeCache
-    recording: _Recording
+    graphed: _GraphedStep
 
     def select_rows(self, index: Tensor) -> Cache:
-        """Copies of some rows."""
+        """Return a cache with copies of the rows at `index`."""
         return self.cache.select_rows(index)
 
     def repeat_rows(self, count: int) -> Cache:
-        """Copies of each row."""
+        """Return a cache with `count` copies of each row."""
         return self.cache.repeat_rows(count)
 
     def reorder_rows(self, index: Tensor) -> Cache:
-        """Copies of rows in another order."""
+        """Return a cache with copies of the rows at `index`, each of the same source."""
         return self.cache.reorder_rows(index)
 
-    def reset_rows(self, mask: Tensor, fresh: AnyCache, index: Tensor) -> "_Held":
-        """The cache itself with some rows begun anew."""
-        begun = fresh.cache if isinstance(fresh, _Held) else fresh
-        return self.recording.hold(self.cache.reset_rows(mask, begun, index))
+    def reset_rows(self, mask: Tensor, fresh: AnyCache, index: Tensor) -> "GraphOwnedCache":
+        """Return the cache with rows of `fresh` where `mask` is True."""
+        inner = fresh.cache if isinstance(fresh, GraphOwnedCache) else fresh
+        return self.graphed.acquire(self.cache.reset_rows(mask, inner, index))
 
 
-def _copy(cache: StaticShapeCache, own: StaticShapeCache) -> None:
-    """Write into `own`'s tensors what `cache`'s hold, if those are others."""
-    for mine, other in zip(tensors_of(own), tensors_of(cache), strict=True):
-        if mine is not other:
-            mine.copy_(other)
+def _copy_tensors(source: StaticShapeCache, destination: StaticShapeCache) -> None:
+    """Copy the values of `source`'s tensors to those of `destination` where they differ."""
+    for own, other in zip(tensors_of(destination), tensors_of(source), strict=True):
+        if own is not other:
+            own.copy_(other)
 
 
-def _shapes(cache: StaticShapeCache) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+def _tensor_shapes(cache: StaticShapeCache) -> tuple[tuple[torch.Size, torch.dtype], ...]:
     return tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(cache))

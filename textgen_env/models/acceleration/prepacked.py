@@ -1,12 +1,11 @@
-"""Models for inference on CPUs whose weights are laid out once as products read them.
+"""Models with prepacked weights for inference on CPUs.
 
-oneDNN multiplies by a weight that is cut into blocks, and PyTorch cuts it anew for every product
-unless it is handed the blocks: by the operators used here, which `torch.compile` writes too once
-weights are frozen. Two threads of an x86 machine with 512-bit registers, against the plain product,
-width 256 to 1,024 and 4,000 tokens: a half to 0.75 of the time in bfloat16 for 1 to 64 rows; in
-float32 0.75 to 0.9 for 64 rows, 0.6 for 16, and up to 3 times as long for a single one.
+oneDNN multiplies by weights in a blocked layout. PyTorch converts a weight to that layout for every
+product, unless it is given the blocks. The operators used here take them, as the code does that
+`torch.compile` generates for frozen weights. In float32 this is slower for very few rows, which
+are left to the plain product.
 
-Nothing here can be trained: a packed model keeps the weights that it was made with.
+A prepacked model cannot be trained: it keeps the weights that it was made with.
 """
 
 from typing import Any, TypeVar, cast
@@ -18,41 +17,43 @@ from torch import Tensor, nn
 from textgen_env.models.layers import TiedEmbedding
 
 M = TypeVar("M")
-FEW = 4  # rows for which float32 is better left to the plain product
+MIN_FLOAT32_ROWS = 4  # with fewer rows the plain product is faster in float32
 
 
 def with_prepacked_weights(model: M) -> M:
-    """A copy of `model` that shares its weights and makes products faster, if it is on a CPU.
+    """Return a copy of `model` that shares its weights and has faster products, if it is on a CPU.
 
     Args:
-        model: in evaluation mode; one that is no `nn.Module`, or elsewhere, is returned as it is.
-            Weights that change later are not seen by the copy: make another one.
+        model: model in evaluation mode. It is returned unchanged if it is not an `nn.Module` or not
+            on a CPU. The copy does not see later changes of the weights; make another one then.
     """
     if not isinstance(model, nn.Module) or not torch.backends.mkldnn.is_available():
         return model
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return cast("M", _copied(model)) if on_cpu else model
+    return cast("M", _prepacked_copy(model)) if on_cpu else model
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    """A copy of a module and all below it, the tensors being the same."""
-    kind = KINDS.get(type(module), type(module))
+def _prepacked_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module and its submodules with the same tensors, prepacked if possible."""
+    kind = PREPACKED_CLASSES.get(type(module), type(module))
     copy = kind.__new__(kind)
     copy.__dict__.update(module.__dict__)
-    children = module._modules.items()
-    copy._modules = {name: None if child is None else _copied(child) for name, child in children}
-    if isinstance(copy, _Packed):
-        copy.pack()
+    copy._modules = {
+        name: None if child is None else _prepacked_copy(child)
+        for name, child in module._modules.items()
+    }
+    if isinstance(copy, _Prepacked):
+        copy.prepack()
     return copy
 
 
-class _Packed:
-    """What is made anew from a module's weights, also after it was copied or pickled."""
+class _Prepacked:
+    """Mixin for modules with prepacked weights, which are made again after copying or pickling."""
 
     __dict__: dict[str, Any]
 
-    def pack(self) -> None:
-        """Lay out the weights."""
+    def prepack(self) -> None:
+        """Convert the weights to oneDNN's layout."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,68 +61,78 @@ class _Packed:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.pack()
+        self.prepack()
 
 
-class PackedLinear(_Packed, nn.Linear):
-    """A linear layer."""
+class PrepackedLinear(_Prepacked, nn.Linear):
+    """Linear layer with a prepacked weight."""
 
-    def pack(self) -> None:
-        """Lay out the weight."""
-        self.blocks = blocks_of(self.weight)
+    def prepack(self) -> None:
+        """Convert the weight to oneDNN's layout."""
+        self.blocks = prepack_weight(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        return product(input, self.weight, self.blocks, self.bias)
+        """Return the layer's output, (..., out), for `input`, (..., in)."""
+        return prepacked_linear(input, self.weight, self.blocks, self.bias)
 
 
-class PackedEmbedding(_Packed, TiedEmbedding):
-    """An embedding that makes the logits too."""
+class PrepackedEmbedding(_Prepacked, TiedEmbedding):
+    """Tied embedding whose matrix is prepacked for the logits."""
 
-    def pack(self) -> None:
-        """Lay out the matrix for the logits."""
-        self.blocks = blocks_of(self.weight)
+    def prepack(self) -> None:
+        """Convert the matrix to oneDNN's layout."""
+        self.blocks = prepack_weight(self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) to (..., V)."""
-        return product(hidden, self.weight, self.blocks, None)
+        """Return the logits, (..., V), of hidden vectors, (..., D)."""
+        return prepacked_linear(hidden, self.weight, self.blocks, None)
 
 
-class PackedGRUCell(_Packed, nn.GRUCell):
-    """A gated recurrent unit, one step of it."""
+class PrepackedGRUCell(_Prepacked, nn.GRUCell):
+    """Cell of a gated recurrent unit with prepacked weights."""
 
-    def pack(self) -> None:
-        """Lay out both weights."""
-        self.blocks = blocks_of(self.weight_ih), blocks_of(self.weight_hh)
+    def prepack(self) -> None:
+        """Convert both weights to oneDNN's layout."""
+        self.blocks = prepack_weight(self.weight_ih), prepack_weight(self.weight_hh)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """(B, in) inputs and (B, D) states to states."""
-        assert hx is not None, "the models here have a state from the start"
-        width, (outer, inner) = self.hidden_size, self.blocks
-        outside = product(input, self.weight_ih, outer, self.bias_ih)
-        inside = product(hx, self.weight_hh, inner, self.bias_hh)
-        gates = (outside[:, : 2 * width] + inside[:, : 2 * width]).sigmoid_()
+        """Return the next states, (B, D), for `input`, (B, in), and the states `hx`, (B, D)."""
+        assert hx is not None, "the models here always pass a state"
+        width, (input_blocks, state_blocks) = self.hidden_size, self.blocks
+        from_input = prepacked_linear(input, self.weight_ih, input_blocks, self.bias_ih)
+        from_state = prepacked_linear(hx, self.weight_hh, state_blocks, self.bias_hh)
+        gates = (from_input[:, : 2 * width] + from_state[:, : 2 * width]).sigmoid_()
         reset, update = gates.chunk(2, -1)
-        candidate = torch.addcmul(outside[:, 2 * width :], reset, inside[:, 2 * width :]).tanh_()
-        return torch.lerp(candidate, hx, update)
+        candidate = torch.addcmul(from_input[:, 2 * width :], reset, from_state[:, 2 * width :])
+        return torch.lerp(candidate.tanh_(), hx, update)
 
 
-KINDS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: PackedLinear,
-    TiedEmbedding: PackedEmbedding,
-    nn.GRUCell: PackedGRUCell,
+PREPACKED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: PrepackedLinear,
+    TiedEmbedding: PrepackedEmbedding,
+    nn.GRUCell: PrepackedGRUCell,
 }
 
 
-def blocks_of(weight: Tensor) -> Tensor:
-    """A weight (out, in) as oneDNN reads it."""
+def prepack_weight(weight: Tensor) -> Tensor:
+    """Return a weight, (out, in), in oneDNN's blocked layout."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
-def product(hidden: Tensor, weight: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, by `blocks` where that is faster and no gradient is asked for."""
-    few = weight.dtype == torch.float32 and hidden.numel() < FEW * hidden.shape[-1]
-    if few or hidden.requires_grad:
+def prepacked_linear(hidden: Tensor, weight: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `F.linear`, with `blocks` where that is faster and no gradient is needed.
+
+    Args:
+        hidden: (..., in).
+        weight: (out, in).
+        blocks: the same weight, from `prepack_weight`.
+        bias: (out,), or None.
+
+    Returns:
+        (..., out).
+    """
+    few_rows = hidden.numel() < MIN_FLOAT32_ROWS * hidden.shape[-1]
+    if (few_rows and weight.dtype == torch.float32) or hidden.requires_grad:
         return F.linear(hidden, weight, bias)
-    hidden = hidden.to(weight.dtype)  # under autocast norms answer in float32
+    hidden = hidden.to(weight.dtype)  # under autocast norms return float32
     return torch.ops.mkldnn._linear_pointwise(hidden, blocks, bias, "none", [], "")

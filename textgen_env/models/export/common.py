@@ -1,7 +1,7 @@
-"""What exports to other programs share: which models can be exported, and with what tokenizer.
+"""Parts shared by all export formats: check of the model, tokenizer and types.
 
-The formats have a file each, `export_hf.py` and `export_ctranslate2.py`, because each imports a
-package that only the extra `export` installs.
+Each format has a file of its own, because each imports a package that only the extra `export`
+installs.
 """
 
 from collections.abc import Callable
@@ -16,28 +16,31 @@ from textgen_env.models.transformer import Transformer
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
-Write = Callable[[Tensor, int], Tensor]
-"""((B, S) sources, max_steps) -> (B, max_steps) int64 tokens, PAD after the end."""
+GenerateFn = Callable[[Tensor, int], Tensor]
+"""Function (source, max_steps) -> tokens.
 
-NEVER = -1e4  # added to the logits of tokens that are never written; finite in every precision
+The source is (B, S) int64. Tokens are (B, max_steps) int64, PAD after the end.
+"""
+
+SUPPRESSION_BIAS = -1e4  # added to logits of tokens that are never written; finite in any precision
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported as asked."""
+    """Model that cannot be exported as requested."""
 
 
 def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
-    """`model`, if other programs know its layout and its tokenizer makes of a text what it reads.
+    """Return `model`, or raise if other programs cannot run it.
 
     Raises:
-        ExportError: it is no Transformer of this project's, or does not belong to `tokenizer`, or
-            that puts more around a text than the end token.
+        ExportError: the model is not a Transformer of this project, does not belong to
+            `tokenizer`, or the tokenizer adds more to a text than the end token.
     """
     if isinstance(model, HuggingFaceModel):
         raise ExportError(
-            "model must be a Transformer of this project's for this format, got a pretrained "
+            "model must be a Transformer of this project for this format, got a pretrained "
             f"{model.config.model_type}: export to hf, and where CTranslate2 knows its kind run "
-            "ct2-transformers-converter --model FOLDER --output_dir OTHER on what that writes"
+            "ct2-transformers-converter --model FOLDER --output_dir OTHER on that folder"
         )
     if not isinstance(model, Transformer):
         raise ExportError(
@@ -61,10 +64,10 @@ def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
 
 
 def served_tokenizer(tokenizer: Tokenizer) -> Backend:
-    """A tokenizer that by itself does what the project does around its own.
+    """Return a tokenizer for other programs, which need no code of this project around it.
 
-    It ends every text with the end token, as the model's sources end, and takes away the space that
-    byte-level pairs begin a decoded text with.
+    It appends the end token to every text, as the model's sources have it, and removes the space
+    that byte-level pairs put before a decoded text.
     """
     backend, end = Backend.from_str(tokenizer.backend.to_str()), tokenizer.special.end
     piece = SPECIAL_PIECES[end]

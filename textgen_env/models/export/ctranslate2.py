@@ -1,7 +1,7 @@
-"""A Transformer as a folder of CTranslate2, and back as a writer.
+"""Export of Transformers to CTranslate2, and generation with the exported model.
 
-Its weights are laid out here, because CTranslate2 has no converter for the layout that
-`export_hf.py` chooses. Needs the extra `export`.
+The weights are laid out here, because CTranslate2 has no converter for the layout of
+`export/huggingface.py`. This module needs the extra `export`.
 """
 
 import json
@@ -15,9 +15,9 @@ from ctranslate2.specs import TransformerSpec
 from torch import Tensor, nn
 
 from textgen_env.models.export.common import (
-    NEVER,
+    SUPPRESSION_BIAS,
     ExportError,
-    Write,
+    GenerateFn,
     exportable,
     served_tokenizer,
 )
@@ -25,23 +25,23 @@ from textgen_env.models.storage import CONFIG, TOKENIZER, Model
 from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 
-Spec = Any  # a part of a specification: a bag of names that CTranslate2 checks itself
+Spec = Any  # part of a specification, whose attributes CTranslate2 sets and checks dynamically
 VOCABULARY = "shared_vocabulary.json"
 
 
 def save_ctranslate2(
     model: Model, tokenizer: TextTokenizer, folder: Path, precision: Literal["float32", "int8"]
 ) -> None:
-    """Write `model` so that `ctranslate2.Translator` loads it, and a tokenizer beside it.
+    """Write `model` and its tokenizer so that `ctranslate2.Translator` loads the folder.
 
     Args:
         model: a Transformer.
-        tokenizer: its own.
-        folder: an existing one.
-        precision: of the weights; int8 has a scale for each row of a matrix.
+        tokenizer: tokenizer of the model.
+        folder: existing folder.
+        precision: precision of the weights; int8 has a scale for each row of a matrix.
 
     Raises:
-        ExportError: the model is none that CTranslate2 knows.
+        ExportError: CTranslate2 cannot run the model.
     """
     spec = to_spec(exportable(model, tokenizer))
     named = {index: piece for piece, index in tokenizer.pieces.items()}
@@ -62,16 +62,19 @@ def save_ctranslate2(
 
 
 def to_spec(model: Transformer) -> TransformerSpec:
-    """The same function of the same weights; CTranslate2 makes the same sinusoids by itself."""
+    """Return a specification with the model's weights, which computes the same function.
+
+    Position embeddings are left out, because CTranslate2 computes the same ones itself.
+    """
     size = model.config
-    embedding = model.embedding.weight.detach().clone()  # quantization writes over what it reads
+    embedding = model.embedding.weight.detach().clone()  # quantization overwrites its input
     spec: Spec = TransformerSpec.from_config(
         (size.num_encoder_layers, size.num_decoder_layers), size.num_heads
     )
     spec.encoder.embeddings[0].weight = embedding
     spec.decoder.embeddings.weight = spec.decoder.projection.weight = embedding
     spec.decoder.projection.bias = torch.zeros(size.vocab_size)
-    spec.decoder.projection.bias[[model.special.pad, model.special.start]] = NEVER
+    spec.decoder.projection.bias[[model.special.pad, model.special.start]] = SUPPRESSION_BIAS
     _set_norm(spec.encoder.layer_norm, model.encoder_norm)
     _set_norm(spec.decoder.layer_norm, model.decoder_norm)
     for part, layer in zip(
@@ -82,20 +85,24 @@ def to_spec(model: Transformer) -> TransformerSpec:
         spec.decoder.layer, cast("Iterable[DecoderLayer]", model.decoder), strict=True
     ):
         _set_layer(part, layer)
-        read = layer.source_attention
+        attention = layer.source_attention
         _set_norm(part.attention.layer_norm, layer.source_norm)
         query, key_value, out = part.attention.linear
-        _set_linear(query, read.query)
-        _set_linear(key_value, read.key_value)
-        _set_linear(out, read.out)
+        _set_linear(query, attention.query)
+        _set_linear(key_value, attention.key_value)
+        _set_linear(out, attention.out)
     return spec
 
 
-def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
-    """What the model that `save_ctranslate2` wrote writes, in the precision of its weights.
+def load_ctranslate2(folder: Path, beam_size: int = 1) -> GenerateFn:
+    """Return a function that generates with a model written by `save_ctranslate2`.
 
-    CTranslate2 works with as many threads as torch. It answers an empty source with an empty text,
-    without asking the model.
+    It computes in the precision of the weights and with as many threads as torch. For an empty
+    source CTranslate2 returns an empty text without running the model.
+
+    Args:
+        folder: folder of the model.
+        beam_size: number of beams; 1 for greedy decoding.
 
     Raises:
         ExportError: a file is missing or damaged.
@@ -108,33 +115,33 @@ def load_ctranslate2(folder: Path, beam_size: int = 1) -> Write:
     except (OSError, RuntimeError, ValueError) as error:
         raise ExportError(f"{folder} must hold a model for CTranslate2, got: {error}") from error
     ids = {piece: index for index, piece in enumerate(pieces)}
-    pad = ids[config["unk_token"]]  # as `save_ctranslate2` has it
+    pad = ids[config["unk_token"]]  # `save_ctranslate2` stores padding under this name
 
-    def write(source: Tensor, max_steps: int) -> Tensor:
+    def generate(source: Tensor, max_steps: int) -> Tensor:
         texts = [[pieces[token] for token in row if token != pad] for row in source.tolist()]
         results = translator.translate_batch(
             texts,
             beam_size=beam_size,
             max_input_length=0,  # no limit
-            min_decoding_length=0,  # the end may come at once
+            min_decoding_length=0,  # the first token may be the end
             max_decoding_length=max_steps,
             return_end_token=True,
         )
         tokens = source.new_full((len(source), max_steps), pad)
         for row, result in zip(tokens, results, strict=True):
-            written = [ids[piece] for piece in result.hypotheses[0]]
-            row[: len(written)] = torch.tensor(written)
+            hypothesis = [ids[piece] for piece in result.hypotheses[0]]
+            row[: len(hypothesis)] = torch.tensor(hypothesis)
         return tokens
 
-    return write
+    return generate
 
 
 def _set_layer(part: Spec, layer: EncoderLayer | DecoderLayer) -> None:
-    """What both sides have: self-attention and the feed-forward net."""
-    own = part.self_attention
-    _set_norm(own.layer_norm, layer.attention_norm)
-    _set_linear(own.linear[0], layer.attention.query, layer.attention.key_value)
-    _set_linear(own.linear[1], layer.attention.out)
+    """Set self-attention and feed-forward network, which encoder and decoder layers have."""
+    attention = part.self_attention
+    _set_norm(attention.layer_norm, layer.attention_norm)
+    _set_linear(attention.linear[0], layer.attention.query, layer.attention.key_value)
+    _set_linear(attention.linear[1], layer.attention.out)
     _set_norm(part.ffn.layer_norm, layer.feed_forward_norm)
     inner, _, outer = layer.feed_forward
     _set_linear(part.ffn.linear_0, cast("nn.Linear", inner))
@@ -142,7 +149,7 @@ def _set_layer(part: Spec, layer: EncoderLayer | DecoderLayer) -> None:
 
 
 def _set_linear(part: Spec, *layers: nn.Linear) -> None:
-    """One product for all `layers`, which read the same."""
+    """Set one linear layer that computes all `layers`, which have the same input."""
     part.weight = torch.cat([layer.weight.detach() for layer in layers])
     part.bias = torch.cat([layer.bias.detach() for layer in layers])
 

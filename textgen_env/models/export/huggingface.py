@@ -1,7 +1,7 @@
-"""A Transformer as a folder of `transformers`, in Blenderbot's layout, and back as a writer.
+"""Export of Transformers to `transformers`, and generation with the exported model.
 
-Blenderbot and not Marian, whose norms stand behind the sublayers, nor M2M-100, whose positions
-depend on which token is padding. Needs the extra `export`.
+The layout is Blenderbot's. Marian's does not fit, because its norms follow the sublayers, nor does
+M2M-100's, because its positions depend on the padding token. This module needs the extra `export`.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,19 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from textgen_env.models.export.common import NEVER, Write, exportable, served_tokenizer
+from textgen_env.models.export.common import (
+    SUPPRESSION_BIAS,
+    GenerateFn,
+    exportable,
+    served_tokenizer,
+)
 from textgen_env.models.storage import TOKENIZER, Model
 from textgen_env.models.transformer import Transformer, sinusoids
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
-MAX_POSITIONS = 1024  # of the table that stands for the sinusoids, which have no end
+POSITION_TABLE_SIZE = 1024  # Blenderbot has a table of positions, where sinusoids have no limit
 
-PARTS = {  # of a weight's name, ours and Blenderbot's
+BLENDERBOT_NAMES = {  # parts of the names of weights, here and in Blenderbot
     "embedding": "model.shared",
     "encoder": "model.encoder.layers",
     "encoder_norm": "model.encoder.layer_norm",
@@ -43,19 +48,19 @@ PARTS = {  # of a weight's name, ours and Blenderbot's
 
 
 def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int) -> None:
-    """Write `model` so that `AutoModelForSeq2SeqLM` and `AutoTokenizer` load it.
+    """Write model and tokenizer so that `AutoModelForSeq2SeqLM` and `AutoTokenizer` load them.
 
     Args:
         model: a Transformer.
-        tokenizer: its own.
-        folder: an existing one.
-        max_steps: most tokens that `generate` writes unless it is told otherwise.
+        tokenizer: tokenizer of the model.
+        folder: existing folder.
+        max_steps: default of the largest number of tokens that `generate` writes.
 
     Raises:
-        ExportError: the model is none that `transformers` knows.
+        ExportError: `transformers` cannot run the model.
     """
     exported = to_blenderbot(exportable(model, tokenizer), max_steps)
-    with _without_bars():
+    with _no_progress_bars():
         exported.save_pretrained(folder)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer.save(folder / TOKENIZER)
@@ -72,15 +77,15 @@ def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int
 
 
 def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditionalGeneration:
-    """The same function of the same weights, but that padding and start are never written.
+    """Return a Blenderbot model with the same weights, which never writes padding or start.
 
-    Dropout acts in the same places.
+    Otherwise it computes the same function, and dropout acts in the same places.
     """
     size, special = model.config, model.special
     config = BlenderbotConfig(
         vocab_size=size.vocab_size,
         d_model=size.width,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=POSITION_TABLE_SIZE,
         encoder_layers=size.num_encoder_layers,
         decoder_layers=size.num_decoder_layers,
         encoder_attention_heads=size.num_heads,
@@ -98,7 +103,7 @@ def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditiona
         decoder_start_token_id=special.start,
     )
     exported = BlenderbotForConditionalGeneration(config)
-    exported.load_state_dict(dict(_weights(model)))
+    exported.load_state_dict(dict(_blenderbot_weights(model)))
     exported.generation_config = GenerationConfig(
         max_new_tokens=max_steps,
         num_beams=1,
@@ -111,49 +116,49 @@ def to_blenderbot(model: Transformer, max_steps: int) -> BlenderbotForConditiona
     return exported.eval()
 
 
-def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Write:
-    """What the model that `save_hf` wrote writes greedily, by `generate` of `transformers`.
+def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> GenerateFn:
+    """Return a function that decodes greedily with a model written by `save_hf`.
 
-    It reads the token ids of the model that was exported.
+    It calls `generate` of `transformers`. Token ids are those of the exported model.
 
     Args:
-        folder: where it was written.
-        dtype: of the weights.
-        device: where it writes, and where its sources are.
+        folder: folder of the model.
+        dtype: dtype of the loaded weights.
+        device: device of the model and of its sources.
     """
-    with _without_bars():
+    with _no_progress_bars():
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
     model.eval().to(torch.device(device))
     pad = model.config.pad_token_id
 
-    def write(source: Tensor, max_steps: int) -> Tensor:
+    def generate(source: Tensor, max_steps: int) -> Tensor:
         mask = (source != pad).long()
         with torch.inference_mode():
-            written = model.generate(source, attention_mask=mask, max_new_tokens=max_steps)
+            generated = model.generate(source, attention_mask=mask, max_new_tokens=max_steps)
         tokens = source.new_full((len(source), max_steps), pad)
-        tokens[:, : written.shape[1] - 1] = written[:, 1:]  # without the start token
+        tokens[:, : generated.shape[1] - 1] = generated[:, 1:]  # without the start token
         return tokens
 
-    return write
+    return generate
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Reading and writing a small model takes no time that a bar would have to shorten."""
-    shown = logging.is_progress_bar_enabled()
+def _no_progress_bars() -> Iterator[None]:
+    """Disable the progress bars of `transformers`, which small models do not need."""
+    bars_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if bars_enabled:
             logging.enable_progress_bar()
 
 
-def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """All weights with Blenderbot's names."""
+def _blenderbot_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Yield all weights with Blenderbot's names."""
     for name, weight in model.state_dict().items():
         layered = name.replace("feed_forward.0", "fc1").replace("feed_forward.2", "fc2")
-        renamed = ".".join(PARTS.get(part, part) for part in layered.split("."))
+        renamed = ".".join(BLENDERBOT_NAMES.get(part, part) for part in layered.split("."))
         if "key_value" in renamed:
             keys, values = weight.chunk(2)
             yield renamed.replace("key_value", "k_proj"), keys
@@ -161,10 +166,10 @@ def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         else:
             yield renamed, weight
     yield "lm_head.weight", model.embedding.weight
-    positions = sinusoids(torch.arange(MAX_POSITIONS), model.config.width)
+    positions = sinusoids(torch.arange(POSITION_TABLE_SIZE), model.config.width)
     for side in ("encoder", "decoder"):
         yield f"model.{side}.embed_tokens.weight", model.embedding.weight
         yield f"model.{side}.embed_positions.weight", positions
     bias = torch.zeros(1, model.vocab_size)
-    bias[:, [model.special.pad, model.special.start]] = NEVER
+    bias[:, [model.special.pad, model.special.start]] = SUPPRESSION_BIAS
     yield "final_logits_bias", bias

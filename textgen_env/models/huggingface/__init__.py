@@ -1,1 +1,1 @@
-"""Pretrained models of the transformers library behind the sequence-model interface."""
+"""Pretrained models of the `transformers` library as sequence models."""

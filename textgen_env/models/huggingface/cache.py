@@ -1,12 +1,12 @@
-"""What a pretrained decoder remembers, row by row, in the form in which `transformers` asks for it.
+"""Key-value cache of a pretrained decoder, row by row, in the form that `transformers` reads.
 
-Rows advance in lock step: a step fills one slot of every row, the newest one last. What a row has
-not written is hidden by a mask: the padding left of a short prompt, and what stood there before the
-row began anew. So rows of different ages stand side by side and distances between slots are
-distances in the text, which is all that relative positions need.
+All rows advance together: a step fills one slot in every row, and the newest slot is the last. A
+mask hides slots that a row has not written: padding to the left of a short prompt, and slots from
+before the row was reset. So rows of different lengths can share a batch, and the distance between
+two slots is the distance between two tokens, as relative positions require.
 
-`transformers`' own dynamic cache copies everything at every step, and its static one has one length
-for all rows.
+The caches of `transformers` are not used: the dynamic one copies everything at every step, and the
+static one has one length for all rows.
 """
 
 from dataclasses import dataclass, replace
@@ -19,55 +19,58 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
-from textgen_env.models.cache_ops import each_tensor, host_sync_is_free, scatter_rows_
+from textgen_env.models.cache_ops import (
+    CAPACITY_INCREMENT,
+    host_sync_is_free,
+    map_tensors,
+    scatter_rows_,
+)
 
-ROOM = 16  # slots added at a time
 
-
-class Counting(Enum):
-    """Where a model's positions come from.
+class PositionMode(Enum):
+    """Way in which a model learns the position of the next token.
 
     Attributes:
-        SLOTS: they are given with every step, or are distances only.
-        ROWS: the model counts on from what it is told of the cache's length, row by row.
-        TOGETHER: it counts on from one length, so that all rows must have the same.
+        GIVEN: positions are passed with every step, or only distances between slots matter.
+        PER_ROW: the model counts from the cache's length, which may differ from row to row.
+        SHARED: the model counts from one length, so all rows must have the same.
     """
 
-    SLOTS = "slots"
-    ROWS = "rows"
-    TOGETHER = "together"
+    GIVEN = "given"
+    PER_ROW = "per row"
+    SHARED = "shared"
 
 
 @dataclass(frozen=True)
 class RowCache:
-    """The memory of R rows. H, D and their number may differ from layer to layer.
+    """Keys and values of R rows; H, D and the number of each may differ from layer to layer.
 
     Attributes:
-        written: keys, then values, of each layer, (R, H, L, D); slots from `used` on are room.
-        source: keys, then values, of the source for each layer, (R, H, S, D); none without encoder.
-        source_mask: (R, S) bool, True at the source's tokens; (R, 0) without encoder.
-        seen: (R, L) bool, slots that a row may look at.
+        target: keys, then values, of each layer, (R, H, L, D); slots from `used` on are free.
+        source: keys, then values, of each layer, (R, H, S, D); empty without an encoder.
+        source_mask: (R, S) bool, True at the source's tokens; (R, 0) without an encoder.
+        visible: (R, L) bool, True at slots that a row attends to.
         length: (R,) int64, position of each row's next token.
-        opening: (R,) int64, what stands for the start token.
-        slot: (R,) int64, the slot of the next token, in all rows the same.
-        used: slots in use, which is that slot as the host knows it.
-        window: slots that a row needs at most.
-        counting: where the model's positions come from.
+        first_input: (R,) int64, token that the decoder reads in place of the start token.
+        slot: (R,) int64, index of the next slot, the same in all rows.
+        used: the same index on the host, which is the number of slots in use.
+        max_slots: largest number of slots that a row attends to.
+        position_mode: way in which the model learns positions.
     """
 
-    written: tuple[Tensor, ...]
+    target: tuple[Tensor, ...]
     source: tuple[Tensor, ...]
     source_mask: Tensor
-    seen: Tensor
+    visible: Tensor
     length: Tensor
-    opening: Tensor
+    first_input: Tensor
     slot: Tensor
     used: int
-    window: int
-    counting: Counting
+    max_slots: int
+    position_mode: PositionMode
 
     @classmethod
-    def begun(
+    def from_prompt(
         cls,
         cache: DynamicCache | EncoderDecoderCache,
         prompt: Tensor,
@@ -75,133 +78,147 @@ class RowCache:
         *,
         source_mask: Tensor,
         max_steps: int,
-        counting: Counting,
+        position_mode: PositionMode,
     ) -> Self:
-        """The memory of a prompt, (R, P) with its mask, that `cache` has read.
+        """Return the cache of a prompt that the model has read.
 
-        Its last token is read again at the first step, so that this is a step as all others.
+        The prompt's last token is left out and read again by the first step, so that this step is
+        like all others.
+
+        Args:
+            cache: filled by the model.
+            prompt: (R, P) int64, padded on the left.
+            prompt_mask: (R, P) bool, False at padding.
+            source_mask: (R, S) bool, True at the source's tokens; (R, 0) without an encoder.
+            max_steps: largest number of steps that will be taken.
+            position_mode: way in which the model learns positions.
         """
-        own, source = cache, ()
+        target_cache, source = cache, ()
         if isinstance(cache, EncoderDecoderCache):
-            own, source = cache.self_attention_cache, _tensors(cache.cross_attention_cache)
+            target_cache = cache.self_attention_cache
+            source = _keys_and_values(cache.cross_attention_cache)
         read = prompt.shape[1] - 1
-        # `transformers` takes a lone token in slot 0 for a prompt and lets it see all room: nothing
-        # is ever written or seen in that slot then.
+        # `transformers` takes a lone token in slot 0 for a prompt and lets it attend to all free
+        # slots, so slot 0 then stays empty and hidden.
         empty = int(read == 0)
         used = empty + read
         return cls(
-            written=tuple(F.pad(t[:, :, :read], (0, 0, empty, 0)) for t in _tensors(own)),
+            target=tuple(
+                F.pad(tensor[:, :, :read], (0, 0, empty, 0))
+                for tensor in _keys_and_values(target_cache)
+            ),
             source=source,
             source_mask=source_mask,
-            seen=F.pad(prompt_mask[:, :read], (empty, 0)),
+            visible=F.pad(prompt_mask[:, :read], (empty, 0)),
             length=prompt_mask.sum(1) - 1,
-            opening=prompt[:, -1].clone(),
+            first_input=prompt[:, -1].clone(),
             slot=torch.full_like(prompt[:, 0], used),
             used=used,
-            window=prompt.shape[1] + max_steps,
-            counting=counting,
+            max_slots=prompt.shape[1] + max_steps,
+            position_mode=position_mode,
         )
 
     def reserve(self) -> Self:
-        """The cache with a slot for the next token."""
-        if self.used < self.seen.shape[1]:
+        """Return the cache with a free slot for the next token."""
+        if self.used < self.visible.shape[1]:
             return self
-        kept = min(self.used, self.window)  # what is older no row looks at any more
-        first = self.used - kept
-        # A step that is recorded has one shape: room is made at once where steps are.
-        more = ROOM if host_sync_is_free(self.seen.device) else max(ROOM, self.window - kept)
+        kept = min(self.used, self.max_slots)  # no row attends to older slots
+        first, added = self.used - kept, CAPACITY_INCREMENT
+        # On accelerators a step is recorded for one shape, so all capacity is reserved at once.
+        if not host_sync_is_free(self.visible.device):
+            added = max(added, self.max_slots - kept)
         return replace(
             self,
-            written=tuple(F.pad(t[:, :, first:], (0, 0, 0, more)) for t in self.written),
-            seen=F.pad(self.seen[:, first:], (0, more)),
+            target=tuple(F.pad(tensor[:, :, first:], (0, 0, 0, added)) for tensor in self.target),
+            visible=F.pad(self.visible[:, first:], (0, added)),
             slot=torch.full_like(self.slot, kept),
             used=kept,
         )
 
-    def opened(self) -> Self:
-        """The cache with a slot for the next token of each row, which the row may look at."""
+    def allocate_slot(self) -> Self:
+        """Return the cache with a free slot for the next token, visible to every row."""
         cache = self.reserve()
-        cache.seen.index_fill_(1, cache.slot[:1], True)
+        cache.visible.index_fill_(1, cache.slot[:1], True)
         return cache
 
-    @property
-    def visible(self) -> Tensor:
-        """(R, L) bool, the slots that hold something, the one that `opened` gave among them."""
-        return self.seen
-
     def for_transformers(self) -> Cache:
-        """A view of this memory that a model of `transformers` reads and writes one step of."""
+        """Return a view of this cache that a model of `transformers` uses for one step."""
         slot = self.slot[:1]
         positions = {
-            Counting.SLOTS: slot,
-            Counting.ROWS: self.length[:, None],
-            Counting.TOGETHER: self.length[:1],
+            PositionMode.GIVEN: slot,
+            PositionMode.PER_ROW: self.length[:, None],
+            PositionMode.SHARED: self.length[:1],
         }
-        own = _Rows(_layers(self.written, slot), positions[self.counting], slot)
+        target = _TargetCache(_cache_layers(self.target, slot), positions[self.position_mode], slot)
         if not self.source:
-            return own
-        read = Cache(layers=_layers(self.source, self.source_mask.shape[1]))
-        return EncoderDecoderCache(own, read)
+            return target
+        source = Cache(layers=_cache_layers(self.source, self.source_mask.shape[1]))
+        return EncoderDecoderCache(target, source)
 
-    def advanced(self) -> Self:
-        """The cache after a step.
+    def advance(self) -> Self:
+        """Return the cache after a step.
 
-        A row that is full may be stepped on, as one that is over and waits for the others is: its
-        position stays in what the model knows.
+        A row at the limit may be stepped further, as finished rows are while others continue. Its
+        position then stays within the model's range.
         """
-        length = (self.length + 1).clamp(max=self.window - 1)
-        return replace(self.moved(), length=length, slot=self.slot + 1)
+        length = (self.length + 1).clamp(max=self.max_slots - 1)
+        return replace(self.advance_host_state(), length=length, slot=self.slot + 1)
 
-    def moved(self) -> Self:
-        """The cache as after a step in all that the host alone knows; no tensor changes."""
+    def advance_host_state(self) -> Self:
+        """Return the cache with its host-side values as after a step; tensors do not change."""
         return replace(self, used=self.used + 1)
 
     def select_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i]."""
-        return each_tensor(self, lambda tensor: tensor.index_select(0, index))
+        """Return a cache whose row i is a copy of row index[i]; `index` is (K,) int64."""
+        return map_tensors(lambda tensor: tensor.index_select(0, index), self)
 
     def repeat_rows(self, count: int) -> Self:
-        """A cache with `count` copies of each row, side by side."""
-        return each_tensor(self, lambda tensor: tensor.repeat_interleave(count, 0))
+        """Return a cache with `count` copies of each row, side by side."""
+        return map_tensors(lambda tensor: tensor.repeat_interleave(count, 0), self)
 
     def reorder_rows(self, index: Tensor) -> Self:
-        """A cache whose row i is a copy of row index[i], a row of the same source."""
+        """Return a cache whose row i is a copy of row index[i], where both have the same source."""
         return replace(
             self,
-            written=tuple(tensor.index_select(0, index) for tensor in self.written),
-            seen=self.seen.index_select(0, index),
+            target=tuple(tensor.index_select(0, index) for tensor in self.target),
+            visible=self.visible.index_select(0, index),
             length=self.length.index_select(0, index),
         )
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
-        """The cache with row index[i] of `fresh` as its row i where `mask`, (B,) bool, is True.
+        """Return the cache with row i replaced by row index[i] of `fresh` where `mask` is True.
+
+        Args:
+            mask: (B,) bool.
+            fresh: K rows.
+            index: (B,) int64 in [0, K).
 
         Raises:
-            ValueError: the rows would differ in length, and the model has one for all.
+            ValueError: the rows would differ in length, and the model has one length for all.
         """
-        if self.counting is Counting.TOGETHER and fresh.used != self.used:
+        if self.position_mode is PositionMode.SHARED and fresh.used != self.used:
             raise ValueError(
-                "rows must all begin together, for this kind of model counts one position for all "
-                "of them: use autoreset mode DISABLED, got a row that begins after "
-                f"{self.used - fresh.used} steps of the others"
+                "rows must all begin together, because this kind of model counts one position for "
+                f"all of them: a row begins after {self.used - fresh.used} steps of the others; "
+                "use autoreset mode DISABLED"
             )
         assert fresh.used <= self.used, "fresh rows are stepped no further"
-        own = slice(self.used - fresh.used, self.used)  # so that the newest slots meet
-        for old, new in zip(self.written, fresh.written, strict=True):
-            scatter_rows_(old[:, :, own], new[:, :, : fresh.used], mask, index)
-        width = fresh.source_mask.shape[1]  # may be less than what the others were read with
-        for old, new in zip(self.source, fresh.source, strict=True):
-            scatter_rows_(old[:, :, :width], new, mask, index)
+        newest = slice(self.used - fresh.used, self.used)  # both caches end at the same slot
+        for own, new in zip(self.target, fresh.target, strict=True):
+            scatter_rows_(own[:, :, newest], new[:, :, : fresh.used], mask, index)
+        width = fresh.source_mask.shape[1]  # may be less than the width of this cache's sources
+        for own, new in zip(self.source, fresh.source, strict=True):
+            scatter_rows_(own[:, :, :width], new, mask, index)
         self.source_mask.masked_fill_(mask[:, None], False)
         scatter_rows_(self.source_mask[:, :width], fresh.source_mask, mask, index)
-        self.seen.masked_fill_(mask[:, None], False)
-        scatter_rows_(self.seen[:, own], fresh.seen[:, : fresh.used], mask, index)
-        for name in ("length", "opening"):
-            scatter_rows_(getattr(self, name), getattr(fresh, name), mask, index)
+        self.visible.masked_fill_(mask[:, None], False)
+        scatter_rows_(self.visible[:, newest], fresh.visible[:, : fresh.used], mask, index)
+        scatter_rows_(self.length, fresh.length, mask, index)
+        scatter_rows_(self.first_input, fresh.first_input, mask, index)
         return self
 
 
-class _Layer(CacheLayerMixin):
+class _CacheLayer(CacheLayerMixin):
     """Keys and values of one layer, written in place."""
 
     is_sliding = False
@@ -212,63 +229,67 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to be done."""
+        """Do nothing, because keys and values are given at construction."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """All slots, room too, which a mask hides: products over a part of them are slow."""
-        assert self.keys is not None, "given at the start"
-        assert self.values is not None, "given at the start"
-        assert isinstance(self.slot, Tensor), "a source is read once, at the start"
+        """Write one slot and return all slots.
+
+        Free slots are returned too, because a mask hides them and products over a part of a tensor
+        are slow.
+        """
+        assert self.keys is not None, "given at construction"
+        assert self.values is not None, "given at construction"
+        assert isinstance(self.slot, Tensor), "a source is encoded once, by `start`"
         self.keys.index_copy_(2, self.slot, key_states)
         self.values.index_copy_(2, self.slot, value_states)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many slots there will be, and the first one."""
+        """Return the number of slots and the offset of the first one."""
         return self.get_max_length(), 0
 
     def get_seq_length(self) -> Any:  # noqa: ANN401 - a tensor where steps fill slots
-        """Slots in use."""
+        """Return the number of slots in use."""
         return self.slot
 
     def get_max_length(self) -> int:
-        """Slots there are."""
-        assert self.keys is not None, "given at the start"
+        """Return the total number of slots."""
+        assert self.keys is not None, "given at construction"
         return self.keys.shape[2]
 
 
-class _Rows(Cache):
-    """Layers, and as their length the position from which models count on."""
+class _TargetCache(Cache):
+    """Layers of the target, whose reported length is the position from which models count."""
 
     def __init__(self, layers: list[Any], position: Tensor, slot: Tensor) -> None:
         super().__init__(layers=layers)
         self.position, self.slot = position, slot
 
-    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - one, or one for each row
-        """The position of the next token: (1,), or (R, 1)."""
+    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - a tensor
+        """Return the position of the next token, (1,), or (R, 1) if rows differ."""
         del layer_idx
         return self.position
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:  # noqa: ANN401 - a tensor
-        """The slot of the next token, (1,)."""
+        """Return the slot of the next token, (1,)."""
         del layer_idx
         return self.slot
 
 
-def _layers(tensors: tuple[Tensor, ...], slot: Tensor | int) -> list[Any]:
-    """A layer for each pair of keys and values."""
+def _cache_layers(tensors: tuple[Tensor, ...], slot: Tensor | int) -> list[Any]:
+    """Return a layer for each pair of keys and values."""
     pairs = zip(tensors[::2], tensors[1::2], strict=True)
-    return [_Layer(keys, values, slot) for keys, values in pairs]
+    return [_CacheLayer(keys, values, slot) for keys, values in pairs]
 
 
-def _tensors(cache: Cache) -> tuple[Tensor, ...]:
-    """Keys, then values, of each layer."""
-    layers: list[Any] = cache.layers  # declared as all kinds of memory
+def _keys_and_values(cache: Cache) -> tuple[Tensor, ...]:
+    """Return keys, then values, of each layer."""
+    layers: list[Any] = cache.layers  # declared as layers of any kind
     return tuple(tensor for layer in layers for tensor in (layer.keys, layer.values))
 
 
-def positions(mask: Tensor) -> Tensor:
-    """(R, L) int64, the position of each token of a text that begins where `mask` does."""
+def positions_of(mask: Tensor) -> Tensor:
+    """Return the position of each token, (R, L) int64, counted from the first True of `mask`."""
     return (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,45 +1,46 @@
-"""A pretrained language model: the source is the beginning of the text that it goes on with."""
+"""Pretrained causal language models, which continue the source as a prompt."""
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from textgen_env.models.huggingface.cache import Counting, RowCache, positions
+from textgen_env.models.huggingface.cache import PositionMode, RowCache, positions_of
 from textgen_env.models.huggingface.model import HuggingFaceModel
 
 
 class HuggingFaceCausal(HuggingFaceModel):
     """An `AutoModelForCausalLM` as a `SequenceModel`.
 
-    The source, without its end token, is a prompt: whatever is to stand between it and what is
-    written, a task says in its text. Prompts are padded on the left, so that rows write side by
-    side, and positions are counted from each prompt's first token.
+    The source without its end token is the prompt. If something must stand between source and
+    target, the task puts it into the source's text. Prompts are padded on the left, so that all
+    rows write the same slot, and positions are counted from each prompt's first token.
     """
 
     def start(self, source: Tensor, max_steps: int) -> RowCache:
-        """Read the prompts."""
-        prompt, mask = self.framed(source, left=True)
+        """Read the prompts and return their cache."""
+        prompt, mask = self.frame_source(source, as_prompt=True)
         self.check_length(prompt.shape[1] + max_steps)
         cache = DynamicCache()
         self.model(
             input_ids=prompt,
             attention_mask=mask,
-            position_ids=positions(mask),
+            position_ids=positions_of(mask),
             cache=cache,
             use_cache=True,
-            logits_to_keep=prompt.new_tensor([-1]),  # 1 has a head's weight copied for each row
+            # As a tensor: with the number 1 the head's weight would be copied for each row.
+            logits_to_keep=prompt.new_tensor([-1]),
         )
-        return RowCache.begun(
+        return RowCache.from_prompt(
             cache,
             prompt,
             mask,
             source_mask=mask[:, :0],
             max_steps=max_steps,
-            counting=Counting.SLOTS,
+            position_mode=PositionMode.GIVEN,
         )
 
     def next_logits(self, tokens: Tensor, cache: RowCache) -> Tensor:
-        """Logits (R, 1, V) after `tokens`, (R, 1)."""
+        """Return the model's logits, (R, 1, V'), after `tokens`, (R, 1)."""
         return self.model(
             input_ids=tokens,
             attention_mask=cache.visible,
@@ -49,16 +50,16 @@ class HuggingFaceCausal(HuggingFaceModel):
         ).logits
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) of every action; none are computed for the prompt."""
-        prompt, mask = self.framed(source, left=True)
+        """Return the logits (B, T, V) of every action; none are computed for the prompt."""
+        prompt, mask = self.frame_source(source, as_prompt=True)
         self.check_length(prompt.shape[1] + actions.shape[1])
-        written = actions[:, :-1]
-        mask = torch.cat([mask, torch.ones_like(written, dtype=torch.bool)], dim=1)
+        prefix = actions[:, :-1]
+        mask = torch.cat([mask, torch.ones_like(prefix, dtype=torch.bool)], dim=1)
         output = self.model(
-            input_ids=torch.cat([prompt, written], dim=1),
+            input_ids=torch.cat([prompt, prefix], dim=1),
             attention_mask=mask,
-            position_ids=positions(mask),
+            position_ids=positions_of(mask),
             use_cache=False,
             logits_to_keep=actions.shape[1],
         )
-        return self.known(output.logits)
+        return self.restrict_vocabulary(output.logits)

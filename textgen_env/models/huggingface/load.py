@@ -1,12 +1,11 @@
-"""Pretrained models of the `transformers` library: found, loaded, adapted and saved.
+"""Loading, adapting and saving of pretrained models of the `transformers` library.
 
-The door to them, which the rest may import without the extra `hf`: its packages are imported where
-a model is loaded. What the two kinds of model share is in `huggingface_model.py`, and each has a
-file of its own. A name that is no folder is looked up on the hub once; what is on this disk is
-never asked for again.
+The packages of the extra `hf` are imported only when a model is loaded, so this module can be
+imported without them. A name that is not a folder is fetched from the hub once and then read from
+the local cache.
 
-Not done here: quantized models, code that comes with a model, and models with other memories than
-keys and values, such as Mamba.
+Left out: quantized models, code that comes with a model, and models whose state is not a key-value
+cache, such as Mamba.
 """
 
 import copy
@@ -26,36 +25,34 @@ from textgen_env.tokenizers.pretrained import Conventions, PretrainedTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-EXTRA = "pip install textgen-env[hf]"
-FAILURES = (ImportError, OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
-BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja")
-# Attention as products: with PyTorch's fused one on a CPU an update of `benchmark-peers gkd` takes
-# 1.19 of the time in float32 and 1.15 in bfloat16.
-WRITTEN_OUT = "eager"
+HF_EXTRA = "pip install textgen-env[hf]"
+LOAD_ERRORS = (ImportError, OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
+CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja")
+CPU_ATTENTION = "eager"  # matrix products, which are faster on CPUs than PyTorch's fused attention
 
 
 class PretrainedError(ValueError):
-    """A pretrained model that cannot be had or used."""
+    """Pretrained model that cannot be found, loaded or used."""
 
 
 def local_folder(name: Path) -> Path:
-    """The folder of `name` on this disk, which is fetched from the hub if it is not here.
+    """Return the folder of `name` on this disk, and fetch it from the hub if it is not there.
 
     Args:
-        name: a folder, or the name of a model on the hub, such as Helsinki-NLP/opus-mt-de-en.
+        name: folder, or name of a model on the hub, such as Helsinki-NLP/opus-mt-de-en.
 
     Raises:
-        PretrainedError: it is neither here nor can it be fetched.
+        PretrainedError: the model is not on this disk and cannot be fetched.
     """
     if name.exists() or name.is_absolute() or len(name.parts) > 2 or ".." in name.parts:
         return name
-    with suppress(Exception):  # whatever it is, the files are not here, or not all of them
-        return _snapshot(name.as_posix(), local=True)
+    with suppress(Exception):  # whatever the error is, the local files are missing or incomplete
+        return _hub_snapshot(name.as_posix(), local=True)
     try:
-        return _snapshot(name.as_posix(), local=False)
+        return _hub_snapshot(name.as_posix(), local=False)
     except ImportError as error:
         raise PretrainedError(
-            f"model must be a folder, or with {EXTRA} a name on the hub, got {name}"
+            f"model must be a folder, or with {HF_EXTRA} a name on the hub, got {name}"
         ) from error
     except Exception as error:
         raise PretrainedError(
@@ -65,19 +62,23 @@ def local_folder(name: Path) -> Path:
         ) from error
 
 
-def _snapshot(hub_name: str, *, local: bool) -> Path:
-    """The folder of all files that are needed, with weights in one format.
+def _hub_snapshot(hub_name: str, *, local: bool) -> Path:
+    """Return the folder of a model's files, with weights in one format.
+
+    Args:
+        hub_name: name of a model on the hub.
+        local: whether to use only files that were fetched before.
 
     Raises:
         FileNotFoundError: there are no weights.
-        Exception: what `huggingface_hub` raises.
+        Exception: any error of `huggingface_hub`.
     """
     from huggingface_hub import snapshot_download
 
     for weights in ("*.safetensors", "*.bin"):
         folder = snapshot_download(
             hub_name,
-            allow_patterns=[*BESIDE_WEIGHTS, weights],
+            allow_patterns=[*CONFIG_PATTERNS, weights],
             ignore_patterns=["*/*"],
             local_files_only=local,
         )
@@ -89,72 +90,73 @@ def _snapshot(hub_name: str, *, local: bool) -> Path:
 def load_pretrained(
     folder: Path, dtype: torch.dtype = torch.float32, lora_rank: int | None = None
 ) -> HuggingFaceModel:
-    """The model in `folder`, on the CPU and in evaluation mode.
+    """Return the model in `folder`, on the CPU and in evaluation mode.
 
     Args:
-        folder: as `transformers` writes it, a tokenizer in it.
-        dtype: of the weights once loaded.
-        lora_rank: of adapters, which are made and alone trained; None for none.
+        folder: folder written by `transformers`, tokenizer included.
+        dtype: dtype of the loaded weights.
+        lora_rank: rank of new adapters, which are trained instead of the weights; None for none.
 
     Raises:
-        PretrainedError: it cannot be loaded, or does not fit its tokenizer.
+        PretrainedError: the model cannot be loaded, or does not fit its tokenizer.
     """
     tokenizer = load_pretrained_tokenizer(folder)
     try:
-        model = _loaded(folder, dtype)
+        model = _load_transformers_model(folder, dtype)
         config = HuggingFaceConfig(
             model_type=model.config.model_type,
             vocab_size=tokenizer.vocab_size,
             width=model.config.hidden_size,
             lora_rank=lora_rank,
         )
-        _fit(model, tokenizer)
-        return _wrapped(model, config, tokenizer.conventions).eval()
-    except FAILURES as error:
-        raise _complaint(folder, "a model", error) from error
+        _fit_vocabulary(model, tokenizer)
+        return _wrap_model(model, config, tokenizer.conventions).eval()
+    except LOAD_ERRORS as error:
+        raise _load_error(folder, "a model", error) from error
 
 
 def load_pretrained_tokenizer(folder: Path) -> PretrainedTokenizer:
-    """The tokenizer in `folder`.
+    """Return the tokenizer in `folder`.
 
     Raises:
-        PretrainedError: there is none, or it cannot be used.
+        PretrainedError: there is no tokenizer, or it cannot be used.
     """
     try:
         return PretrainedTokenizer.load(folder)
-    except FAILURES as error:
-        raise _complaint(folder, "a tokenizer", error) from error
+    except LOAD_ERRORS as error:
+        raise _load_error(folder, "a tokenizer", error) from error
 
 
 def save_pretrained(model: HuggingFaceModel, folder: Path) -> None:
-    """Write `model` to `folder` as `transformers` does, adapters merged into the weights."""
+    """Write `model` to `folder` as `transformers` does, with adapters merged into the weights."""
     inner = model.model
     if model.config.lora_rank is not None:
         inner = cast("Any", copy.deepcopy(inner)).merge_and_unload()
     inner.save_pretrained(str(folder))
 
 
-def _loaded(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
-    """What `transformers` makes of `folder`.
+def _load_transformers_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    """Return the model that `transformers` loads from `folder`.
 
     Raises:
-        ValueError: weights are missing, or its memory is not of keys and values.
+        ValueError: weights are missing, or the model's state is not a key-value cache.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"all layers must be of attention, got {sorted(kinds)}")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if layer_types - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"all layers must be of attention, got {sorted(layer_types)}")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    loading: Any = auto.from_pretrained  # declared to give the model alone
-    fused = torch.accelerator.is_available() or dtype == torch.float64  # of which it makes NaN
-    model, found = loading(
+    from_pretrained: Any = auto.from_pretrained  # declared to return the model alone
+    # Eager attention returns NaN in float64.
+    fused = torch.accelerator.is_available() or dtype == torch.float64
+    model, found = from_pretrained(
         str(folder),
         dtype=dtype,
-        attn_implementation=None if fused else WRITTEN_OUT,
+        attn_implementation=None if fused else CPU_ATTENTION,
         local_files_only=True,
         output_loading_info=True,
     )
@@ -163,11 +165,11 @@ def _loaded(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     return model
 
 
-def _fit(model: "PreTrainedModel", tokenizer: PretrainedTokenizer) -> None:
-    """Make room for a padding that was made up, which the model never reads nor writes.
+def _fit_vocabulary(model: "PreTrainedModel", tokenizer: PretrainedTokenizer) -> None:
+    """Add an embedding for a made-up padding token, which the model never reads or writes.
 
     Raises:
-        ValueError: the tokenizer has pieces that the model has not.
+        ValueError: the tokenizer has more pieces than the model.
     """
     known = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
     pieces = len(tokenizer.backend)
@@ -181,10 +183,10 @@ def _fit(model: "PreTrainedModel", tokenizer: PretrainedTokenizer) -> None:
                 embeddings.weight[known:] = 0
 
 
-def _wrapped(
+def _wrap_model(
     model: "PreTrainedModel", config: HuggingFaceConfig, conventions: Conventions
 ) -> HuggingFaceModel:
-    """`model` as a `SequenceModel` of its kind, with adapters if there are to be any."""
+    """Return `model` as a `SequenceModel`, with adapters if `config` has a `lora_rank`."""
     limit = getattr(model.config, "max_position_embeddings", None)
     adapted = model if config.lora_rank is None else _with_adapters(model, config.lora_rank)
     if not model.config.is_encoder_decoder:
@@ -193,14 +195,14 @@ def _wrapped(
         return HuggingFaceCausal(adapted, config, conventions, limit)
     from textgen_env.models.huggingface.seq2seq import HuggingFaceSeq2Seq
 
-    return HuggingFaceSeq2Seq(adapted, config, conventions, limit, _opening(model))
+    return HuggingFaceSeq2Seq(adapted, config, conventions, limit, _decoder_prompt(model))
 
 
-def _opening(model: "PreTrainedModel") -> tuple[int, ...]:
-    """What the decoder reads before it writes: its start token and perhaps a forced one.
+def _decoder_prompt(model: "PreTrainedModel") -> tuple[int, ...]:
+    """Return the tokens that the decoder reads first: its start token and any forced one.
 
     Raises:
-        ValueError: no start token is given.
+        ValueError: the configuration has no start token.
     """
     generation = model.generation_config
     assert generation is not None, "models that generate have one"
@@ -211,7 +213,7 @@ def _opening(model: "PreTrainedModel") -> tuple[int, ...]:
 
 
 def _with_adapters(model: "PreTrainedModel", rank: int) -> "PreTrainedModel":
-    """`model` with adapters at every linear layer but the last, and its own weights frozen.
+    """Return `model` with adapters at every linear layer but the last, and frozen weights.
 
     Source: Hu et al. 2022, section 4.1, arXiv:2106.09685; all layers: Dettmers et al. 2023,
     section 5, arXiv:2305.14314.
@@ -219,19 +221,19 @@ def _with_adapters(model: "PreTrainedModel", rank: int) -> "PreTrainedModel":
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    with warnings.catch_warnings():  # it asks `transformers` by names that are to be given up
+    with warnings.catch_warnings():  # peft uses deprecated names of `transformers`
         warnings.simplefilter("ignore", FutureWarning)
         return cast("PreTrainedModel", get_peft_model(model, config))
 
 
-def _complaint(folder: Path, what: str, error: Exception) -> PretrainedError:
-    """That `folder` holds nothing to be loaded, and the remedy if a package is missing."""
-    hint = f"; {EXTRA}" if isinstance(error, ImportError) else ""
+def _load_error(folder: Path, kind: str, error: Exception) -> PretrainedError:
+    """Return an error that names `folder`, the cause, and the remedy if a package is missing."""
+    hint = f"; {HF_EXTRA}" if isinstance(error, ImportError) else ""
     return PretrainedError(
-        f"{folder} must hold {what} that transformers can load, got: {_first_line(error)}{hint}"
+        f"{folder} must hold {kind} that transformers can load, got: {_first_line(error)}{hint}"
     )
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
+    """Return the first line of an error's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

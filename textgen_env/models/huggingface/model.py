@@ -1,4 +1,4 @@
-"""What pretrained models of the two kinds share: vocabulary, sources, steps, and their state."""
+"""Base class of pretrained models: vocabulary, framing of sources, steps and trained state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from textgen_env.models.huggingface.cache import RowCache
 
-NEVER = 30.0  # nats below the best: the probability of a token that the model does not know
-ADAPTER = ".lora_"  # in the names of weights of adapters
+PADDING_GAP = 30.0  # nats by which the logit of a made-up padding token is below the best logit
+ADAPTER_INFIX = ".lora_"  # part of the names of all weights of adapters
 
 
 @dataclass(frozen=True)
 class HuggingFaceConfig:
-    """What is noted of a pretrained model; all else is in its folder.
+    """Description of a pretrained model; everything else is in its folder.
 
     Attributes:
-        model_type: the name of its kind in `transformers`.
-        vocab_size: V, as its tokenizer has it.
-        width: of the residual stream.
-        lora_rank: of the adapters that are trained; None if all weights are.
+        model_type: name of its architecture in `transformers`.
+        vocab_size: number of tokens of its tokenizer, V.
+        width: width of the residual stream.
+        lora_rank: rank of the adapters that are trained; None if all weights are trained.
     """
 
     model_type: str
@@ -42,16 +42,16 @@ class HuggingFaceConfig:
 
 
 class HuggingFaceModel(nn.Module, ABC):
-    """What the two kinds share: a `SequenceModel` around a model of `transformers`.
+    """Abstract `SequenceModel` around a model of `transformers`.
 
-    Its state consists of what is trained: each weight once, however many names it has, or the
-    adapters alone.
+    The `state_dict` contains what is trained: each weight once, even if it has several names, or
+    the adapters alone.
 
     Args:
-        model: the model, with adapters or without.
-        config: what is noted of it.
-        conventions: of its tokenizer.
-        max_positions: longest text that it knows, in tokens; None for any length.
+        model: model of `transformers`, with or without adapters.
+        config: description of the model.
+        conventions: conventions of its tokenizer.
+        max_positions: longest text that it can read, in tokens; None for any length.
     """
 
     def __init__(
@@ -64,110 +64,126 @@ class HuggingFaceModel(nn.Module, ABC):
         super().__init__()
         self.model, self.config, self.conventions = model, config, conventions
         self.max_positions = max_positions
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_pre_hook(_put_back)
+        self.register_state_dict_post_hook(_drop_untrained)
+        self.register_load_state_dict_pre_hook(_add_untrained)
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of padding, start and end."""
+        """Ids of the padding, start and end tokens."""
         return self.conventions.special
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Number of tokens in the vocabulary, V."""
         return self.conventions.vocab_size
 
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> "RowCache":
-        """Read the source, and what the model reads before it writes."""
+        """Read the source and the decoder's prompt, and return the cache."""
 
     @abstractmethod
     def next_logits(self, tokens: Tensor, cache: "RowCache") -> Tensor:
-        """The model's own logits (R, 1, ...) after `tokens`, (R, 1), in an opened cache."""
+        """Return the model's logits, (R, 1, V'), after `tokens`, (R, 1).
+
+        Args:
+            tokens: (R, 1) int64.
+            cache: cache with a slot for the tokens, from `RowCache.allocate_slot`.
+        """
 
     @abstractmethod
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) of every action."""
+        """Return the logits (B, T, V) of every action."""
 
     def step(self, previous: Tensor, cache: "RowCache") -> tuple[Tensor, "RowCache"]:
-        """Logits (B, V) of the next token; `cache` is written in place."""
-        tokens = cache.opening.where(previous == self.special.start, previous)
-        cache = cache.opened()
+        """Return the logits (B, V) of the next token and the cache, which is written in place."""
+        tokens = cache.first_input.where(previous == self.special.start, previous)
+        cache = cache.allocate_slot()
         logits = self.next_logits(tokens[:, None], cache)
-        return self.known(logits).squeeze(1), cache.advanced()
+        return self.restrict_vocabulary(logits).squeeze(1), cache.advance()
 
-    def known(self, logits: Tensor) -> Tensor:
-        """Logits (..., V) of the tokenizer's pieces, of those of a padded vocabulary.
+    def restrict_vocabulary(self, logits: Tensor) -> Tensor:
+        """Return the logits of the tokenizer's V tokens.
 
-        A made-up padding is next to impossible, and finite, so that divergences are too.
+        Where the tokenizer has no padding token, one is made up. Its logit is so low that it is
+        practically never chosen, but finite, so that divergences are finite too.
+
+        Args:
+            logits: (..., V') with V' >= V, or V' >= V - 1 with a made-up padding token.
+
+        Returns:
+            (..., V).
         """
         if self.conventions.has_padding:
             return logits[..., : self.vocab_size]
         logits = logits[..., : self.vocab_size - 1]
-        never = logits.detach().amax(-1, keepdim=True) - NEVER
-        return torch.cat([logits, never], -1)
+        padding = logits.detach().amax(-1, keepdim=True) - PADDING_GAP
+        return torch.cat([logits, padding], -1)
 
     def check_length(self, length: int) -> None:
-        """Raise `ValueError` if the model knows no texts of `length` tokens."""
+        """Raise `ValueError` if `length` tokens are more than the model can read."""
         if self.max_positions is not None and length > self.max_positions:
             raise ValueError(
                 f"source and target must have at most {self.max_positions} tokens, the "
                 f"{self.config.model_type} model's limit, got {length}: lower the task's max_tokens"
             )
 
-    def framed(self, source: Tensor, *, left: bool) -> tuple[Tensor, Tensor]:
-        """Sources as the model reads them.
+    def frame_source(self, source: Tensor, *, as_prompt: bool) -> tuple[Tensor, Tensor]:
+        """Replace the end token of each source by the tokens that the model's tokenizer adds.
+
+        An encoder's input has them on both sides and is padded on the right. A prompt has only
+        those before the text and is padded on the left. The prompt of an empty source keeps the
+        end token if nothing stands before it.
 
         Args:
             source: (B, S) int64, PAD after each row's end token.
-            left: whether they are padded on the left and what follows a source is left out, as for
-                one that is to be gone on with. Of a source that is empty the end token stays then,
-                if nothing stands before it.
+            as_prompt: whether to make prompts of a causal model instead of inputs of an encoder.
 
         Returns:
-            (B, L) int64 tokens, and (B, L) bool, False at padding.
+            Tokens, (B, L) int64, and their mask, (B, L) bool, False at padding.
         """
-        prefix, suffix = self.conventions.prefix, () if left else self.conventions.suffix
-        around = source.new_tensor([*prefix, *suffix, self.special.pad]).expand(len(source), -1)
-        first = source.shape[1]  # of `around` among all there is to choose from
+        prefix, suffix = self.conventions.prefix, () if as_prompt else self.conventions.suffix
+        added = source.new_tensor([*prefix, *suffix, self.special.pad]).expand(len(source), -1)
+        candidates = torch.cat([source, added], 1)
+        first_added = source.shape[1]
+        min_length = int(as_prompt and not prefix)
         length = (source != self.special.pad).sum(1, keepdim=True) - 1
-        shortest = 1 if left and not prefix else 0
-        length = length.clamp(min=shortest)
+        length = length.clamp(min=min_length)
         total = len(prefix) + length + len(suffix)
-        width = len(prefix) + max(first - 1, shortest) + len(suffix)
-        place = torch.arange(width, device=source.device)[None]
-        place = place - (width - total) if left else place.expand(len(source), -1)
-        text, after = place - len(prefix), place - len(prefix) - length
-        chosen = torch.where(after < 0, text, first + len(prefix) + after)
-        chosen = torch.where(text < 0, first + place, chosen)
-        mask = (place >= 0) & (place < total)
-        chosen = chosen.where(mask, first + len(prefix) + len(suffix))
-        return torch.cat([source, around], 1).gather(1, chosen), mask
+        width = len(prefix) + max(first_added - 1, min_length) + len(suffix)
+        position = torch.arange(width, device=source.device)[None]
+        position = position - (width - total) if as_prompt else position.expand(len(source), -1)
+        in_text = position - len(prefix)
+        in_suffix = in_text - length
+        index = torch.where(in_suffix < 0, in_text, first_added + len(prefix) + in_suffix)
+        index = torch.where(in_text < 0, first_added + position, index)
+        mask = (position >= 0) & (position < total)
+        index = index.where(mask, first_added + len(prefix) + len(suffix))
+        return candidates.gather(1, index), mask
 
 
-def _left_out(module: nn.Module, names: Iterable[str]) -> set[str]:
-    """Those of the `names` of weights that are no part of a model's state."""
+def _untrained(module: nn.Module, names: Iterable[str]) -> set[str]:
+    """Return those of the `names` of weights that are not part of a model's trained state."""
     assert isinstance(module, HuggingFaceModel), "hooks of that class"
     if module.config.lora_rank is not None:
-        return {name for name in names if ADAPTER not in name}
+        return {name for name in names if ADAPTER_INFIX not in name}
     all_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return all_names - {name for name, _ in module.named_parameters()}
 
 
-def _leave_out(
+def _drop_untrained(
     module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: object
 ) -> None:
-    """A hook of `state_dict`."""
+    """Remove untrained weights from a state dictionary; a hook of `state_dict`."""
     del local_metadata
-    for name in _left_out(module, [name.removeprefix(prefix) for name in state]):
+    for name in _untrained(module, [name.removeprefix(prefix) for name in state]):
         del state[prefix + name]
 
 
-def _put_back(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
-    """A hook of `load_state_dict`: what was left out stays as it is."""
+def _add_untrained(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+    """Add untrained weights as they are to a state dictionary; a hook of `load_state_dict`."""
     del rest
     assert isinstance(module, HuggingFaceModel), "a hook of that class"
     inner = module.model.state_dict(keep_vars=True)
     own = {f"model.{name}": tensor for name, tensor in inner.items()}
-    for name in _left_out(module, own):
+    for name in _untrained(module, own):
         state[prefix + name] = own[name]

@@ -1,8 +1,7 @@
-"""A pretrained encoder-decoder: the source is read by the one and the target written by the other.
+"""Pretrained encoder-decoders, which encode the source and decode the target.
 
-What the decoder reads before the first action is the model's own affair: a start token, which some
-share with padding and some with the end, and after it perhaps one that is forced, such as a
-language.
+The decoder reads a prompt before the first action: a start token, which some models share with
+padding and some with the end token, and possibly a forced token after it, such as a language.
 """
 
 from typing import cast
@@ -12,16 +11,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from textgen_env.models.huggingface.cache import Counting, RowCache
+from textgen_env.models.huggingface.cache import PositionMode, RowCache
 from textgen_env.models.huggingface.model import HuggingFaceConfig, HuggingFaceModel
 from textgen_env.tokenizers.pretrained import Conventions
 
-# How decoders know their positions; others count one position for all rows.
-COUNTING = {
-    **dict.fromkeys(("t5", "mt5", "umt5", "longt5", "switch_transformers"), Counting.SLOTS),
+# Decoders of all other types are treated as SHARED.
+POSITION_MODES = {
+    **dict.fromkeys(("t5", "mt5", "umt5", "longt5", "switch_transformers"), PositionMode.GIVEN),
     **dict.fromkeys(
         ("bart", "marian", "mbart", "pegasus", "blenderbot", "blenderbot-small", "plbart", "mvp"),
-        Counting.ROWS,
+        PositionMode.PER_ROW,
     ),
 }
 
@@ -30,11 +29,11 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
     """An `AutoModelForSeq2SeqLM` as a `SequenceModel`.
 
     Args:
-        model: the model, of `transformers` or with adapters.
-        config: what is noted of it.
-        conventions: of its tokenizer.
-        max_positions: longest text that it knows, in tokens; None for any length.
-        opening: what the decoder reads before the first action, at least one token.
+        model: model of `transformers`, with or without adapters.
+        config: description of the model.
+        conventions: conventions of its tokenizer.
+        max_positions: longest text that it can read, in tokens; None for any length.
+        decoder_prompt: tokens that the decoder reads before the first action, at least one.
     """
 
     def __init__(
@@ -43,19 +42,19 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
         config: HuggingFaceConfig,
         conventions: Conventions,
         max_positions: int | None,
-        opening: tuple[int, ...],
+        decoder_prompt: tuple[int, ...],
     ) -> None:
         super().__init__(model, config, conventions, max_positions)
-        self.opening = opening
-        self.counting = COUNTING.get(config.model_type, Counting.TOGETHER)
-        if self.counting is Counting.ROWS:
-            positions = cast("nn.Module", model.get_decoder().embed_positions)
-            positions.register_forward_hook(_by_row)
+        self.decoder_prompt = decoder_prompt
+        self.position_mode = POSITION_MODES.get(config.model_type, PositionMode.SHARED)
+        if self.position_mode is PositionMode.PER_ROW:
+            embeddings = cast("nn.Module", model.get_decoder().embed_positions)
+            embeddings.register_forward_hook(_drop_extra_dimension)
 
     def start(self, source: Tensor, max_steps: int) -> RowCache:
-        """Encode the source, and project its keys and values for every layer of the decoder."""
-        tokens, mask = self.framed(source, left=False)
-        prompt = self._opening(source)
+        """Encode the source and compute its keys and values for every decoder layer."""
+        tokens, mask = self.frame_source(source, as_prompt=False)
+        prompt = self._decoder_prompts(source)
         self.check_length(max(tokens.shape[1], prompt.shape[1] + max_steps))
         encoded = self.model.get_encoder()(input_ids=tokens, attention_mask=mask)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -66,18 +65,18 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
             cache=cache,
             use_cache=True,
         )
-        return RowCache.begun(
+        return RowCache.from_prompt(
             cache,
             prompt,
             torch.ones_like(prompt, dtype=torch.bool),
             source_mask=mask,
             max_steps=max_steps,
-            counting=self.counting,
+            position_mode=self.position_mode,
         )
 
     def next_logits(self, tokens: Tensor, cache: RowCache) -> Tensor:
-        """Logits (R, 1, V) after `tokens`, (R, 1)."""
-        # Stands for the encoder's output, of which only the width is asked once it is projected.
+        """Return the model's logits, (R, 1, V'), after `tokens`, (R, 1)."""
+        # A placeholder: the source's keys are cached, so only the output's width is still read.
         encoded = cache.source_mask[..., None].to(cache.source[0].dtype)
         return self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -89,9 +88,9 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
         ).logits
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
-        """Logits (B, T, V) of every action."""
-        tokens, mask = self.framed(source, left=False)
-        prompt = self._opening(source)
+        """Return the logits (B, T, V) of every action."""
+        tokens, mask = self.frame_source(source, as_prompt=False)
+        prompt = self._decoder_prompts(source)
         self.check_length(max(tokens.shape[1], prompt.shape[1] + actions.shape[1]))
         output = self.model(
             input_ids=tokens,
@@ -99,14 +98,14 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
             decoder_input_ids=torch.cat([prompt, actions[:, :-1]], dim=1),
             use_cache=False,
         )
-        return self.known(output.logits[:, len(self.opening) - 1 :])
+        return self.restrict_vocabulary(output.logits[:, len(self.decoder_prompt) - 1 :])
 
-    def _opening(self, source: Tensor) -> Tensor:
-        """(B, P) int64, the opening of each row."""
-        return source.new_tensor(self.opening).repeat(len(source), 1)
+    def _decoder_prompts(self, source: Tensor) -> Tensor:
+        """Return the decoder's prompt for each row, (B, P) int64."""
+        return source.new_tensor(self.decoder_prompt).repeat(len(source), 1)
 
 
-def _by_row(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-    """A hook: embeddings of positions (R, L), which learned ones give a dimension too much."""
+def _drop_extra_dimension(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """Remove the leading dimension that learned embeddings of (R, L) positions add; a hook."""
     del module, inputs
     return output.squeeze(0) if output.dim() == 4 else output

@@ -1,3 +1,5 @@
+"""Tests of the measurement of precisions."""
+
 import json
 import time
 from dataclasses import asdict, replace
@@ -7,9 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from textgen_env.models.acceleration import precision
-from textgen_env.models.acceleration.precision import Precision, measure_precision, onednn_float32
+from textgen_env.models.acceleration.precision import (
+    MeasuredPrecision,
+    measure_precision,
+    onednn_float32,
+)
 
-MEASURED = Precision(name="float32", float32=100.0, float32_onednn=200.0, bfloat16=50.0)
+MEASURED = MeasuredPrecision(name="float32", float32=100.0, float32_onednn=200.0, bfloat16=50.0)
 
 
 def test_both_precisions_are_measured():
@@ -33,7 +39,7 @@ def test_both_precisions_are_measured():
     ],
 )
 def test_bfloat16_is_chosen_if_it_is_clearly_faster(monkeypatch, seconds, name):
-    monkeypatch.setattr(precision, "_best", lambda kinds, device: seconds)
+    monkeypatch.setattr(precision, "_fewest_seconds", lambda runs, device: seconds)
     measured = measure_precision(16, rows=2)
     assert measured.name == name
     flops = 2 * 2 * (16 * 2) * 16 * 32  # 16 products of 2 rows, one of 32 rows

@@ -1,4 +1,4 @@
-"""Models with packed weights answer as they did, and know what they are not for."""
+"""Tests of models with prepacked weights: same logits, shared weights, copies."""
 
 import copy
 import pickle
@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from textgen_env.models.acceleration.prepacked import FEW, PackedLinear, with_prepacked_weights
+from textgen_env.models.acceleration.prepacked import (
+    MIN_FLOAT32_ROWS,
+    PrepackedLinear,
+    with_prepacked_weights,
+)
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 
@@ -42,25 +46,27 @@ def by_steps(model, source, actions):
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("rows", [1, FEW, 9])
+@pytest.mark.parametrize("rows", [1, MIN_FLOAT32_ROWS, 9])
 def test_logits_are_those_of_the_model(model, dtype, rows):
     model = model.to(dtype)
     source, actions = texts(rows)
-    quick = with_prepacked_weights(model)
-    assert any(isinstance(module, PackedLinear) for module in quick.modules())
+    prepacked = with_prepacked_weights(model)
+    assert any(isinstance(module, PrepackedLinear) for module in prepacked.modules())
     with torch.no_grad():
         expected = model.sequence_logits(source, actions)
-        torch.testing.assert_close(quick.sequence_logits(source, actions), expected, **CLOSE[dtype])
-    torch.testing.assert_close(by_steps(quick, source, actions), expected, **CLOSE[dtype])
+        torch.testing.assert_close(
+            prepacked.sequence_logits(source, actions), expected, **CLOSE[dtype]
+        )
+    torch.testing.assert_close(by_steps(prepacked, source, actions), expected, **CLOSE[dtype])
 
 
 def test_the_model_itself_stays_as_it_was_and_shares_its_weights(model):
     before = {name: (type(module), module) for name, module in model.named_modules()}
-    quick = with_prepacked_weights(model)
+    prepacked = with_prepacked_weights(model)
     assert {name: (type(module), module) for name, module in model.named_modules()} == before
-    pairs = zip(model.parameters(), quick.parameters(), strict=True)
+    pairs = zip(model.parameters(), prepacked.parameters(), strict=True)
     assert all(own is shared for own, shared in pairs)
-    assert quick.state_dict().keys() == model.state_dict().keys()
+    assert prepacked.state_dict().keys() == model.state_dict().keys()
 
 
 def test_a_gradient_is_not_lost():
@@ -73,13 +79,13 @@ def test_a_gradient_is_not_lost():
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_answer_as_well(model, again):
     source, actions = texts(7)
-    quick = with_prepacked_weights(model)
+    prepacked = with_prepacked_weights(model)
     torch.testing.assert_close(
-        by_steps(again(quick), source, actions), by_steps(quick, source, actions)
+        by_steps(again(prepacked), source, actions), by_steps(prepacked, source, actions)
     )
 
 
-def test_what_cannot_be_packed_is_returned_as_it_is():
+def test_models_that_cannot_be_prepacked_are_returned_unchanged():
     nothing = object()
     assert with_prepacked_weights(nothing) is nothing
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What all exports share."""
+"""Tests of the parts shared by all export formats."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_the_served_tokenizer_decodes_the_same(tokenizer):
     assert served_tokenizer(tokenizer).decode_batch(rows) == tokenizer.decode(rows) == texts
 
 
-def test_a_tokenizer_that_is_served_stays_as_it_is():
+def test_serving_a_tokenizer_does_not_change_it():
     tokenizer = pairs()
     before = tokenizer.encode(TEXTS)
     served_tokenizer(tokenizer)
@@ -59,7 +59,7 @@ def test_a_model_of_another_tokenizer_is_refused(vocab_size, special):
 
 
 def test_a_tokenizer_that_puts_more_around_a_text_is_refused(tmp_path):
-    pretrained = pytest.importorskip("pretrained")  # needs transformers
+    pretrained = pytest.importorskip("tests.support.pretrained")
     pretrained.FAMILIES["bart"].tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     config = TransformerConfig(tokenizer.vocab_size, 8, num_heads=2, feed_forward=8)

@@ -1,4 +1,4 @@
-"""A Transformer in `transformers` is the same function and writes the same."""
+"""Tests of exports to `transformers`: same logits, same greedy tokens, same text."""
 
 import json
 
@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip("transformers")
-from tests.support.export_models import constant, lively, sources, student_of
+from tests.support.export_models import (
+    constant_transformer,
+    sources,
+    student_for,
+    varied_transformer,
+)
 from tests.support.pretrained import FAMILIES
 from textgen_agents.evaluation.quality import translate_texts
 from textgen_env.generation.decoding import decode_all
@@ -23,9 +28,9 @@ TEXTS = ["Und Gott sprach: Es werde Licht!", "Größe", "a </s> b <pad>"]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A model, its tokenizer, and the folder of its export."""
+    """Return a model, its tokenizer, and the folder of its export."""
     folder = tmp_path_factory.mktemp("hf")
-    model, tokenizer = lively()
+    model, tokenizer = varied_transformer()
     save_hf(model, tokenizer, folder, max_steps=25)
     return model, tokenizer, folder
 
@@ -60,7 +65,7 @@ def test_greedy_tokens_are_the_same(exported):
 def test_a_student_with_a_pretrained_tokenizer_writes_the_same(name, tmp_path):
     FAMILIES[name].tokenizer().save_pretrained(tmp_path / "teacher")
     tokenizer = load_tokenizer(tmp_path / "teacher")
-    model, source = student_of(tokenizer)
+    model, source = student_for(tokenizer)
     save_hf(model, tokenizer, tmp_path, max_steps=25)
     ours = decode_all(model, source, 20)
     assert len(ours.unique(dim=0)) > 5
@@ -70,7 +75,7 @@ def test_a_student_with_a_pretrained_tokenizer_writes_the_same(name, tmp_path):
 
 
 def test_padding_and_start_are_never_written(tmp_path):
-    model, tokenizer = constant([0, 1, 7])
+    model, tokenizer = constant_transformer([0, 1, 7])
     save_hf(model, tokenizer, tmp_path, max_steps=5)
     source = sources(2, 4)
     expected = torch.full((2, 5), 7)
@@ -93,10 +98,10 @@ def test_text_goes_in_and_comes_out_as_here(tmp_path):
     assert written == translate_texts(model, tokenizer, TEXTS, max_steps=6)
 
 
-def test_generate_is_told_how(exported):
+def test_the_generation_config_is_that_of_greedy_decoding(exported):
     generation = json.loads((exported[2] / "generation_config.json").read_text())
-    told = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "num_beams": 1}
-    assert generation.items() >= {**told, "max_new_tokens": 25}.items()
+    expected = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "num_beams": 1}
+    assert generation.items() >= {**expected, "max_new_tokens": 25}.items()
     assert "forced_bos_token_id" not in generation
 
 

@@ -1,4 +1,4 @@
-"""A real pretrained encoder-decoder as a teacher: FLAN-T5-small, fine-tuned to write titles."""
+"""Tests with a real pretrained teacher: FLAN-T5-small, fine-tuned to write titles."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_it_writes_titles_as_generate_does(folder):
 
 @torch.no_grad()
 def test_it_finds_its_own_titles_likely(folder):
-    """What the 8-bit weights lose is little: no token of its text surprises it much."""
+    """Check that titles are probable, so that the 8-bit weights have lost little."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     source = encode_sources(TEXTS, tokenizer)
     written = NeuralExpert(model).model

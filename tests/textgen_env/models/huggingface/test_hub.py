@@ -1,4 +1,4 @@
-"""A name on the hub is fetched once, from a server that speaks the hub's protocol."""
+"""Tests of names on the hub, with a local server that implements the hub's protocol."""
 
 import hashlib
 import json
@@ -23,19 +23,19 @@ COMMIT = "0123456789" * 4
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves one model's files as the hub does; counts what it is asked."""
+    """Server of one model's files that records the requested paths."""
 
-    files, asked, fail_at = {}, [], None
+    files, requests, fail_at = {}, [], None
 
     def log_message(self, *args):
-        """Says nothing."""
+        """Do nothing, so that requests are not printed."""
 
     def do_HEAD(self):
         self.do_GET()
 
     def do_GET(self):
         path = self.path.split("?")[0]
-        self.asked.append(path)
+        self.requests.append(path)
         if self.fail_at and path.endswith(self.fail_at):
             self.connection.close()
         elif path.startswith(f"/api/models/{NAME}/tree/"):
@@ -73,10 +73,10 @@ def oid(content):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A server with one model, an empty cache, and no folder of that name."""
+    """Start a server with one model, with an empty cache and no local folder of that name."""
     folder = save_family(FAMILIES["llama"], tmp_path / "model")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    handler = type("OneHub", (Hub,), {"asked": [], "files": {
+    handler = type("OneHub", (Hub,), {"requests": [], "files": {
         **files, "README.md": b"card", "pytorch_model.bin": b"never", "onnx/model.json": b"{}",
     }})  # fmt: skip
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -99,14 +99,14 @@ def test_a_model_is_fetched_once_and_then_read_without_a_network(hub, monkeypatc
     model, tokenizer = load_model(NAME), load_tokenizer(NAME)
     assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
     assert model.vocab_size == tokenizer.vocab_size
-    fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
+    fetched = {path.rsplit("/", 1)[1] for path in hub.requests if "/resolve/" in path}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
     assert not fetched & {"README.md", "pytorch_model.bin"}
-    before = len(hub.asked)
+    before = len(hub.requests)
     load_model(NAME)
     load_tokenizer(NAME)
-    assert len(hub.asked) == before
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    assert len(hub.requests) == before
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # a port without a server
     assert local_folder(NAME).is_dir()
 
 
@@ -134,7 +134,7 @@ def test_nothing_but_weights_is_unpickled(hub):
         load_model(NAME)
 
 
-def test_a_name_that_the_hub_does_not_know_is_said(hub):
+def test_a_name_that_the_hub_does_not_know_is_reported(hub):
     del hub
     with pytest.raises(PretrainedError, match="got somebody/else: there is no such folder"):
         load_model(Path("somebody/else"))

@@ -1,4 +1,4 @@
-"""Every family of pretrained models keeps what a `SequenceModel` promises, and writes as before."""
+"""Contract of `SequenceModel` tested on every family of pretrained models."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.support.pretrained import FAMILIES, SLIDING, TEXTS, TOGETHER, save_family
+from tests.support.pretrained import FAMILIES, SHARED_POSITIONS, SLIDING, TEXTS, save_family
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import beam_search
 from textgen_env.generation.decoding import Sampling, greedy, sample
@@ -22,14 +22,14 @@ TARGET_LENGTHS = (4, 6, 1, 5, 3)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder with a random model of each family."""
+    """Save a random model of each family, and return the folders."""
     root = tmp_path_factory.mktemp("families")
     return {name: save_family(family, root / name) for name, family in FAMILIES.items()}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request, folders):
-    """Family, model and tokenizer as loaded."""
+    """Return the name of a family, its model and its tokenizer."""
     model, tokenizer = load_model(folders[request.param]), load_tokenizer(folders[request.param])
     assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
     return request.param, model, tokenizer
@@ -51,7 +51,7 @@ def actions(model):
 
 
 def texts_of(model, lengths, seed):
-    """Random rows of pieces that every family has as words, which end with the end token."""
+    """Draw random rows of pieces that are words in every family, with the end token last."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(5, 25, (len(lengths), max(lengths)), generator=generator)
     for row, length in zip(tokens, lengths, strict=True):
@@ -60,7 +60,7 @@ def texts_of(model, lengths, seed):
 
 
 def steps(model, cache, actions, previous=None):
-    """Logits (B, T, V) of stepping through `actions`, and the cache after it."""
+    """Return the logits (B, T, V) of stepping through `actions`, and the cache afterwards."""
     previous = torch.full_like(actions[:, 0], model.special.start) if previous is None else previous
     logits = []
     for action in actions.unbind(1):
@@ -75,7 +75,7 @@ def assert_near(got, expected):
 
 
 def alive(model, actions):
-    """(B, T) bool, up to the end of each text: logits after it mean nothing."""
+    """Return a (B, T) bool mask of each text up to its end, after which logits have no meaning."""
     return actions != model.special.pad
 
 
@@ -83,7 +83,7 @@ def alive(model, actions):
 def test_steps_give_the_logits_of_the_whole_sequence(model, source, actions):
     logits, _ = steps(model, model.start(source, STEPS), actions)
     assert logits.shape == (*actions.shape, model.vocab_size)
-    assert logits.std() > 0.1  # no two models of constant logits
+    assert logits.std() > 0.1  # the comparison below needs logits that vary
     counted = alive(model, actions)
     assert_near(logits[counted], model.sequence_logits(source, actions)[counted])
 
@@ -111,7 +111,7 @@ def test_a_row_does_not_depend_on_its_neighbors_or_on_padding(model, source, act
 
 @torch.no_grad()
 def test_logits_are_those_of_the_model_itself(loaded, folders):
-    """Text in, logits out: source, opening and vocabulary are what `transformers` makes of them."""
+    """Compare from text to logits: source, decoder prompt and vocabulary."""
     name, model, tokenizer = loaded
     target = "w1 w2 w3"
     own = AutoTokenizer.from_pretrained(folders[name])
@@ -121,9 +121,9 @@ def test_logits_are_those_of_the_model_itself(loaded, folders):
     read = own(TEXTS[:1], return_tensors="pt")
     if name in ("marian", "t5", "bart"):
         inner = AutoModelForSeq2SeqLM.from_pretrained(folders[name]).eval()
-        opening = {"marian": [inner.config.pad_token_id], "t5": [0], "bart": [2, 0]}[name]
-        before = torch.tensor([[*opening, *tokens.tolist()]])
-        theirs = inner(**read, decoder_input_ids=before).logits[:, len(opening) - 1 :]
+        prompt = {"marian": [inner.config.pad_token_id], "t5": [0], "bart": [2, 0]}[name]
+        before = torch.tensor([[*prompt, *tokens.tolist()]])
+        theirs = inner(**read, decoder_input_ids=before).logits[:, len(prompt) - 1 :]
     else:
         inner = AutoModelForCausalLM.from_pretrained(folders[name]).eval()
         whole = torch.cat([read["input_ids"], tokens[None]], 1)
@@ -131,7 +131,7 @@ def test_logits_are_those_of_the_model_itself(loaded, folders):
     known = len(own)  # the rest of a padded vocabulary is cut off
     assert_near(ours[..., :known], theirs[..., :known])
     assert model.vocab_size == known + (name in ("llama", "gpt2"))
-    if model.vocab_size > known:  # a padding that was made up is next to impossible
+    if model.vocab_size > known:  # a made-up padding token is practically impossible
         assert ours.softmax(-1)[..., -1].max() < 1e-12
 
 
@@ -143,8 +143,8 @@ def test_the_embedding_of_padding_influences_nothing(model, source, actions):
     pieces = [e for e in embeddings.values() if e.num_embeddings >= model.vocab_size]
     seen = [*dict.fromkeys(e.weight for e in pieces)]
     assert seen
-    if model.special.pad in getattr(model, "opening", ()):
-        pytest.skip("padding is what the decoder reads first")
+    if model.special.pad in getattr(model, "decoder_prompt", ()):
+        pytest.skip("the decoder's prompt is the padding token")
     for weight in seen:
         weight[model.special.pad] += 10
     after = changed.sequence_logits(source, actions)
@@ -174,16 +174,16 @@ def test_repeated_and_reordered_rows_are_selected_rows(model, source):
     assert_near(got, expected)
 
 
-@pytest.fixture(params=[True, False], ids=["looking", "without looking"])
-def looking(request, monkeypatch):
-    """The way rows are put where the host may look at a mask, and the way where it may not."""
+@pytest.fixture(params=[True, False], ids=["host sync is free", "host sync is avoided"])
+def host_sync(request, monkeypatch):
+    """Set whether caches may read masks on the host when they scatter rows."""
     monkeypatch.setattr(cache_ops, "host_sync_is_free", lambda device: request.param)
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("looking")
+@pytest.mark.usefixtures("host_sync")
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_reset_rows_start_anew_and_the_others_go_on(model, source, ahead):
+def test_reset_rows_start_over_and_the_others_continue(model, source, ahead):
     actions = texts_of(model, (STEPS,) * 5, seed=1)
     mask, index = torch.tensor([True, False, False, True, False]), torch.tensor([2, 0, 0, 3, 0])
     others, texts = source.flip(0), texts_of(model, (4,) * 5, seed=3)
@@ -198,14 +198,14 @@ def test_reset_rows_start_anew_and_the_others_go_on(model, source, ahead):
         mixed = previous[index, ahead + step].where(mask, actions[:, 2 + step])
         logits, cache = model.step(mixed, cache)
         got.append(logits)
-    begun = model.sequence_logits(others[index], texts[index])[:, ahead : ahead + 2]
-    expected = begun.where(mask[:, None, None], model.sequence_logits(source, actions)[:, 3:5])
+    reset = model.sequence_logits(others[index], texts[index])[:, ahead : ahead + 2]
+    expected = reset.where(mask[:, None, None], model.sequence_logits(source, actions)[:, 3:5])
     assert_near(torch.stack(got, dim=1), expected)
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("looking")
-def test_rows_begin_with_narrower_sources(model, source):
+@pytest.mark.usefixtures("host_sync")
+def test_rows_are_reset_with_narrower_sources(model, source):
     read = (source != model.special.pad).sum(1)
     short = source[read.argsort()[:2]]
     short = short[:, : int((short != model.special.pad).sum(1).max())]
@@ -216,14 +216,14 @@ def test_rows_begin_with_narrower_sources(model, source):
     cache = cache.reset_rows(mask, model.start(short, STEPS), index)
     start = torch.full_like(mask, model.special.start, dtype=torch.int64)
     first, _ = model.step(start.where(mask, actions[:, 2]), cache)
-    begun = model.sequence_logits(short[index], texts[index])[:, 0]
-    expected = begun.where(mask[:, None], model.sequence_logits(source, actions)[:, 3])
+    reset = model.sequence_logits(short[index], texts[index])[:, 0]
+    expected = reset.where(mask[:, None], model.sequence_logits(source, actions)[:, 3])
     assert_near(first, expected)
 
 
 @torch.no_grad()
-def test_rows_begin_anew_for_ever_in_bounded_memory(model, source):
-    """One row begins anew at every step, for longer than any text; each is as if alone."""
+def test_rows_are_reset_forever_in_bounded_memory(model, source):
+    """Reset one row at every step, for longer than any text, and compare each row with it alone."""
     actions = texts_of(model, (STEPS,) * 5, seed=1)
     same, cache = torch.arange(5), model.start(source, STEPS)
     age, previous = torch.zeros_like(same), torch.full_like(same, model.special.start)
@@ -231,18 +231,18 @@ def test_rows_begin_anew_for_ever_in_bounded_memory(model, source):
     for step in range(80):
         logits, cache = model.step(previous, cache)
         assert_near(logits, expected[same, age])
-        begun = same == step % 5
-        previous = actions[same, age].masked_fill(begun, model.special.start)
-        age = (age + 1).masked_fill(begun, 0)
-        cache = cache.reset_rows(begun, model.start(source, STEPS), same)
-    assert cache.seen.shape[1] <= cache.window + 16
+        mask = same == step % 5
+        previous = actions[same, age].masked_fill(mask, model.special.start)
+        age = (age + 1).masked_fill(mask, 0)
+        cache = cache.reset_rows(mask, model.start(source, STEPS), same)
+    assert cache.visible.shape[1] <= cache.max_slots + 16
 
 
 @torch.no_grad()
-def test_a_row_that_is_full_may_be_stepped_on_until_it_begins_anew(model, source, actions):
+def test_a_row_at_the_limit_may_be_stepped_until_it_is_reset(model, source, actions):
     expected, _ = steps(model, model.start(source, 2), actions[:, :2])
     cache = model.start(source, 2)
-    for _ in range(60):  # more than any position that the models know
+    for _ in range(60):  # beyond all positions of the models
         _, cache = model.step(actions[:, 0], cache)
     everywhere, same = torch.ones(len(source), dtype=torch.bool), torch.arange(len(source))
     cache = cache.reset_rows(everywhere, model.start(source, 2), same)
@@ -252,7 +252,7 @@ def test_a_row_that_is_full_may_be_stepped_on_until_it_begins_anew(model, source
 
 
 def generated(name, folder, *, endless=False, **options):
-    """What `generate` writes for TEXTS, as rows of ids after the opening, up to their end."""
+    """Return the ids that `generate` writes for TEXTS, without the prompt, up to their end."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder_decoder = name in ("marian", "t5", "bart")
     if tokenizer.pad_token is None:
@@ -263,26 +263,25 @@ def generated(name, folder, *, endless=False, **options):
     inner.generation_config.pad_token_id = tokenizer.pad_token_id
     inner.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # no padded vocabulary
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True, return_token_type_ids=False)
-    never = set()
+    suppressed = set()
     if tokenizer.pad_token not in (tokenizer.eos_token, tokenizer.unk_token):
-        never.add(tokenizer.pad_token_id)
+        suppressed.add(tokenizer.pad_token_id)
     if endless:
-        never.add(tokenizer.eos_token_id)
-    opening = {"marian": 1, "t5": 1, "bart": 2}.get(name) or batch["input_ids"].shape[1]
-    longer = {"suppress_tokens": sorted(never)} if never else {}
-    written = inner.generate(
+        suppressed.add(tokenizer.eos_token_id)
+    prompt_length = {"marian": 1, "t5": 1, "bart": 2}.get(name) or batch["input_ids"].shape[1]
+    rows = inner.generate(
         **batch,
-        max_new_tokens=STEPS + (name == "bart"),  # which counts the forced token
+        max_new_tokens=STEPS + (name == "bart"),  # the forced token counts
         do_sample=False,
-        **longer,
+        **({"suppress_tokens": sorted(suppressed)} if suppressed else {}),
         **options,
-    )[:, opening:].tolist()
+    )[:, prompt_length:].tolist()
     end = tokenizer.eos_token_id
-    return [row[: row.index(end) + 1] if end in row else row for row in written]
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
 def cut(tokens, special):
-    """Rows of ids up to their padding."""
+    """Return rows of ids without their padding."""
     return [[token for token in row if token != special.pad] for row in tokens.tolist()]
 
 
@@ -294,7 +293,7 @@ def test_greedy_writes_what_generate_writes(loaded, folders, source):
 
 
 class Endless:
-    """A model that cannot end its text; as in `generate`, others are no more probable for it."""
+    """Model that cannot end its text; as in `generate`, other tokens stay as probable as before."""
 
     def __init__(self, model):
         self.model, self.special, self.vocab_size = model, model.special, model.vocab_size
@@ -308,7 +307,7 @@ class Endless:
 
 
 def test_beam_search_writes_what_generate_writes_where_no_text_ends(loaded, folders, source):
-    """Where none ends both keep the K most probable; where some do, see docs/huggingface.md."""
+    """Compare beam searches in which no hypothesis ends; docs/huggingface.md has the other case."""
     name, model, _ = loaded
     best, _ = beam_search(Endless(model), source, STEPS, beam_size=3)
     ours = cut(best, model.special)
@@ -353,23 +352,23 @@ def test_gradients_reach_every_weight_that_is_trained(model, source, actions):
     )
     losses[actions.flatten() != model.special.pad].mean().backward()
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:  # sinusoids are parameters too
+        if parameter.requires_grad:  # some families have sinusoids as parameters
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
 
 
-def test_texts_longer_than_the_model_knows_are_refused(loaded, source):
+def test_texts_longer_than_the_model_can_read_are_refused(loaded, source):
     name, model, _ = loaded
     if name == "t5":
-        pytest.skip("T5 knows distances, not positions")
+        pytest.skip("T5 has distances and no limit of positions")
     with pytest.raises(ValueError, match=r"must have at most 48 tokens, .* model's limit, got"):
         model.start(source, 60)
 
 
 @torch.no_grad()
-def test_a_family_that_counts_for_all_rows_says_so(tmp_path):
-    folder = save_family(TOGETHER, tmp_path)
+def test_a_family_with_one_length_for_all_rows_refuses_resets(tmp_path):
+    folder = save_family(SHARED_POSITIONS, tmp_path)
     model, source = load_model(folder), encode_sources(TEXTS, load_tokenizer(folder))
     actions = texts_of(model, TARGET_LENGTHS, seed=1)
     logits, cache = steps(model, model.start(source, STEPS), actions[:, :3])
@@ -407,17 +406,17 @@ def test_it_is_loaded_in_float64_too(loaded, folders, model, source, actions):
 @torch.no_grad()
 def test_steps_give_the_same_by_fused_attention(loaded, folders, source, actions):
     model = load_model(folders[loaded[0]])
-    model.model.set_attn_implementation("sdpa")  # which is chosen on accelerators
+    model.model.set_attn_implementation("sdpa")  # the default on accelerators
     got, _ = steps(model, model.start(source, actions.shape[1]), actions)
     expected, counted = model.sequence_logits(source, actions), alive(model, actions)
     assert_near(got[counted], expected[counted])
 
 
 @torch.no_grad()
-def test_it_goes_where_it_is_put(model, source, actions):
+def test_models_can_be_converted_to_another_dtype(model, source, actions):
     expected = model.sequence_logits(source, actions)
-    moved = copy.deepcopy(model).to("cpu", torch.bfloat16)
-    logits = moved.sequence_logits(source, actions)
+    converted = copy.deepcopy(model).to("cpu", torch.bfloat16)
+    logits = converted.sequence_logits(source, actions)
     assert logits.dtype == torch.bfloat16
     counted = alive(model, actions)
     assert (logits.float() - expected)[counted].norm() < 0.1 * expected[counted].norm()

@@ -1,4 +1,4 @@
-"""Pretrained models on disk: found, saved, adapted; what cannot be had is said in one line."""
+"""Tests of pretrained models on disk: loading, saving, adapters, errors in one line."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from textgen_env.tasks.task import encode_sources
 
 @pytest.fixture
 def llama(tmp_path):
-    """The folder of a random Llama without padding."""
+    """Return the folder of a random Llama without a padding token."""
     return save_family(FAMILIES["llama"], tmp_path / "llama")
 
 
@@ -46,7 +46,7 @@ def test_a_saved_model_comes_back_and_is_one_of_transformers(name, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_its_state_holds_every_weight_once(name, tmp_path):
-    """As a checkpoint wants it: no weight under two names, which safetensors refuse."""
+    """Save and load a state, in which safetensors refuse a weight with two names."""
     folder = save_family(FAMILIES[name], tmp_path / "model")
     model, other = load_model(folder), load_model(folder)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(llama):
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_a_name_that_cannot_be_reached_says_so_quickly(load, monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # a port without a server
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     with pytest.raises(PretrainedError, match="got nobody/nothing: there is no such") as error:
