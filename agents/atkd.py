@@ -8,7 +8,7 @@ from torch import Tensor
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import masked_mean
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.topk import atkd_split
+from textgen_agents.losses.topk import atkd_split, rest_prob
 from textgen_agents.rollouts.behaviors import Gated, check_block, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
@@ -62,13 +62,17 @@ class ATKD(Agent):
             student=token_sampler(self.sampling, context),
             expert=token_sampler(self.expert_sampling, context),
         )
-        return rollout(context, behavior, record_expert_logits=True)
+        batch = rollout(context, behavior, record_expert_logits=True)
+        states, logits = batch.trajectories, batch.labels["logits"]
+        doubt = rest_prob(logits, states.actions)
+        easy = doubt < context.gather(doubt[states.mask]).median()  # of the whole update
+        return LabelledBatch(states, {**batch.labels, "easy": easy})
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the mean of the losses of easy and of hard tokens."""
         states, weight = batch.trajectories, self.easy_weight
         logits = student.sequence_logits(states.source, states.actions)
-        about, others, uncertainty = atkd_split(logits, expert.logits(states), states.actions)
-        easy = uncertainty < uncertainty.where(states.mask, torch.nan).nanmedian()
+        about, others = atkd_split(logits, expert.logits(states), states.actions)
+        easy = batch.labels["easy"]
         losses = torch.where(easy, weight * others, (1 - weight) * (about + others))
         return masked_mean(2 * losses, states.mask)

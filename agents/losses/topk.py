@@ -40,7 +40,7 @@ def with_tail(student_logits: Tensor, labels: TopK) -> tuple[Tensor, Tensor]:
 
 def atkd_split(
     student_logits: Tensor, teacher_logits: Tensor, actions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Split forward KL into a divergence about the action and one among all other tokens.
 
     With a the action and u = 1 - p(a): KL(p || q) = target + u others. ATKD minimizes `others`
@@ -55,7 +55,6 @@ def atkd_split(
         target: (...) float32, nats, >= 0, the divergence of writing the action or not (TCKD).
         others: (...) float32, nats, >= 0, the divergence of the other tokens, normalized to sum
             to 1 (NCKD).
-        uncertainty: (...) float32, u, a probability, in [0, 1].
 
     Source: Zhong et al. 2024, arXiv:2402.11890; the parts are of Zhao et al. 2022,
         arXiv:2203.08679.
@@ -63,7 +62,17 @@ def atkd_split(
     chosen = actions[..., None]
     student, teacher = _with_rest(student_logits, chosen), _with_rest(teacher_logits, chosen)
     others = forward_kl(_without(student_logits, chosen), _without(teacher_logits, chosen))
-    return forward_kl(student, teacher), others, teacher.softmax(-1)[..., 1]
+    return forward_kl(student, teacher), others
+
+
+def rest_prob(logits: Tensor, actions: Tensor) -> Tensor:
+    """Return the probability of all tokens but one, (...) float32, in [0, 1].
+
+    Args:
+        logits: (..., V) float, any dtype.
+        actions: (...) int64, the token that is left out, in [0, V).
+    """
+    return _with_rest(logits, actions[..., None]).softmax(-1)[..., 1]
 
 
 def _with_rest(logits: Tensor, tokens: Tensor) -> Tensor:

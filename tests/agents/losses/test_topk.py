@@ -8,8 +8,8 @@ from textgen_agents.losses.divergences import (
     skewed_kl,
     total_variation,
 )
-from textgen_agents.losses.topk import atkd_split, with_tail
-from textgen_env.experts.expert import TopK, _top_k
+from textgen_agents.losses.topk import atkd_split, rest_prob, with_tail
+from textgen_env.experts.expert import TopK, _top_k_and_tail
 
 INFINITE = float("inf")
 
@@ -79,7 +79,7 @@ def test_with_tail_is_a_divergence_below_that_of_the_whole(k):
 def test_with_tail_is_exactly_zero_where_both_are_equal(k, divergence):
     """The labels are those of an expert, in float32."""
     logits = random_logits(15, 1, 64, 50).float()
-    labels = TopK(*(part[None] for part in _top_k(logits[0], k)))
+    labels = TopK(*(part[None] for part in _top_k_and_tail(logits[0], k)))
     assert (divergence(*with_tail(logits, labels)) == 0).all()
 
 
@@ -113,8 +113,9 @@ def test_descent_on_reverse_kl_restores_the_probability_of_the_k_best():
 def test_atkd_split_adds_up_to_forward_kl_in_value_and_gradient():
     student, teacher = random_logits(7, 4, 6, 11).requires_grad_(), random_logits(8, 4, 6, 11)
     actions = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(9))
-    target, others, uncertainty = atkd_split(student, teacher, actions)
-    total, expected = target + uncertainty * others, forward_kl(student, teacher)
+    target, others = atkd_split(student, teacher, actions)
+    total = target + rest_prob(teacher, actions) * others
+    expected = forward_kl(student, teacher)
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         gradient_of(total, student), gradient_of(expected, student), rtol=1e-4, atol=1e-5
@@ -132,9 +133,10 @@ def test_atkd_split_equals_the_definition_in_float64():
     p_others, q_others = p[keep].view(5, 6), q[keep].view(5, 6)
     others = kl(p_others / u[:, None], q_others / q_others.sum(-1, keepdim=True))
     values = atkd_split(student, teacher, actions)
-    for ours, expected in zip(values, (target, others, u), strict=True):
+    probability = rest_prob(teacher, actions)
+    for ours, expected in zip((*values, probability), (target, others, u), strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-6)
-    for ours, expected in zip(values[:2], (target, others), strict=True):
+    for ours, expected in zip(values, (target, others), strict=True):
         gradients = (torch.autograd.grad(each.sum(), student, retain_graph=True)[0]
                      for each in (ours, expected))  # fmt: skip
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
@@ -143,7 +145,7 @@ def test_atkd_split_equals_the_definition_in_float64():
 def test_atkd_split_is_zero_at_equality_and_ignores_shifts():
     student, teacher = random_logits(15, 200, 6), random_logits(16, 200, 6)
     actions, shift = torch.arange(200) % 6, 15 * random_logits(17, 200, 1)
-    target, others, _ = atkd_split(teacher, teacher, actions)
+    target, others = atkd_split(teacher, teacher, actions)
     assert (target == 0).all()
     assert (others == 0).all()
     plain = atkd_split(student, teacher, actions)
@@ -164,7 +166,7 @@ def test_extreme_logits_give_finite_values_and_gradients(student, teacher, k):
     logits = torch.tensor([[student]], requires_grad=True)
     losses = [
         *(d(*with_tail(logits, labels)) for d in (forward_kl, reverse_kl, generalized_jsd)),
-        *atkd_split(logits, teacher, actions)[:2],
+        *atkd_split(logits, teacher, actions),
     ]
     for loss in losses:
         assert loss.isfinite().all()
