@@ -11,16 +11,19 @@ way to a finished text is negative binomial, and the success of both policies ha
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_env.envs.rewards import Step
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.tasks.task import TextTask
-from textgen_env.tokenizers.subword import SPECIAL_PIECES, Tokenizer
+from textgen_env.tasks.task import TaskConfig, TextTask
+from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
 SPECIAL = Tokenizer.special
 UNDO, UNDO_PIECE = len(SPECIAL_PIECES), "undo"  # the first token that is not special; words follow
@@ -58,7 +61,7 @@ class Slips:
 
 
 @dataclass(frozen=True)
-class RecoveryConfig:
+class RecoveryConfig(TaskConfig):
     """Which sources are copied, and how slippery the pen is.
 
     Attributes:
@@ -74,11 +77,24 @@ class RecoveryConfig:
         """The environment's noise."""
         return Slips(self.slip, self.copy.num_words)
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `recovery_task` does."""
+        del tokenizer  # every word is one token of its own
+        return recovery_task(self)
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        """The slips, and the reward that looks at the resolved text."""
+        return {"noise": self.slips, "reward": recovered}
+
+
+TASKS.register("recovery", RecoveryConfig())
+
 
 def recovery_task(config: RecoveryConfig | None = None) -> TextTask:
     """The copy task with UNDO in its vocabulary, and room to undo every other word of a text.
 
-    The environment is to be made with the configuration's `slips` and the reward `recovered`.
+    The environment is to be made with the configuration's `env_settings`.
     """
     config = config or RecoveryConfig()
     return replace(

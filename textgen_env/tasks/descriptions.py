@@ -17,6 +17,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     hashed_split,
     keep_pairs,
@@ -33,7 +34,7 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class DescriptionsConfig:
+class DescriptionsConfig(TaskConfig):
     """How much of an article is read, and in how many pieces.
 
     Attributes:
@@ -51,6 +52,10 @@ class DescriptionsConfig:
     def __post_init__(self) -> None:
         if self.max_source_words < 1:
             raise ValueError(f"max_source_words must be at least 1, got {self.max_source_words}")
+
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `descriptions` does."""
+        return descriptions(self, tokenizer)
 
 
 @dataclass(frozen=True)

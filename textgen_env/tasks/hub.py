@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
@@ -17,6 +18,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     keep_pairs,
     make_task,
@@ -26,7 +28,7 @@ from textgen_env.tokenizers.subword import TextTokenizer
 
 
 @dataclass(frozen=True)
-class HubConfig:
+class HubConfig(TaskConfig):
     """Which data set, which of its columns, and which pairs are kept.
 
     Attributes:
@@ -51,6 +53,7 @@ class HubConfig:
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
 
+    is_complete: ClassVar[bool] = False
     path: str
     configuration: str | None = None
     revision: str | None = None
@@ -75,6 +78,10 @@ class HubConfig:
             raise ValueError(f"cut_source must be at least 2, got {self.cut_source}")
         if self.max_train_pairs is not None and self.max_train_pairs < 1:
             raise ValueError(f"max_train_pairs must be at least 1, got {self.max_train_pairs}")
+
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `hub` does."""
+        return hub(self, tokenizer)
 
 
 def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:

@@ -5,10 +5,11 @@ file each beside this one.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -115,6 +116,35 @@ class TextTask:
                     f"task {self.name}: the {split} split must hold at least one pair, got none "
                     f"(dropped: {dict(self.dropped) or 'none'})"
                 )
+
+
+@dataclass(frozen=True)
+class TaskConfig(ABC):
+    """Configuration of a task; an entry of `TASKS` is one.
+
+    Subclasses are frozen dataclasses whose fields are options of the command line.
+
+    Attributes:
+        is_complete: False if the defaults name files that the user is to replace.
+    """
+
+    is_complete: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task.
+
+        Args:
+            tokenizer: tokenizer of both sides; None for one of the task's own.
+
+        Raises:
+            DataError: the text is missing, broken or too little.
+        """
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        """Arguments of the environment, `reward` and `noise`, that are the task's own."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
@@ -21,6 +22,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     hashed_split,
     keep_pairs,
@@ -33,7 +35,7 @@ PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a refer
 
 
 @dataclass(frozen=True)
-class TextFilesConfig:
+class TextFilesConfig(TaskConfig):
     """Which files hold the pairs, and which pairs are kept. Strings for paths become paths.
 
     Attributes:
@@ -54,6 +56,7 @@ class TextFilesConfig:
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
 
+    is_complete: ClassVar[bool] = False
     train: PairFiles
     validation: PairFiles | None = None
     test: PairFiles | None = None
@@ -76,6 +79,10 @@ class TextFilesConfig:
         if self.validation is not None and self.test is not None:
             object.__setattr__(self, "validation", _paths(self.validation))
             object.__setattr__(self, "test", _paths(self.test))
+
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `text_files` does."""
+        return text_files(self, tokenizer)
 
 
 def _paths(files: PairFiles) -> PairFiles:

@@ -19,6 +19,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     hashed_split,
     keep_pairs,
@@ -41,7 +42,7 @@ _QUOTES = str.maketrans(
 
 
 @dataclass(frozen=True)
-class VersesConfig:
+class VersesConfig(TaskConfig):
     """Which verses to translate.
 
     Attributes:
@@ -61,7 +62,7 @@ class VersesConfig:
     reference_version: str = BASIC_ENGLISH
     max_words: int = 30
     max_train_words: int | None = 30
-    max_tokens: int = 128
+    max_tokens: int = 64
     vocab_size: int = 4000
     source_noise: float = 0.0
 
@@ -70,6 +71,10 @@ class VersesConfig:
             raise ValueError("source_versions must name at least one version, got none")
         if not 0 <= self.source_noise <= 1:
             raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
+
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `verses` does."""
+        return verses(self, tokenizer)
 
 
 def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:
