@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from textgen_env.models.config import ModelConfig
 from textgen_env.tokenizers.pretrained import Conventions
 from textgen_env.types import SpecialTokens
 
@@ -21,24 +22,31 @@ ADAPTER = ".lora_"  # in the names of weights of adapters
 
 
 @dataclass(frozen=True)
-class HuggingFaceConfig:
+class HuggingFaceConfig(ModelConfig):
     """What is noted of a pretrained model; all else is in its folder.
 
     Attributes:
-        model_type: the name of its kind in `transformers`.
         vocab_size: V, as its tokenizer has it.
         width: of the residual stream.
+        model_type: the name of its kind in `transformers`.
         lora_rank: of the adapters that are trained; None if all weights are.
     """
 
     model_type: str
-    vocab_size: int
-    width: int
     lora_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1 or None, got {self.lora_rank}")
+
+    def build(self, special: SpecialTokens | None = None) -> NoReturn:
+        """Refuse to build a pretrained model, which is loaded instead.
+
+        Raises:
+            ValueError: always.
+        """
+        del special
+        raise ValueError(f"student_init must be given for a pretrained model, got {self}")
 
 
 class HuggingFaceModel(nn.Module, ABC):
