@@ -18,6 +18,8 @@ from textgen_agents.losses.labels import TopKWithTail
 from textgen_agents.training.learner import TrainingError
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
+from textgen_env.models import STUDENTS
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.packages import MissingPackageError
 from textgen_experiments.benchmarks.decode import BenchmarkDecodeOptions, benchmark_decode
 from textgen_experiments.benchmarks.env import BenchmarkEnvOptions, benchmark_env
@@ -35,7 +37,7 @@ from textgen_experiments.recipes.summarize import SummarizeOptions, summarize
 from textgen_experiments.recipes.teacher import TeacherOptions, teacher
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.agent_options import Variant, with_variant
-from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER, Experiment
+from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.train import train_with_bar
 

@@ -9,31 +9,14 @@ from textgen_agents.agent import Agent
 from textgen_agents.imitkd_full import ImitKDFull
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.models.huggingface.model import HuggingFaceConfig
+from textgen_env.models import STUDENTS
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.recurrent import RecurrentConfig
-from textgen_env.models.transformer import TransformerConfig
-from textgen_env.tasks.copy import CopyConfig
-from textgen_env.tasks.descriptions import DescriptionsConfig
-from textgen_env.tasks.hub import HubConfig
-from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_env.tasks import TASKS
+from textgen_env.tasks.task import TaskConfig
 from textgen_env.tasks.verses import VersesConfig
 
 VERSES_TEACHER = Path(__file__).parents[1] / "teachers" / "verses"
-
-TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | HubConfig | CopyConfig
-ModelConfig = RecurrentConfig | TransformerConfig | HuggingFaceConfig
-
-TASKS: dict[str, TaskConfig] = {
-    "verses": VersesConfig(max_tokens=64),
-    "descriptions": DescriptionsConfig(),
-    "copy": CopyConfig(),
-    "text": TextFilesConfig(train=Path("train.tsv")),
-    "hub": HubConfig(path="data"),
-}
-STUDENTS: dict[str, ModelConfig] = {
-    "recurrent": RecurrentConfig(),
-    "transformer": TransformerConfig(),
-}
 
 
 @dataclass(frozen=True)
@@ -81,5 +64,19 @@ class Experiment:
 
 
 def agent_name(agent: Agent) -> str:
-    """The agent's name in `AGENTS`."""
-    return next(name for name, kind in AGENTS.items() if kind is type(agent))
+    """Return the agent's name in `AGENTS`.
+
+    Raises:
+        RegistryError: it is not registered.
+    """
+    return AGENTS.name_of(agent)
+
+
+def plugins_of(experiment: Experiment) -> list[str]:
+    """Return the plugins and distributions that the parts of `experiment` come from."""
+    origins = {
+        AGENTS.origin_of(experiment.agent),
+        TASKS.origin_of(experiment.task),
+        STUDENTS.origin_of(experiment.student),
+    }
+    return sorted(origin for origin in origins if origin is not None)

@@ -1,37 +1,24 @@
 """From configurations to the things they describe."""
 
+from typing import cast
+
 import torch
 from gymnasium.vector import AutoresetMode
 
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import Noise, TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.storage import Model
-from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
-from textgen_env.tasks.hub import HubConfig, hub
-from textgen_env.tasks.task import Task, TextTask
-from textgen_env.tasks.text_files import text_files
-from textgen_env.tasks.verses import VersesConfig, verses
+from textgen_env.tasks.task import Task, TaskConfig, TextTask
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, SpecialTokens
-from textgen_experiments.runs.experiment import ModelConfig, TaskConfig
 from textgen_experiments.runs.run_log import console
 
 
 def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
     """The task that `config` describes; its tokenizer is trained if none is given."""
-    if isinstance(config, VersesConfig):
-        return verses(config, tokenizer)
-    if isinstance(config, DescriptionsConfig):
-        return descriptions(config, tokenizer)
-    if isinstance(config, CopyConfig):
-        return copy_task(config)
-    if isinstance(config, HubConfig):
-        return hub(config, tokenizer)
-    return text_files(config, tokenizer)
+    return config.build(tokenizer)
 
 
 def learning_env(
@@ -77,13 +64,7 @@ def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = 
         ValueError: a pretrained model is asked for, which is loaded and not built.
     """
     torch.manual_seed(seed)
-    match config:
-        case RecurrentConfig():
-            return Recurrent(config, special)
-        case TransformerConfig():
-            return Transformer(config, special)
-        case _:
-            raise ValueError(f"student_init must be given for a pretrained model, got {config}")
+    return cast("Model", config.build(special))
 
 
 def num_parameters(model: Model) -> int:

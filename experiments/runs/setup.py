@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from textgen_agents import AGENTS
 from textgen_agents.imitkd import ImitKD
 from textgen_agents.seqinter import SeqInter
 from textgen_agents.seqkd import SeqKD
@@ -12,9 +13,11 @@ from textgen_agents.training.distributed import this_device
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.experts.remote_config import connect
+from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_experiments.runs.experiment import Experiment, agent_name
@@ -41,8 +44,11 @@ def check_parts(experiment: Experiment) -> None:
     """Raise unless what the settings ask for has been given.
 
     Raises:
+        RegistryError: the agent or the task is not registered.
         RunError: the agent's teacher, or the model that adapters or EWC need, is missing.
     """
+    AGENTS.name_of(experiment.agent)
+    TASKS.name_of(experiment.task)
     if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
         raise RunError(
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
@@ -120,7 +126,9 @@ def initial_student(experiment: Experiment) -> Model:
 def fresh_student(experiment: Experiment, task: TextTask) -> Model:
     """A model that has learned nothing, the same for the same seed."""
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    return build_model(config, experiment.learner.seed, task.tokenizer.special)
+    model = build_model(config, experiment.learner.seed, task.tokenizer.special)
+    STUDENTS.name_of(model.config)  # of what cannot be saved nothing is trained
+    return model
 
 
 def _check_same(student: TextTokenizer, folder: Path | None, init: Path) -> None:

@@ -31,10 +31,10 @@ from textgen_experiments.runs.folder import (
     RunError,
     flat,
     read_config,
-    to_json,
     write_config,
     write_text,
 )
+from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import Bars, RunLog, console
 from textgen_experiments.runs.setup import (
     Tokenizers,
@@ -96,6 +96,7 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         show: is called with every update and its figures, in the main process.
 
     Raises:
+        RegistryError: the agent, the task or the student is not registered.
         RunError: the folder holds a run with other settings, the agent's teacher or the model that
             adapters or EWC need is missing, or the agent cannot learn from a teacher with another
             tokenizer.
@@ -132,7 +133,8 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / PREPARED)
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
-    env = learning_env(task, slots, expert, examples=examples, device=this_device())
+    noise = experiment.task.env_settings.get("noise")
+    env = learning_env(task, slots, expert, examples=examples, noise=noise, device=this_device())
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())

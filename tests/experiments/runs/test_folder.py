@@ -10,18 +10,19 @@ from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.rollouts.schedules import Constant, Indicator, Linear, ReverseSigmoid
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.generation.decoding import Sampling
+from textgen_env.models import STUDENTS
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_experiments.recipes import configs
-from textgen_experiments.runs.experiment import STUDENTS, TASKS, Experiment
+from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     Run,
     RunError,
-    from_json,
     read_config,
     read_runs,
-    to_json,
     write_config,
 )
+from textgen_experiments.runs.records import from_json, to_json
 
 SCHEDULES = (Constant(0.0), ReverseSigmoid(9.0), Indicator(0.1))
 
