@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,7 +131,8 @@ def test_who_stops_it_learns_whether_it_goes_on(capsys, monkeypatch, kind, goes_
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "parse", lambda arguments: object.__new__(kind))
-    monkeypatch.setitem(cli.ACTIONS, kind, stop)
+    commands = [replace(command, run=stop) for command in cli.COMMANDS]
+    monkeypatch.setattr(cli, "COMMANDS", commands)
     line = complaint(capsys, "whatever")
     assert line.startswith("textgen: stopped")
     assert ("the same command goes on from the last checkpoint" in line) == goes_on

@@ -74,6 +74,7 @@ CONFINED = {
             "evaluation/evaluate",
             "models/export",
             "models/generate",
+            "runs/choices",
             "reporting/report",
         )
     },
