@@ -41,8 +41,11 @@ class MissingPluginError(ValueError):
     """
 
     def __init__(self, path: Path, plugin: str) -> None:
-        super().__init__(f"{path} needs the plugin {plugin}, which is not loaded")
-        self.plugin = plugin
+        super().__init__(path, plugin)  # as they are, so that it can be pickled
+        self.path, self.plugin = path, plugin
+
+    def __str__(self) -> str:
+        return f"{self.path} needs the plugin {self.plugin}, which is not loaded"
 
 
 class Registry(Mapping[str, Entry]):

@@ -6,7 +6,7 @@ runs of one thread each are done sooner than one after the other with two thread
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
@@ -18,6 +18,7 @@ from threading import Thread
 import torch
 
 from textgen_agents.training.learner import Record
+from textgen_env.registry import load_plugins, plugins
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.malloc import retain_freed_memory
@@ -51,7 +52,7 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
     manager.start(_obey)
     with manager, Bars() as bars:
         reports: Queue[Report] = manager.Queue()
-        with ProcessPoolExecutor(workers, spawn, initializer=_obey) as pool:
+        with ProcessPoolExecutor(workers, spawn, _begin, (tuple(plugins),)) as pool:
             before = active_children()
             running = {}
             for folder, experiment in runs.items():
@@ -69,6 +70,12 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
                         "perhaps for want of memory; the same command goes on"
                     ) from error
                 raise
+
+
+def _begin(plugins: Sequence[str]) -> None:
+    """Prepare a process of the pool."""
+    _obey()
+    load_plugins(plugins)
 
 
 def _obey() -> None:
