@@ -56,11 +56,11 @@ USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertEr
 
 @dataclass(frozen=True)
 class Choice:
-    """Which parts an experiment is made of; each brings options of its own.
+    """Names of the parts of an experiment; each part brings options of its own.
 
     Attributes:
         agent: the algorithm.
-        task: where the text comes from.
+        task: source of the text.
         student: the kind of model that is trained.
         paper: settings of the paper on one of its data sets, which decide on task and student; None
             for none.
@@ -76,12 +76,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a student; the same command goes on with a run that was stopped.
+    """Train a student; the same command resumes a run that was stopped.
 
     Attributes:
         output: the run's folder.
-        choice: which agent, task and student; the options below are theirs.
-        experiment: their settings.
+        choice: names of the agent, task and student, which bring the options below.
+        experiment: settings of these parts.
     """
 
     output: Path
@@ -90,7 +90,7 @@ class TrainOptions:
 
 
 def run_training(options: TrainOptions) -> None:
-    """Train as the options say."""
+    """Train a student with a progress bar, as the options say."""
     train_with_bar(options.experiment, options.output)
 
 
@@ -103,7 +103,7 @@ class Command:
         options: dataclass of its options.
         run: the function that does it.
         required: number of leading options that have no default.
-        is_resumable: True if the same command goes on after it was stopped.
+        is_resumable: True if the same command resumes work that was stopped.
     """
 
     name: str
@@ -178,7 +178,7 @@ def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def parse(arguments: list[str]) -> object:
-    """The options of one command; a mistake in them ends the program."""
+    """Return the options of one command; a mistake in them ends the program."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -198,7 +198,7 @@ def parse(arguments: list[str]) -> object:
 
 
 def _hyphenated(arguments: list[str]) -> list[str]:
-    """`benchmark decode` as `benchmark-decode`; a model's folder of such a name is `./decode`."""
+    """Join `benchmark decode` to `benchmark-decode`; `./decode` stays the folder of a model."""
     match arguments:
         case ["benchmark", "decode" | "env" | "losses" | "peers" as which, *rest]:
             return [f"benchmark-{which}", *rest]
@@ -206,7 +206,7 @@ def _hyphenated(arguments: list[str]) -> list[str]:
 
 
 def _with_server(arguments: list[str]) -> list[str]:
-    """`--teacher URL` as the option of a server, which has further options."""
+    """Replace `--teacher URL` by the option of a server, which has further options."""
     words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
     return [
         SERVER if word == "--teacher" and re.match("https?://", after) else word
@@ -215,7 +215,7 @@ def _with_server(arguments: list[str]) -> list[str]:
 
 
 def _choice(arguments: list[str]) -> Choice:
-    """The parts that `train` is asked for: they decide which further options there are."""
+    """Return the parts that `train` is asked for; they decide on the further options."""
     if arguments[:1] != ["train"]:
         return Choice()
     choice, _ = tyro.cli(Choice, args=arguments[1:], return_unknown_args=True, add_help=False)
@@ -223,7 +223,7 @@ def _choice(arguments: list[str]) -> Choice:
 
 
 def _experiment(choice: Choice, *, served: bool) -> Experiment:
-    """The defaults of `train`."""
+    """Return the default experiment of `train` for the chosen parts."""
     agent = AGENTS[choice.agent]()
     if served and isinstance(agent, OnDistributions):
         agent = replace(agent, label=TopKWithTail())  # which is all that a server tells
@@ -242,7 +242,7 @@ def _experiment(choice: Choice, *, served: bool) -> Experiment:
 
 
 def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at run time
-    """All commands, with the defaults of `train` as `choice` says, and with a server if need be."""
+    """Return the union of all commands, with defaults of `train` that follow from `choice`."""
     named = []
     for command in COMMANDS:
         default = command.options(*[tyro.MISSING] * command.required)
@@ -254,7 +254,7 @@ def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at
 
 
 def _first_complaint(message: str) -> str:
-    """The first paragraph of tyro's framed message, below its title, as one line."""
+    """Return the first paragraph of tyro's framed message, below its title, as one line."""
     lines = [line.strip("│ ") for line in message.splitlines()[1:]]
     ruled = ["" if set(line) <= set("─-╭╮╰╯") else line for line in lines]
     first = next((index for index, line in enumerate(ruled) if line), 0)

@@ -1,4 +1,4 @@
-"""From configurations to the things they describe."""
+"""Tasks, models and environments, built from their configurations."""
 
 from typing import cast
 
@@ -17,7 +17,7 @@ from textgen_experiments.runs.run_log import console
 
 
 def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
-    """The task that `config` describes; its tokenizer is trained if none is given."""
+    """Build the task that `config` describes; its tokenizer is trained if none is given."""
     return config.build(tokenizer)
 
 
@@ -30,15 +30,15 @@ def learning_env(
     noise: Noise | None = None,
     device: torch.device | str = "cpu",
 ) -> TextGenVectorEnv:
-    """An environment as learners want it: no rewards, and slots that have ended wait.
+    """Return an environment for training, without rewards, whose ended slots wait.
 
     Args:
-        task: what is to be written.
-        num_envs: slots, the batch times the agent's pool.
-        expert: who is imitated.
-        examples: to learn from; None for the task's own.
-        noise: what is written instead of an action.
-        device: where it computes.
+        task: source of the examples.
+        num_envs: slots, the batch size times the agent's `batches_per_rollout`.
+        expert: the expert that is imitated.
+        examples: examples to learn from; None for the task's own.
+        noise: function that replaces actions; None to write what is chosen.
+        device: device of all tensors.
     """
     return TextGenVectorEnv(
         task,
@@ -53,7 +53,7 @@ def learning_env(
 
 
 def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = None) -> Model:
-    """A freshly initialized model; the same for the same seed.
+    """Build a model with random weights, the same for the same seed.
 
     Args:
         config: its size.
@@ -68,12 +68,12 @@ def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = 
 
 
 def num_parameters(model: Model) -> int:
-    """Parameters, a shared one counted once."""
+    """Return the number of parameters, a shared one counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def report_dropped(task: TextTask) -> None:
-    """Say how many pairs there are and how many were left out, and why."""
+    """Print how many pairs there are and how many were left out, and why."""
     console.print(
         f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation, "
         f"{len(task.test):,} test pairs"

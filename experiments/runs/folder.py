@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and how it is read back.
+"""Folder of a run, and its configuration written and read.
 
 `config.json` (the resolved experiment, versions, precision), `metrics.jsonl`, TensorBoard events,
 `checkpoints/`, `model/` (the best weights with their tokenizer) and `results.json`.
@@ -37,7 +37,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's `config.json` says.
+    """Content of a run's `config.json`.
 
     Attributes:
         experiment: the resolved experiment.
@@ -79,7 +79,7 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
 
 
 def read_config(folder: Path) -> Run:
-    """What the run in `folder` was started with.
+    """Return the configuration of the run in `folder`.
 
     Raises:
         RunError: there is no run there, or its `config.json` cannot be understood.
@@ -112,7 +112,7 @@ def _missing(path: Path, needed: Sequence[str], error: UnknownRecordError) -> Va
 
 
 def _check_kinds(run: Run) -> None:
-    """Raise if a part is not what its record declares, of which JSON says nothing."""
+    """Raise if a part is not of the type that its record declares."""
     if not isinstance(run.experiment, Experiment):
         raise TypeError(f"experiment must be an Experiment, got {run.experiment!r}")
     if run.precision not in DTYPES:
@@ -124,7 +124,7 @@ def _check_kinds(run: Run) -> None:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """What runs that shall stand in one table were started with.
+    """Return the configurations of runs for one table.
 
     Raises:
         RunError: there is none, or they differ in task or teacher, be it here or on a server.
@@ -143,7 +143,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def check_tokenizers(models: Sequence[Path]) -> None:
-    """Raise unless what one of these models writes the others can read.
+    """Raise unless all of these models have the same tokenizer.
 
     Raises:
         RunError: one has another tokenizer than the first.
@@ -165,7 +165,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON, as above
-    """The leaves of nested JSON values by their path, such as `learner.seed`; None is left out."""
+    """Return the leaves of nested JSON values by path, such as `learner.seed`, without None."""
     if value is None:
         return {}
     if not isinstance(value, dict | list):
@@ -177,7 +177,7 @@ def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON,
 
 
 def _commit() -> str | None:
-    """The git commit of the code, or None outside a repository."""
+    """Return the git commit of the code, or None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

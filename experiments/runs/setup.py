@@ -1,4 +1,4 @@
-"""What a run starts with: tokenizers, teacher and student."""
+"""Tokenizers, teacher and student that a run starts with."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ class Tokenizers:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Raise unless what the settings ask for has been given.
+    """Raise unless all parts that the settings ask for are given.
 
     Raises:
         RegistryError: the agent or the task is not registered.
@@ -69,7 +69,7 @@ def check_parts(experiment: Experiment) -> None:
 
 
 def choose_tokenizers(experiment: Experiment) -> Tokenizers:
-    """The tokenizers of the models that a run starts with.
+    """Return the tokenizers of the models that a run starts with.
 
     Raises:
         RunError: the student is given two, or its agent cannot learn from a teacher with another.
@@ -98,7 +98,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
 
 
 def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
-    """The run's teacher as an expert, or none."""
+    """Build the run's teacher as an expert, `NoExpert` if there is none."""
     experiment, tokenizer = run.experiment, tokenizers.teacher or task.tokenizer
     if experiment.server:
         expert = connect(experiment.server, tokenizer)
@@ -117,14 +117,14 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
 
 
 def initial_student(experiment: Experiment) -> Model:
-    """The model that `student_init` names, with adapters if they are to be trained."""
+    """Load the model that `student_init` names, with adapters if they are to be trained."""
     assert experiment.student_init is not None, "asked for where it is given"
     torch.manual_seed(experiment.learner.seed)  # of the adapters
     return load_model(experiment.student_init, lora_rank=experiment.lora_rank)
 
 
 def fresh_student(experiment: Experiment, task: TextTask) -> Model:
-    """A model that has learned nothing, the same for the same seed."""
+    """Build a student with random weights, the same for the same seed."""
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
     model = build_model(config, experiment.learner.seed, task.tokenizer.special)
     STUDENTS.name_of(model.config)  # of what cannot be saved nothing is trained

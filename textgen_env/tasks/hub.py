@@ -29,7 +29,7 @@ from textgen_env.tokenizers.subword import TextTokenizer
 
 @dataclass(frozen=True)
 class HubConfig(TaskConfig):
-    """Which data set, which of its columns, and which pairs are kept.
+    """Data set of the hub, its columns, and the limits on its pairs.
 
     Attributes:
         path: the data set's name on the hub, such as "wmt/wmt16", or a folder laid out as there.
@@ -85,7 +85,7 @@ class HubConfig(TaskConfig):
 
 
 def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
-    """The task of a data set; trains a tokenizer on the training pairs if none is given.
+    """Return the task of a data set; train a tokenizer on the training pairs if none is given.
 
     Raises:
         DataError: the data set or a split of it cannot be had, a column is missing or holds no
@@ -115,9 +115,9 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
 
 
 def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]:
-    """The texts, each with as many of its first words as surely make no more tokens than `limit`.
+    """Return the texts, each cut at a word so that it has at most `limit` tokens.
 
-    A word that alone makes more stays.
+    A text keeps its first word even if that alone has more.
 
     Args:
         texts: words separated by white space, of which one space is left in texts that are cut.
@@ -142,7 +142,7 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
 def _read(
     config: HubConfig, split: str, dropped: Counter[str], count: int | None = None
 ) -> list[Pair]:
-    """The pairs of a split, the first `count` ones, that are kept."""
+    """Return the pairs within the limits among the first `count` of a split."""
     pairs = list(islice(_pairs(config, split), count))
     if not pairs:
         raise DataError(f"{config.path} must have at least one row in split {split}, got none")

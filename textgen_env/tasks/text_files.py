@@ -36,7 +36,7 @@ PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a refer
 
 @dataclass(frozen=True)
 class TextFilesConfig(TaskConfig):
-    """Which files hold the pairs, and which pairs are kept. Strings for paths become paths.
+    """Files that hold the pairs, and the limits on them. Strings for paths become paths.
 
     Attributes:
         train: a file of pairs that ends in .tsv, .jsonl, .csv or .parquet, or the source file and
@@ -86,7 +86,7 @@ class TextFilesConfig(TaskConfig):
 
 
 def _paths(files: PairFiles) -> PairFiles:
-    """`files` as paths, so that a configuration read from JSON equals the one written to it."""
+    """Return `files` as paths, so that a configuration read from JSON equals the one written."""
     if not isinstance(files, tuple):
         return Path(files)
     if len(files) != 2:
@@ -95,7 +95,7 @@ def _paths(files: PairFiles) -> PairFiles:
 
 
 def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
-    """The task of the user's files; trains a tokenizer on the training pairs if none is given.
+    """Return the task of the user's files; train a tokenizer on its pairs if none is given.
 
     Raises:
         DataError: a file is missing, of no known format or broken, or a split is empty.
@@ -136,7 +136,7 @@ def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
 
 
 def _read(split: str, files: PairFiles, config: TextFilesConfig) -> list[Pair]:
-    """The pairs of a split, their ends stripped of white space; empty ones included."""
+    """Return the pairs of a split without white space at their ends; empty ones included."""
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)
     else:
@@ -205,7 +205,7 @@ def _from_json(path: Path, number: int, line: str, columns: Columns) -> Pair:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The number, from 1, and the text of each line, without its end."""
+    """Yield the number, from 1, and the text of each line, without its end."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

@@ -43,7 +43,7 @@ _QUOTES = str.maketrans(
 
 @dataclass(frozen=True)
 class VersesConfig(TaskConfig):
-    """Which verses to translate.
+    """Versions of the verses, and the limits on their pairs.
 
     Attributes:
         source_versions: the package's letters of the source versions; the first one alone makes
@@ -78,11 +78,11 @@ class VersesConfig(TaskConfig):
 
 
 def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:
-    """The translation task; trains a tokenizer on the training pairs if none is given.
+    """Return the translation task; train a tokenizer on the training pairs if none is given.
 
     Raises:
         MissingPackageError: the data package is not installed.
-        ValueError: a version that the package does not hold.
+        ValueError: a version is not in the package.
         DataError: the package's database cannot be read.
     """
     config = config or VersesConfig()
@@ -112,12 +112,12 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
 
 
 def split_of(book: int, chapter: int) -> str:
-    """The split of a chapter: the same for every version, by a hash of its place."""
+    """Return the split of a chapter, by a hash of its place that is the same for every version."""
     return hashed_split(f"{book}:{chapter}")
 
 
 def clean(text: str) -> str:
-    """A verse without tags, brackets, verse number, ornaments, curly quotes and end dash."""
+    """Return a verse without tags, brackets, number, ornaments, curly quotes and end dash."""
     text = _ORNAMENT.sub("", _VERSE_NUMBER.sub("", _TAG.sub("", text))).translate(_QUOTES)
     return " ".join(_TRAILING_DASH.sub("", text).split())
 

@@ -37,7 +37,7 @@ def model(request):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A saved recurrent model."""
+    """Return the folder of a saved recurrent model."""
     save_model(recurrent(), tmp_path / "model", Tokenizer.from_words(WORDS))
     return tmp_path / "model"
 
