@@ -47,9 +47,9 @@ class Variant:
     """Parts to be put in place of an agent's own; what they bring are further options.
 
     Attributes:
-        schedule: how `beta` falls; None for the agent's own, as below.
-        label: what is asked of the teacher at every state.
-        roll_in: how the student writes.
+        schedule: schedule of `beta`; None for the agent's own, as below.
+        label: label that the teacher is asked for at every state.
+        roll_in: decoding of the student when it writes.
         kind: the divergence of f_distill.
     """
 

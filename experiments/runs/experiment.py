@@ -24,10 +24,10 @@ class Experiment:
     """Everything that a training run depends on.
 
     Attributes:
-        task: where the text comes from.
+        task: source of the text.
         teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
             student's too, unless the student brings one. None for no teacher.
-        server: where the teacher is if it is on a server; None if it is not.
+        server: address of the teacher if it is on a server; None if it is not.
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from, or
             the name of one on the hub; None for random weights.
@@ -36,7 +36,7 @@ class Experiment:
         lora_rank: of adapters that are trained in place of a pretrained student's weights; None to
             train all weights.
         agent: the algorithm.
-        learner: how it trains.
+        learner: settings of the training loop.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
         precision: of autocast and of the models that only act; None for the one measured faster.

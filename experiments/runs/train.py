@@ -257,15 +257,12 @@ def _prepare(
     if path.exists():
         prepared, metadata = load_tensors(path)
         return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
-    references = encode(task.train, task)
+    pairs = encode(task.train, task)
     if isinstance(expert, CrossTokenizerExpert):
-        references = replace(
-            references, expert_source=expert.view([pair.expert_view for pair in task.train])
-        )
+        views = expert.view([pair.expert_view for pair in task.train])
+        pairs = replace(pairs, expert_source=views)
     with console.status("the expert writes the training data"):
-        examples = experiment.agent.prepare(
-            references.to(this_device()), expert, task.max_target_length
-        )
+        examples = experiment.agent.prepare(pairs.to(this_device()), expert, task.max_target_length)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

@@ -61,7 +61,7 @@ def the_one_line(process):
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
-    """A folder with the page's parts in the file my_parts.py."""
+    """Return a folder with the page's parts in the file my_parts.py."""
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "my_parts.py").write_text("\n".join(blocks("python")))
     return folder
@@ -69,7 +69,7 @@ def plugin(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plugin_run(plugin):
-    """A run that was trained with the plugin."""
+    """Return the folder of a run that was trained with the plugin."""
     done(run(plugin, "train", "--plugin", "my_parts.py", *PARTS, *SMALL, "--output", "run"))
     return plugin / "run"
 
