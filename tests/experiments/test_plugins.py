@@ -120,6 +120,19 @@ def test_a_command_without_the_plugin_names_it(plugin_run, command):
     assert f"run `{again}`" in line
 
 
+def test_processes_of_parallel_runs_load_the_plugin(plugin_run):
+    program = (
+        "from pathlib import Path; from textgen_env.registry import load_plugin; "
+        "load_plugin('my_parts.py'); "
+        "from textgen_experiments.runs.folder import read_config; "
+        "from textgen_experiments.runs.parallel import train_in_parallel; "
+        "train_in_parallel({Path('again'): read_config(Path('run')).experiment})"
+    )
+    done(run(plugin_run.parent, program=[sys.executable, "-c", program]))
+    again = json.loads((plugin_run.parent / "again" / "config.json").read_text())
+    assert again["plugins"] == ["my_parts.py"]
+
+
 @pytest.mark.slow
 def test_commands_with_the_plugin_read_the_run(plugin_run):
     folder = plugin_run.parent

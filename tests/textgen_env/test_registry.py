@@ -1,10 +1,12 @@
 """Registries of parts by name."""
 
 import pickle
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+import textgen_env.registry
 from textgen_env.registry import MissingPluginError, Registry, RegistryError
 
 
@@ -72,6 +74,40 @@ def test_an_entry_tells_where_it_is_from():
     parts.register("first", First)
     assert parts.origin_of(First) == __name__
     assert parts.origin_of(Second) is None
+
+
+@pytest.fixture
+def declare(monkeypatch):
+    """Return a function that declares entry points, name -> value."""
+
+    def declare(**values):
+        points = [EntryPoint(*each, "textgen.tests") for each in values.items()]
+        monkeypatch.setattr(textgen_env.registry, "entry_points", lambda group: points)
+
+    return declare
+
+
+def test_an_entry_point_is_imported_when_it_is_asked_for(declare):
+    declare(second=f"{__name__}:Second", absent="no_such_module:Part")
+    parts = classes()
+    parts.register("first", First)
+    assert list(parts) == ["first", "second", "absent"]
+    assert parts.loaded() == [First]
+    assert parts["second"] is Second
+    assert parts.name_of(Second) == "second"
+    with pytest.raises(
+        RegistryError, match=r"part absent of the distribution .* got ModuleNotFoun"
+    ):
+        parts["absent"]
+
+
+def test_an_entry_point_with_a_name_that_is_taken_is_left_out(declare):
+    declare(first="other_package:First")
+    parts = classes()
+    parts.register("first", First)
+    with pytest.warns(UserWarning, match="part first .* is left out: the name is taken by .*First"):
+        assert list(parts) == ["first"]
+    assert parts["first"] is First
 
 
 def test_the_error_of_a_missing_plugin_survives_pickling():
