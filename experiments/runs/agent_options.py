@@ -44,7 +44,7 @@ OPTION_FIELDS: Mapping[str, tuple[str, Parts]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """Parts to be put in place of an agent's own; what they bring are further options.
+    """Parts to put in place of an agent's own; their fields are further options.
 
     Attributes:
         schedule: schedule of `beta`; None for the agent's own, as below.

@@ -64,7 +64,7 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     experiment = to_json(run.experiment)
-    from_json(experiment)  # raises now what a reader would raise
+    from_json(experiment)  # a run that nobody could read is refused now
     content = {
         "experiment": experiment,
         "precision": run.precision,

@@ -127,7 +127,7 @@ def fresh_student(experiment: Experiment, task: TextTask) -> Model:
     """Build a student with random weights, the same for the same seed."""
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
     model = build_model(config, experiment.learner.seed, task.tokenizer.special)
-    STUDENTS.name_of(model.config)  # of what cannot be saved nothing is trained
+    STUDENTS.name_of(model.config)  # raises before a model is trained that cannot be saved
     return model
 
 

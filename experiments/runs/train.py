@@ -59,7 +59,7 @@ class Outcome:
     Attributes:
         validation_bleu: sacreBLEU of the weights kept.
         best_update: the update they are from.
-        train_seconds: rollouts, labels and updates, and what the expert wrote before training;
+        train_seconds: rollouts, labels, updates, and the expert's texts of before training;
             evaluation left out.
         teacher_tokens_queried: states at which the expert was asked, in preparation and training.
         train_pairs: pairs of the training split.

@@ -17,10 +17,10 @@ class Columns:
     """Names of the fields that hold the texts. A dot leads into a field: "translation.de".
 
     Attributes:
-        source: what the student reads.
-        reference: what is to be written.
-        expert_source: what the expert reads, null for the source; None for the field expert_source
-            of records that have one.
+        source: field of the student's source.
+        reference: field of the reference.
+        expert_source: field of the expert's source, null there for the source; None for the field
+            expert_source of records that have one.
     """
 
     source: str

@@ -1,6 +1,6 @@
 """A data set of the hub as a task, by the library `datasets` (the extra `hf`).
 
-Its columns are mapped to source, reference and, where there is one, what the expert reads. Files of
+Its columns are mapped to source, reference and, where there is one, the expert's source. Files of
 your own are read by `text_files.py`; a folder of files laid out as on the hub is read here, too.
 """
 
@@ -40,9 +40,9 @@ class HubConfig(TaskConfig):
         test: name of the test split.
         source: column of the source; a dot leads into a column, as in "translation.de".
         reference: column of the reference.
-        expert_source: column of what the expert reads; None for the column expert_source where
+        expert_source: column of the expert's source; None for the column expert_source where
             there is one, and the source elsewhere.
-        prompt: template of what is read, with {source}; a view of the expert's own stays bare.
+        prompt: template of the source, with {source}; a view of the expert's own stays bare.
         lower_case: whether all texts are lower-cased.
         cut_source: tokens to which longer sources are cut, at a word, prompt and end token counted;
             None to leave out pairs whose source is longer than the limits'.
@@ -88,7 +88,7 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     """Return the task of a data set; train a tokenizer on the training pairs if none is given.
 
     Raises:
-        DataError: the data set or a split of it cannot be had, a column is missing or holds no
+        DataError: the data set or a split of it is not found, a column is missing or holds no
             text, or a split is empty.
     """
     dropped: Counter[str] = Counter()

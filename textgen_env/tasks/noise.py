@@ -15,7 +15,7 @@ def with_noisy_sources(task: TextTask, share: float) -> TextTask:
     """Return `task` with letters of all sources dropped or swapped; the expert's stay clean.
 
     The pairs and the tokenizer are the same as before. Noise takes more tokens, so the limit of the
-    source rises to what the longest one needs.
+    source rises to the length of the longest one.
 
     Args:
         task: with clean sources.

@@ -143,7 +143,7 @@ def _offline_unless_reached(library: Any, split: HubSplit) -> Iterator[None]:  #
         try:
             HfApi().dataset_info(split.path, revision=split.revision, timeout=PATIENCE)
         except HfHubHTTPError:
-            pass  # it answers: what is wrong the library will find out, too
+            pass  # the hub answers; the library finds the error itself
         except Exception:  # of a network, of whichever client
             library.config.HF_HUB_OFFLINE = True
     try:

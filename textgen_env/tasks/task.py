@@ -29,10 +29,10 @@ class Pair(NamedTuple):
     """One example as text.
 
     Attributes:
-        source: what the student reads.
-        reference: what is to be written.
-        expert_source: what the expert reads: a transcript, another version, a prompt before the
-            source; None for the source.
+        source: text that the student reads.
+        reference: the data set's target.
+        expert_source: text that the expert reads, such as a transcript, another version or a
+            prompt before the source; None for the source.
     """
 
     source: str

@@ -1,8 +1,8 @@
 r"""The user's own text as a task: TSV, JSON Lines, CSV, Parquet, or two aligned plain files.
 
 UTF-8, with or without a byte order mark; a line ends at "\n" or "\r\n" and nowhere else. TSV is one
-literal tab between source and reference: no quoting, no header, no escapes. What cannot be read is
-one `DataError` that names the file and the line; what is read and left out is counted in the task's
+literal tab between source and reference: no quoting, no header, no escapes. A line that
+cannot be read is one `DataError` that names it; pairs that are left out are counted in the task's
 `dropped`. Compressed files are not read here, and data sets of the hub in `hub.py`.
 """
 
@@ -49,9 +49,9 @@ class TextFilesConfig(TaskConfig):
         source_field: name of the source in files with named fields, all but TSV and aligned ones; a
             dot leads into a field, as in "translation.de".
         reference_field: name of the reference there.
-        expert_source_field: name of what the expert reads there; None for the field expert_source
+        expert_source_field: name of the expert's source there; None for the field expert_source
             where there is one, and the source elsewhere.
-        prompt: template of what is read, with {source}; a view of the expert's own stays bare.
+        prompt: template of the source, with {source}; a view of the expert's own stays bare.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
