@@ -74,7 +74,6 @@ def plugin_run(plugin):
     return plugin / "run"
 
 
-@pytest.mark.slow
 def test_an_installed_package_is_there_for_every_command(tmp_path):
     project, site = tmp_path / "project", tmp_path / "site"
     project.mkdir()
@@ -133,7 +132,6 @@ def test_processes_of_parallel_runs_load_the_plugin(plugin_run):
     assert again["plugins"] == ["my_parts.py"]
 
 
-@pytest.mark.slow
 def test_commands_with_the_plugin_read_the_run(plugin_run):
     folder = plugin_run.parent
     done(run(folder, "--plugin", "my_parts", "evaluate", "run"))
