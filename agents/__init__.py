@@ -1,4 +1,7 @@
-"""The algorithms, one file a paper, and the registry of their names."""
+"""Registry of the algorithms, one file each.
+
+A further file of this folder needs no line here: it calls `AGENTS.register` after its class.
+"""
 
 from textgen_agents.agent import Agent
 from textgen_agents.aggrevate import AggreVaTe
@@ -17,8 +20,12 @@ from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.word_kd import WordKD
+from textgen_env.registry import Registry, import_all
 
-AGENTS: dict[str, type[Agent]] = {
+AGENTS: Registry[type[Agent]] = Registry(
+    "AGENTS", "agent", "textgen.agents", Agent, of_classes=True
+)
+_IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "mle": MLE,
     "scheduled_sampling": ScheduledSampling,
     "iq_learn": IQLearn,
@@ -43,3 +50,6 @@ AGENTS: dict[str, type[Agent]] = {
     "minillm": MiniLLM,
     "aggrevate": AggreVaTe,
 }
+for _name, _agent in _IN_ORDER_OF_TABLES.items():
+    AGENTS.register(_name, _agent)
+import_all(__name__, __path__)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,9 @@ from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.training.learner import TrainingError
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
+from textgen_env.models import STUDENTS
+from textgen_env.registry import MissingPluginError, RegistryError, load_plugins
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.packages import MissingPackageError
 from textgen_experiments.benchmarks.decode import BenchmarkDecodeOptions, benchmark_decode
 from textgen_experiments.benchmarks.env import BenchmarkEnvOptions, benchmark_env
@@ -34,43 +38,49 @@ from textgen_experiments.recipes.summarize import SummarizeOptions, summarize
 from textgen_experiments.recipes.teacher import TeacherOptions, teacher
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.agent_options import Variant, with_variant
-from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER, Experiment
+from textgen_experiments.runs.choices import one_of
+from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.train import train_with_bar
 
 USAGE_ERROR = 2
+PLUGIN = "--plugin"
+DESCRIPTION = (
+    "Imitation learning for text generation. Every command takes --plugin MODULE_OR_FILE.py, once "
+    "or more, whose agents, tasks and models are then there."
+)
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which parts an experiment is made of; each brings options of its own.
+    """Names of the parts of an experiment; each part brings options of its own.
 
     Attributes:
         agent: the algorithm.
-        task: where the text comes from.
+        task: source of the text.
         student: the kind of model that is trained.
         paper: settings of the paper on one of its data sets, which decide on task and student; None
             for none.
         variant: parts to be put in place of the agent's own.
     """
 
-    agent: Literal[tuple(AGENTS)] = "imitkd_full"  # pyright: ignore[reportInvalidTypeForm]
-    task: Literal[tuple(TASKS)] = "verses"  # pyright: ignore[reportInvalidTypeForm]
-    student: Literal[tuple(STUDENTS)] = "recurrent"  # pyright: ignore[reportInvalidTypeForm]
+    agent: Annotated[str, one_of(AGENTS)] = "imitkd_full"
+    task: Annotated[str, one_of(TASKS)] = "verses"
+    student: Annotated[str, one_of(STUDENTS)] = "recurrent"
     paper: Literal[tuple(PAPER)] | None = None  # pyright: ignore[reportInvalidTypeForm]
     variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a student; the same command goes on with a run that was stopped.
+    """Train a student; the same command resumes a run that was stopped.
 
     Attributes:
         output: the run's folder.
-        choice: which agent, task and student; the options below are theirs.
-        experiment: their settings.
+        choice: names of the agent, task and student, which bring the options below.
+        experiment: settings of these parts.
     """
 
     output: Path
@@ -79,32 +89,102 @@ class TrainOptions:
 
 
 def run_training(options: TrainOptions) -> None:
-    """Train as the options say."""
+    """Train a student with a progress bar, as the options say."""
     train_with_bar(options.experiment, options.output)
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of the program.
+
+    Attributes:
+        name: the word that calls it.
+        options: dataclass of its options.
+        run: the function that does it.
+        required: number of leading options that have no default.
+        is_resumable: True if the same command resumes work that was stopped.
+    """
+
+    name: str
+    options: type
+    run: Callable[[Any], object]
+    required: int = 0
+    is_resumable: bool = False
+
+
+COMMANDS = (
+    Command("demo", DemoOptions, demo, is_resumable=True),
+    Command("train", TrainOptions, run_training, required=1, is_resumable=True),
+    Command("evaluate", EvaluateOptions, evaluate, required=1),
+    Command("report", ReportOptions, report, required=1),
+    Command("generate", GenerateOptions, generate, required=1),
+    Command("export", ExportOptions, export, required=2),
+    Command("benchmark", BenchmarkOptions, benchmark, required=1),
+    Command("benchmark-decode", BenchmarkDecodeOptions, benchmark_decode, required=1),
+    Command("benchmark-env", BenchmarkEnvOptions, benchmark_env),
+    Command("recovery", RecoveryOptions, recovery),
+    Command("study", StudyOptions, study, is_resumable=True),
+    Command("summarize", SummarizeOptions, summarize),
+    Command("benchmark-losses", BenchmarkLossesOptions, benchmark_losses),
+    Command("benchmark-peers", BenchmarkPeersOptions, benchmark_peers),
+    Command("teacher", TeacherOptions, teacher, is_resumable=True),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; ends with code 2 and one line if the user is to mend something."""
+    """Run the command line.
+
+    An error that the user can mend is printed as one line, and the program ends with code 2.
+    """
     retain_freed_memory()
-    options = parse(_with_server(_hyphenated(list(sys.argv[1:] if argv is None else argv))))
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        ACTIONS[type(options)](options)
+        plugins, arguments = split_plugins(words)
+        load_plugins(plugins)
+    except RegistryError as error:
+        _fail(str(error))
+    options = parse(_with_server(_hyphenated(arguments)))
+    command = next(each for each in COMMANDS if each.options is type(options))
+    try:
+        command.run(options)
+    except MissingPluginError as error:
+        again = shlex.join(["textgen", *words, "--plugin", error.plugin])
+        _fail(f"{error}: run `{again}`, or install it if it is a package")
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last checkpoint"
-        _fail("stopped" + (goes_on if type(options) in RESUMED else ""))
+        _fail("stopped" + (goes_on if command.is_resumable else ""))
+
+
+def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the values of all options `--plugin`, and the other words.
+
+    Raises:
+        RegistryError: the last option has no value.
+    """
+    plugins, others, waiting = [], [], iter(words)
+    for word in waiting:
+        option, is_joined, value = word.partition("=")
+        if option != PLUGIN:
+            others.append(word)
+            continue
+        plugin = value if is_joined else next(waiting, "")
+        if not plugin:
+            raise RegistryError(f"{PLUGIN} must be followed by a module or file, got nothing")
+        plugins.append(plugin)
+    return plugins, others
 
 
 def parse(arguments: list[str]) -> object:
-    """The options of one command; a mistake in them ends the program."""
+    """Return the options of one command; a mistake in them ends the program."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 _commands(_choice(arguments), served=SERVER in arguments),
                 prog="textgen",
-                description="Imitation learning for text generation.",
+                description=DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.AvoidSubcommands,),
             )
@@ -117,7 +197,7 @@ def parse(arguments: list[str]) -> object:
 
 
 def _hyphenated(arguments: list[str]) -> list[str]:
-    """`benchmark decode` as `benchmark-decode`; a model's folder of such a name is `./decode`."""
+    """Join `benchmark decode` to `benchmark-decode`; `./decode` stays the folder of a model."""
     match arguments:
         case ["benchmark", "decode" | "env" | "losses" | "peers" as which, *rest]:
             return [f"benchmark-{which}", *rest]
@@ -125,7 +205,7 @@ def _hyphenated(arguments: list[str]) -> list[str]:
 
 
 def _with_server(arguments: list[str]) -> list[str]:
-    """`--teacher URL` as the option of a server, which has further options."""
+    """Replace `--teacher URL` by the option of a server, which has further options."""
     words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
     return [
         SERVER if word == "--teacher" and re.match("https?://", after) else word
@@ -134,7 +214,7 @@ def _with_server(arguments: list[str]) -> list[str]:
 
 
 def _choice(arguments: list[str]) -> Choice:
-    """The parts that `train` is asked for: they decide which further options there are."""
+    """Return the parts that `train` is asked for; they decide on the further options."""
     if arguments[:1] != ["train"]:
         return Choice()
     choice, _ = tyro.cli(Choice, args=arguments[1:], return_unknown_args=True, add_help=False)
@@ -142,7 +222,7 @@ def _choice(arguments: list[str]) -> Choice:
 
 
 def _experiment(choice: Choice, *, served: bool) -> Experiment:
-    """The defaults of `train`."""
+    """Return the default experiment of `train` for the chosen parts."""
     agent = AGENTS[choice.agent]()
     if served and vars(agent).get("label") == Dense():
         agent = replace(cast("Any", agent), label=TopKWithTail())  # all that a server tells
@@ -161,33 +241,19 @@ def _experiment(choice: Choice, *, served: bool) -> Experiment:
 
 
 def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at run time
-    """All commands, with the defaults of `train` as `choice` says, and with a server if need be."""
-    training = TrainOptions(tyro.MISSING, choice, _experiment(choice, served=served))
-    named = [
-        Annotated[kind, tyro.conf.subcommand(name, default=default, prefix_name=False)]
-        for name, kind, default in (
-            ("demo", DemoOptions, DemoOptions()),
-            ("train", TrainOptions, training),
-            ("evaluate", EvaluateOptions, EvaluateOptions(tyro.MISSING)),
-            ("report", ReportOptions, ReportOptions(tyro.MISSING)),
-            ("generate", GenerateOptions, GenerateOptions(tyro.MISSING)),
-            ("export", ExportOptions, ExportOptions(tyro.MISSING, tyro.MISSING)),
-            ("benchmark", BenchmarkOptions, BenchmarkOptions(tyro.MISSING)),
-            ("benchmark-decode", BenchmarkDecodeOptions, BenchmarkDecodeOptions(tyro.MISSING)),
-            ("benchmark-env", BenchmarkEnvOptions, BenchmarkEnvOptions()),
-            ("recovery", RecoveryOptions, RecoveryOptions()),
-            ("study", StudyOptions, StudyOptions()),
-            ("summarize", SummarizeOptions, SummarizeOptions()),
-            ("benchmark-losses", BenchmarkLossesOptions, BenchmarkLossesOptions()),
-            ("benchmark-peers", BenchmarkPeersOptions, BenchmarkPeersOptions()),
-            ("teacher", TeacherOptions, TeacherOptions()),
-        )
-    ]
+    """Return the union of all commands, with defaults of `train` that follow from `choice`."""
+    named = []
+    for command in COMMANDS:
+        default = command.options(*[tyro.MISSING] * command.required)
+        if command.options is TrainOptions:
+            default = TrainOptions(tyro.MISSING, choice, _experiment(choice, served=served))
+        subcommand = tyro.conf.subcommand(command.name, default=default, prefix_name=False)
+        named.append(Annotated[command.options, subcommand])
     return Union[tuple(named)]  # noqa: UP007 - the members are known at run time only
 
 
 def _first_complaint(message: str) -> str:
-    """The first paragraph of tyro's framed message, below its title, as one line."""
+    """Return the first paragraph of tyro's framed message, below its title, as one line."""
     lines = [line.strip("│ ") for line in message.splitlines()[1:]]
     ruled = ["" if set(line) <= set("─-╭╮╰╯") else line for line in lines]
     first = next((index for index, line in enumerate(ruled) if line), 0)
@@ -198,23 +264,3 @@ def _fail(message: str) -> NoReturn:
     """Print one line and end with the code of a usage error."""
     sys.stderr.write(f"textgen: {message}\n")
     raise SystemExit(USAGE_ERROR)
-
-
-RESUMED = (DemoOptions, TrainOptions, StudyOptions, TeacherOptions)
-ACTIONS: dict[type, Callable[[Any], object]] = {
-    DemoOptions: demo,
-    TrainOptions: run_training,
-    EvaluateOptions: evaluate,
-    ReportOptions: report,
-    GenerateOptions: generate,
-    ExportOptions: export,
-    BenchmarkOptions: benchmark,
-    BenchmarkDecodeOptions: benchmark_decode,
-    BenchmarkEnvOptions: benchmark_env,
-    RecoveryOptions: recovery,
-    StudyOptions: study,
-    SummarizeOptions: summarize,
-    BenchmarkLossesOptions: benchmark_losses,
-    BenchmarkPeersOptions: benchmark_peers,
-    TeacherOptions: teacher,
-}

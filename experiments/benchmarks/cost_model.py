@@ -22,10 +22,11 @@ from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.training.learner import Learner
 from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.models.acceleration.precision import measure_precision
+from textgen_env.models.config import ModelConfig
 from textgen_env.tasks.hub import HubConfig
 from textgen_env.tasks.task import Pair, TextTask
 from textgen_env.tokenizers.subword import Tokenizer
-from textgen_experiments.runs.experiment import Experiment, ModelConfig
+from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_model, learning_env
 
 NUM_SPECIAL = 3  # tokens that no word stands for

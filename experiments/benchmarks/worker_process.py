@@ -1,11 +1,13 @@
 """Work in a process of its own, which waits while others are timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from textgen_env.registry import load_plugins, plugins
 
 T = TypeVar("T")
 
@@ -19,7 +21,7 @@ class WorkerProcess(Generic[T]):
     """
 
     def __init__(self, make: Callable[..., Callable[..., T]], *arguments: object) -> None:
-        initial = torch.get_num_threads(), make, arguments
+        initial = torch.get_num_threads(), tuple(plugins), make, arguments
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, initial)
 
     def __call__(self, *arguments: object) -> T:
@@ -30,8 +32,11 @@ class WorkerProcess(Generic[T]):
 _here: list[Callable[..., Any]] = []  # of such a process
 
 
-def _begin(threads: int, make: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+def _begin(
+    threads: int, plugins: Sequence[str], make: Callable[..., Any], arguments: tuple[object, ...]
+) -> None:
     torch.set_num_threads(threads)
+    load_plugins(plugins)
     _here.append(make(*arguments))
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from textgen_env.models.storage import load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.models.formats import format_of, load_generator
-from textgen_experiments.runs.experiment import TASKS
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
 

@@ -10,8 +10,9 @@ from textgen_agents.rollouts.schedules import Linear
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
-from textgen_experiments.runs.experiment import TASKS, Experiment
+from textgen_experiments.runs.experiment import Experiment
 
 DESCRIPTIONS_PAIRS = 2000  # that the students of `textgen summarize` see
 

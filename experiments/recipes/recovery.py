@@ -45,7 +45,8 @@ from textgen_env.tasks.task import TextTask
 from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.factories import build_model, learning_env
-from textgen_experiments.runs.folder import to_json, write_text
+from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import console, progress
 
 AGENTS = (MLE(), ImitKD())

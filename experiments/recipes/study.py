@@ -10,9 +10,9 @@ on where it was.
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,7 @@ from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.models.storage import load_tokenizer
 from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_judge
 from textgen_experiments.recipes import configs
+from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import write_text
@@ -67,7 +68,9 @@ class StudyOptions:
     """
 
     output: Path = Path("runs/study")
-    agents: tuple[Literal[tuple(AGENTS)], ...] = tuple(AGENTS)  # pyright: ignore[reportInvalidTypeForm]
+    agents: Annotated[tuple[str, ...], several_of(AGENTS)] = field(
+        default_factory=lambda: tuple(AGENTS)
+    )
     seeds: int = 3
     updates: int = 500
     pairs: int = 2000

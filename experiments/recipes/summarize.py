@@ -8,10 +8,11 @@ from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
 from textgen_env.models.storage import load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.descriptions import copy_share
 from textgen_experiments.recipes import configs
 from textgen_experiments.recipes.demo import train_and_compare
-from textgen_experiments.runs.experiment import TASKS, Experiment, agent_name
+from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.train import train_with_bar
 

@@ -11,9 +11,9 @@ import torch
 from textgen_agents.evaluation.quality import Quality, quality_on
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import VersesConfig
 from textgen_experiments.recipes import configs
-from textgen_experiments.runs.experiment import TASKS
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
 from textgen_experiments.runs.run_log import console, progress

@@ -1,4 +1,4 @@
-"""Parts of an agent that are chosen by name: its schedule, its labels, how it writes, its kind.
+"""Parts of an agent that are chosen by name: schedule, label, sampling and divergence.
 
 The command line can set the fields of a part, such as `--agent.beta.base`, but not put another part
 in its place. Here that is done before the command line is read.
@@ -32,40 +32,40 @@ SCHEDULES: Parts = {
 }
 LABELS: Parts = {"top1": Top1, "top_k": TopKWithTail, "dense": Dense}
 ROLL_INS: Parts = {"greedy": lambda: None, "sampled": Sampling}
-KINDS: Parts = {"kl": KL, "rkl": RKL, "js": JS, "tvd": TVD}
-PLACES: Mapping[str, tuple[str, Parts]] = {
+F_DIVERGENCES: Parts = {"kl": KL, "rkl": RKL, "js": JS, "tvd": TVD}
+OPTION_FIELDS: Mapping[str, tuple[str, Parts]] = {
     "schedule": ("beta", SCHEDULES),
     "label": ("label", LABELS),
     "roll_in": ("sampling", ROLL_INS),
-    "kind": ("kind", KINDS),
+    "kind": ("kind", F_DIVERGENCES),
 }
-"""Option -> the field of agents that it is for, and what can be put there."""
+"""Option -> the field of agents that it sets, and the parts to choose from."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Parts to be put in place of an agent's own; what they bring are further options.
+    """Parts to put in place of an agent's own; their fields are further options.
 
     Attributes:
-        schedule: how `beta` falls; None for the agent's own, as below.
-        label: what is asked of the teacher at every state.
-        roll_in: how the student writes.
+        schedule: schedule of `beta`; None for the agent's own, as below.
+        label: label that the teacher is asked for at every state.
+        roll_in: decoding of the student when it writes.
         kind: the divergence of f_distill.
     """
 
     schedule: Literal[tuple(SCHEDULES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
     label: Literal[tuple(LABELS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
     roll_in: Literal[tuple(ROLL_INS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
-    kind: Literal[tuple(KINDS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    kind: Literal[tuple(F_DIVERGENCES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
 
 
 def with_variant(agent: Agent, variant: Variant) -> Agent:
-    """`agent` with the parts that `variant` names.
+    """Return `agent` with the parts that `variant` names.
 
     Raises:
         ValueError: the agent has no place for one of them.
     """
-    for option, (field, parts) in PLACES.items():
+    for option, (field, parts) in OPTION_FIELDS.items():
         name = asdict(variant)[option]
         if name is None:
             continue

@@ -9,31 +9,14 @@ from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.models.huggingface.model import HuggingFaceConfig
+from textgen_env.models import STUDENTS
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.recurrent import RecurrentConfig
-from textgen_env.models.transformer import TransformerConfig
-from textgen_env.tasks.copy import CopyConfig
-from textgen_env.tasks.descriptions import DescriptionsConfig
-from textgen_env.tasks.hub import HubConfig
-from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_env.tasks import TASKS
+from textgen_env.tasks.task import TaskConfig
 from textgen_env.tasks.verses import VersesConfig
 
 VERSES_TEACHER = Path(__file__).parents[1] / "teachers" / "verses"
-
-TaskConfig = VersesConfig | DescriptionsConfig | TextFilesConfig | HubConfig | CopyConfig
-ModelConfig = RecurrentConfig | TransformerConfig | HuggingFaceConfig
-
-TASKS: dict[str, TaskConfig] = {
-    "verses": VersesConfig(max_tokens=64),
-    "descriptions": DescriptionsConfig(),
-    "copy": CopyConfig(),
-    "text": TextFilesConfig(train=Path("train.tsv")),
-    "hub": HubConfig(path="data"),
-}
-STUDENTS: dict[str, ModelConfig] = {
-    "recurrent": RecurrentConfig(),
-    "transformer": TransformerConfig(),
-}
 
 
 @dataclass(frozen=True)
@@ -41,10 +24,10 @@ class Experiment:
     """Everything that a training run depends on.
 
     Attributes:
-        task: where the text comes from.
+        task: source of the text.
         teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
             student's too, unless the student brings one. None for no teacher.
-        server: where the teacher is if it is on a server; None if it is not.
+        server: address of the teacher if it is on a server; None if it is not.
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from, or
             the name of one on the hub; None for random weights.
@@ -53,7 +36,7 @@ class Experiment:
         lora_rank: of adapters that are trained in place of a pretrained student's weights; None to
             train all weights.
         agent: the algorithm.
-        learner: how it trains.
+        learner: settings of the training loop.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
         precision: of autocast and of the models that only act; None for the one measured faster.
@@ -81,5 +64,19 @@ class Experiment:
 
 
 def agent_name(agent: Agent) -> str:
-    """The agent's name in `AGENTS`."""
-    return next(name for name, kind in AGENTS.items() if kind is type(agent))
+    """Return the agent's name in `AGENTS`.
+
+    Raises:
+        RegistryError: it is not registered.
+    """
+    return AGENTS.name_of(agent)
+
+
+def plugins_of(experiment: Experiment) -> list[str]:
+    """Return the plugins and distributions that the parts of `experiment` come from."""
+    origins = {
+        AGENTS.origin_of(experiment.agent),
+        TASKS.origin_of(experiment.task),
+        STUDENTS.origin_of(experiment.student),
+    }
+    return sorted(origin for origin in origins if origin is not None)

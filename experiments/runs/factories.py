@@ -1,4 +1,6 @@
-"""From configurations to the things they describe."""
+"""Tasks, models and environments, built from their configurations."""
+
+from typing import cast
 
 import torch
 from gymnasium.vector import AutoresetMode
@@ -6,32 +8,17 @@ from gymnasium.vector import AutoresetMode
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import Noise, TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.storage import Model
-from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
-from textgen_env.tasks.hub import HubConfig, hub
-from textgen_env.tasks.task import Task, TextTask
-from textgen_env.tasks.text_files import text_files
-from textgen_env.tasks.verses import VersesConfig, verses
+from textgen_env.tasks.task import Task, TaskConfig, TextTask
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, SpecialTokens
-from textgen_experiments.runs.experiment import ModelConfig, TaskConfig
 from textgen_experiments.runs.run_log import console
 
 
 def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
-    """The task that `config` describes; its tokenizer is trained if none is given."""
-    if isinstance(config, VersesConfig):
-        return verses(config, tokenizer)
-    if isinstance(config, DescriptionsConfig):
-        return descriptions(config, tokenizer)
-    if isinstance(config, CopyConfig):
-        return copy_task(config)
-    if isinstance(config, HubConfig):
-        return hub(config, tokenizer)
-    return text_files(config, tokenizer)
+    """Build the task that `config` describes; its tokenizer is trained if none is given."""
+    return config.build(tokenizer)
 
 
 def learning_env(
@@ -43,15 +30,15 @@ def learning_env(
     noise: Noise | None = None,
     device: torch.device | str = "cpu",
 ) -> TextGenVectorEnv:
-    """An environment as learners want it: no rewards, and slots that have ended wait.
+    """Return an environment for training, without rewards, whose ended slots wait.
 
     Args:
-        task: what is to be written.
-        num_envs: slots, the batch times the agent's pool.
-        expert: who is imitated.
-        examples: to learn from; None for the task's own.
-        noise: what is written instead of an action.
-        device: where it computes.
+        task: source of the examples.
+        num_envs: slots, the batch size times the agent's `batches_per_rollout`.
+        expert: the expert that is imitated.
+        examples: examples to learn from; None for the task's own.
+        noise: function that replaces actions; None to write what is chosen.
+        device: device of all tensors.
     """
     return TextGenVectorEnv(
         task,
@@ -66,7 +53,7 @@ def learning_env(
 
 
 def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = None) -> Model:
-    """A freshly initialized model; the same for the same seed.
+    """Build a model with random weights, the same for the same seed.
 
     Args:
         config: its size.
@@ -77,22 +64,16 @@ def build_model(config: ModelConfig, seed: int, special: SpecialTokens | None = 
         ValueError: a pretrained model is asked for, which is loaded and not built.
     """
     torch.manual_seed(seed)
-    match config:
-        case RecurrentConfig():
-            return Recurrent(config, special)
-        case TransformerConfig():
-            return Transformer(config, special)
-        case _:
-            raise ValueError(f"student_init must be given for a pretrained model, got {config}")
+    return cast("Model", config.build(special))
 
 
 def num_parameters(model: Model) -> int:
-    """Parameters, a shared one counted once."""
+    """Return the number of parameters, a shared one counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def report_dropped(task: TextTask) -> None:
-    """Say how many pairs there are and how many were left out, and why."""
+    """Print how many pairs there are and how many were left out, and why."""
     console.print(
         f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation, "
         f"{len(task.test):,} test pairs"

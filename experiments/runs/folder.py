@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and how it is read back.
+"""Folder of a run, and its configuration written and read.
 
 `config.json` (the resolved experiment, versions, precision), `metrics.jsonl`, TensorBoard events,
 `checkpoints/`, `model/` (the best weights with their tokenizer) and `results.json`.
@@ -7,7 +7,7 @@
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,64 +15,16 @@ from typing import Any, get_type_hints
 import torch
 
 from textgen_agents import AGENTS
-from textgen_agents.f_distill import JS, KL, RKL, TVD
-from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
-from textgen_agents.rollouts.schedules import (
-    Constant,
-    Exponential,
-    Indicator,
-    Linear,
-    ReverseSigmoid,
-)
-from textgen_agents.training.learner import LearnerConfig
-from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.generation.decoding import Sampling
-from textgen_env.models.huggingface.model import HuggingFaceConfig
-from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models import STUDENTS
 from textgen_env.models.storage import load_tokenizer
-from textgen_env.models.transformer import TransformerConfig
-from textgen_env.tasks.copy import CopyConfig
-from textgen_env.tasks.descriptions import DescriptionsConfig
-from textgen_env.tasks.hub import HubConfig
-from textgen_env.tasks.task import Limits
-from textgen_env.tasks.text_files import TextFilesConfig
-from textgen_env.tasks.verses import VersesConfig
+from textgen_env.registry import MissingPluginError, plugins
+from textgen_env.tasks import TASKS
 from textgen_env.tokenizers.subword import same_pieces
-from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.experiment import Experiment, plugins_of
+from textgen_experiments.runs.records import UnknownRecordError, from_json, to_json
 
 CONFIG = "config.json"
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
-RECORDS = {
-    record.__name__: record
-    for record in (
-        Experiment,
-        LearnerConfig,
-        VersesConfig,
-        DescriptionsConfig,
-        TextFilesConfig,
-        HubConfig,
-        CopyConfig,
-        Limits,
-        RecurrentConfig,
-        TransformerConfig,
-        RemoteTeacher,
-        HuggingFaceConfig,
-        Sampling,
-        Constant,
-        Linear,
-        Exponential,
-        ReverseSigmoid,
-        Indicator,
-        Top1,
-        TopKWithTail,
-        Dense,
-        KL,
-        RKL,
-        JS,
-        TVD,
-        *AGENTS.values(),
-    )
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Leaf = bool | int | float | str
@@ -85,7 +37,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's `config.json` says.
+    """Content of a run's `config.json`.
 
     Attributes:
         experiment: the resolved experiment.
@@ -108,39 +60,59 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
 
     Raises:
         OSError: the folder cannot be written.
+        ValueError: JSON does not keep a setting, or its class is that of no registered part.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    experiment = to_json(run.experiment)
+    from_json(experiment)  # a run that nobody could read is refused now
     content = {
-        "experiment": to_json(run.experiment),
+        "experiment": experiment,
         "precision": run.precision,
         "onednn": run.onednn,
         "versions": {package: version(package) for package in PACKAGES},
         "commit": _commit(),
         **extra,
     }
+    if used := plugins_of(run.experiment):
+        content["plugins"] = used
     write_text(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config(folder: Path) -> Run:
-    """What the run in `folder` was started with.
+    """Return the configuration of the run in `folder`.
 
     Raises:
         RunError: there is no run there, or its `config.json` cannot be understood.
+        MissingPluginError: a part of it is of a plugin that is not loaded.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise RunError(f"run must be a folder with a config.json, got {folder}")
+    needed: Sequence[str] = ()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(from_json(content["experiment"]), content["precision"], content["onednn"])
+        experiment, needed = content["experiment"], content.get("plugins", [])
+        for registry in (AGENTS, TASKS, STUDENTS):
+            registry.load(needed)
+        run = Run(from_json(experiment), content["precision"], content["onednn"])
         _check_kinds(run)
+    except UnknownRecordError as error:
+        raise _missing(path, needed, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
     return run
 
 
+def _missing(path: Path, needed: Sequence[str], error: UnknownRecordError) -> ValueError:
+    """Return the error of a file with a record that no registry knows."""
+    for plugin in needed:
+        if plugin not in plugins:
+            return MissingPluginError(path, plugin)
+    return RunError(f"{path} must be a run's configuration, got: {error!r}")
+
+
 def _check_kinds(run: Run) -> None:
-    """Raise if a part is not what its record declares, of which JSON says nothing."""
+    """Raise if a part is not of the type that its record declares."""
     if not isinstance(run.experiment, Experiment):
         raise TypeError(f"experiment must be an Experiment, got {run.experiment!r}")
     if run.precision not in DTYPES:
@@ -148,11 +120,11 @@ def _check_kinds(run: Run) -> None:
     for name, kind in get_type_hints(Experiment).items():
         part = getattr(run.experiment, name)
         if name != "precision" and not isinstance(part, kind):
-            raise TypeError(f"{name} must be a {kind}, got {part!r}")
+            raise TypeError(f"{name} must be a {getattr(kind, '__name__', kind)}, got {part!r}")
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """What runs that shall stand in one table were started with.
+    """Return the configurations of runs for one table.
 
     Raises:
         RunError: there is none, or they differ in task or teacher, be it here or on a server.
@@ -171,7 +143,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def check_tokenizers(models: Sequence[Path]) -> None:
-    """Raise unless what one of these models writes the others can read.
+    """Raise unless all of these models have the same tokenizer.
 
     Raises:
         RunError: one has another tokenizer than the first.
@@ -192,18 +164,8 @@ def write_text(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
-    """A configuration as JSON values; a record carries its class's name as "type"."""
-    if is_dataclass(value):
-        named = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
-        return {"type": type(value).__name__, **named}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    return {"type": "Path", "path": str(value)} if isinstance(value, Path) else value
-
-
 def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON, as above
-    """The leaves of nested JSON values by their path, such as `learner.seed`; None is left out."""
+    """Return the leaves of nested JSON values by path, such as `learner.seed`, without None."""
     if value is None:
         return {}
     if not isinstance(value, dict | list):
@@ -214,18 +176,8 @@ def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON,
     return leaves
 
 
-def from_json(value: Any) -> Any:  # noqa: ANN401 - the inverse of `to_json`
-    """The configuration that `to_json` turned into `value`."""
-    if isinstance(value, dict) and value["type"] == "Path":
-        return Path(value["path"])
-    if isinstance(value, dict):
-        named = {name: from_json(item) for name, item in value.items() if name != "type"}
-        return RECORDS[value["type"]](**named)
-    return tuple(from_json(item) for item in value) if isinstance(value, list) else value
-
-
 def _commit() -> str | None:
-    """The git commit of the code, or None outside a repository."""
+    """Return the git commit of the code, or None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

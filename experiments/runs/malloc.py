@@ -1,4 +1,4 @@
-"""What the program sets in its own process before it works."""
+"""Settings of the C library's memory for this process."""
 
 import ctypes
 import sys
@@ -10,8 +10,8 @@ LARGEST_INT = 2**31 - 1
 def retain_freed_memory() -> None:
     """Tell glibc not to return freed memory to the kernel.
 
-    By default each large tensor is mapped anew and its pages are faulted in and zeroed: a training
-    update of a small model spent 30 % of its time so. Does nothing where there is no glibc.
+    By default each large tensor is mapped anew, and its pages are faulted in and zeroed. Without
+    glibc nothing is changed.
     """
     if not sys.platform.startswith("linux"):
         return

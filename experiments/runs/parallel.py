@@ -1,12 +1,12 @@
-"""Several runs at once, a process for each and the processor's cores shared out among them.
+"""Training of several runs at once, a process for each, with the cores shared out among them.
 
-A small student's update is made of many small operators, which more threads do hardly faster: two
-runs of one thread each are done sooner than one after the other with two threads.
+The update of a small student consists of many small operators, which more threads hardly speed up.
+Two runs of one thread each end sooner than one after the other with two threads.
 """
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
@@ -18,6 +18,7 @@ from threading import Thread
 import torch
 
 from textgen_agents.training.learner import Record
+from textgen_env.registry import load_plugins, plugins
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.malloc import retain_freed_memory
@@ -30,17 +31,17 @@ LOOK_EVERY = 0.2  # seconds
 
 
 def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> None:
-    """Train all `runs`, by folder, or go on with them; those that take longest had best come first.
+    """Train or resume all `runs`, by folder; the longest are best named first.
 
     With CUDA one after the other, each with the whole device.
 
     Args:
-        runs: what to train in which folder, if anything; folders have different names.
-        work: what is done for each, `train` or more than that; importable by its name.
+        runs: experiment of each folder, perhaps none; folders have different names.
+        work: function called for each, `train` or one that calls it; importable by its name.
 
     Raises:
         RunError, TrainingError, ...: as `work`, for the first run that fails or whose process is
-            killed; the others are stopped, and go on from their last checkpoints when called again.
+            killed; the others are stopped, and resume at their last checkpoints when called again.
     """
     if not runs:
         return
@@ -51,7 +52,7 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
     manager.start(_obey)
     with manager, Bars() as bars:
         reports: Queue[Report] = manager.Queue()
-        with ProcessPoolExecutor(workers, spawn, initializer=_obey) as pool:
+        with ProcessPoolExecutor(workers, spawn, _begin, (tuple(plugins),)) as pool:
             before = active_children()
             running = {}
             for folder, experiment in runs.items():
@@ -71,10 +72,16 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
                 raise
 
 
-def _obey() -> None:
-    """Leave it to the process that began this one to stop it, and end when that one is gone.
+def _begin(plugins: Sequence[str]) -> None:
+    """Prepare a process of the pool."""
+    _obey()
+    load_plugins(plugins)
 
-    Otherwise a run could be gone on with while a process that was left behind still writes it.
+
+def _obey() -> None:
+    """Leave interrupts to the parent process, and end when it is gone.
+
+    Otherwise a run could be resumed while a process that was left behind still writes it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
@@ -90,7 +97,7 @@ def _end_with_parent() -> None:
 def _work(
     work: Work, experiment: Experiment, folder: Path, threads: int, reports: "Queue[Report]"
 ) -> Outcome:
-    """What a process does; what it would say of its own is in the run's files."""
+    """Call `work` in a process of the pool, without output of its own."""
     retain_freed_memory()
     torch.set_num_threads(threads)
     console.quiet = True
@@ -100,7 +107,7 @@ def _work(
 
 
 def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: Bars) -> None:
-    """Show how the runs get on, until all are done or one fails."""
+    """Show the progress of the runs, until all are done or one fails."""
     waiting = set(running)
     while waiting:
         done, waiting = wait(waiting, LOOK_EVERY, FIRST_EXCEPTION)

@@ -1,17 +1,20 @@
-"""What a run starts with: tokenizers, teacher and student."""
+"""Tokenizers, teacher and student that a run starts with."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from textgen_agents import AGENTS
 from textgen_agents.agent import LearnsFrom
 from textgen_agents.training.distributed import this_device
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_experiments.runs.experiment import Experiment, agent_name
@@ -35,11 +38,14 @@ class Tokenizers:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Raise unless what the settings ask for has been given.
+    """Raise unless all parts that the settings ask for are given.
 
     Raises:
+        RegistryError: the agent or the task is not registered.
         RunError: the agent's teacher, or the model that adapters or EWC need, is missing.
     """
+    AGENTS.name_of(experiment.agent)
+    TASKS.name_of(experiment.task)
     if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
         raise RunError(
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
@@ -60,7 +66,7 @@ def check_parts(experiment: Experiment) -> None:
 
 
 def choose_tokenizers(experiment: Experiment) -> Tokenizers:
-    """The tokenizers of the models that a run starts with.
+    """Return the tokenizers of the models that a run starts with.
 
     Raises:
         RunError: the student is given two, or its agent cannot learn from a teacher with another.
@@ -89,7 +95,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
 
 
 def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
-    """The run's teacher as an expert, or none."""
+    """Build the run's teacher as an expert, `NoExpert` if there is none."""
     experiment, tokenizer = run.experiment, tokenizers.teacher or task.tokenizer
     if experiment.server:
         expert = experiment.server.build(tokenizer)
@@ -108,16 +114,18 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
 
 
 def initial_student(experiment: Experiment) -> Model:
-    """The model that `student_init` names, with adapters if they are to be trained."""
+    """Load the model that `student_init` names, with adapters if they are to be trained."""
     assert experiment.student_init is not None, "asked for where it is given"
     torch.manual_seed(experiment.learner.seed)  # of the adapters
     return load_model(experiment.student_init, lora_rank=experiment.lora_rank)
 
 
 def fresh_student(experiment: Experiment, task: TextTask) -> Model:
-    """A model that has learned nothing, the same for the same seed."""
+    """Build a student with random weights, the same for the same seed."""
     config = replace(experiment.student, vocab_size=task.tokenizer.vocab_size)
-    return build_model(config, experiment.learner.seed, task.tokenizer.special)
+    model = build_model(config, experiment.learner.seed, task.tokenizer.special)
+    STUDENTS.name_of(model.config)  # raises before a model is trained that cannot be saved
+    return model
 
 
 def _check_same(student: TextTokenizer, folder: Path | None, init: Path) -> None:

@@ -1,4 +1,4 @@
-"""One training run, from configuration to a folder with a model in it; resumable at any moment."""
+"""Training run from its configuration to a folder with a model, resumable at any moment."""
 
 import json
 from collections.abc import Callable
@@ -31,10 +31,10 @@ from textgen_experiments.runs.folder import (
     RunError,
     flat,
     read_config,
-    to_json,
     write_config,
     write_text,
 )
+from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import Bars, RunLog, console
 from textgen_experiments.runs.setup import (
     Tokenizers,
@@ -46,20 +46,20 @@ from textgen_experiments.runs.setup import (
 )
 
 OUTCOME = "outcome.json"
-PREPARED = "prepared.safetensors"  # what the agent learns from, and what the expert was asked
+PREPARED = "prepared.safetensors"  # the agent's training data, and the queries for it
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
-INSTRUMENT_PAIRS = 16  # that the instruments look at at each evaluation: few, to be fast
-INSTRUMENT_SHARES = (0.5,)  # of a text that the student writes before the teacher goes on, there
+DIAGNOSTIC_PAIRS = 16  # that each evaluation diagnoses: few, to be fast
+DIAGNOSTIC_SHARES = (0.5,)  # of a text that the student writes before the teacher takes over
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run reports.
+    """Results that a finished run reports.
 
     Attributes:
         validation_bleu: sacreBLEU of the weights kept.
         best_update: the update they are from.
-        train_seconds: rollouts, labels and updates, and what the expert wrote before training;
+        train_seconds: rollouts, labels, updates, and the expert's texts of before training;
             evaluation left out.
         teacher_tokens_queried: states at which the expert was asked, in preparation and training.
         train_pairs: pairs of the training split.
@@ -75,27 +75,28 @@ class Outcome:
 
 
 Show = Callable[[int, Record], None]
-"""Is given the number of an update and its figures, to be looked at while the run goes on."""
+"""Called with the number of each update and its figures, while the run is in progress."""
 
 
 def train_with_bar(experiment: Experiment, folder: Path) -> Outcome:
-    """`train` with a progress bar."""
+    """Train as `train` does, with a progress bar."""
     with Bars() as bars:
         bars.add(folder.name, experiment.learner.updates)
         return train(experiment, folder, partial(bars.show, folder.name))
 
 
 def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
-    """Run `experiment` in `folder`, or go on where it was stopped.
+    """Run `experiment` in `folder`, or resume it where it was stopped.
 
     Of several processes (`torchrun`) each does its share of every batch, and the main one writes.
 
     Args:
-        experiment: what to train, on what, how.
+        experiment: settings of the run.
         folder: made if need be; `folder/model` holds the best student at the end.
         show: is called with every update and its figures, in the main process.
 
     Raises:
+        RegistryError: the agent, the task or the student is not registered.
         RunError: the folder holds a run with other settings, the agent's teacher or the model that
             adapters or EWC need is missing, or the agent cannot learn from a teacher with another
             tokenizer.
@@ -132,12 +133,13 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / PREPARED)
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
-    env = learning_env(task, slots, expert, examples=examples, device=this_device())
+    noise = experiment.task.env_settings.get("noise")
+    env = learning_env(task, slots, expert, examples=examples, noise=noise, device=this_device())
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
     added = experiment.learner.reference_weight or experiment.learner.ewc_weight
-    gold = encode(task.train, task) if added else None
+    references = encode(task.train, task) if added else None
     learner = Learner(
         experiment.agent,
         student,
@@ -145,7 +147,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         folder=folder / "checkpoints",
         config=experiment.learner,
         precision=run.dtype,
-        references=References(gold, validation),
+        references=References(references, validation),
     )
     teacher = None
     if process.is_main_process:
@@ -156,9 +158,9 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         own = written_by(model, validation, task.max_target_length, writer=Writer.STUDENT)
         hypotheses = task.tokenizer.decode(own.actions.tolist())
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
-        some = pairs[:INSTRUMENT_PAIRS]
+        some = pairs[:DIAGNOSTIC_PAIRS]
         few = own.select(torch.arange(len(some)))
-        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, INSTRUMENT_SHARES)
+        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES)
         log.instruments(found.figures())
         return bleu(hypotheses, [pair.reference for pair in pairs])
 
@@ -174,13 +176,13 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
 
 
 def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTexts | None:
-    """The teacher with its texts for the first examples, not counted as asked for the agent.
+    """Return the teacher with its texts for the first examples, without counting its queries.
 
-    They are made again when a run goes on, and are the same. None unless it is a model.
+    The texts are the same when a run is resumed. None unless the teacher is a model.
     """
     if not isinstance(expert, NeuralExpert):
         return None
-    some = examples.select(torch.arange(min(INSTRUMENT_PAIRS, len(examples))))
+    some = examples.select(torch.arange(min(DIAGNOSTIC_PAIRS, len(examples))))
     written = written_by(expert.model, some, max_steps, writer=Writer.EXPERT)
     return TeacherTexts.of(NeuralExpert(expert.model), written)
 
@@ -197,7 +199,7 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """What the finished run in `folder` reported.
+    """Return the results that the finished run in `folder` reported.
 
     Raises:
         RunError: it is not finished, or the file cannot be understood.
@@ -212,9 +214,9 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:
-    """The run's configuration: read from its folder, or decided now and written there.
+    """Return the run's configuration: read from its folder, or decided now and written there.
 
-    A run that has made nothing yet, because its settings were refused, makes room for another.
+    A run that holds nothing but its configuration, because its settings were refused, is replaced.
 
     Raises:
         RunError: the folder holds a run with other settings.
@@ -239,7 +241,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
 
 
 def _difference(old: Experiment, new: Experiment) -> str:
-    """The first field in which two experiments differ, with both values."""
+    """Return the first field in which two experiments differ, with both values."""
     for field in fields(Experiment):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if before != after:
@@ -250,15 +252,16 @@ def _difference(old: Experiment, new: Experiment) -> str:
 def _prepare(
     experiment: Experiment, task: TextTask, expert: Expert, path: Path
 ) -> tuple[Examples, Queries]:
-    """The agent's training data and what the expert was asked for it; made once, then read back."""
+    """Prepare the agent's training data and count the queries for it, once; then read them back."""
     if path.exists():
         prepared, metadata = load_tensors(path)
         return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
-    gold = encode(task.train, task)
+    pairs = encode(task.train, task)
     if isinstance(expert, CrossTokenizerExpert):
-        gold = replace(gold, expert_source=expert.view([pair.expert_view for pair in task.train]))
+        views = expert.view([pair.expert_view for pair in task.train])
+        pairs = replace(pairs, expert_source=views)
     with console.status("the expert writes the training data"):
-        examples = experiment.agent.prepare(gold.to(this_device()), expert, task.max_target_length)
+        examples = experiment.agent.prepare(pairs.to(this_device()), expert, task.max_target_length)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def train(folder, *options, updates=3):
 
 
 def complaint(capsys, *arguments):
-    """The one line that the command prints before it ends with code 2."""
+    """Return the one line that the command prints before it ends with code 2."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     output = capsys.readouterr()
@@ -125,12 +126,13 @@ def test_a_teacher_is_not_asked_for_more_tokens_than_it_has(teacher_run, tmp_pat
         (EvaluateOptions, False),
     ],
 )
-def test_who_stops_it_learns_whether_it_goes_on(capsys, monkeypatch, kind, goes_on):
+def test_the_message_on_a_stop_says_whether_the_command_resumes(capsys, monkeypatch, kind, goes_on):
     def stop(options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "parse", lambda arguments: object.__new__(kind))
-    monkeypatch.setitem(cli.ACTIONS, kind, stop)
+    commands = [replace(command, run=stop) for command in cli.COMMANDS]
+    monkeypatch.setattr(cli, "COMMANDS", commands)
     line = complaint(capsys, "whatever")
     assert line.startswith("textgen: stopped")
     assert ("the same command goes on from the last checkpoint" in line) == goes_on

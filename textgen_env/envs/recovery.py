@@ -11,16 +11,19 @@ clone (`known_success`). The task says nothing about the quality of real text.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_env.envs.rewards import Step
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.tasks.task import TextTask
-from textgen_env.tokenizers.subword import SPECIAL_PIECES, Tokenizer
+from textgen_env.tasks.task import TaskConfig, TextTask
+from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
 SPECIAL_TOKENS = Tokenizer.special
 UNDO, UNDO_PIECE = len(SPECIAL_PIECES), "undo"  # the first token that is not special; words follow
@@ -59,7 +62,7 @@ class Slips:
 
 
 @dataclass(frozen=True)
-class RecoveryConfig:
+class RecoveryConfig(TaskConfig):
     """Configuration of the recovery task.
 
     Attributes:
@@ -75,11 +78,24 @@ class RecoveryConfig:
         """Noise of the task's environment."""
         return Slips(self.slip, self.copy.num_words)
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `recovery_task` does."""
+        del tokenizer  # every word is one token of its own
+        return recovery_task(self)
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        """The slips, and the reward that looks at the resolved text."""
+        return {"noise": self.slips, "reward": recovered}
+
+
+TASKS.register("recovery", RecoveryConfig())
+
 
 def recovery_task(config: RecoveryConfig | None = None) -> TextTask:
     """Return the copy task with UNDO in its vocabulary and steps to undo as many words as it has.
 
-    Its environment needs the configuration's `slips` as noise and the reward `recovered`.
+    Its environment needs the configuration's `env_settings`.
     """
     config = config or RecoveryConfig()
     return replace(

@@ -1,30 +1,19 @@
-"""What `gymnasium.make` and `gymnasium.make_vec` call: a task by name, then the environment."""
+"""Entry points of `gymnasium.make` and `gymnasium.make_vec`: environments of tasks by name."""
 
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
+import gymnasium
 import torch
 from gymnasium.vector import AutoresetMode
 
-from textgen_env.envs.recovery import RecoveryConfig, recovered, recovery_task
 from textgen_env.envs.rewards import Reward
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import Noise, TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.tasks.copy import CopyConfig, copy_task
-from textgen_env.tasks.descriptions import DescriptionsConfig, descriptions
-from textgen_env.tasks.task import Task
-from textgen_env.tasks.text_files import TextFilesConfig, text_files
-from textgen_env.tasks.verses import VersesConfig, verses
+from textgen_env.tasks import TASKS
+from textgen_env.tasks.task import Task, TaskConfig
 from textgen_env.types import Examples
-
-TaskConfig = CopyConfig | VersesConfig | DescriptionsConfig | TextFilesConfig | RecoveryConfig
-KINDS: dict[str, type[TaskConfig]] = {
-    "copy": CopyConfig,
-    "verses": VersesConfig,
-    "descriptions": DescriptionsConfig,
-    "text": TextFilesConfig,
-    "recovery": RecoveryConfig,
-}
 
 
 class Settings(TypedDict, total=False):
@@ -46,17 +35,37 @@ class VectorSettings(Settings, total=False):
     autoreset_mode: AutoresetMode
 
 
+def env_id(name: str) -> str:
+    """Return the id of the environment of the task `name`, such as `TextGen/MyTask-v0`."""
+    return f"TextGen/{''.join(word.capitalize() for word in name.split('_'))}-v0"
+
+
+def register_env(name: str) -> None:
+    """Register the environment of the task `name` with Gymnasium."""
+    gymnasium.register(
+        id=env_id(name),
+        entry_point="textgen_env.envs.registration:make_env",
+        vector_entry_point="textgen_env.envs.registration:make_vector_env",
+        kwargs={"name": name},
+    )
+
+
 def make_env(
     name: str,
     task: Task | None = None,
     config: TaskConfig | None = None,
     **settings: Unpack[Settings],
 ) -> TextGenEnv:
-    """One episode at a time, of `task` or of the task that `name` and `config` describe."""
-    made = make_task(name, task, config)
-    if name == "recovery":
-        _add_slips(settings, task, config)
-    return TextGenEnv(made, **settings)
+    """Return an environment with one episode at a time.
+
+    Args:
+        name: of the task in `TASKS`.
+        task: a task that was made before; None for the one that `config` describes.
+        config: configuration of the task; None for the entry of `TASKS`.
+        settings: arguments of `TextGenEnv`; those left out are the task's own if it brings them.
+    """
+    defaults: Any = own_settings(name, task, config, settings)
+    return TextGenEnv(_made(name, task, config), **{**defaults, **settings})
 
 
 def make_vector_env(
@@ -65,49 +74,36 @@ def make_vector_env(
     config: TaskConfig | None = None,
     **settings: Unpack[VectorSettings],
 ) -> TextGenVectorEnv:
-    """Many episodes at once, of `task` or of the task that `name` and `config` describe."""
-    made = make_task(name, task, config)
-    if name == "recovery":
-        _add_slips(settings, task, config)
-    return TextGenVectorEnv(made, **settings)
+    """Return an environment with many episodes at once; the arguments are those of `make_env`."""
+    defaults: Any = own_settings(name, task, config, settings)
+    return TextGenVectorEnv(_made(name, task, config), **{**defaults, **settings})
 
 
-def make_task(name: str, task: Task | None, config: TaskConfig | None) -> Task:
-    """`task` if it is given, else the one by `name`, of `KINDS`.
+def own_settings(
+    name: str, task: Task | None, config: TaskConfig | None, given: Mapping[str, object]
+) -> Mapping[str, Any]:
+    """Return the arguments of the environment that the task's configuration brings.
 
     Raises:
-        ValueError: `task` and `config` are both given, or the configuration is missing, where there
-            is no default, or another task's.
+        ValueError: `task` and `config` are both given, the configuration is missing, where there is
+            no default, or another task's, or `task` is given without the noise that it needs.
     """
+    if task is not None and config is not None:
+        raise ValueError(f"config must be left out where task is given, got {config}")
+    default = TASKS[name]
     if task is not None:
-        if config is not None:
-            raise ValueError(f"config must be left out where task is given, got {config}")
-        return task
-    if name == "copy" and (config is None or isinstance(config, CopyConfig)):
-        return copy_task(config)
-    if name == "verses" and (config is None or isinstance(config, VersesConfig)):
-        return verses(config)
-    if name == "descriptions" and (config is None or isinstance(config, DescriptionsConfig)):
-        return descriptions(config)
-    if name == "text" and isinstance(config, TextFilesConfig):
-        return text_files(config)
-    if name == "recovery" and (config is None or isinstance(config, RecoveryConfig)):
-        return recovery_task(config)
-    kind = KINDS[name]
-    raise ValueError(f"config must be a {kind.__name__} for the task {name!r}, got {config}")
+        own = default.env_settings
+        if "noise" in own and "noise" not in given:  # which the task does not know
+            raise ValueError(
+                "noise must be given where task is given, got none: give that of its "
+                f"{type(default).__name__}, or None to write what is chosen"
+            )
+        return own
+    if not isinstance(config or default, type(default)) or not (config or default.is_complete):
+        kind = type(default).__name__
+        raise ValueError(f"config must be a {kind} for the task {name!r}, got {config}")
+    return (config or default).env_settings
 
 
-def _add_slips(settings: Settings, task: Task | None, config: TaskConfig | None) -> None:
-    """Set what makes a task of copying one of recovery, where the user has not: reward and noise.
-
-    Raises:
-        ValueError: `task` is given and the noise is not: the task does not say what it is.
-    """
-    if task is not None and "noise" not in settings:
-        raise ValueError(
-            "noise must be given where task is given, got none: give the slips of its "
-            "RecoveryConfig, or None to write what is chosen"
-        )
-    config = config if isinstance(config, RecoveryConfig) else RecoveryConfig()
-    settings.setdefault("noise", config.slips)
-    settings.setdefault("reward", recovered)
+def _made(name: str, task: Task | None, config: TaskConfig | None) -> Task:
+    return (config or TASKS[name]).build() if task is None else task

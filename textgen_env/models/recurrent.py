@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.layers import Dropout, TiedEmbedding
 from textgen_env.types import SpecialTokens
 
 
 @dataclass(frozen=True)
-class RecurrentConfig:
+class RecurrentConfig(ModelConfig):
     """Size of a recurrent model.
 
     Attributes:
@@ -51,6 +52,10 @@ class RecurrentConfig:
             raise ValueError(
                 f"num_encoder_layers and num_decoder_layers must be at least 1, got {layers}"
             )
+
+    def build(self, special: SpecialTokens | None = None) -> "Recurrent":
+        """Return a `Recurrent` of this size."""
+        return Recurrent(self, special)
 
 
 @dataclass(frozen=True)

@@ -10,34 +10,31 @@ partial one. Optimizer state is saved elsewhere: see `textgen_agents.training.ch
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from textgen_env.models import STUDENTS
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.huggingface.load import (
     load_pretrained,
     load_pretrained_tokenizer,
     local_folder,
     save_pretrained,
 )
-from textgen_env.models.huggingface.model import HuggingFaceConfig, HuggingFaceModel
-from textgen_env.models.recurrent import Recurrent, RecurrentConfig
-from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.recurrent import Recurrent
+from textgen_env.models.transformer import Transformer
+from textgen_env.registry import MissingPluginError
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 from textgen_env.types import SpecialTokens
 
 OwnModel = Transformer | Recurrent
 Model = OwnModel | HuggingFaceModel
-Config = TransformerConfig | RecurrentConfig | HuggingFaceConfig
-
-ARCHITECTURES = {
-    "transformer": (TransformerConfig, Transformer),
-    "recurrent": (RecurrentConfig, Recurrent),
-}
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 PRETRAINED_TOKENIZER = "tokenizer_config.json"  # marks a tokenizer of `transformers`
@@ -56,8 +53,10 @@ def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = Non
         tokenizer: tokenizer that is saved with the model; without one, the folder will have none.
 
     Raises:
-        ModelFileError: the folder has other content and no model.
-        ValueError: the tokenizer has more pieces than the model has tokens.
+        ModelFileError: the folder holds other things and no model, or the model's configuration
+            has a field that is no number, string or truth value.
+        RegistryError: the class of the model's configuration is not registered.
+        ValueError: the tokenizer has ids that the model has not.
     """
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
@@ -154,30 +153,59 @@ def _write(model: OwnModel, folder: Path) -> None:
 
 def _description(model: OwnModel) -> dict[str, object]:
     """Return the content of `config.json` for `model`."""
-    architecture = next(name for name, (_, kind) in ARCHITECTURES.items() if type(model) is kind)
-    special = model.special._asdict()
-    return {"architecture": architecture, **asdict(model.config), "special": special}
+    config: Any = getattr(model, "config", model)
+    description: dict[str, object] = {"architecture": STUDENTS.name_of(config)}
+    plugin = STUDENTS.origin_of(config)
+    if plugin is not None:
+        description["plugin"] = plugin
+    _field_types(type(config))
+    return {**description, **asdict(config), "special": model.special._asdict()}
 
 
 def _empty_model(path: Path) -> OwnModel:
-    """Return the model that the configuration in `path` describes, without loaded weights."""
+    """Return the model that the configuration in `path` describes, its weights uninitialized.
+
+    Raises:
+        ModelFileError: the file cannot be understood.
+        MissingPluginError: the model is that of a plugin that is not loaded.
+    """
     try:
         description = json.loads(_existing(path).read_text())
     except ValueError as error:
         raise ModelFileError(f"{path} must be JSON, got: {error}") from error
     if not isinstance(description, dict):
         raise ModelFileError(f"{path} must hold an object, got {description!r}")
-    architecture, known = description.pop("architecture", None), sorted(ARCHITECTURES)
+    architecture, plugin = description.pop("architecture", None), description.pop("plugin", None)
+    known = sorted(STUDENTS)
+    if architecture not in known and plugin is not None:
+        raise MissingPluginError(path, plugin)
     if architecture not in known:
         raise ModelFileError(f"{path}: architecture must be one of {known}, got {architecture!r}")
-    kind_of_config, kind_of_model = ARCHITECTURES[architecture]
-    _check_fields(path, description, {**get_type_hints(kind_of_config), "special": dict})
+    kind = type(STUDENTS[architecture])
+    _check_fields(path, description, {**_field_types(kind), "special": dict})
     special = description.pop("special")
     _check_fields(path, special, dict.fromkeys(SpecialTokens._fields, int), "special.")
     try:
-        return kind_of_model(kind_of_config(**description), SpecialTokens(**special))
+        return cast("OwnModel", kind(**description).build(SpecialTokens(**special)))
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def _field_types(kind: type[ModelConfig]) -> dict[str, type]:
+    """Return the type of each field of a configuration.
+
+    Raises:
+        ModelFileError: JSON does not keep one of them as it is.
+    """
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(kind)}
+    for name, hint in types.items():
+        if hint not in (bool, int, float, str):
+            raise ModelFileError(
+                f"{kind.__name__}.{name} must be bool, int, float or str, which {CONFIG} keeps, "
+                f"got {hint}"
+            )
+    return types
 
 
 def _check_fields(

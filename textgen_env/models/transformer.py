@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.kv_cache import KeyValueCache
 from textgen_env.models.layers import Dropout, TiedEmbedding, attend
 from textgen_env.types import SpecialTokens
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(ModelConfig):
     """Size of a Transformer.
 
     Attributes:
@@ -54,6 +55,10 @@ class TransformerConfig:
                 f"width must be even, at least 4 and divisible by num_heads ({self.num_heads}), "
                 f"got {self.width}"
             )
+
+    def build(self, special: SpecialTokens | None = None) -> "Transformer":
+        """Return a `Transformer` of this size."""
+        return Transformer(self, special)
 
 
 class Attention(nn.Module):

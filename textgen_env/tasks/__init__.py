@@ -1,7 +1,29 @@
-"""Tasks: where pairs of source and reference text come from.
+"""Tasks: sources of pairs of source and reference text, and their registry.
 
-`task.py` says what a task is; each other file makes one: `copy.py` and `recovery.py` (synthetic),
-`verses.py` (translation), `descriptions.py` (summarization) and `text_files.py` (the user's own
-text). `noise.py` makes another of one, `packages.py` finds the packages that carry text. Nothing is
-imported here: a function named like its file would hide that file.
+`task.py` defines a task and its configuration; each other file makes one: `copy.py` (synthetic),
+`verses.py` (translation), `descriptions.py` (summarization), `text_files.py` (the user's own text)
+and `hub.py` (data sets of the hub). `noise.py` makes another of one, `packages.py` finds the
+packages that carry text. A further file of this folder needs no line here: it calls
+`TASKS.register` after its configuration. A function named like its file must not be imported here:
+it would hide that file.
 """
+
+from pathlib import Path
+
+from textgen_env.registry import Registry, import_all
+from textgen_env.tasks.copy import CopyConfig
+from textgen_env.tasks.descriptions import DescriptionsConfig
+from textgen_env.tasks.hub import HubConfig
+from textgen_env.tasks.task import TaskConfig
+from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_env.tasks.verses import VersesConfig
+
+TASKS: Registry[TaskConfig] = Registry(
+    "TASKS", "task", "textgen.tasks", TaskConfig, of_classes=False
+)
+TASKS.register("verses", VersesConfig())
+TASKS.register("descriptions", DescriptionsConfig())
+TASKS.register("copy", CopyConfig())
+TASKS.register("text", TextFilesConfig(train=Path("train.tsv")))
+TASKS.register("hub", HubConfig(path="data"))
+import_all(__name__, __path__)

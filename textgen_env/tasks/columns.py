@@ -14,13 +14,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can s
 
 @dataclass(frozen=True)
 class Columns:
-    """Which fields hold the texts. A dot leads into a field: "translation.de".
+    """Names of the fields that hold the texts. A dot leads into a field: "translation.de".
 
     Attributes:
-        source: what the student reads.
-        reference: what is to be written.
-        expert_source: what the expert reads, null for the source; None for the field expert_source
-            of records that have one.
+        source: field of the student's source.
+        reference: field of the reference.
+        expert_source: field of the expert's source, null there for the source; None for the field
+            expert_source of records that have one.
     """
 
     source: str
@@ -28,7 +28,7 @@ class Columns:
     expert_source: str | None = None
 
     def pair(self, record: Mapping[str, object], place: str) -> Pair:
-        """The texts of `record`, which stands at `place`.
+        """Return the texts of `record`, which stands at `place`.
 
         Raises:
             DataError: a field is missing, or holds no text.
@@ -43,24 +43,24 @@ class Columns:
 
 
 def stripped(pair: Pair) -> Pair:
-    """The pair without white space at the ends of its texts."""
+    """Return the pair without white space at the ends of its texts."""
     return each_text(pair, str.strip)
 
 
 def each_text(pair: Pair, change: Callable[[str], str]) -> Pair:
-    """The pair with each of its texts changed."""
+    """Return the pair with each of its texts changed."""
     view = pair.expert_source
     return Pair(change(pair.source), change(pair.reference), None if view is None else change(view))
 
 
 def shown(value: object) -> str:
-    """`value` as JSON or, if it is none, as Python has it, cut to what a message can hold."""
+    """Return `value` for a message: as JSON, or else as Python shows it, and cut if it is long."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _value(record: Mapping[str, object], field: str, place: str) -> object:
-    """What stands in a field, by its whole name or by way of the part before the first dot."""
+    """Return the value of a field, by its whole name or through the part before the first dot."""
     if field in record:
         return record[field]
     outer, dot, inner = field.partition(".")

@@ -1,19 +1,19 @@
-"""The synthetic task: write the source down again.
+"""Synthetic task whose reference is its source, for tests, demonstrations and debugging.
 
-It needs no data and no package, every word is one token, and a small model learns it in seconds:
-for tests, demonstrations and debugging. What it cannot show is the quality of real text.
+It needs no data and no package, every word is one token, and a small model learns it in seconds. It
+cannot show the quality of real text.
 """
 
 from dataclasses import dataclass
 from random import Random
 
-from textgen_env.tasks.task import Pair, TextTask
-from textgen_env.tokenizers.subword import Tokenizer
+from textgen_env.tasks.task import Pair, TaskConfig, TextTask
+from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
-class CopyConfig:
-    """How many sources of which words.
+class CopyConfig(TaskConfig):
+    """Number, words and lengths of the sources.
 
     Attributes:
         num_words: distinct words, written "w0", "w1" and so on.
@@ -56,7 +56,7 @@ class CopyConfig:
 
     @property
     def words(self) -> list[str]:
-        """The distinct words."""
+        """Distinct words that sources are made of."""
         return [f"w{index}" for index in range(self.num_words)]
 
     @property
@@ -68,9 +68,14 @@ class CopyConfig:
     def _lengths(self) -> range:
         return range(self.min_length, self.max_length + 1)
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `copy_task` does."""
+        del tokenizer  # every word is one token of its own
+        return copy_task(self)
+
 
 def copy_task(config: CopyConfig | None = None) -> TextTask:
-    """The task whose reference is its source; no source occurs twice, in one split or in two."""
+    """Return the task of copying; no source occurs twice, in one split or in two."""
     config = config or CopyConfig()
     words = config.words
     sources = _distinct_sources(words, config)
@@ -89,7 +94,7 @@ def copy_task(config: CopyConfig | None = None) -> TextTask:
 
 
 def _distinct_sources(words: list[str], config: CopyConfig) -> list[str]:
-    """Sources without repetition, shuffled: the short ones, which run out, are in every split."""
+    """Draw distinct sources and shuffle them, so that short ones are in every split."""
     random = Random(config.seed)
     sources: dict[str, None] = {}  # in the order drawn, which a set would not keep
     while len(sources) < config.num_pairs:

@@ -17,6 +17,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     hashed_split,
     keep_pairs,
@@ -33,8 +34,8 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class DescriptionsConfig:
-    """How much of an article is read, and in how many pieces.
+class DescriptionsConfig(TaskConfig):
+    """Length limits of articles and descriptions, and the size of the vocabulary.
 
     Attributes:
         max_source_words: words of the article that are read; the rest is cut off.
@@ -52,10 +53,14 @@ class DescriptionsConfig:
         if self.max_source_words < 1:
             raise ValueError(f"max_source_words must be at least 1, got {self.max_source_words}")
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `descriptions` does."""
+        return descriptions(self, tokenizer)
+
 
 @dataclass(frozen=True)
 class CopyShare:
-    """How much of a description can be copied, whatever its case.
+    """Shares of the descriptions that can be copied, whatever their case.
 
     Attributes:
         whole: share of the sources that contain their reference word for word, in [0, 1].
@@ -69,7 +74,7 @@ class CopyShare:
 def descriptions(
     config: DescriptionsConfig | None = None, tokenizer: TextTokenizer | None = None
 ) -> TextTask:
-    """The summarization task; trains a tokenizer on the training pairs if none is given.
+    """Return the summarization task; train a tokenizer on the training pairs if none is given.
 
     Raises:
         MissingPackageError: the data package is not installed.
@@ -94,15 +99,15 @@ def descriptions(
 
 
 def clean(text: str) -> str:
-    """`text` in one line, without invisible characters and the gaps that removed asides left."""
+    """Return `text` in one line, without invisible characters and the gaps of removed asides."""
     return _GAP.sub("", " ".join(text.replace(_WORD_JOINER, "").split()))
 
 
 def clean_description(text: str, extract: str) -> str:
-    """`clean`, as it would stand in a sentence of its article, and without years at the end.
+    """Return the cleaned description as it would stand in a sentence of its article.
 
-    Few extracts tell the years of a life, which descriptions end with in brackets. A description
-    begins with a capital whatever its first word; that stays where the extract writes it so too.
+    Years in brackets at its end are removed, because few extracts tell them. Its first letter stays
+    a capital only where the extract writes the first word so too.
     """
     text = _YEARS.sub("", clean(text))
     first = _WORD.match(text)
@@ -110,7 +115,7 @@ def clean_description(text: str, extract: str) -> str:
 
 
 def copy_share(pairs: Sequence[Pair]) -> CopyShare:
-    """How much of the references stands in their sources."""
+    """Measure how much of the references stands in their sources."""
     sides = [(_words(pair.source), _words(pair.reference)) for pair in pairs]
     whole = sum(
         f" {' '.join(reference)} " in f" {' '.join(source)} " for source, reference in sides
@@ -127,7 +132,7 @@ def _words(text: str) -> list[str]:
 
 
 def _articles(max_source_words: int) -> Iterator[tuple[str, Pair]]:
-    """The title of each article with its pair."""
+    """Yield the title of each article with its pair."""
     path = package_folder(PACKAGE, "descriptions") / ARTICLES
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))

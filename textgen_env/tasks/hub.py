@@ -1,6 +1,6 @@
 """A data set of the hub as a task, by the library `datasets` (the extra `hf`).
 
-Its columns are mapped to source, reference and, where there is one, what the expert reads. Files of
+Its columns are mapped to source, reference and, where there is one, the expert's source. Files of
 your own are read by `text_files.py`; a folder of files laid out as on the hub is read here, too.
 """
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
@@ -17,6 +18,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     keep_pairs,
     make_task,
@@ -26,8 +28,8 @@ from textgen_env.tokenizers.subword import TextTokenizer
 
 
 @dataclass(frozen=True)
-class HubConfig:
-    """Which data set, which of its columns, and which pairs are kept.
+class HubConfig(TaskConfig):
+    """Data set of the hub, its columns, and the limits on its pairs.
 
     Attributes:
         path: the data set's name on the hub, such as "wmt/wmt16", or a folder laid out as there.
@@ -38,9 +40,9 @@ class HubConfig:
         test: name of the test split.
         source: column of the source; a dot leads into a column, as in "translation.de".
         reference: column of the reference.
-        expert_source: column of what the expert reads; None for the column expert_source where
+        expert_source: column of the expert's source; None for the column expert_source where
             there is one, and the source elsewhere.
-        prompt: template of what is read, with {source}; a view of the expert's own stays bare.
+        prompt: template of the source, with {source}; a view of the expert's own stays bare.
         lower_case: whether all texts are lower-cased.
         cut_source: tokens to which longer sources are cut, at a word, prompt and end token counted;
             None to leave out pairs whose source is longer than the limits'.
@@ -51,6 +53,7 @@ class HubConfig:
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
 
+    is_complete: ClassVar[bool] = False
     path: str
     configuration: str | None = None
     revision: str | None = None
@@ -76,12 +79,16 @@ class HubConfig:
         if self.max_train_pairs is not None and self.max_train_pairs < 1:
             raise ValueError(f"max_train_pairs must be at least 1, got {self.max_train_pairs}")
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `hub` does."""
+        return hub(self, tokenizer)
+
 
 def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
-    """The task of a data set; trains a tokenizer on the training pairs if none is given.
+    """Return the task of a data set; train a tokenizer on the training pairs if none is given.
 
     Raises:
-        DataError: the data set or a split of it cannot be had, a column is missing or holds no
+        DataError: the data set or a split of it is not found, a column is missing or holds no
             text, or a split is empty.
     """
     dropped: Counter[str] = Counter()
@@ -108,9 +115,9 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
 
 
 def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]:
-    """The texts, each with as many of its first words as surely make no more tokens than `limit`.
+    """Return the texts, each cut at a word so that it has at most `limit` tokens.
 
-    A word that alone makes more stays.
+    A text keeps its first word even if that alone has more.
 
     Args:
         texts: words separated by white space, of which one space is left in texts that are cut.
@@ -135,7 +142,7 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
 def _read(
     config: HubConfig, split: str, dropped: Counter[str], count: int | None = None
 ) -> list[Pair]:
-    """The pairs of a split, the first `count` ones, that are kept."""
+    """Return the pairs within the limits among the first `count` of a split."""
     pairs = list(islice(_pairs(config, split), count))
     if not pairs:
         raise DataError(f"{config.path} must have at least one row in split {split}, got none")

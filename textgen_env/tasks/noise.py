@@ -1,4 +1,4 @@
-"""Noise on what the student reads, where the expert reads the clean text.
+"""Noise on the sources of the student, while the expert reads the clean text.
 
 It stands for the errors of whatever made the student's source from the expert's: a recognizer of
 speech or of handwriting. Real errors are of words that sound or look alike; these are of letters.
@@ -12,10 +12,10 @@ from textgen_env.tasks.task import Pair, TextTask, text_hash
 
 
 def with_noisy_sources(task: TextTask, share: float) -> TextTask:
-    """`task` with letters of all sources dropped or swapped; the expert's stay as they are.
+    """Return `task` with letters of all sources dropped or swapped; the expert's stay clean.
 
     The pairs and the tokenizer are the same as before. Noise takes more tokens, so the limit of the
-    source rises to what the longest one needs.
+    source rises to the length of the longest one.
 
     Args:
         task: with clean sources.
@@ -36,7 +36,7 @@ def with_noisy_sources(task: TextTask, share: float) -> TextTask:
 
 
 def noisy(text: str, share: float) -> str:
-    """`text` with letters dropped or swapped with the next one, always the same ones.
+    """Return `text` with letters dropped or swapped with the next one, always the same ones.
 
     Each letter is hit with probability `share`: with even odds it is swapped with the letter after
     it, which is then hit no more, or dropped; always the latter at the end of a word.
@@ -62,5 +62,5 @@ def _noisy_pair(pair: Pair, share: float) -> Pair:
 
 
 def _longest(pairs: Sequence[Pair], task: TextTask) -> int:
-    """Tokens of the longest source, its end token included."""
+    """Return the number of tokens of the longest source, its end token included."""
     return max(map(len, task.tokenizer.encode([pair.source for pair in pairs]))) + 1

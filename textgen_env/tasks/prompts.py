@@ -30,17 +30,17 @@ def check_prompt(name: str, template: str) -> None:
 
 
 def prompted(text: str, template: str) -> str:
-    """`text` in `template`, which `check_prompt` let through."""
+    """Return `text` in `template`, which `check_prompt` let through."""
     return template.format(source=text)
 
 
 def with_prompts(pairs: Sequence[Pair], template: str) -> list[Pair]:
-    """The pairs with their sources in `template`; a view of the expert's own is not put in it."""
+    """Return the pairs with their sources in `template`; a view of the expert's own stays bare."""
     return [pair._replace(source=prompted(pair.source, template)) for pair in pairs]
 
 
 def with_expert_prompts(task: TextTask, template: str) -> TextTask:
-    """`task` with the expert's view of every pair in `template`; students read what they did."""
+    """Return `task` with the expert's view of every pair in `template`; sources stay the same."""
     if template == BARE:
         return task
     train, validation, test = (

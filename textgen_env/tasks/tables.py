@@ -16,7 +16,7 @@ from textgen_env.tasks.columns import shown
 from textgen_env.tasks.task import DataError
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where it stands, for errors, and the record."""
+"""The place of a record, for errors, and the record."""
 
 PATIENCE = 5.0  # seconds in which the hub has to say that it is there
 
@@ -41,7 +41,7 @@ class HubSplit:
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV file, every cell a string.
+    """Yield the rows of a CSV file, every cell a string.
 
     Raises:
         DataError: it cannot be read, or a row has another number of cells than the header.
@@ -70,7 +70,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file.
+    """Yield the rows of a Parquet file.
 
     Raises:
         DataError: it cannot be read, or the extra `hf` is not installed.
@@ -84,7 +84,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def hub_rows(split: HubSplit) -> Iterator[Row]:
-    """The rows of a split, from the hub or, where that cannot be reached, as fetched before.
+    """Yield the rows of a split, from the hub or, where that cannot be reached, as fetched before.
 
     Raises:
         DataError: there is no such split, it is neither on the hub nor here, or the extra `hf` is
@@ -111,7 +111,7 @@ def hub_rows(split: HubSplit) -> Iterator[Row]:
 def _rows(
     name: str, read: Callable[[Any], Iterable[Mapping[str, Any]]], remedy: str
 ) -> Iterator[Row]:
-    """What `read` makes of the library, and the library's errors as one of ours."""
+    """Yield the rows that `read` gets from the library, and raise its errors as `DataError`."""
     try:
         import datasets
     except ImportError as error:
@@ -131,9 +131,9 @@ def _rows(
 
 @contextmanager
 def _offline_unless_reached(library: Any, split: HubSplit) -> Iterator[None]:  # noqa: ANN401
-    """Look for the hub once; without it, let the library look on the disk at once.
+    """Ask once whether the hub is there; without it, the library reads the disk at once.
 
-    By itself it tries again for half a minute, for every split.
+    By itself it asks again and again, for every split.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -143,7 +143,7 @@ def _offline_unless_reached(library: Any, split: HubSplit) -> Iterator[None]:  #
         try:
             HfApi().dataset_info(split.path, revision=split.revision, timeout=PATIENCE)
         except HfHubHTTPError:
-            pass  # it answers: what is wrong the library will find out, too
+            pass  # the hub answers; the library finds the error itself
         except Exception:  # of a network, of whichever client
             library.config.HF_HUB_OFFLINE = True
     try:

@@ -1,14 +1,14 @@
-"""What a task is: pairs of text in three splits, a tokenizer and length limits.
+"""Tasks and their configurations: pairs of text in three splits, a tokenizer and length limits.
 
-A task knows no tensor but the ones `encode` makes; where its text comes from is the business of one
-file each beside this one.
+`encode` alone makes tensors of a task. Each source of text has a file of its own beside this one.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,17 +22,17 @@ HELD_OUT_PERCENT = 5  # of the hashes, for validation and for test each
 
 
 class DataError(ValueError):
-    """The text that a task was to be made of is missing, broken or too little."""
+    """Text for a task that is missing, broken or too little."""
 
 
 class Pair(NamedTuple):
     """One example as text.
 
     Attributes:
-        source: what the student reads.
-        reference: what is to be written.
-        expert_source: what the expert reads: a transcript, another version, a prompt before the
-            source; None for the source.
+        source: text that the student reads.
+        reference: the data set's target.
+        expert_source: text that the expert reads, such as a transcript, another version or a
+            prompt before the source; None for the source.
     """
 
     source: str
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
     @property
     def expert_view(self) -> str:
-        """What the expert reads."""
+        """Text that the expert reads."""
         return self.source if self.expert_source is None else self.expert_source
 
 
@@ -60,17 +60,17 @@ class Task(Protocol):
 
     @property
     def train(self) -> Sequence[Pair]:
-        """Pairs to learn from."""
+        """Pairs of the training split."""
         ...
 
     @property
     def validation(self) -> Sequence[Pair]:
-        """Pairs to choose by."""
+        """Pairs of the validation split."""
         ...
 
     @property
     def test(self) -> Sequence[Pair]:
-        """Pairs to report on."""
+        """Pairs of the test split."""
         ...
 
     @property
@@ -118,8 +118,37 @@ class TextTask:
 
 
 @dataclass(frozen=True)
+class TaskConfig(ABC):
+    """Configuration of a task; an entry of `TASKS` is one.
+
+    Subclasses are frozen dataclasses whose fields are options of the command line.
+
+    Attributes:
+        is_complete: False if the defaults name files that the user is to replace.
+    """
+
+    is_complete: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task.
+
+        Args:
+            tokenizer: tokenizer of both sides; None for one of the task's own.
+
+        Raises:
+            DataError: the text is missing, broken or too little.
+        """
+
+    @property
+    def env_settings(self) -> Mapping[str, Any]:
+        """Arguments of the environment, `reward` and `noise`, that are the task's own."""
+        return {}
+
+
+@dataclass(frozen=True)
 class Limits:
-    """Which pairs are kept.
+    """Limits on the pairs that are kept.
 
     Attributes:
         max_words: longest side, in words separated by spaces; None for no limit.
@@ -141,7 +170,7 @@ class Limits:
             raise ValueError(f"length_ratio must be (smallest, largest), got {self.length_ratio}")
 
     def objection(self, pair: Pair) -> str | None:
-        """Why `pair` is left out by its words, or None if it is kept."""
+        """Return why `pair` is left out by its words, or None if it is kept."""
         source, reference = len(pair.source.split()), len(pair.reference.split())
         if not (source and reference and pair.expert_view.split()):
             return "empty"
@@ -159,7 +188,7 @@ KEEP_ANY_RATIO = Limits(length_ratio=None)
 
 
 def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> list[Pair]:
-    """The pairs within `limits` by their words; the others are counted in `dropped` by reason."""
+    """Return the pairs within `limits` by their words; count the others in `dropped` by reason."""
     kept = []
     for pair in pairs:
         reason = limits.objection(pair)
@@ -180,10 +209,10 @@ def make_task(
     max_target_tokens: int | None = None,
     dropped: Counter[str],
 ) -> TextTask:
-    """A task of pairs that `keep_pairs` let through.
+    """Return a task of pairs that `keep_pairs` let through.
 
-    Trains a joint tokenizer on the training pairs if none is given, then leaves out the pairs that
-    are too long in tokens, and counts them in `dropped`.
+    A joint tokenizer is trained on the training pairs if none is given. Pairs that are too long in
+    tokens are left out and counted in `dropped`.
 
     Args:
         name: short name of the task.
@@ -216,7 +245,7 @@ def make_task(
 
 
 def train_tokenizer(pairs: Sequence[Pair], vocab_size: int) -> Tokenizer:
-    """A joint tokenizer of all texts of `pairs`, of at most `vocab_size` pieces."""
+    """Return a joint tokenizer of all texts of `pairs`, of at most `vocab_size` pieces."""
     return Tokenizer.train(
         (text for pair in pairs for text in pair if text is not None), vocab_size
     )
@@ -239,9 +268,9 @@ def _within_tokens(
 
 
 def encode(pairs: Sequence[Pair], task: Task) -> Examples:
-    """Token ids of `pairs`, each side with its end token, padded to the longest of them.
+    """Return the token ids of `pairs`, each side with its end token, padded to the longest.
 
-    What only the expert reads is no part of an observation and may be of any length.
+    Text that only the expert reads is no part of an observation and may have any length.
 
     Raises:
         ValueError: there is no pair, or a side is longer than the task's limit.
@@ -258,9 +287,10 @@ def encode(pairs: Sequence[Pair], task: Task) -> Examples:
 
 
 def in_tokens_of(tokenizer: TextTokenizer, task: TextTask) -> TextTask:
-    """`task` in the tokens of another tokenizer, with room for its test pairs; itself if in these.
+    """Return `task` in the tokens of another tokenizer, with room for its test pairs.
 
-    Its pairs stay those that its own tokenizer's limits left.
+    Its pairs stay those within the limits in tokens of its own tokenizer. A task that is in these
+    tokens already is returned itself.
     """
     if same_pieces(tokenizer, task.tokenizer):
         return task
@@ -277,7 +307,7 @@ def in_tokens_of(tokenizer: TextTokenizer, task: TextTask) -> TextTask:
 
 
 def encode_sources(texts: Sequence[str], tokenizer: TextTokenizer) -> Tensor:
-    """(B, S) int64 token ids of source texts, each with its end token, padded to the longest."""
+    """Return (B, S) int64 token ids of source texts with their end tokens, padded."""
     rows = tokenizer.encode(texts)
     longest = max((len(row) for row in rows), default=0) + 1
     return _padded("source", rows, longest, tokenizer.special)
@@ -294,7 +324,7 @@ def _padded(side: str, rows: list[list[int]], limit: int, special: SpecialTokens
 
 
 def take_train_pairs(task: TextTask, count: int) -> TextTask:
-    """The task with `count` of its training pairs: those whose text hashes lowest.
+    """Return the task with `count` of its training pairs, those whose text hashes lowest.
 
     The choice depends on the text alone, so it is the same on every machine, and a smaller choice
     is a part of a larger one. Of two views the expert's counts: the examples are the same however
@@ -317,7 +347,7 @@ def _key(pair: Pair) -> int:
 
 
 def hashed_split(key: str) -> str:
-    """The split of the examples that share `key`: 5 % test, 5 % validation, the same everywhere."""
+    """Return the split of the examples that share `key`: 5 % test, 5 % validation, 90 % train."""
     percent = text_hash(key) % 100
     if percent < HELD_OUT_PERCENT:
         return "test"
@@ -325,5 +355,5 @@ def hashed_split(key: str) -> str:
 
 
 def text_hash(text: str) -> int:
-    """A 64-bit hash of `text` that is the same in every process."""
+    """Return a 64-bit hash of `text` that is the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

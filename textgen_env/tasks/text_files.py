@@ -1,8 +1,8 @@
 r"""The user's own text as a task: TSV, JSON Lines, CSV, Parquet, or two aligned plain files.
 
 UTF-8, with or without a byte order mark; a line ends at "\n" or "\r\n" and nowhere else. TSV is one
-literal tab between source and reference: no quoting, no header, no escapes. What cannot be read is
-one `DataError` that names the file and the line; what is read and left out is counted in the task's
+literal tab between source and reference: no quoting, no header, no escapes. A line that
+cannot be read is one `DataError` that names it; pairs that are left out are counted in the task's
 `dropped`. Compressed files are not read here, and data sets of the hub in `hub.py`.
 """
 
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
@@ -21,6 +22,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     hashed_split,
     keep_pairs,
@@ -33,8 +35,8 @@ PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a refer
 
 
 @dataclass(frozen=True)
-class TextFilesConfig:
-    """Which files hold the pairs, and which pairs are kept. Strings for paths become paths.
+class TextFilesConfig(TaskConfig):
+    """Files that hold the pairs, and the limits on them. Strings for paths become paths.
 
     Attributes:
         train: a file of pairs that ends in .tsv, .jsonl, .csv or .parquet, or the source file and
@@ -47,13 +49,14 @@ class TextFilesConfig:
         source_field: name of the source in files with named fields, all but TSV and aligned ones; a
             dot leads into a field, as in "translation.de".
         reference_field: name of the reference there.
-        expert_source_field: name of what the expert reads there; None for the field expert_source
+        expert_source_field: name of the expert's source there; None for the field expert_source
             where there is one, and the source elsewhere.
-        prompt: template of what is read, with {source}; a view of the expert's own stays bare.
+        prompt: template of the source, with {source}; a view of the expert's own stays bare.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
     """
 
+    is_complete: ClassVar[bool] = False
     train: PairFiles
     validation: PairFiles | None = None
     test: PairFiles | None = None
@@ -77,9 +80,13 @@ class TextFilesConfig:
             object.__setattr__(self, "validation", _paths(self.validation))
             object.__setattr__(self, "test", _paths(self.test))
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `text_files` does."""
+        return text_files(self, tokenizer)
+
 
 def _paths(files: PairFiles) -> PairFiles:
-    """`files` as paths, so that a configuration read from JSON equals the one written to it."""
+    """Return `files` as paths, so that a configuration read from JSON equals the one written."""
     if not isinstance(files, tuple):
         return Path(files)
     if len(files) != 2:
@@ -88,7 +95,7 @@ def _paths(files: PairFiles) -> PairFiles:
 
 
 def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
-    """The task of the user's files; trains a tokenizer on the training pairs if none is given.
+    """Return the task of the user's files; train a tokenizer on its pairs if none is given.
 
     Raises:
         DataError: a file is missing, of no known format or broken, or a split is empty.
@@ -129,7 +136,7 @@ def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
 
 
 def _read(split: str, files: PairFiles, config: TextFilesConfig) -> list[Pair]:
-    """The pairs of a split, their ends stripped of white space; empty ones included."""
+    """Return the pairs of a split without white space at their ends; empty ones included."""
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)
     else:
@@ -198,7 +205,7 @@ def _from_json(path: Path, number: int, line: str, columns: Columns) -> Pair:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The number, from 1, and the text of each line, without its end."""
+    """Yield the number, from 1, and the text of each line, without its end."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

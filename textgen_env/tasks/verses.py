@@ -19,6 +19,7 @@ from textgen_env.tasks.task import (
     DataError,
     Limits,
     Pair,
+    TaskConfig,
     TextTask,
     hashed_split,
     keep_pairs,
@@ -41,8 +42,8 @@ _QUOTES = str.maketrans(
 
 
 @dataclass(frozen=True)
-class VersesConfig:
-    """Which verses to translate.
+class VersesConfig(TaskConfig):
+    """Versions of the verses, and the limits on their pairs.
 
     Attributes:
         source_versions: the package's letters of the source versions; the first one alone makes
@@ -61,7 +62,7 @@ class VersesConfig:
     reference_version: str = BASIC_ENGLISH
     max_words: int = 30
     max_train_words: int | None = 30
-    max_tokens: int = 128
+    max_tokens: int = 64
     vocab_size: int = 4000
     source_noise: float = 0.0
 
@@ -71,13 +72,17 @@ class VersesConfig:
         if not 0 <= self.source_noise <= 1:
             raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
 
+    def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
+        """Return the task, as `verses` does."""
+        return verses(self, tokenizer)
+
 
 def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:
-    """The translation task; trains a tokenizer on the training pairs if none is given.
+    """Return the translation task; train a tokenizer on the training pairs if none is given.
 
     Raises:
         MissingPackageError: the data package is not installed.
-        ValueError: a version that the package does not hold.
+        ValueError: a version is not in the package.
         DataError: the package's database cannot be read.
     """
     config = config or VersesConfig()
@@ -107,12 +112,12 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
 
 
 def split_of(book: int, chapter: int) -> str:
-    """The split of a chapter: the same for every version, by a hash of its place."""
+    """Return the split of a chapter, by a hash of its place that is the same for every version."""
     return hashed_split(f"{book}:{chapter}")
 
 
 def clean(text: str) -> str:
-    """A verse without tags, brackets, verse number, ornaments, curly quotes and end dash."""
+    """Return a verse without tags, brackets, number, ornaments, curly quotes and end dash."""
     text = _ORNAMENT.sub("", _VERSE_NUMBER.sub("", _TAG.sub("", text))).translate(_QUOTES)
     return " ".join(_TRAILING_DASH.sub("", text).split())
 

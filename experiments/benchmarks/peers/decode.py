@@ -9,13 +9,14 @@ import torch
 
 from textgen_env.models.export.huggingface import load_hf
 from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import encode
 from textgen_env.types import trimmed
 from textgen_experiments.benchmarks.candidates import TimedGeneration, load_apart
 from textgen_experiments.benchmarks.decode import by_length
 from textgen_experiments.benchmarks.peers.models import Size, random_words, save_marian
 from textgen_experiments.models.formats import Format, load_generator, save_as
-from textgen_experiments.runs.experiment import TASKS, VERSES_TEACHER
+from textgen_experiments.runs.experiment import VERSES_TEACHER
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import DTYPES
 

@@ -19,15 +19,17 @@ from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.learner import Learner
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.precision import onednn_float32
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import encode, take_train_pairs
 from textgen_env.types import Trajectories
 from textgen_experiments.benchmarks.step_floor import ProductRecorder, Shape, products_seconds
-from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER
+from textgen_experiments.runs.experiment import VERSES_TEACHER
 from textgen_experiments.runs.factories import build_model, build_task, learning_env
 
 ENDLESS = 10**6  # updates

@@ -7,9 +7,10 @@ import pytest
 
 from textgen_agents.evaluation.quality import score, translate
 from textgen_env.models.storage import load_model, load_tokenizer
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import verses
 from textgen_experiments.recipes.teacher import SAMPLE
-from textgen_experiments.runs.experiment import TASKS, VERSES_TEACHER
+from textgen_experiments.runs.experiment import VERSES_TEACHER
 
 MEGABYTE = 10**6
 

@@ -130,7 +130,7 @@ def test_a_run_with_adapters_goes_on_as_if_never_stopped(run, root, monkeypatch)
 
 
 def _second_time(stop):
-    """`save_checkpoint` the first time, `stop` after."""
+    """Call `save_checkpoint` the first time, `stop` after."""
     from textgen_agents.training.learner import save_checkpoint
 
     actions = iter((save_checkpoint,))

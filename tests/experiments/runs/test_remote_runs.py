@@ -30,7 +30,7 @@ def server():
 
 @pytest.fixture
 def run(server, tmp_path):
-    """Name, agent, options -> the folder of a run."""
+    """Return a function from name, agent and options to the folder of a run."""
     tokenizer = Tokenizer.from_words(WORDS)
     model = Recurrent(RecurrentConfig(tokenizer.vocab_size, 16))
     save_model(model, tmp_path / "model", tokenizer)

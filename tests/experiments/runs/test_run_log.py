@@ -1,4 +1,4 @@
-"""Where a run's figures go, read back from the files."""
+"""Figures of a run, read back from the files."""
 
 import json
 
@@ -11,7 +11,7 @@ from textgen_experiments.runs.run_log import RunLog
 
 
 class Shown(list):
-    """What was shown, in order."""
+    """List of all records that were shown, in order."""
 
     def __call__(self, update, record):
         self.append((update, dict(record)))

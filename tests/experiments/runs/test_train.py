@@ -1,4 +1,4 @@
-"""What a run prepares once and reads back, and what it measures of itself on the way."""
+"""Data that a run prepares once and reads back, and figures that it measures on the way."""
 
 import json
 from dataclasses import replace

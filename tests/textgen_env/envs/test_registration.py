@@ -16,6 +16,7 @@ import textgen_env
 from textgen_env.envs.recovery import UNDO, RecoveryConfig, recovered, recovery_task
 from textgen_env.envs.rewards import no_reward
 from textgen_env.experts.expert import NoExpert
+from textgen_env.tasks import TASKS
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.text_files import TextFilesConfig
 
@@ -205,8 +206,9 @@ def test_an_argument_that_there_is_not_is_refused():
 
 def test_every_task_has_an_id():
     ids = {name for name in gymnasium.registry if name.startswith("TextGen/")}
-    names = "Copy", "Verses", "Descriptions", "Text", "Recovery"
+    names = "Copy", "Verses", "Descriptions", "Text", "Hub", "Recovery"
     assert ids == {f"TextGen/{name}-v0" for name in names}
+    assert len(ids) == len(TASKS)
 
 
 def test_public_names_are_there():

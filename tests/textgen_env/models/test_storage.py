@@ -1,14 +1,18 @@
 """Tests of saving and loading: models are restored to the bit, damaged folders are reported."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from textgen_env.models import STUDENTS
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import ModelFileError, load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.registry import MissingPluginError, RegistryError
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_env.types import SpecialTokens
 
@@ -149,6 +153,34 @@ def test_a_tokenizer_larger_than_the_model_is_rejected(tmp_path):
     tokenizer = Tokenizer.from_words([f"w{index}" for index in range(18)])
     with pytest.raises(ValueError, match="at most the model's 20 pieces, got 21"):
         save_model(recurrent(), tmp_path / "model", tokenizer)
+
+
+@dataclass(frozen=True)
+class WithLayers(ModelConfig):
+    layers: tuple[int, ...] = (1, 2)
+
+    def build(self, special=None):
+        raise NotImplementedError
+
+
+def test_a_model_that_is_not_registered_is_told_how(make_table_model, tiny_task, tmp_path):
+    with pytest.raises(RegistryError, match="model must be registered, got a TableModel: call STU"):
+        save_model(make_table_model(tiny_task, 0), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_field_that_the_file_does_not_keep_is_named(monkeypatch, tmp_path):
+    model = recurrent()
+    model.config = WithLayers(20, 8)
+    monkeypatch.setattr(STUDENTS, "_entries", {"with_layers": model.config})
+    with pytest.raises(ModelFileError, match=r"WithLayers.layers must be bool, int, float or str"):
+        save_model(model, tmp_path / "model")
+
+
+def test_a_model_of_a_plugin_that_is_not_loaded_names_it(folder):
+    rewrite(folder, lambda d: d.update(architecture="mine", plugin="my_module"))
+    with pytest.raises(MissingPluginError, match="needs the plugin my_module, which is not loaded"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

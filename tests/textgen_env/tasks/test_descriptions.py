@@ -53,12 +53,12 @@ def write(path, articles):
 
 @pytest.fixture
 def hundred(file):
-    """A package of a hundred articles, each of which tells its title in both texts."""
+    """Write a package of a hundred articles, each of which tells its title in both texts."""
     write(file, [(title, f"This {title} is long.", f"The {title}") for title in TITLES])
 
 
 def titles(pairs):
-    """The title that each side of `pairs` tells."""
+    """Return the title that each side of `pairs` tells."""
     return [{re.findall(r"article \d+", side)[0] for side in pair[:2]} for pair in pairs]
 
 

@@ -29,7 +29,7 @@ def as_translation(pair):
 
 
 def write(folder, split, records, kind="parquet"):
-    """A file of `folder` named for its split; returns its path."""
+    """Write a file of `folder` named for its split; return its path."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{split}.{kind}"
     if kind == "jsonl":

@@ -43,7 +43,7 @@ def test_a_letter_that_is_hit_is_dropped_or_swapped_and_the_last_one_is_dropped(
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
 def test_the_share_of_letters_that_are_hit(share):
-    """On letters that all differ from their neighbors, so that each hit is seen."""
+    """Count hits on letters that all differ from their neighbors, so that each hit is seen."""
     words = ["".join(chr(0x4E00 + (50 * n + k)) for k in range(50)) for n in range(300)]
     hit = letters = 0
     for word in words:

@@ -45,7 +45,7 @@ def write(path, rows):
 
 @pytest.fixture
 def three_versions(database):
-    """A database of versions e, s and 3, whose verses tell their version and place."""
+    """Write a database of versions e, s and 3, whose verses tell their version and place."""
     write(
         database,
         [(v, *place, "{} in {}-{}-{}".format(v, *place)) for v in "es3" for place in PLACES],
@@ -53,7 +53,7 @@ def three_versions(database):
 
 
 def chapters(pairs):
-    """The (book, chapter) that each side of `pairs` tells."""
+    """Return the (book, chapter) that each side of `pairs` tells."""
     return {
         tuple(re.findall(r"\d+", side.split("in")[1])[:2]) for pair in pairs for side in pair[:2]
     }

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from textgen_env.models.config import ModelConfig
 from textgen_env.tokenizers.pretrained import Conventions
 from textgen_env.types import SpecialTokens
 
@@ -21,7 +22,7 @@ ADAPTER_INFIX = ".lora_"  # part of the names of all weights of adapters
 
 
 @dataclass(frozen=True)
-class HuggingFaceConfig:
+class HuggingFaceConfig(ModelConfig):
     """Description of a pretrained model; everything else is in its folder.
 
     Attributes:
@@ -32,13 +33,20 @@ class HuggingFaceConfig:
     """
 
     model_type: str
-    vocab_size: int
-    width: int
     lora_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1 or None, got {self.lora_rank}")
+
+    def build(self, special: SpecialTokens | None = None) -> NoReturn:
+        """Refuse to build a pretrained model, which is loaded instead.
+
+        Raises:
+            ValueError: always.
+        """
+        del special
+        raise ValueError(f"student_init must be given for a pretrained model, got {self}")
 
 
 class HuggingFaceModel(nn.Module, ABC):
