@@ -79,7 +79,8 @@ class ExposureBiasReport:
         bleu_by_reference_length: of the student's texts.
         bleu_by_source_length: of the student's texts.
         teacher_pairs: how many pairs, the first ones, the figures below are of.
-        positions: student beside teacher on "gold", "own" and "teacher" prefixes, by position.
+        positions: student beside teacher by position, on "reference", "student" and "teacher"
+            prefixes.
         excess_accumulated_error: by position, percent; None where it is not finite.
         likelihood_risk: nats a token.
         coverage_risk: nats a token.
@@ -110,10 +111,10 @@ class ExposureBiasReport:
             "coverage_risk": self.coverage_risk,
         }
         for who, found in (self.positions or {}).items():
-            named[f"{who}_agreement"] = found.mean(found.agreement)
-            named[f"{who}_divergence"] = found.mean(found.divergence)
+            named[f"{who}_prefix_agreement"] = found.mean(found.agreement)
+            named[f"{who}_prefix_divergence"] = found.mean(found.divergence)
         if self.excess_accumulated_error and self.positions:
-            states = self.positions["own"].count
+            states = self.positions["student"].count
             half = sum(2 * count >= states[0] for count in states)
             named["excess_accumulated_error"] = self.excess_accumulated_error[:half][-1]
         for each in self.teacher_finishes or []:
@@ -213,8 +214,8 @@ def exposure(
 
 
 def _positions(student: SequenceModel, own: Trajectories, teacher: Teacher) -> dict[str, Positions]:
-    gold = Trajectories.from_examples(own.examples, student.special)
-    prefixes = {"gold": gold, "own": own, "teacher": teacher.written}
+    references = Trajectories.from_examples(own.examples, student.special)
+    prefixes = {"reference": references, "student": own, "teacher": teacher.written}
     return {
         who: Positions.of(compare(texts, student, teacher.expert))
         for who, texts in prefixes.items()

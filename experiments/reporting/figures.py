@@ -18,7 +18,11 @@ STRETCHES = 100  # a curve over updates is the means of at most so many stretche
 FEWEST_STATES = 20  # at a position, for its mean to be shown
 ALIKE = "share of equal choices"
 QUALITIES = {"bleu": "BLEU", "chrf": "chrF", "rougeL": "ROUGE-L"}
-PREFIXES = {"gold": "references'", "own": "the student's own", "teacher": "the teacher's"}
+PREFIXES = {
+    "reference": "references'",
+    "student": "the student's own",
+    "teacher": "the teacher's",
+}
 SHARE = {"range": [-0.03, 1.03], "tickformat": ".0%"}
 
 
@@ -139,7 +143,7 @@ def accumulated_error(runs: Sequence[ReportedRun]) -> Chart:
     """
 
     def line(run: ReportedRun) -> Line | None:
-        own, excess = run.positions.get("own"), run.exposure.get("excess_accumulated_error")
+        own, excess = run.positions.get("student"), run.exposure.get("excess_accumulated_error")
         return _first(excess, own["count"]) if own and excess else None
 
     return line_chart(

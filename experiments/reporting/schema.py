@@ -49,7 +49,7 @@ _groups = _list_of(_object_of({"up_to": _figure, "bleu": _figure}))
 
 def _by_position(value: Mapping[str, Any] | None) -> bool:
     """Whether these are curves as long as each other for each writer of the prefixes."""
-    writers = _object_of(dict.fromkeys(("gold", "own", "teacher"), _or_null(_curves)))
+    writers = _object_of(dict.fromkeys(("reference", "student", "teacher"), _or_null(_curves)))
     return value is None or (
         writers(value)
         and all(len({*map(len, curves.values())}) == 1 for curves in value.values() if curves)

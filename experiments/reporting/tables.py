@@ -106,7 +106,7 @@ MODELS = (
         help="of lower-cased tokens, as in older papers: not to be compared with BLEU",
     ),
 )
-WRITERS = {"gold": "references", "own": "own", "teacher": "teacher"}
+WRITERS = {"reference": "references", "student": "own", "teacher": "teacher"}
 EXPOSURE = (
     *(
         Column(f"agreement, {who}", _mean("agreement", writer), "{:.1%}", max)

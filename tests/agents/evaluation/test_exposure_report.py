@@ -72,8 +72,8 @@ def test_every_instrument_is_read_on_the_texts_it_is_about(
     teacher = make_teacher(tiny_teacher)
     pairs, tokenizer = tiny_task.train, tiny_task.tokenizer
     found = exposure(student, own, pairs, tokenizer, teacher)
-    gold = Trajectories.from_examples(encode(pairs, tiny_task), tokenizer.special)
-    texts = {"gold": gold, "own": own, "teacher": teacher.written}
+    reference = Trajectories.from_examples(encode(pairs, tiny_task), tokenizer.special)
+    texts = {"reference": reference, "student": own, "teacher": teacher.written}
     for who, positions in found.positions.items():
         expected = compare(texts[who], student, teacher.expert)
         seen = len(positions.count)
@@ -82,7 +82,7 @@ def test_every_instrument_is_read_on_the_texts_it_is_about(
         assert positions.divergence == expected.divergence[:seen].tolist()
         assert sum(positions.count) == texts[who].mask.sum()
     hypotheses, references = (
-        tokenizer.decode(texts[who].actions.tolist()) for who in ("own", "gold")
+        tokenizer.decode(texts[who].actions.tolist()) for who in ("student", "reference")
     )
     by_teacher = tokenizer.decode(teacher.written.actions.tolist())
     finished = {each.share: each.bleu for each in found.teacher_finishes}
@@ -145,7 +145,7 @@ def test_a_teacher_of_the_first_pairs_is_asked_about_these_alone(
     teacher = make_teacher(tiny_teacher, 10)
     found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher)
     assert found.teacher_pairs == 10
-    assert found.positions["own"].count[0] == 10
+    assert found.positions["student"].count[0] == 10
     assert sum(group.pairs for group in found.bleu_by_source_length) == len(tiny_task.train)
 
 
@@ -159,17 +159,17 @@ def test_without_a_teacher_its_instruments_are_none_and_not_zero(tiny_task, stud
 def test_each_instrument_has_a_figure(tiny_task, student, own, make_teacher, tiny_teacher):
     teacher = make_teacher(tiny_teacher)
     found = exposure(student, own, tiny_task.train, tiny_task.tokenizer, teacher, shares=(0.5,))
-    gold = Trajectories.from_examples(own.examples, student.special)
+    reference = Trajectories.from_examples(own.examples, student.special)
     expected = {
         "length_ratio": found.length_ratio,
         "repetition_rate": found.repetition_rate,
         "likelihood_risk": found.likelihood_risk,
         "coverage_risk": found.coverage_risk,
     }
-    for who, texts in {"gold": gold, "own": own, "teacher": teacher.written}.items():
+    for who, texts in {"reference": reference, "student": own, "teacher": teacher.written}.items():
         compared = compare(texts, student, teacher.expert)
-        expected[f"{who}_agreement"] = compared.mean_agreement
-        expected[f"{who}_divergence"] = compared.mean_divergence
+        expected[f"{who}_prefix_agreement"] = compared.mean_agreement
+        expected[f"{who}_prefix_divergence"] = compared.mean_divergence
     for share, each in zip(("0", "0.5", "1"), found.teacher_finishes, strict=True):
         expected[f"teacher_finishes_{share}"] = each.bleu
     figures = found.figures()
@@ -185,6 +185,6 @@ def test_the_error_is_that_where_half_of_the_texts_still_are(error, expected):
     """Or the last there is; one that is not finite is no figure."""
     own = Positions([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
     found = ExposureBiasReport(
-        1.0, 0.0, [], [], positions={"own": own}, excess_accumulated_error=error
+        1.0, 0.0, [], [], positions={"student": own}, excess_accumulated_error=error
     )
     assert found.figures().get("excess_accumulated_error") == expected

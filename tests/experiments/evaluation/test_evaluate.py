@@ -143,8 +143,8 @@ def test_exposure_has_every_instrument(evaluated):
     for folder in evaluated:
         found = read(folder / EXPOSURE)
         assert set(found) == set(ExposureBiasReport.__dataclass_fields__)
-        assert set(found["positions"]) == {"gold", "own", "teacher"}
-        assert found["positions"]["gold"]["count"][0] == len(TEST)
+        assert set(found["positions"]) == {"reference", "student", "teacher"}
+        assert found["positions"]["reference"]["count"][0] == len(TEST)
         assert None not in found.values()
 
 
@@ -231,7 +231,7 @@ def test_tensorboard_shows_the_evaluation_as_it_stands_in_the_files(evaluated):
         for measure in ("agreement", "divergence"):
             weighted = zip(positions[measure], positions["count"], strict=True)
             mean = sum(value * states for value, states in weighted) / sum(positions["count"])
-            figure = events.Scalars(f"test/{who}_{measure}")[-1].value
+            figure = events.Scalars(f"test/{who}_prefix_{measure}")[-1].value
             assert figure == pytest.approx(mean, rel=1e-6)
     assert events.Scalars("test/excess_accumulated_error")[-1].value in [
         pytest.approx(error, rel=1e-6) for error in found["excess_accumulated_error"]

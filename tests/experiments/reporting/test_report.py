@@ -270,8 +270,8 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
         ("excess_accumulated_error", ["high"]),
         ("teacher_finishes", [{"share": None, "bleu": 1.0}]),
         ("bleu_by_source_length", [{"up_to": None, "bleu": 1.0}, {"up_to": 3, "bleu": 1.0}]),
-        ("positions", {"own": {"agreement": [1.0], "divergence": [], "count": [3]}}),
-        ("positions", {"own": {"agreement": [1.0]}}),
+        ("positions", {"student": {"agreement": [1.0], "divergence": [], "count": [3]}}),
+        ("positions", {"student": {"agreement": [1.0]}}),
         ("positions", [1]),
     ],
 )
@@ -339,13 +339,13 @@ def test_an_undefined_figure_is_a_gap(runs, tmp_path):
     def spoil(content):
         content["likelihood_risk"] = float("nan")
         content["excess_accumulated_error"][1] = float("inf")
-        content["positions"]["own"]["agreement"][0] = float("nan")
+        content["positions"]["student"]["agreement"][0] = float("nan")
 
     rewrite(path, spoil)
     page = written(runs, tmp_path / "page.html")
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     assert charts["accumulated-error"]["traces"][0]["y"][1] is None
-    assert charts["agreement-own"]["traces"][0]["y"][0] is None
+    assert charts["agreement-student"]["traces"][0]["y"][0] is None
 
 
 def test_a_run_in_training_has_curves_and_no_test_figures(runs, tmp_path):

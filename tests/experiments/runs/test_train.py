@@ -43,8 +43,8 @@ def test_what_was_prepared_is_read_back(tiny_task, tiny_teacher, tmp_path, two_v
 INSTRUMENTS = {
     *("length_ratio", "repetition_rate", "likelihood_risk", "coverage_risk"),
     *(
-        f"{who}_{what}"
-        for who in ("gold", "own", "teacher")
+        f"{who}_prefix_{what}"
+        for who in ("reference", "student", "teacher")
         for what in ("agreement", "divergence")
     ),
     *("teacher_finishes_0", "teacher_finishes_0.5", "teacher_finishes_1"),
