@@ -15,6 +15,7 @@ from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, S
 from textgen_experiments.reporting import schema
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.folder import Run, RunError, read_config
+from textgen_experiments.runs.old_names import with_current_names
 from textgen_experiments.runs.run_log import METRICS
 from textgen_experiments.runs.train import OUTCOME
 
@@ -177,8 +178,8 @@ def _read_lines(
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON has no narrower type
-    """A JSON value in which NaN and the infinities, which are no figures to show, are None."""
-    return json.loads(text, parse_constant=lambda _: None)
+    """Return a JSON value under the names of today, NaN and infinities as None: none is shown."""
+    return json.loads(text, parse_constant=lambda _: None, object_hook=with_current_names)
 
 
 def _again(folder: Path) -> str:

@@ -39,6 +39,7 @@ from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.old_names import with_current_names
 
 CONFIG = "config.json"
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
@@ -131,7 +132,8 @@ def read_config(folder: Path) -> Run:
     if not path.is_file():
         raise RunError(f"run must be a folder with a config.json, got {folder}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_hook=with_current_names)
         run = Run(from_json(content["experiment"]), content["precision"], content["onednn"])
         _check_kinds(run)
     except (ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -346,6 +346,35 @@ def test_an_undefined_figure_is_a_gap(runs, tmp_path):
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     assert charts["accumulated-error"]["traces"][0]["y"][1] is None
     assert charts["agreement-student"]["traces"][0]["y"][0] is None
+
+
+OLDER = {
+    "config.json": {"reference_weight": "gold_weight", "batches_per_rollout": "pool"},
+    "metrics.jsonl": {
+        "reference_loss": "gold_loss",
+        "reference_prefix_agreement": "gold_agreement",
+        "reference_prefix_divergence": "gold_divergence",
+        "student_prefix_agreement": "own_agreement",
+        "student_prefix_divergence": "own_divergence",
+        "teacher_prefix_agreement": "teacher_agreement",
+        "teacher_prefix_divergence": "teacher_divergence",
+    },
+    "exposure.json": {"reference": "gold", "student": "own"},
+}
+"""The names of today and the earlier ones, by the file that they are in."""
+
+
+def test_runs_with_the_names_of_an_earlier_version_give_the_same_page(runs, tmp_path):
+    before = written(runs, tmp_path / "page.html")
+    for folder, (name, older) in product(runs, OLDER.items()):
+        text = (folder / name).read_text(encoding="utf-8")
+        for new, old in older.items():
+            assert f'"{new}": ' in text or folder.name == "mle"
+            text = text.replace(f'"{new}": ', f'"{old}": ')
+        (folder / name).write_text(text, encoding="utf-8")
+    assert written(runs, tmp_path / "page.html") == before
+    main(["evaluate", *map(str, runs), "--beam-size", "1"])
+    assert '"student": ' in (runs[0] / "exposure.json").read_text(encoding="utf-8")
 
 
 def test_a_run_in_training_has_curves_and_no_test_figures(runs, tmp_path):
