@@ -122,7 +122,7 @@ def evaluate(options: EvaluateOptions) -> None:
         RunError: a run is unfinished or there twice, the runs differ in task or teacher, or the
             baseline is none of them.
     """
-    task, rows = judge_runs(
+    task, rows = evaluate_runs(
         options.runs,
         baseline=options.baseline,
         beam_size=options.beam_size,
@@ -131,7 +131,7 @@ def evaluate(options: EvaluateOptions) -> None:
     show(rows, title=f"{task.name}: {len(task.test)} test pairs")
 
 
-def judge_runs(
+def evaluate_runs(
     folders: Sequence[Path],
     *,
     baseline: Path | None = None,

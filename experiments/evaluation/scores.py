@@ -42,7 +42,7 @@ class ModelScores:
     hypotheses: list[str]
 
 
-def train_and_judge(experiment: Experiment, folder: Path, show: Show) -> Outcome:
+def train_and_score(experiment: Experiment, folder: Path, show: Show) -> Outcome:
     """Train, and measure on the test split what has not been measured yet."""
     outcome = train(experiment, folder, show)
     path = folder / JUDGED

@@ -76,9 +76,9 @@ def test_every_agent_has_a_row_for_each_amount_of_data(small, capsys):
 def test_what_was_judged_is_not_judged_again(small, monkeypatch):
     small = replace(small, agents=("mle",), more_pairs=())
     (folder, experiment), *_ = study_runs(small).items()
-    scores.train_and_judge(experiment, folder, lambda update, record: None)
+    scores.train_and_score(experiment, folder, lambda update, record: None)
     monkeypatch.delattr(scores, "judge")
-    scores.train_and_judge(experiment, folder, lambda update, record: None)
+    scores.train_and_score(experiment, folder, lambda update, record: None)
     assert len(read_scores(folder).hypotheses) == TASK.num_test
 
 
@@ -139,9 +139,9 @@ def test_the_teacher_writes_for_the_first_seed_alone(small, monkeypatch):
     """The other one's run holds the same texts, and counts what they cost."""
     small = replace(small, agents=("seqkd",), more_pairs=())
     (first, experiment), (second, other) = study_runs(small).items()
-    study.train_and_judge_one(experiment, first, lambda update, record: None)
+    study.train_and_score_one(experiment, first, lambda update, record: None)
     monkeypatch.delattr(NeuralExpert, "write")
-    study.train_and_judge_one(other, second, lambda update, record: None)
+    study.train_and_score_one(other, second, lambda update, record: None)
     assert (second / PREPARED).read_bytes() == (first / PREPARED).read_bytes()
     asked = [read_outcome(folder).teacher_tokens_queried for folder in (first, second)]
     assert asked[0] == asked[1] > 0
