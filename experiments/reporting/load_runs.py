@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Sample, names_of
+from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Sample, run_names
 from textgen_experiments.reporting import schema
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.folder import Run, RunError, read_config
@@ -109,7 +109,7 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
     """
     if not folders:
         raise RunError("runs must be at least one folder, got none")
-    runs = [_read_run(*each) for each in zip(names_of(folders), folders, strict=True)]
+    runs = [_read_run(*each) for each in zip(run_names(folders), folders, strict=True)]
     for run in runs[1:]:
         _check_same(runs[0], run)
     evaluated = [run for run in runs if run.evaluation]

@@ -17,9 +17,10 @@ from textgen_agents.evaluation.quality import Quality, score, translate
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
-from textgen_experiments.evaluation.evaluate import Entry, judge, table
+from textgen_experiments.evaluation.evaluate import result_rows
 from textgen_experiments.evaluation.pareto import pareto_figure
-from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Row
+from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, ResultRow
+from textgen_experiments.evaluation.scores import EvaluatedModel, score_texts
 from textgen_experiments.evaluation.timing import Speed
 from textgen_experiments.runs.run_log import COMPARED
 from textgen_experiments.runs.train import Outcome
@@ -93,21 +94,22 @@ def test_a_teacher_is_scored_and_timed_on_what_it_reads(tiny_task, make_table_mo
     ]
     task, model = replace(tiny_task, test=pairs), make_table_model(tiny_task, 3)
     outcome = Outcome(0.0, 0, 0.0, 0, 0, 0)
-    judged = [
-        judge(Entry("m", "a", "float32", None, model, task, result)) for result in (None, outcome)
+    scored = [
+        score_texts(EvaluatedModel("m", "a", "float32", None, model, task, result))
+        for result in (None, outcome)
     ]
-    teacher, student = (each.hypotheses for each in judged)
+    teacher, student = (each.hypotheses for each in scored)
     assert teacher == translate(model, task, views)
     assert student == translate(model, task, [pair.source for pair in pairs]) != teacher
     timed = []
     monkeypatch.setattr(
         textgen_experiments.evaluation.evaluate,
-        "compare_speed",
-        lambda readers, **options: timed.extend(readers) or [Speed(1.0, 1.0, 1.0)] * len(readers),
+        "decode_speeds",
+        lambda models, **options: timed.extend(models) or [Speed(1.0, 1.0, 1.0)] * len(models),
     )
-    table(judged)
-    for reader, read in zip(timed, (views, [pair.source for pair in pairs]), strict=True):
-        assert torch.equal(reader.source, encode_sources(read, task.tokenizer))
+    result_rows(scored)
+    for model, read in zip(timed, (views, [pair.source for pair in pairs]), strict=True):
+        assert torch.equal(model.source, encode_sources(read, task.tokenizer))
 
 
 def test_each_run_has_its_row_beside_the_teachers(evaluated):
@@ -139,7 +141,7 @@ def test_samples_are_the_test_pairs_in_order_with_all_that_was_written(evaluated
         assert read(folder / RESULTS)["rows"][0]["chrf"] == teachers.chrf
 
 
-def test_exposure_has_every_instrument(evaluated):
+def test_exposure_has_every_diagnostic(evaluated):
     for folder in evaluated:
         found = read(folder / EXPOSURE)
         assert set(found) == set(ExposureBiasReport.__dataclass_fields__)
@@ -292,7 +294,7 @@ def test_every_name_in_tensorboard_is_documented(evaluated):
 
 def row(model, speed, bleu, confidence=1.0):
     quality = Quality(bleu, *[0.0] * 6, *[""] * 4)
-    return Row(
+    return ResultRow(
         model=model,
         agent="mle",
         precision="float32",

@@ -3,7 +3,7 @@
 import pytest
 
 from textgen_experiments.evaluation import timing
-from textgen_experiments.evaluation.timing import compare, interleaved_rates
+from textgen_experiments.evaluation.timing import interleaved_rates, rates_and_ratios
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def taking(clock, seconds, log=None, name=None):
 
 def test_a_ratio_is_taken_round_by_round(clock):
     group = {"first": taking(clock, [9, 1, 4, 2]), "second": taking(clock, [9, 2, 8, 1])}
-    assert compare(group, rounds=3) == {"first": (4.0, 1.0), "second": (4.0, 0.5)}
+    assert rates_and_ratios(group, rounds=3) == {"first": (4.0, 1.0), "second": (4.0, 0.5)}
 
 
 def test_the_first_round_is_not_counted(clock):
