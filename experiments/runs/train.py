@@ -48,8 +48,8 @@ from textgen_experiments.runs.setup import (
 OUTCOME = "outcome.json"
 PREPARED = "prepared.safetensors"  # what the agent learns from, and what the expert was asked
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
-INSTRUMENT_PAIRS = 16  # that the instruments look at at each evaluation: few, to be fast
-INSTRUMENT_SHARES = (0.5,)  # of a text that the student writes before the teacher goes on, there
+DIAGNOSTIC_PAIRS = 16  # validation pairs for the diagnostics at each evaluation: few, to be fast
+DIAGNOSTIC_SHARES = (0.5,)  # of a text by the student before the teacher completes it
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
     added = experiment.learner.reference_weight or experiment.learner.ewc_weight
-    gold = encode(task.train, task) if added else None
+    references = encode(task.train, task) if added else None
     learner = Learner(
         experiment.agent,
         student,
@@ -146,7 +146,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         experiment.learner,
         run.dtype,
         validation,
-        gold,
+        references,
     )
     teacher = None
     if process.is_main_process:
@@ -157,10 +157,10 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         own = written_by(model, validation, task.max_target_length, writer=Writer.STUDENT)
         hypotheses = task.tokenizer.decode(own.actions.tolist())
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
-        some = pairs[:INSTRUMENT_PAIRS]
+        some = pairs[:DIAGNOSTIC_PAIRS]
         few = own.select(torch.arange(len(some)))
-        found = exposure(model, few, some, task.tokenizer, teacher, INSTRUMENT_SHARES)
-        log.instruments(found.figures())
+        found = exposure(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES)
+        log.diagnostics(found.figures())
         return bleu(hypotheses, [pair.reference for pair in pairs])
 
     with log if process.is_main_process else nullcontext():
@@ -181,7 +181,7 @@ def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> Teacher | 
     """
     if not isinstance(expert, NeuralExpert):
         return None
-    some = examples.select(torch.arange(min(INSTRUMENT_PAIRS, len(examples))))
+    some = examples.select(torch.arange(min(DIAGNOSTIC_PAIRS, len(examples))))
     written = written_by(expert.model, some, max_steps, writer=Writer.EXPERT)
     return Teacher.of(NeuralExpert(expert.model), written)
 
@@ -255,11 +255,11 @@ def _prepare(
     if path.exists():
         prepared, metadata = load_tensors(path)
         return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
-    gold = encode(task.train, task)
+    pairs = encode(task.train, task)
     if isinstance(expert, CrossTokenizerExpert):
-        gold = replace(gold, expert_source=expert.view([pair.expert_view for pair in task.train]))
+        pairs = replace(pairs, expert_source=expert.view([pair.expert_view for pair in task.train]))
     with console.status("the expert writes the training data"):
-        examples = experiment.agent.prepare(gold.to(this_device()), expert, task.max_target_length)
+        examples = experiment.agent.prepare(pairs.to(this_device()), expert, task.max_target_length)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
     return examples, asked

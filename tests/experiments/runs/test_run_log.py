@@ -27,7 +27,7 @@ def updates(log, first, last, evaluations=()):
     for update in range(first, last + 1):
         log(update, {"loss": float(update)})
         if update in evaluations:
-            log.instruments({"student_prefix_agreement": update / 10})
+            log.diagnostics({"student_prefix_agreement": update / 10})
             log.samples(update, [Pair("in", "out")], [f"text {update}"])
             log(update, {"bleu": 10.0 * update})
 
@@ -41,7 +41,7 @@ def scalars(folder, name):
     return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
 
 
-def test_instruments_stand_beside_the_bleu_of_their_evaluation(tmp_path, shown):
+def test_diagnostics_stand_beside_the_bleu_of_their_evaluation(tmp_path, shown):
     with RunLog(tmp_path, 0, shown) as log:
         updates(log, 1, 3, evaluations=(2,))
     evaluation = {"bleu": 20.0, "student_prefix_agreement": 0.2}
