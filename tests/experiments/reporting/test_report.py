@@ -17,7 +17,7 @@ from textgen_experiments.cli import main
 from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.reporting import token_view
 from textgen_experiments.reporting.charts import looks_of
-from textgen_experiments.reporting.load_runs import read_runs
+from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.reporting.token_view import read_sentences
 from textgen_experiments.runs.folder import RunError, read_config, write_config
@@ -122,18 +122,18 @@ def test_the_pages_path_is_printed_in_one_piece_as_it_is(evaluated, tmp_path, ca
 
 
 def test_sentences_are_chosen_by_their_text(evaluated):
-    samples = read_runs(evaluated)[0].samples
-    few, more = token_view.choose(samples, 5), token_view.choose(samples, 9)
+    samples = read_reported_runs(evaluated)[0].samples
+    few, more = token_view.choose_samples(samples, 5), token_view.choose_samples(samples, 9)
     assert few == sorted(few)
     assert set(few) < set(more)
-    assert [samples[::-1][i] for i in token_view.choose(samples[::-1], 5)] == [
+    assert [samples[::-1][i] for i in token_view.choose_samples(samples[::-1], 5)] == [
         samples[i] for i in few
     ][::-1]
-    assert token_view.choose(samples, 1000) == list(range(NUM_TEST))
+    assert token_view.choose_samples(samples, 1000) == list(range(NUM_TEST))
 
 
 def test_tokens_make_the_texts_that_were_evaluated(evaluated):
-    runs = read_runs(evaluated)
+    runs = read_reported_runs(evaluated)
     for sentence in read_sentences(runs, 1000):
         for run in runs:
             assert sentence.texts[run.name] == run.samples[sentence.number - 1].hypothesis
@@ -157,15 +157,15 @@ def test_a_task_whose_data_is_gone_is_named(runs):
     for folder in runs:
         rewrite(folder / "config.json", move)
     with pytest.raises(DataError, match=r"nowhere\.tsv"):
-        read_sentences(read_runs(runs), 3)
+        read_sentences(read_reported_runs(runs), 3)
 
 
 def test_names_are_as_long_as_they_must_be(evaluated, tmp_path):
     other = shutil.copytree(evaluated[0], tmp_path / "other" / evaluated[0].name)
-    names = [run.name for run in read_runs([evaluated[0], other])]
+    names = [run.name for run in read_reported_runs([evaluated[0], other])]
     assert names == [f"{folder.parent.name}/mle" for folder in (evaluated[0], other)]
     with pytest.raises(RunError, match="runs must be different folders"):
-        read_runs([other, other.parent / "." / other.name])
+        read_reported_runs([other, other.parent / "." / other.name])
 
 
 @pytest.mark.parametrize("missing", [("results.json",), ("results.json", "samples.jsonl")])
@@ -173,7 +173,7 @@ def test_a_run_that_was_not_evaluated_is_told_how(runs, missing):
     for name in missing:
         (runs[1] / name).unlink()
     with pytest.raises(RunError, match=f"{' and '.join(missing)}.*run `textgen evaluate .*` first"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_a_run_that_was_not_evaluated_is_told_how(runs, missing):
 def test_a_file_that_was_cut_short_is_named(runs, name):
     cut(runs[0] / name)
     with pytest.raises(RunError, match=name):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_samples_that_are_too_few_are_refused(runs):
     path = runs[0] / "samples.jsonl"
     path.write_text("".join(lines_of(path)[:-1]), encoding="utf-8")
     with pytest.raises(RunError, match=f"of one evaluation, got: 2 rows and {NUM_TEST - 1} of"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize("rows", [[], None, "none", [{}, {}, {}], [{}], [1], [None, None]])
@@ -198,7 +198,7 @@ def test_results_without_rows_are_refused(runs, rows):
     with pytest.raises(
         RunError, match=r"must hold the results\.json and samples\.jsonl of one evaluation"
     ):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -223,20 +223,20 @@ def test_a_row_that_cannot_be_shown_is_named(runs, place, figure, value, rule):
         runs[0] / "results.json", lambda content: content["rows"][place].update({figure: value})
     )
     with pytest.raises(RunError, match=rf"results\.json.*{figure} must be .*{rule}.*again"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_infinite_figures_are_refused_where_python_reads_them(runs):
     path = runs[0] / "results.json"
     path.write_text(re.sub(r'"bleu": [^,]*,', '"bleu": 1e999,', path.read_text()))
     with pytest.raises(RunError, match="bleu must be a number, got inf"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_results_of_an_unnamed_task_are_refused(runs):
     rewrite(runs[0] / "results.json", lambda content: content["task"].pop("name"))
     with pytest.raises(RunError, match=r"results\.json.*name must be a text"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
     first, *others = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([first, line.encode("latin-1"), *others[1:]]))
     with pytest.raises(RunError, match=file.replace(".", r"\.")):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +275,10 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
         ("positions", [1]),
     ],
 )
-def test_instruments_that_cannot_be_shown_are_named(runs, figure, value):
+def test_diagnostics_that_cannot_be_shown_are_named(runs, figure, value):
     rewrite(runs[0] / "exposure.json", lambda content: content.update({figure: value}))
     with pytest.raises(RunError, match=rf"exposure\.json must be whole, got: {figure} must be"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_what_was_not_measured_is_a_gap(runs, tmp_path):
     page = written(runs, tmp_path / "page.html")
     assert "mle has no figures of exposure bias" in page
     assert "imitkd_full has no learning curves" in page
-    assert "no figures of mle" in page
+    assert "no figures for mle" in page
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     for name, known in (("teacher-finishes", "imitkd_full"), ("learning-loss", "mle")):
         assert [trace["name"] for trace in charts[name]["traces"]] == [known]
@@ -407,7 +407,7 @@ def test_runs_of_different_tasks_or_teachers_are_refused(runs):
         with pytest.raises(
             RunError, match=f"must have the same {what} as .*mle, got .*imitkd_full"
         ):
-            read_runs(runs)
+            read_reported_runs(runs)
 
 
 def test_runs_of_different_teachers_on_servers_are_refused(runs):
@@ -417,7 +417,7 @@ def test_runs_of_different_teachers_on_servers_are_refused(runs):
         changed = replace(run.experiment, teacher=None, server=server)
         write_config(folder, replace(run, experiment=changed), {})
     with pytest.raises(RunError, match=r"must have the same server as .*mle, got .*imitkd_full"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_runs_beside_different_texts_are_refused(runs):
@@ -426,7 +426,7 @@ def test_runs_beside_different_texts_are_refused(runs):
     changed = json.dumps(json.loads(first) | {"teacher": "something else"}) + "\n"
     path.write_text("".join([changed, *others]), encoding="utf-8")
     with pytest.raises(RunError, match="run one `textgen evaluate` on both"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_speeds_of_several_processes_are_not_compared_in_silence(runs, tmp_path):
@@ -444,7 +444,7 @@ def test_another_model_than_the_evaluated_one_is_refused(runs):
     shutil.rmtree(runs[1] / "model")
     shutil.copytree(runs[0] / "model", runs[1] / "model")
     with pytest.raises(RunError, match="must be the one that was evaluated"):
-        read_sentences(read_runs(runs), 20)
+        read_sentences(read_reported_runs(runs), 20)
 
 
 def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
@@ -452,7 +452,7 @@ def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
         path = folder / "samples.jsonl"
         path.write_text("".join(reversed(lines_of(path))), encoding="utf-8")
     with pytest.raises(RunError, match="must be those that it was evaluated on"):
-        read_sentences(read_runs(runs), 20)
+        read_sentences(read_reported_runs(runs), 20)
 
 
 def test_bad_input_is_one_line_of_the_command(runs, capsys, tmp_path):
