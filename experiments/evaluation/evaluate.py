@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import tyro
@@ -39,6 +39,9 @@ from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
 from textgen_experiments.runs.run_log import log_evaluation, progress
 from textgen_experiments.runs.train import NUM_SAMPLES, read_outcome
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to import
 
 SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
 TEACHER_PAIRS = 300  # test pairs at most on which diagnostics query the teacher
@@ -126,14 +129,25 @@ def evaluate_runs(
         for folder, texts, row in zip(folders, scored[offset:], rows[offset:], strict=True):
             report = exposure(texts.entry.model, texts.written, task.test, task.tokenizer, teacher)
             samples = _samples(texts, task, scored[0].hypotheses if offset else None)
-            write_exposure(folder / EXPOSURE, report)
-            write_samples(folder / SAMPLES, samples)
-            first_samples = [asdict(sample) for sample in samples[:NUM_SAMPLES]]
-            log_evaluation(folder, _figures(row, report), first_samples, picture)
+            _write_evaluation(folder, report, samples, row, picture)
             # Written last: a folder with this file has all the others.
             write_results(folder / RESULTS, task, [*rows[:offset], row])
             advance()
     return task, rows
+
+
+def _write_evaluation(
+    folder: Path,
+    report: ExposureBiasReport,
+    samples: Sequence[Sample],
+    row: ResultRow,
+    picture: "Figure",
+) -> None:
+    """Write diagnostics, samples and TensorBoard's figures of one run to its folder."""
+    write_exposure(folder / EXPOSURE, report)
+    write_samples(folder / SAMPLES, samples)
+    first_samples = [asdict(sample) for sample in samples[:NUM_SAMPLES]]
+    log_evaluation(folder, _figures(row, report), first_samples, picture)
 
 
 def _entries(folders: Sequence[Path]) -> list[EvaluatedModel]:

@@ -62,7 +62,7 @@ class ReportedRun:
 
     @property
     def agent(self) -> str:
-        """Name of the algorithm."""
+        """Name of the algorithm that trains the run."""
         return agent_name(self.run.experiment.agent)
 
     @property

@@ -1,4 +1,4 @@
-"""What `evaluate` leaves in a run's folder, and what it refuses, through the real entry point."""
+"""Files that `evaluate` writes, and input that it refuses, through the real entry point."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def evaluate(*arguments):
 
 
 def complaint(capsys, *arguments):
-    """The last line that the command prints before it ends with code 2."""
+    """Return the last line that the command prints before it ends with code 2."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     *_, line = capsys.readouterr().err.splitlines()
@@ -51,7 +51,7 @@ def complaint(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folders of a run without a teacher and of two that have it as theirs, not evaluated."""
+    """Return a folder of runs not evaluated: a teacher, and two runs that learn from it."""
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "teacher", "--agent", "mle")
     teacher = ["--teacher", str(folder / "teacher" / "model")]
@@ -62,7 +62,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(runs):
-    """The folders of the two runs with a teacher, evaluated together."""
+    """Return the folders of the two runs with a teacher, evaluated together."""
     folders = runs / "mle", runs / "word_kd"
     evaluate(*folders, "--beam-size", "2", "--baseline", folders[0])
     return folders
@@ -70,7 +70,7 @@ def evaluated(runs):
 
 @pytest.fixture
 def copied(runs, tmp_path):
-    """Name -> a copy of that run, to be damaged."""
+    """Return a function that copies a run by its name, to be damaged."""
 
     def copy(name):
         return shutil.copytree(runs / name, tmp_path / name)
@@ -87,7 +87,7 @@ def samples_of(folder):
 
 
 def test_a_teacher_is_scored_and_timed_on_what_it_reads(tiny_task, make_table_model, monkeypatch):
-    """Which a task may let differ from what the student reads."""
+    """The expert's view of a source may differ from the student's."""
     views = [pair.source for pair in reversed(tiny_task.test)]
     pairs = [
         pair._replace(expert_source=view) for pair, view in zip(tiny_task.test, views, strict=True)
@@ -203,7 +203,7 @@ def test_the_same_run_twice_is_refused(runs, capsys):
 
 
 def test_names_are_printed_as_they_are(runs, tmp_path, capsys):
-    """Whatever else brackets mean to the table."""
+    """Brackets are markup to rich's tables."""
     evaluate(shutil.copytree(runs / "teacher", tmp_path / "[red]"))
     assert "[red]" in capsys.readouterr().out
 
@@ -274,7 +274,7 @@ def test_tensorboard_compares_runs_by_settings_and_final_figures(evaluated):
 
 
 def tags_of(folder):
-    """Names of all that is in a run's event files, as TensorBoard shows them."""
+    """Return the names of everything in a run's event files, as TensorBoard shows them."""
     kinds = events_of(folder).Tags()
     tags = {tag for kind in kinds.values() if isinstance(kind, list) for tag in kind}
     return {tag.removesuffix("/text_summary") for tag in tags}
@@ -382,7 +382,7 @@ def test_runs_of_different_teachers_have_no_table(runs, capsys):
 
 
 def test_models_of_different_tokenizers_have_no_table(copied, capsys):
-    """Else the tokens of one would be read as words of the other."""
+    """Otherwise the tokens of one would be read as words of the other."""
     one, other = copied("teacher"), copied("mle")
     config = (one / "config.json").read_text()
     (other / "config.json").write_text(config)
@@ -410,7 +410,7 @@ def test_a_run_whose_data_is_gone_is_named(tmp_path, capsys):
     "file", ["checkpoints/last.safetensors", "checkpoints/best.safetensors", "prepared.safetensors"]
 )
 def test_a_checkpoint_cut_short_is_found_and_named(copied, capsys, file):
-    """By the command that would go on from it."""
+    """Resuming a run reads its checkpoint."""
     folder = copied("mle")
     (folder / "outcome.json").unlink()
     whole = (folder / file).read_bytes()

@@ -1,4 +1,4 @@
-"""Who works when, and what ratios are taken of."""
+"""Order of the rounds, and ratios by round."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from textgen_experiments.evaluation.timing import interleaved_rates, rates_and_r
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass by being added to."""
+    """Replace the clock by a list with the current second, to be increased."""
     time = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: time[0])
     return time
 
 
 def taking(clock, seconds, log=None, name=None):
-    """Work of 8 pieces that takes so many seconds, one number for each round."""
+    """Return a workload of 8 steps that takes these seconds, one number for each round."""
     left = iter(seconds)
 
     def work():

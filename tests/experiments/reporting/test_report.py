@@ -1,4 +1,4 @@
-"""The report of really trained runs, and what it says of broken ones."""
+"""The report of trained runs, and its errors for broken ones."""
 
 import json
 import re
@@ -25,13 +25,13 @@ from textgen_experiments.runs.folder import RunError, read_config, write_config
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Folders of two runs, not to be changed."""
+    """Return the folders of two runs, which tests must not change."""
     return trained_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def runs(evaluated, tmp_path):
-    """The two folders, to be broken."""
+    """Return copies of the two folders, to be damaged."""
     return [shutil.copytree(folder, tmp_path / folder.name) for folder in evaluated]
 
 
@@ -43,7 +43,7 @@ def page(evaluated, tmp_path_factory):
 
 
 def data_of(page):
-    """What the page's program reads."""
+    """Return the data of the page's program."""
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
     return json.loads(text)
 
@@ -54,25 +54,25 @@ def written(runs, output):
 
 
 def lines_of(path):
-    """Each with its end; texts in them may hold other line ends."""
+    """Return the lines with their ends; texts in them may hold other line ends."""
     return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def rewrite(path, change):
-    """Change the JSON in `path`."""
+    """Apply `change` to the JSON in `path`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def cut(path):
-    """Leave the first half of a file, which ends in the middle of a line."""
+    """Keep the first half of a file, which ends in the middle of a line."""
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2].rstrip("\n"), encoding="utf-8")
 
 
 def row_of(page, name):
-    """The cells of a model's line in the first table."""
+    """Return the cells of a model's row in the first table."""
     table = page[page.index("<table") : page.index("</table>")]
     (row,) = [
         row
@@ -112,7 +112,9 @@ def test_every_chart_is_a_figure_of_plotly(page):
     charts = data_of(page)["charts"]
     assert len(charts) >= 15
     for chart in charts:
-        go.Figure(data=chart["traces"], layout=chart["layout"])  # raises where plotly knows it not
+        go.Figure(
+            data=chart["traces"], layout=chart["layout"]
+        )  # raises for values unknown to plotly
 
 
 def test_the_pages_path_is_printed_in_one_piece_as_it_is(evaluated, tmp_path, capsys):
@@ -297,7 +299,7 @@ def test_a_configuration_that_is_none_is_one_line_of_both_commands(runs, capsys,
 
 @pytest.mark.parametrize("kept", [1, 3, -2, -1])
 def test_learning_curves_that_end_early_are_marked(runs, tmp_path, kept):
-    """Though the file ends with a line."""
+    """A file that ends with a whole line may still be too short."""
     assert "end early" not in written(runs, tmp_path / "page.html")
     path = runs[0] / "metrics.jsonl"
     path.write_text("".join(lines_of(path)[:kept]))
@@ -361,7 +363,7 @@ OLDER = {
     },
     "exposure.json": {"reference": "gold", "student": "own"},
 }
-"""The names of today and the earlier ones, by the file that they are in."""
+"""Names of today and of earlier versions, by file."""
 
 
 def test_runs_with_the_names_of_an_earlier_version_give_the_same_page(runs, tmp_path):
@@ -468,7 +470,7 @@ def test_bad_input_is_one_line_of_the_command(runs, capsys, tmp_path):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_front_is_who_none_beats():
+def test_the_front_has_the_points_that_no_other_beats():
     points = {str(i): Point((7 * i) % 11, (5 * i * i) % 13) for i in range(12)}
 
     def beaten(name):

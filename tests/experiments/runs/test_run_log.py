@@ -1,4 +1,4 @@
-"""Where a run's figures go, read back from the files."""
+"""The log of a run, read back from its files."""
 
 import json
 
@@ -10,8 +10,8 @@ from textgen_experiments.runs.folder import flat
 from textgen_experiments.runs.run_log import RunLog
 
 
-class Shown(list):
-    """What was shown, in order."""
+class ShownFigures(list):
+    """Figures that were shown, in order."""
 
     def __call__(self, update, record):
         self.append((update, dict(record)))
@@ -19,11 +19,11 @@ class Shown(list):
 
 @pytest.fixture
 def shown():
-    return Shown()
+    return ShownFigures()
 
 
 def updates(log, first, last, evaluations=()):
-    """Log so many updates, their number as the loss, and the evaluations after some of them."""
+    """Log updates with their number as the loss, and evaluations after some of them."""
     for update in range(first, last + 1):
         log(update, {"loss": float(update)})
         if update in evaluations:
