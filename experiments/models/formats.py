@@ -106,5 +106,5 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise RunError(
-            f"{error.name} must be installed for this, got none: pip install 'textgen-env[{name}]'"
+            f"{error.name} must be installed for this: pip install 'textgen-env[{name}]'"
         ) from error

@@ -106,7 +106,7 @@ def read_reported_runs(folders: Sequence[Path]) -> list[ReportedRun]:
             belong on one page.
     """
     if not folders:
-        raise RunError("runs must be at least one folder, got none")
+        raise RunError("runs must be at least one folder, got 0")
     runs = [_read_reported_run(*each) for each in zip(run_names(folders), folders, strict=True)]
     for run in runs[1:]:
         _check_same_setting(runs[0], run)
@@ -127,7 +127,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     missing = [name for name in (RESULTS, SAMPLES) if not (folder / name).is_file()]
     if missing:
         raise RunError(
-            f"{folder} must hold {' and '.join(missing)}, got none: "
+            f"{folder} must hold {' and '.join(missing)}, which it lacks: "
             f"run `textgen evaluate {folder}` first"
         )
     results, exposure = _read_json(folder / RESULTS, {}), None
@@ -142,10 +142,13 @@ def _read_evaluation(folder: Path) -> Evaluation:
         machine, task = dict(results["machine"]), dict(results["task"])
         schema.check(task, schema.TASK_FIELDS)
         if len(teacher) > 1 or len(samples) != task["test_pairs"]:
-            raise ValueError(f"{1 + len(teacher)} rows and {len(samples)} of {task} as samples")
+            raise ValueError(
+                f"there must be at most 2 rows and {task['test_pairs']} samples, got "
+                f"{1 + len(teacher)} rows and {len(samples)} samples"
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation, got: {error}: "
+            f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation: {error}: "
             f"{_again(folder)}"
         ) from error
     return Evaluation(teacher[0] if teacher else None, row, machine, task, samples, exposure)
@@ -156,7 +159,7 @@ def _read_json(path: Path, fields: Mapping[str, schema.FieldRule]) -> Json:
         content = _loads(path.read_text(encoding="utf-8"))
         schema.check(content, fields)
     except ValueError as error:
-        raise RunError(f"{path} must be whole, got: {error}: {_again(path.parent)}") from error
+        raise RunError(f"{path} must be whole: {error}: {_again(path.parent)}") from error
     return content
 
 
@@ -171,12 +174,12 @@ def _read_lines(
         for record in records:
             check(record)
     except ValueError as error:
-        raise RunError(f"{path} must have a JSON object in each line, got: {error}") from error
+        raise RunError(f"{path} must have a JSON object in each line: {error}") from error
     return records
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON has no narrower type
-    """Return a JSON value under the names of today, NaN and infinities as None: none is shown."""
+    """Return a JSON value with the names of today, and None for NaN and infinities."""
     return json.loads(text, parse_constant=lambda _: None, object_hook=with_current_names)
 
 

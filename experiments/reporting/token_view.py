@@ -121,8 +121,8 @@ def _read_run_tokens(run: ReportedRun, indices: Sequence[int]) -> list[list[Toke
         (sample.source, sample.reference) for sample in run.samples
     ]:
         raise RunError(
-            f"test pairs of {run.folder} must be those that it was evaluated on, got others: "
-            f"run `textgen evaluate {run.folder}` again"
+            f"test pairs of {run.folder} must be those that it was evaluated on, but they are "
+            f"others: run `textgen evaluate {run.folder}` again"
         )
     student, teacher = (
         with_prepacked_weights(load_model(path, run.run.dtype))
@@ -135,8 +135,8 @@ def _read_run_tokens(run: ReportedRun, indices: Sequence[int]) -> list[list[Toke
     )
     if same < MIN_SAME_TEXTS * len(indices):
         raise RunError(
-            f"model of {run.folder} must be the one that was evaluated, got one that writes "
-            f"{len(indices) - same} of {len(indices)} texts otherwise: "
+            f"model of {run.folder} must be the one that was evaluated, but it writes "
+            f"{len(indices) - same} of {len(indices)} texts differently: "
             f"run `textgen evaluate {run.folder}` again"
         )
     return texts

@@ -117,6 +117,15 @@ def test_every_chart_is_a_figure_of_plotly(page):
         )  # raises for values unknown to plotly
 
 
+@pytest.mark.parametrize("writer", ["student", "reference"])
+def test_agreement_over_training_is_drawn_for_every_run(page, writer):
+    """The charts read the figures under the names that runs log."""
+    charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
+    traces = charts[f"learning-{writer}_prefix_agreement"]["traces"]
+    assert [trace["name"] for trace in traces] == ["mle", "imitkd_full"]
+    assert all(len(trace["y"]) == 3 for trace in traces)
+
+
 def test_the_pages_path_is_printed_in_one_piece_as_it_is(evaluated, tmp_path, capsys):
     output = tmp_path / "[red]" / ("long " * 20) / "report.html"
     written(evaluated, output)
@@ -190,7 +199,9 @@ def test_a_file_that_was_cut_short_is_named(runs, name):
 def test_samples_that_are_too_few_are_refused(runs):
     path = runs[0] / "samples.jsonl"
     path.write_text("".join(lines_of(path)[:-1]), encoding="utf-8")
-    with pytest.raises(RunError, match=f"of one evaluation, got: 2 rows and {NUM_TEST - 1} of"):
+    with pytest.raises(
+        RunError, match=f"of one evaluation: .*, got 2 rows and {NUM_TEST - 1} samples"
+    ):
         read_reported_runs(runs)
 
 
@@ -279,7 +290,7 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
 )
 def test_diagnostics_that_cannot_be_shown_are_named(runs, figure, value):
     rewrite(runs[0] / "exposure.json", lambda content: content.update({figure: value}))
-    with pytest.raises(RunError, match=rf"exposure\.json must be whole, got: {figure} must be"):
+    with pytest.raises(RunError, match=rf"exposure\.json must be whole: {figure} must be"):
         read_reported_runs(runs)
 
 
