@@ -32,7 +32,7 @@ from textgen_experiments.benchmarks.candidates import (
     contestants,
     peak_memory,
 )
-from textgen_experiments.evaluation.results import setting, write_json
+from textgen_experiments.evaluation.results import machine_and_task, write_json
 from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
@@ -160,7 +160,9 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
     show([row for _, row in rows], f"{task.name}: greedy decoding, {options.rounds} rounds")
     for folder in options.runs:
         own = [asdict(row) for entrant, row in rows if entrant.model in (base, folder / "model")]
-        write_json(folder / DECODE, {**setting(task), "rounds": options.rounds, "rows": own})
+        write_json(
+            folder / DECODE, {**machine_and_task(task), "rounds": options.rounds, "rows": own}
+        )
 
 
 def measure(

@@ -33,7 +33,7 @@ from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 from textgen_experiments.benchmarks.streaming import stream
-from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
+from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 
@@ -132,7 +132,7 @@ def compared(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, s
             yield each.what, "", f"{reached:.2f}", "" if each.asked is None else f"{each.asked:g}"
 
 
-def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Work]:
+def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Workload]:
     """Steps of all slots without a model, by random tokens: others, then this environment.
 
     All earn sentence BLEU, as they do by default.
@@ -164,7 +164,9 @@ def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str
     }
 
 
-def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) -> dict[str, Work]:
+def writers(
+    task: Task, model: SequenceModel, examples: Examples, slots: int
+) -> dict[str, Workload]:
     """Ways to write all examples greedily; each gives the number of useful tokens."""
     env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
     batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()

@@ -1,25 +1,25 @@
-"""Quality against decode speed as a picture, for TensorBoard."""
+"""Quality against decode speed: the Pareto front, and a picture for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from textgen_experiments.evaluation.results import Row
+from textgen_experiments.evaluation.results import ResultRow
 
-COLOR, FRONT_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito's, for all kinds of color vision
+COLOR, FRONT_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito, for all kinds of color vision
 
 
 class Point(NamedTuple):
-    """A model between speed and quality; `error` is half of an interval of quality, or None."""
+    """Speed and quality of a model; `error` is half the width of quality's interval, or None."""
 
     speed: float
     quality: float
     error: float | None = None
 
 
-def pareto_figure(rows: Sequence[Row]) -> Figure:
-    """BLEU, with its 95 % interval, against tokens per second, and the front of the best."""
+def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
+    """Plot BLEU, with its 95 % interval, against tokens per second, and the Pareto front."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     points = {
@@ -46,9 +46,9 @@ def pareto_figure(rows: Sequence[Row]) -> Figure:
 
 
 def pareto_front(points: Mapping[str, Point]) -> list[str]:
-    """Names of the points that no other equals or exceeds in both, the slowest first.
+    """Return the names of the points that no other equals or exceeds in both, slowest first.
 
-    Of points that are the same in both the first stays.
+    Of several equal points the first is kept.
     """
     front = []
     for name in sorted(points, key=lambda name: points[name][:2], reverse=True):

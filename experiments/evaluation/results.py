@@ -1,7 +1,7 @@
-"""What `evaluate` found out: the table, and the files it leaves in a run's folder.
+"""Results of `evaluate`: the table, and the files in a run's folder.
 
 `results.json` holds machine, task and the rows of the table, `samples.jsonl` a line for each test
-pair in order, `exposure.json` the exposure-bias instruments. A figure that could not be taken is
+pair in order, `exposure.json` the exposure-bias diagnostics. A figure that could not be measured is
 null there, never a number.
 """
 
@@ -14,43 +14,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality
 from textgen_env.tasks.task import TextTask
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.folder import RunError, write_text
 
 TEACHER = "teacher"  # its name among the models
 RESULTS, SAMPLES, EXPOSURE = "results.json", "samples.jsonl", "exposure.json"
-TABLE_WIDTH = 165
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table; units as the names say, scores in [0, 100].
+class ResultRow:
+    """Results of one model; units as the names say, scores in [0, 100].
 
     Attributes:
-        model: what the table calls it.
-        agent: the algorithm it was trained with.
+        model: its name in the table.
+        agent: the algorithm that trained it.
         precision: name of the dtype that it ran in.
-        seed: of its training; None for the teacher, as all that is about training.
-        train_pairs: of its task.
-        parameters: a shared one counted once.
+        seed: of its training; None for the teacher, like all figures of training.
+        train_pairs: pairs of the training split.
+        parameters: number of weights, a shared one counted once.
         quality: of its greedy texts.
         bleu_confidence: half the width of the 95 % interval of the greedy texts' BLEU.
         baseline: the model that `p_value` compares it with; None for none.
         p_value: of the difference in BLEU from the baseline, in (0, 1].
-        beam_size: of `beam`; None where it was not asked for.
+        beam_size: of `beam`; None without beam search.
         beam: quality of its texts by beam search.
-        tokens_per_second: of greedy decoding, as all speeds here.
-        sentences_per_second: the same.
+        tokens_per_second: of greedy decoding.
+        sentences_per_second: of greedy decoding.
         speedup_vs_teacher: tokens per second over those of the first row; sentences per second
-            where that one's tokens are others.
+            where the first row's tokens are others.
         train_seconds: of its training.
-        teacher_tokens_queried: states at which its training asked the teacher.
+        teacher_tokens_queried: states at which its training queried the teacher.
     """
 
     model: str
@@ -72,7 +69,7 @@ class Row:
     teacher_tokens_queried: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in `results.json`: the quality's scores beside the other figures."""
+        """Return the row as in `results.json`: the scores of quality beside the other figures."""
         named = asdict(self)
         quality, beam, size = (named.pop(name) for name in ("quality", "beam", "beam_size"))
         return {**named, **quality, "beam": None if beam is None else {"size": size, **beam}}
@@ -80,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """A test pair and what was written for it; `teacher` is None without one."""
+    """A test pair with the texts of teacher and student; `teacher` is None without a teacher."""
 
     source: str
     reference: str
@@ -88,11 +85,11 @@ class Sample:
     hypothesis: str
 
 
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that tell them, and the teacher, apart.
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the folders' paths that differ from each other and "teacher".
 
     Raises:
-        RunError: a folder is there twice.
+        RunError: a folder is given twice.
     """
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -102,56 +99,49 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     raise RunError(f"runs must be different folders, got {', '.join(map(str, folders))}")
 
 
-def show(rows: Sequence[Row], title: str) -> None:
-    """Print the table."""
+def print_results(rows: Sequence[ResultRow], title: str) -> None:
+    """Print a table of the rows, which were evaluated together."""
     quality, beam_size = rows[0].quality, rows[0].beam_size
     caption = f"BLEU ± half its 95 % interval: {quality.signature}; speed: greedy"
     if rows[0].baseline:
         caption += f"; p against {rows[0].baseline}"
     if len({row.precision for row in rows}) > 1:
         caption += f"; in {', '.join(f'{row.precision} {row.model}' for row in rows)}"
-    table = Table(title=escape(title), caption=escape(caption))
-    for name, *_ in _cells(rows[0], beam_size):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for row in rows:
-        table.add_row(*(escape(cell) for _, cell in _cells(row, beam_size)))
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
-    console.print(table)
+    cells = [_result_cells(row, beam_size) for row in rows]
+    print_table(title, list(cells[0]), [[*row.values()] for row in cells], caption=caption)
 
 
-def _cells(row: Row, beam_size: int | None) -> list[tuple[str, str]]:
-    """The heading and the text of each column."""
+def _result_cells(row: ResultRow, beam_size: int | None) -> dict[str, str]:
+    """Return the text of each column by its heading."""
     quality, overlap = row.quality, (row.quality.rouge1, row.quality.rouge2, row.quality.rougeL)
-    compared = [("p", "-" if row.p_value is None else f"{row.p_value:.3f}")]
-    searched = [(f"beam {beam_size}", f"{row.beam.bleu:.1f}" if row.beam else "-")]
-    return [
-        ("model", row.model),
-        ("BLEU", f"{quality.bleu:.1f} ± {row.bleu_confidence:.1f}"),
-        *(compared if row.baseline else []),
-        *(searched if beam_size else []),
-        ("chrF", f"{quality.chrf:.1f}"),
-        ("ROUGE-1 / 2 / L", " / ".join(f"{score:.1f}" for score in overlap)),
-        ("exact", f"{quality.exact_match:.1f} %"),
-        ("parameters", f"{row.parameters / 1e6:.2f} M"),
-        ("tokens/s", f"{row.tokens_per_second:,.0f}"),
-        ("sentences/s", f"{row.sentences_per_second:,.0f}"),
-        ("speed-up", f"{row.speedup_vs_teacher:.1f}x"),
-        ("training s", "-" if row.train_seconds is None else f"{row.train_seconds:.0f}"),
-        (
-            "teacher tokens",
-            "-" if row.teacher_tokens_queried is None else f"{row.teacher_tokens_queried:,}",
+    compared = {"p": "-" if row.p_value is None else f"{row.p_value:.3f}"}
+    searched = {f"beam {beam_size}": f"{row.beam.bleu:.1f}" if row.beam else "-"}
+    return {
+        "model": row.model,
+        "BLEU": f"{quality.bleu:.1f} ± {row.bleu_confidence:.1f}",
+        **(compared if row.baseline else {}),
+        **(searched if beam_size else {}),
+        "chrF": f"{quality.chrf:.1f}",
+        "ROUGE-1 / 2 / L": " / ".join(f"{score:.1f}" for score in overlap),
+        "exact": f"{quality.exact_match:.1f} %",
+        "parameters": f"{row.parameters / 1e6:.2f} M",
+        "tokens/s": f"{row.tokens_per_second:,.0f}",
+        "sentences/s": f"{row.sentences_per_second:,.0f}",
+        "speed-up": f"{row.speedup_vs_teacher:.1f}x",
+        "training s": "-" if row.train_seconds is None else f"{row.train_seconds:.0f}",
+        "teacher tokens": (
+            "-" if row.teacher_tokens_queried is None else f"{row.teacher_tokens_queried:,}"
         ),
-    ]
+    }
 
 
-def write_results(path: Path, task: TextTask, rows: Sequence[Row]) -> None:
-    """Write `results.json`: machine, task, rows."""
-    write_json(path, {**setting(task), "rows": [row.to_json() for row in rows]})
+def write_results(path: Path, task: TextTask, rows: Sequence[ResultRow]) -> None:
+    """Write `results.json` with machine, task and rows."""
+    write_json(path, {**machine_and_task(task), "rows": [row.to_json() for row in rows]})
 
 
-def setting(task: TextTask) -> dict[str, object]:
-    """The machine and the task that figures are of."""
+def machine_and_task(task: TextTask) -> dict[str, object]:
+    """Return what figures depend on besides the models: the machine and the task."""
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -168,17 +158,17 @@ def setting(task: TextTask) -> dict[str, object]:
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write `samples.jsonl`: a line for each test pair, in order."""
+    """Write `samples.jsonl` with a line for each test pair, in order."""
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples]
     write_text(path, "".join(lines))
 
 
 def write_exposure(path: Path, exposure: ExposureBiasReport) -> None:
-    """Write `exposure.json`."""
+    """Write the exposure-bias diagnostics as `exposure.json`."""
     write_json(path, asdict(exposure))
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON, in which no figure is NaN."""
+    """Write indented JSON; NaN and infinities raise a ValueError."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")

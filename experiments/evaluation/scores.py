@@ -1,27 +1,77 @@
-"""What is measured of a finished run on the test split, once, and kept in its folder."""
+"""Texts that models write for the test split, and their scores."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from textgen_agents.evaluation.exposure_bias import compare_with_teacher, written_by
-from textgen_agents.evaluation.quality import bleu_by_length, score
+from textgen_agents.evaluation.quality import Quality, bleu_by_length, score
 from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.beam_search import decoder_of
+from textgen_env.generation.decoding import Decoder, greedy
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
-from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.tasks.task import encode
+from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.tasks.task import TextTask, encode, in_tokens_of
 from textgen_env.types import Trajectories, Writer
-from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.evaluation.results import TEACHER
+from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import RunError, read_config, write_text
-from textgen_experiments.runs.train import Outcome, Show, train
+from textgen_experiments.runs.folder import Run, RunError, read_config, write_text
+from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
 
-JUDGED = "judged.json"
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate, and its task.
+
+    Attributes:
+        name: its name in the table.
+        agent: the algorithm that trained it.
+        precision: name of the dtype that it runs in.
+        seed: of its training; None for the teacher.
+        model: in that precision.
+        task: in the model's own tokens.
+        outcome: result of its training; None for the teacher.
+    """
+
+    name: str
+    agent: str
+    precision: str
+    seed: int | None
+    model: Model
+    task: TextTask
+    outcome: Outcome | None
+
+    @property
+    def writer(self) -> Writer:
+        """Writer of its texts: the student, or the expert for a teacher."""
+        return Writer.STUDENT if self.outcome else Writer.EXPERT
+
+
+@dataclass(frozen=True)
+class ScoredTexts:
+    """Texts of a model for the test split, and their quality.
+
+    Attributes:
+        entry: the model.
+        written: its greedy texts as tokens.
+        hypotheses: the same texts as strings.
+        quality: of the greedy texts.
+        beam: quality of the texts by beam search; None without beam search.
+    """
+
+    entry: EvaluatedModel
+    written: Trajectories
+    hypotheses: list[str]
+    quality: Quality
+    beam: Quality | None
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What is measured of one run on the test split.
+    """Scores of one run on the test split, as `scores.json` holds them.
 
     Attributes:
         bleu: sacreBLEU.
@@ -31,7 +81,7 @@ class ModelScores:
         student_prefix_agreement: share of the states on its own prefixes at which the student's
             most probable token is the teacher's.
         reference_prefix_agreement: the same on the references' prefixes.
-        hypotheses: what it writes, by test pair.
+        hypotheses: the student's text for each test pair.
     """
 
     bleu: float
@@ -42,47 +92,95 @@ class ModelScores:
     hypotheses: list[str]
 
 
-def train_and_judge(experiment: Experiment, folder: Path, show: Show) -> Outcome:
-    """Train, and measure on the test split what has not been measured yet."""
+def run_entry(
+    name: str, folder: Path, run: Run, outcome: Outcome, task: TextTask
+) -> EvaluatedModel:
+    """Return the best model of a finished run."""
+    return EvaluatedModel(
+        name=name,
+        agent=agent_name(run.experiment.agent),
+        precision=run.precision,
+        seed=run.experiment.learner.seed,
+        model=with_prepacked_weights(load_model(folder / "model", run.dtype)),
+        task=task,
+        outcome=outcome,
+    )
+
+
+def teacher_entry(folder: Path, run: Run, task: TextTask) -> EvaluatedModel:
+    """Return the teacher of a run with `task`, given in any tokens, in the teacher's tokens."""
+    model = with_prepacked_weights(load_model(folder, run.dtype))
+    task = in_tokens_of(load_tokenizer(folder), task)
+    return EvaluatedModel(TEACHER, TEACHER, run.precision, None, model, task, None)
+
+
+def score_texts(entry: EvaluatedModel, *, beam_size: int = 1, batch_size: int = 64) -> ScoredTexts:
+    """Write and score the test split, greedily and, with a beam above 1, by beam search.
+
+    Args:
+        entry: the model; a teacher reads its own view of the sources.
+        beam_size: 1 for greedy alone.
+        batch_size: sentences decoded together.
+    """
+    task, test = entry.task, encode(entry.task.test, entry.task)
+    references = [pair.reference for pair in task.test]
+
+    def texts(decoder: Decoder) -> tuple[Trajectories, list[str], Quality]:
+        written = written_by(
+            entry.model,
+            test,
+            task.max_target_length,
+            writer=entry.writer,
+            decoder=decoder,
+            batch_size=batch_size,
+        )
+        hypotheses = task.tokenizer.decode(written.actions.tolist())
+        return written, hypotheses, score(hypotheses, references)
+
+    *_, beam = texts(decoder_of(beam_size)) if beam_size > 1 else (None,)
+    return ScoredTexts(entry, *texts(greedy), beam)
+
+
+def train_and_score(experiment: Experiment, folder: Path, show: Show) -> Outcome:
+    """Train a run, and write its scores on the test split unless they are there."""
     outcome = train(experiment, folder, show)
-    path = folder / JUDGED
+    path = folder / SCORES
     if not path.exists():
-        write_text(path, json.dumps(asdict(judge(folder)), ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(asdict(score_run(folder)), ensure_ascii=False) + "\n")
     return outcome
 
 
-def judge(folder: Path) -> ModelScores:
-    """What the finished run in `folder` does on the test split of its task."""
+def score_run(folder: Path) -> ModelScores:
+    """Return the scores of the finished run in `folder` on the test split of its task."""
     run = read_config(folder)
-    teacher = run.experiment.teacher
-    assert teacher is not None, "configs.demo names the shipped one"
-    student, expert = (
-        with_prepacked_weights(load_model(path, run.dtype)) for path in (folder / "model", teacher)
-    )
+    assert run.experiment.teacher is not None, "configs.demo names the shipped one"
+    expert = NeuralExpert(with_prepacked_weights(load_model(run.experiment.teacher, run.dtype)))
     task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
-    test, expert = encode(task.test, task), NeuralExpert(expert)
-    own = written_by(student, test, task.max_target_length, writer=Writer.STUDENT)
-    hypotheses = task.tokenizer.decode(own.actions.tolist())
-    gold = Trajectories.from_examples(test, task.tokenizer.special)
-    references = [pair.reference for pair in task.test]
-    quality = score(hypotheses, references)
+    texts = score_texts(run_entry(folder.name, folder, run, read_outcome(folder), task))
+    on_references = Trajectories.from_examples(texts.written.examples, task.tokenizer.special)
+    student, references = texts.entry.model, [pair.reference for pair in task.test]
+    by_length = bleu_by_length(texts.hypotheses, references, references)
     return ModelScores(
-        bleu=quality.bleu,
-        chrf=quality.chrf,
-        bleu_by_length=[group.bleu for group in bleu_by_length(hypotheses, references, references)],
-        student_prefix_agreement=compare_with_teacher(own, student, expert).mean_agreement,
-        reference_prefix_agreement=compare_with_teacher(gold, student, expert).mean_agreement,
-        hypotheses=hypotheses,
+        bleu=texts.quality.bleu,
+        chrf=texts.quality.chrf,
+        bleu_by_length=[group.bleu for group in by_length],
+        student_prefix_agreement=compare_with_teacher(
+            texts.written, student, expert
+        ).mean_agreement,
+        reference_prefix_agreement=compare_with_teacher(
+            on_references, student, expert
+        ).mean_agreement,
+        hypotheses=texts.hypotheses,
     )
 
 
 def read_scores(folder: Path) -> ModelScores:
-    """What was measured of the run in `folder`.
+    """Return the scores of the run in `folder`.
 
     Raises:
-        RunError: nothing was.
+        RunError: the run has not been scored.
     """
-    path = folder / JUDGED
+    path = folder / SCORES
     if not path.is_file():
-        raise RunError(f"run must have been judged, got {folder} without {JUDGED}")
+        raise RunError(f"run must have been scored, got {folder} without {SCORES}")
     return ModelScores(**json.loads(path.read_text(encoding="utf-8")))

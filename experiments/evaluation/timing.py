@@ -1,7 +1,7 @@
-"""Speeds that can be compared: all sides work in one process, in turn, several times over.
+"""Comparable speeds: all workloads run in one process, in turn, for several rounds.
 
-A ratio to the first side is taken round by round, so that a machine that slows down for a while
-slows both.
+A ratio to the first workload is taken round by round, so that a machine that slows down for a while
+slows both sides of it.
 """
 
 import statistics
@@ -17,8 +17,8 @@ from textgen_env.generation.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 
 Name = TypeVar("Name")
-Work = Callable[[], int]
-"""Does something and says how many steps or tokens it was."""
+Workload = Callable[[], int]
+"""Does some work and returns its amount, in steps or tokens."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Speed:
     Attributes:
         tokens_per_second: target tokens written, end tokens included.
         sentences_per_second: the same in sentences.
-        speedup: tokens per second over the first model's, median of the rounds' ratios; where the
-            models' tokens are not the same, sentences per second.
+        speedup: tokens per second over the first model's, median of the rounds' ratios; sentences
+            per second where the models' tokens are not the same.
     """
 
     tokens_per_second: float
@@ -37,17 +37,17 @@ class Speed:
     speedup: float
 
 
-def compare(group: Mapping[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median rate a second of each, and the median of its ratios to the first one."""
+def rates_and_ratios(group: Mapping[str, Workload], rounds: int) -> dict[str, tuple[float, float]]:
+    """Return each workload's median rate per second and median ratio to the first one's rate."""
     rates = interleaved_rates(group, rounds)
     first = next(iter(rates.values()))
     return {name: (statistics.median(own), ratio(own, first)) for name, own in rates.items()}
 
 
-def interleaved_rates(group: Mapping[Name, Work], rounds: int) -> dict[Name, list[float]]:
-    """Rates a second of each, by round, after a round that is not counted.
+def interleaved_rates(group: Mapping[Name, Workload], rounds: int) -> dict[Name, list[float]]:
+    """Return each workload's rates per second, by round, after a round that is not counted.
 
-    Every other round goes backwards, so that none always follows the same one.
+    Every other round runs in reverse order, so that no workload always follows the same one.
     """
     rates: dict[Name, list[float]] = {name: [] for name in group}
     for turn in range(rounds + 1):
@@ -60,17 +60,17 @@ def interleaved_rates(group: Mapping[Name, Work], rounds: int) -> dict[Name, lis
 
 
 def ratio(rates: Sequence[float], base: Sequence[float]) -> float:
-    """Median of the ratios, taken round by round."""
+    """Return the median of the ratios of two sides, taken round by round."""
     return statistics.median(own / other for own, other in zip(rates, base, strict=True))
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A model and what it reads.
+class TimedModel:
+    """A model with the sources that its speed is measured on.
 
     Attributes:
         model: in evaluation mode.
-        source: (N, S) int64, in its own tokens.
+        source: (N, S) int64, in the model's own tokens.
         max_steps: most tokens of a sentence.
     """
 
@@ -79,26 +79,26 @@ class Reader:
     max_steps: int
 
 
-def compare_speed(
-    readers: Sequence[Reader], *, same_tokens: bool, batch_size: int = 64, rounds: int = 5
+def decode_speeds(
+    models: Sequence[TimedModel], *, same_tokens: bool, batch_size: int = 64, rounds: int = 5
 ) -> list[Speed]:
-    """Greedy decoding speed of each model on the same sentences.
+    """Return the greedy decoding speed of each model on the same sentences.
 
     Args:
-        readers: the first one is what the others are compared to.
-        same_tokens: whether a token of one is as much text as one of another.
+        models: speed is compared with the first one's.
+        same_tokens: True if all models write the same tokens, so that tokens can be compared.
         batch_size: sentences decoded together.
-        rounds: measured rounds, after one that is not.
+        rounds: measured rounds, after one that is not counted.
     """
     tokens: dict[str, int] = {}
 
-    def writing(name: str, reader: Reader) -> int:
-        written = decode_all(reader.model, reader.source, reader.max_steps, batch_size=batch_size)
-        tokens[name] = int((written != reader.model.special.pad).sum())
+    def write(name: str, timed: TimedModel) -> int:
+        written = decode_all(timed.model, timed.source, timed.max_steps, batch_size=batch_size)
+        tokens[name] = int((written != timed.model.special.pad).sum())
         return tokens[name]
 
-    works = {str(place): partial(writing, str(place), each) for place, each in enumerate(readers)}
-    compared, count = compare(works, rounds), len(readers[0].source)
+    workloads = {str(i): partial(write, str(i), timed) for i, timed in enumerate(models)}
+    compared, count = rates_and_ratios(workloads, rounds), len(models[0].source)
     return [
         Speed(
             tokens_per_second=rate,

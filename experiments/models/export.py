@@ -1,4 +1,4 @@
-"""A student for other servers: written in their format, read back, compared with what it was."""
+"""Command `export`: a model in the format of another program, checked against the original."""
 
 import math
 import shutil
@@ -21,20 +21,20 @@ from textgen_experiments.models.formats import Format, extra, load_generator, sa
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.run_log import console
 
-ROWS = 64  # sentences written together
+SENTENCES_PER_BATCH = 64
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model in a format that other programs load, and check that it writes the same.
+    """Write a model in a format that other programs load, and check that its texts stay the same.
 
     Attributes:
         model: folder of a finished run or of a model.
         format: hf for `transformers`, ctranslate2, or safetensors for a folder of this project.
-        output: folder to be made; by default `export/FORMAT` in that of the model.
+        output: folder to create; by default `export/FORMAT` in the model's folder.
         precision: of the weights; int8 for ctranslate2 alone.
-        sentences: of the validation split, the first ones, for the check.
-        least_same: share of them, in [0, 1], that must be written token for token as before.
+        sentences: number of sentences of the validation split, from the first, for the check.
+        least_same: share of these sentences, in [0, 1], that must have the same tokens as before.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -51,18 +51,18 @@ class ExportOptions:
             raise ValueError(f"least_same must be in [0, 1], got {self.least_same}")
 
     @property
-    def place(self) -> Path:
-        """The folder to be made."""
+    def folder(self) -> Path:
+        """Folder to create."""
         name = self.format if self.precision == "float32" else f"{self.format}-{self.precision}"
         return self.output or self.model / "export" / name
 
 
 def export(options: ExportOptions) -> None:
-    """Write the folder and say how many sentences are the same.
+    """Write the folder and print how many sentences have the same tokens.
 
     Raises:
-        ExportError: the format has no place for the model, too few sentences are the same, or the
-            folder is there already.
+        ExportError: the format cannot hold the model, too few sentences have the same tokens, or
+            the folder exists.
     """
     folder = model_folder(options.model)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -71,7 +71,7 @@ def export(options: ExportOptions) -> None:
         encode(task.validation[: options.sentences], task).source,
         task.max_target_length,
     )
-    with new_folder(options.place) as written:
+    with new_folder(options.folder) as written:
         save_as(
             options.format,
             model,
@@ -80,25 +80,30 @@ def export(options: ExportOptions) -> None:
             precision=options.precision,
             max_steps=max_steps,
         )
-        write = read_back(options.format, model, written)
-        rows = [write(part, max_steps) for part in source.split(ROWS)]
+        generate = read_back(options.format, model, written)
+        rows = [generate(part, max_steps) for part in source.split(SENTENCES_PER_BATCH)]
         share = same_share(decode_all(model, source, max_steps), torch.cat(rows))
         if share < options.least_same:
             raise ExportError(
                 f"{options.format} in {options.precision} must write {options.least_same:.1%} of "
                 f"{len(source)} sentences as {options.model} does, got {share:.1%}; if that is "
-                f"enough, say --least-same {math.floor(100 * share) / 100}"
+                f"enough, set --least-same {math.floor(100 * share) / 100}"
             )
     console.print(
-        f"{options.place}: {share:.1%} of {len(source)} sentences are written token for token as "
+        f"{options.folder}: {share:.1%} of {len(source)} sentences are written token for token as "
         f"by {options.model}, greedily"
     )
 
 
 def read_back(name: Format, model: Model, folder: Path) -> GenerateFn:
-    """What the program that the format is for writes greedily, from `model` saved in `folder`.
+    """Load an export for greedy decoding by the program that its format is for.
 
-    A pretrained model, causal or not, is loaded by `transformers` and decoded by this project.
+    A pretrained model is loaded by `transformers` and decoded by this project.
+
+    Args:
+        name: the format.
+        model: the exported model.
+        folder: the export.
     """
     if name != "hf" or isinstance(model, HuggingFaceModel):
         return load_generator(folder)
@@ -108,16 +113,16 @@ def read_back(name: Format, model: Model, folder: Path) -> GenerateFn:
 
 
 def same_share(tokens: Tensor, others: Tensor) -> float:
-    """Share of rows, (B, T) each, that are equal from the first to the last token."""
+    """Return the share of rows, (B, T) each, that are equal from the first to the last token."""
     return float((tokens == others).all(1).float().mean())
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which becomes `folder` unless an error is raised within.
+    """Yield an empty folder that is renamed to `folder` at the end, unless an error is raised.
 
     Raises:
-        ExportError: `folder` is there already.
+        ExportError: `folder` exists.
     """
     if folder.exists():
         raise ExportError(f"output must not exist, got {folder}; remove it or choose another")

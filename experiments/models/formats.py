@@ -1,6 +1,6 @@
-"""The formats a model may lie in: the project's own, and those that other programs serve.
+"""Formats of a model's folder: the project's own, and those of other programs.
 
-Other programs' packages come with the extra `export` and are imported where they are used.
+The packages of other programs come with the extra `export` and are imported where they are used.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.runs.folder import DTYPES, RunError
 
 Format = Literal["hf", "ctranslate2", "safetensors"]
-MARKS: dict[Format, str] = {  # a file that tells a format, as long as none above is there
+FORMAT_FILES: dict[Format, str] = {  # the first file that exists tells the format
     "hf": "generation_config.json",
     "ctranslate2": "model.bin",
     "safetensors": "model.safetensors",
@@ -27,23 +27,23 @@ MARKS: dict[Format, str] = {  # a file that tells a format, as long as none abov
 
 
 def format_of(folder: Path) -> Format | None:
-    """The format of the model in `folder`, or None if there is none."""
-    return next((name for name, mark in MARKS.items() if (folder / mark).is_file()), None)
+    """Return the format of the model in `folder`, or None if there is no model."""
+    return next((name for name, file in FORMAT_FILES.items() if (folder / file).is_file()), None)
 
 
 def load_generator(
     folder: Path, *, beam_size: int = 1, precision: str = "float32", device: str = "cpu"
 ) -> GenerateFn:
-    """What the model in `folder` writes; any model of `transformers` by this project's decoding.
+    """Load a model for decoding; models of `transformers` are decoded by this project.
 
     Args:
         folder: of the model.
         beam_size: 1 for greedy.
         precision: a name in `DTYPES`.
-        device: where it writes; CTranslate2 on CPUs alone.
+        device: where it runs; CTranslate2 runs on CPUs alone.
 
     Raises:
-        RunError: its package is not installed, or it has a precision of its own.
+        RunError: its package is not installed, or its precision was chosen when it was exported.
     """
     if format_of(folder) == "ctranslate2":
         if precision != "float32":
@@ -66,19 +66,19 @@ def save_as(
     precision: Literal["float32", "int8"] = "float32",
     max_steps: int = 128,
 ) -> None:
-    """Write `model` to the empty `folder`; a pretrained one is saved as `transformers` itself does.
+    """Write `model` to the empty `folder`; a pretrained one is saved by `transformers`.
 
     Args:
         name: the format.
         model: in float32.
-        tokenizer: its own.
-        folder: an existing one.
+        tokenizer: the model's tokenizer.
+        folder: an existing folder.
         precision: of the weights; int8 for ctranslate2 alone.
-        max_steps: most tokens that `transformers` writes unless it is told otherwise; a pretrained
-            model keeps its own.
+        max_steps: default length limit for `transformers`, in tokens; a pretrained model keeps its
+            own.
 
     Raises:
-        ExportError: the model or the precision does not go with the format.
+        ExportError: the format cannot hold the model or the precision.
         RunError: a package is not installed.
     """
     if precision != "float32" and name != "ctranslate2":
@@ -97,10 +97,14 @@ def save_as(
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra that brings a package where an import within fails."""
+    """Raise an error with the extra to install where an import of a package fails.
+
+    Raises:
+        RunError: a package is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         raise RunError(
-            f"{error.name} must be installed for this, got none: pip install 'textgen-env[{name}]'"
+            f"{error.name} must be installed for this: pip install 'textgen-env[{name}]'"
         ) from error

@@ -1,4 +1,4 @@
-"""Text in, text out, one line each: works in a pipe, each batch shown as soon as it is written."""
+"""Command `generate`: a line of output for each line of input, batch by batch, for pipes."""
 
 import sys
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class GenerateOptions:
     """Translate lines of standard input to lines of standard output.
 
     Attributes:
-        model: folder of a finished run, of a model, or of what `export` wrote.
+        model: folder of a finished run, of a model, or of an export.
         beam_size: 1 for greedy.
-        batch_size: lines decoded together; 1 to answer each line at once.
+        batch_size: lines decoded together; with 1 each line is answered at once.
         max_tokens: longest output, in tokens.
         precision: float32, or bfloat16 where it is faster.
     """
@@ -42,15 +42,17 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> None:
-    """Write one line for each line read; an empty line for an empty one."""
+    """Write a line for each line of standard input; an empty line for an empty one."""
     folder = model_folder(options.model)
     tokenizer = load_tokenizer(folder)
-    write = load_generator(folder, beam_size=options.beam_size, precision=options.precision)
+    generate_tokens = load_generator(
+        folder, beam_size=options.beam_size, precision=options.precision
+    )
     while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
         filled = [line for line in lines if line]
         written = iter([])
         if filled:
-            tokens = write(encode_sources(filled, tokenizer), options.max_tokens)
+            tokens = generate_tokens(encode_sources(filled, tokenizer), options.max_tokens)
             written = iter(tokenizer.decode(tokens.tolist()))
         for line in lines:
             sys.stdout.write((next(written) if line else "") + "\n")
@@ -58,10 +60,10 @@ def generate(options: GenerateOptions) -> None:
 
 
 def model_folder(folder: Path) -> Path:
-    """`folder` itself if a model is in it, or the model of the run in it.
+    """Return the folder of the model: that of the run in `folder`, or `folder` itself.
 
     Raises:
-        RunError: there is neither.
+        RunError: `folder` holds neither a run with a model nor a model.
     """
     for candidate in (folder / "model", folder):
         if format_of(candidate):
@@ -70,7 +72,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def task_of(folder: Path, tokenizer: TextTokenizer) -> TextTask:
-    """The task of the run that the model in `folder` is of; that of the demo if it is of none."""
+    """Return the task of the run of the model in `folder`; the demo's task without a run."""
     run = folder.parent
     known = (run / CONFIG).is_file()
     return build_task(read_config(run).experiment.task if known else TASKS["verses"], tokenizer)

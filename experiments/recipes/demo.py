@@ -7,8 +7,8 @@ from pathlib import Path
 from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
-from textgen_experiments.evaluation.evaluate import judge_runs
-from textgen_experiments.evaluation.results import RESULTS, show, write_results
+from textgen_experiments.evaluation.evaluate import evaluate_runs
+from textgen_experiments.evaluation.results import RESULTS, print_results, write_results
 from textgen_experiments.recipes import configs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.experiment import Experiment, agent_name
@@ -57,8 +57,8 @@ def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setti
     """
     runs = {output / name: experiment for name, experiment in experiments.items()}
     train_in_parallel(dict(reversed(runs.items())))
-    task, rows = judge_runs(list(runs))
-    show(rows, f"{setting}; {len(task.test)} test pairs")
+    task, rows = evaluate_runs(list(runs))
+    print_results(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
     console.print(f"written to {output / RESULTS}", soft_wrap=True, markup=False)
     report(ReportOptions(tuple(runs), output / "report.html"))

@@ -22,7 +22,7 @@ from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.models.storage import load_tokenizer
-from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_judge
+from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_score
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
@@ -119,7 +119,7 @@ def study(options: StudyOptions) -> None:
     """Train and judge all runs, print the table, write `results.json`, `tables.md`, `pairs.png`."""
     runs = study_runs(options)
     train_in_parallel(starting_runs(options))
-    train_in_parallel(runs, train_and_judge_one)
+    train_in_parallel(runs, train_and_score_one)
     rows = summarize(options, runs)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
@@ -185,7 +185,7 @@ def folder_of(options: StudyOptions, agent: str, pairs: int, seed: int) -> Path:
     return options.output / f"{agent}-{pairs or 'all'}-{seed}"
 
 
-def train_and_judge_one(experiment: Experiment, folder: Path, show: Show) -> Outcome:
+def train_and_score_one(experiment: Experiment, folder: Path, show: Show) -> Outcome:
     """A run of a study, with what the teacher wrote for the first seed if that is there.
 
     It does not depend on the seed. The run's teacher tokens and seconds count it all the same.
@@ -194,7 +194,7 @@ def train_and_judge_one(experiment: Experiment, folder: Path, show: Show) -> Out
     first = folder.with_name(f"{folder.name.rsplit('-', 1)[0]}-0") / PREPARED
     if first.exists() and not own.exists():
         save_atomically(own, *load_tensors(first))
-    return train_and_judge(experiment, folder, show)
+    return train_and_score(experiment, folder, show)
 
 
 def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:

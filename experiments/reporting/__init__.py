@@ -1,1 +1,1 @@
-"""The report: read runs, draw charts, look at single tokens, put all of it on one page."""
+"""Report of several runs as one page: tables, charts, and texts token by token."""

@@ -1,26 +1,34 @@
-"""Charts as plotly.js figures: plain values that the page draws.
+"""Charts as figures of plotly.js: plain values that the page draws.
 
-Colors of text, grid and background follow the page's theme and are left to `page.js`.
+Colors of text, grid and background follow the page's theme and are set by `page.js`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.evaluation.results import TEACHER
+from textgen_experiments.reporting.schema import Json
 
-Json = dict[str, Any]
 Line = tuple[Sequence[object], Sequence[float | None]]
 """x and y; a y of None is a gap in the line."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#B5A700")
-MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "x", "star", "triangle-down")
+MARKER_SYMBOLS = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "x",
+    "star",
+    "triangle-down",
+)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-GRAY = "#808080"  # as far from black as from white
-MARKERS_ON_LINE = 8  # at most
-LEFT, RIGHT = 0.1, 0.3  # powers of ten beside the slowest model and, for its name, the fastest
+GRAY = "#808080"  # halfway between black and white, for both themes
+MAX_MARKERS_ON_LINE = 8
+MARGIN_LEFT, MARGIN_RIGHT = 0.1, 0.3  # powers of ten; names stand to the right of their points
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,10 @@ class Chart:
 
     Attributes:
         name: its id on the page.
-        title: what is shown.
-        traces: plotly's data; the "legendgroup" of each is the model that it shows.
-        layout: plotly's layout but for the theme.
-        missing: models that have no such figures.
+        title: its caption.
+        traces: plotly's data; the "legendgroup" of a trace is the name of its model.
+        layout: plotly's layout without the theme.
+        missing: names of the models without such figures.
     """
 
     name: str
@@ -44,7 +52,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn, in every chart and in the key to all of them."""
+    """Color, marker and line of a model, the same in every chart and in the key."""
 
     color: str
     marker: str
@@ -55,15 +63,17 @@ TEACHER_LOOK = Look(GRAY, "hexagram", "solid")
 
 
 def looks_of(runs: Iterable[str], *, teacher: bool) -> dict[str, Look]:
-    """How each model is drawn: the teacher, if there is one, and the runs in their order.
+    """Return the look of each model: the teacher, if there is one, and the runs in their order.
 
-    Okabe and Ito's colors, for all kinds of color vision, without black and with a yellow dark
-    enough for white paper. The numbers of colors and of markers have no common divisor: 56 runs
-    differ in one of them.
+    The colors are those of Okabe and Ito, for all kinds of color vision, without black and with a
+    yellow dark enough for white paper. The numbers of colors and of markers have no common divisor,
+    so that 56 runs differ in one of the two.
     """
     numbered = {
         run: Look(
-            COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+            COLORS[index % len(COLORS)],
+            MARKER_SYMBOLS[index % len(MARKER_SYMBOLS)],
+            DASHES[index % len(DASHES)],
         )
         for index, run in enumerate(runs)
     }
@@ -73,14 +83,14 @@ def looks_of(runs: Iterable[str], *, teacher: bool) -> dict[str, Look]:
 def line_chart(
     name: str, title: str, lines: Mapping[str, Line | None], *, x: Json, y: Json
 ) -> Chart:
-    """A line for each run.
+    """Return a chart with a line for each run.
 
     Args:
         name: id of the chart.
-        title: what is shown.
+        title: caption of the chart.
         lines: of every run of the report, in its order; None for a run without figures.
-        x: plotly's settings of the axis.
-        y: the same.
+        x: plotly's settings of the horizontal axis.
+        y: plotly's settings of the vertical axis.
     """
     looks = looks_of(lines, teacher=False)
     traces = [_trace(run, looks[run], line) for run, line in lines.items() if line is not None]
@@ -97,15 +107,15 @@ def trade_off_chart(
     x: Json,
     y: Json,
 ) -> Chart:
-    """Quality against decode speed, with the front of the models that none beats in both.
+    """Return a chart of quality against decode speed, with the Pareto front.
 
     Args:
         name: id of the chart.
-        title: what is shown.
-        teacher: None if there is none.
-        runs: of every run of the report, in its order; None for a run without figures.
+        title: caption of the chart.
+        teacher: point of the teacher; None without a teacher.
+        runs: points of all runs of the report, in its order; None for a run without figures.
         x: plotly's settings of the axis of speed.
-        y: the same of quality.
+        y: plotly's settings of the axis of quality.
     """
     looks = looks_of(runs, teacher=True)
     points = {run: point for run, point in runs.items() if point}
@@ -118,11 +128,12 @@ def trade_off_chart(
         if point.error is not None:
             trace["error_y"] = {"array": [point.error], "thickness": 1, "width": 3}
         if model in front:
-            place = ("top right", "bottom left")[front.index(model) % 2]  # away from neighbors
-            trace |= {"mode": "markers+text", "text": [model], "textposition": place}
+            # Names of neighbors on the front stand on opposite sides of their points.
+            position = ("top right", "bottom left")[front.index(model) % 2]
+            trace |= {"mode": "markers+text", "text": [model], "textposition": position}
         traces.append(trace)
     speeds = [math.log10(point.speed) for point in points.values()]
-    room = {"range": [min(speeds) - LEFT, max(speeds) + RIGHT]} if speeds else {}
+    room = {"range": [min(speeds) - MARGIN_LEFT, max(speeds) + MARGIN_RIGHT]} if speeds else {}
     ticks = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
     layout = {"xaxis": {"type": "log", "tickvals": ticks, **room, **x}, "yaxis": y}
     return Chart(name, title, traces, layout, [run for run, point in runs.items() if not point])
@@ -140,7 +151,7 @@ def _front_line(points: Sequence[Point]) -> Json:
     }
 
 
-def _trace(name: str, style: Look, line: Line) -> Json:
+def _trace(name: str, look: Look, line: Line) -> Json:
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -148,11 +159,11 @@ def _trace(name: str, style: Look, line: Line) -> Json:
         "legendgroup": name,
         "x": list(line[0]),
         "y": list(line[1]),
-        "line": {"color": style.color, "dash": style.dash, "width": 2},
+        "line": {"color": look.color, "dash": look.dash, "width": 2},
         "marker": {
-            "symbol": style.marker,
-            "color": style.color,
+            "symbol": look.marker,
+            "color": look.color,
             "size": 7,
-            "maxdisplayed": MARKERS_ON_LINE,
+            "maxdisplayed": MAX_MARKERS_ON_LINE,
         },
     }

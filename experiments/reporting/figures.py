@@ -1,4 +1,4 @@
-"""Which charts the report shows, and what of the runs' figures is in them."""
+"""Charts of the report, made from the runs' figures."""
 
 import math
 import statistics
@@ -7,30 +7,34 @@ from collections.abc import Sequence
 from textgen_experiments.evaluation.pareto import Point
 from textgen_experiments.reporting.charts import (
     Chart,
-    Json,
     Line,
     line_chart,
     trade_off_chart,
 )
 from textgen_experiments.reporting.load_runs import ReportedRun
+from textgen_experiments.reporting.schema import Json
 
-STRETCHES = 100  # a curve over updates is the means of at most so many stretches of training
-FEWEST_STATES = 20  # at a position, for its mean to be shown
-ALIKE = "share of equal choices"
-QUALITIES = {"bleu": "BLEU", "chrf": "chrF", "rougeL": "ROUGE-L"}
-PREFIXES = {"gold": "references'", "own": "the student's own", "teacher": "the teacher's"}
-SHARE = {"range": [-0.03, 1.03], "tickformat": ".0%"}
+MAX_CURVE_POINTS = 100  # of a curve over updates; each is a mean over some updates
+MIN_STATES = 20  # at a position, for its mean to be shown
+AGREEMENT_UNIT = "share of equal choices"
+QUALITY_TITLES = {"bleu": "BLEU", "chrf": "chrF", "rougeL": "ROUGE-L"}
+PREFIX_TITLES = {
+    "reference": "references'",
+    "student": "the student's own",
+    "teacher": "the teacher's",
+}
+SHARE_AXIS = {"range": [-0.03, 1.03], "tickformat": ".0%"}
 
 
 def trade_offs(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """Quality against decode speed, by each measure of quality.
+    """Return charts of decode speed and each measure of quality.
 
-    Speed is that over the teacher's, taken side by side; without a teacher it is tokens a second.
+    Speed is relative to the teacher's, measured side by side; tokens per second without a teacher.
     """
     teacher = next((run.evaluation.teacher for run in runs if run.evaluation), None)
     speed, unit = "speedup_vs_teacher", "speed, times the teacher's"
     if teacher is None:
-        speed, unit = "tokens_per_second", "tokens a second"
+        speed, unit = "tokens_per_second", "tokens per second"
 
     def point(row: Json | None, measure: str) -> Point | None:
         if not row or row.get(speed) is None or row.get(measure) is None:
@@ -46,22 +50,30 @@ def trade_offs(runs: Sequence[ReportedRun]) -> list[Chart]:
             x=_axis(unit),
             y=_axis(title),
         )
-        for measure, title in QUALITIES.items()
+        for measure, title in QUALITY_TITLES.items()
     ]
 
 
 def learning(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """Over the updates: quality, loss, who wrote the prefixes and who was to, agreement."""
+    """Return charts over the updates: quality, loss, writers of the prefixes, agreement."""
     wanted = (
         ("bleu", "Validation BLEU", _axis("BLEU", rangemode="tozero")),
         ("loss", "Loss", _axis("each agent's own loss", rangemode="tozero")),
-        ("student_share", "Tokens that the student wrote", _axis("share of the prefixes", **SHARE)),
-        ("beta", "Beta", _axis("chance of data or expert", **SHARE)),
-        ("student_prefix_agreement", "Agreement on its own prefixes", _axis(ALIKE, **SHARE)),
+        (
+            "student_share",
+            "Share of tokens written by the student",
+            _axis("share of the prefixes' tokens", **SHARE_AXIS),
+        ),
+        ("beta", "Beta", _axis("probability of data or expert", **SHARE_AXIS)),
+        (
+            "student_prefix_agreement",
+            "Agreement on the student's own prefixes",
+            _axis(AGREEMENT_UNIT, **SHARE_AXIS),
+        ),
         (
             "reference_prefix_agreement",
             "Agreement on the references' prefixes",
-            _axis(ALIKE, **SHARE),
+            _axis(AGREEMENT_UNIT, **SHARE_AXIS),
         ),
     )
     return [
@@ -77,25 +89,25 @@ def learning(runs: Sequence[ReportedRun]) -> list[Chart]:
 
 
 def _over_updates(run: ReportedRun, figure: str) -> Line | None:
-    """The figure's means over stretches of training, each at its last update."""
+    """Return means of the figure over stretches of training, each at its last update."""
     points = [(each["update"], each[figure]) for each in run.records if figure in each]
     if not points:
         return None
-    size = math.ceil(len(points) / STRETCHES)
+    size = math.ceil(len(points) / MAX_CURVE_POINTS)
     stretches = [points[start : start + size] for start in range(0, len(points), size)]
     return [stretch[-1][0] for stretch in stretches], [
-        _mean([value for _, value in stretch]) for stretch in stretches
+        _mean_or_gap([value for _, value in stretch]) for stretch in stretches
     ]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Their mean; a gap if one of them is."""
+def _mean_or_gap(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values, or None if one of them is None."""
     known = [value for value in values if value is not None]
     return statistics.mean(known) if len(known) == len(values) else None
 
 
 def by_position(runs: Sequence[ReportedRun], measure: str, unit: str) -> list[Chart]:
-    """A measure of student beside teacher by position, a chart for each writer of the prefixes.
+    """Return charts of a measure by position, one for each writer of the prefixes.
 
     Args:
         runs: of the report.
@@ -104,7 +116,7 @@ def by_position(runs: Sequence[ReportedRun], measure: str, unit: str) -> list[Ch
     """
     lines = {
         writer: {run.name: _at_positions(run, writer, measure) for run in runs}
-        for writer in PREFIXES
+        for writer in PREFIX_TITLES
     }
     drawn = [line for group in lines.values() for line in group.values() if line]
     highest = max((value for _, values in drawn for value in values if value), default=1.0)
@@ -114,45 +126,46 @@ def by_position(runs: Sequence[ReportedRun], measure: str, unit: str) -> list[Ch
             f"{measure.capitalize()} on {whose} prefixes",
             lines[writer],
             x=_axis("position in the text, tokens"),
-            y=_axis(unit, range=[0, 1.05 * highest]),  # the same beside each other
+            y=_axis(unit, range=[0, 1.05 * highest]),  # one range for all charts
         )
-        for writer, whose in PREFIXES.items()
+        for writer, whose in PREFIX_TITLES.items()
     ]
 
 
 def _at_positions(run: ReportedRun, writer: str, measure: str) -> Line | None:
-    """The measure at the first positions, those with states enough."""
+    """Return the measure at the first positions, those with enough states."""
     position = run.positions.get(writer)
     return _first(position[measure], position["count"]) if position else None
 
 
 def _first(values: Sequence[float | None], count: Sequence[float]) -> Line | None:
-    """The values at positions with states enough, which grow fewer from position to position."""
-    enough = sum(states >= FEWEST_STATES for states in count[: len(values)])
+    """Return the values at positions with enough states; `count` falls with the position."""
+    enough = sum(states >= MIN_STATES for states in count[: len(values)])
     return (list(range(1, enough + 1)), list(values[:enough])) if enough else None
 
 
 def accumulated_error(runs: Sequence[ReportedRun]) -> Chart:
-    """Excess accumulated error by position: 0 where the student's own prefixes do no harm.
+    """Return a chart of the excess accumulated error by position.
 
-    It is that of drawn texts; which positions enough of them reach is taken from the greedy ones.
+    The error is 0 where the student's own prefixes do no harm. It is measured on sampled texts; the
+    number of states at a position is that of the greedy texts.
     """
 
     def line(run: ReportedRun) -> Line | None:
-        own, excess = run.positions.get("own"), run.exposure.get("excess_accumulated_error")
-        return _first(excess, own["count"]) if own and excess else None
+        student, excess = run.positions.get("student"), run.exposure.get("excess_accumulated_error")
+        return _first(excess, student["count"]) if student and excess else None
 
     return line_chart(
         "accumulated-error",
         "Excess accumulated error",
         {run.name: line(run) for run in runs},
         x=_axis("position in the text, tokens"),
-        y=_axis("ExAccErr, %"),
+        y=_axis("excess accumulated error, %"),
     )
 
 
-def finished_by_teacher(runs: Sequence[ReportedRun]) -> Chart:
-    """BLEU of texts that the student begins and the teacher finishes."""
+def completed_by_teacher(runs: Sequence[ReportedRun]) -> Chart:
+    """Return a chart of the BLEU of texts that the student begins and the teacher completes."""
 
     def line(run: ReportedRun) -> Line | None:
         points = run.exposure.get("teacher_finishes")
@@ -160,15 +173,15 @@ def finished_by_teacher(runs: Sequence[ReportedRun]) -> Chart:
 
     return line_chart(
         "teacher-finishes",
-        "The student starts, the teacher finishes",
+        "Texts begun by the student, completed by the teacher",
         {run.name: line(run) for run in runs},
-        x=_axis("share of the tokens that the student wrote", **SHARE),
+        x=_axis("share of the tokens written by the student", **SHARE_AXIS),
         y=_axis("BLEU", rangemode="tozero"),
     )
 
 
-def by_length(runs: Sequence[ReportedRun], side: str) -> Chart:
-    """BLEU of the test pairs whose "reference" or "source" is so long."""
+def by_text_length(runs: Sequence[ReportedRun], side: str) -> Chart:
+    """Return a chart of BLEU by the length of a `side` of the pairs, "reference" or "source"."""
 
     def line(run: ReportedRun) -> Line | None:
         groups = run.exposure.get(f"bleu_by_{side}_length")

@@ -1,7 +1,7 @@
-"""What a report reads of runs' folders, and whether it belongs on one page.
+"""Reader of the runs of a report; runs that do not belong on one page are errors.
 
-Nothing is measured here. What a finished run lacks is an error that says how to get it; what a run
-that is still being trained lacks is a gap. Infinite and undefined figures are gaps as well.
+Nothing is measured here. A file that a finished run lacks is an error that says how to make it. A
+run that is still being trained has gaps instead, as have infinite and undefined figures.
 """
 
 import json
@@ -11,28 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Sample, names_of
+from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Sample, run_names
 from textgen_experiments.reporting import schema
+from textgen_experiments.reporting.schema import Json
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.folder import Run, RunError, read_config
+from textgen_experiments.runs.old_names import with_current_names
 from textgen_experiments.runs.run_log import METRICS
 from textgen_experiments.runs.train import OUTCOME
-
-Json = dict[str, Any]
-"""An object of a file."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `textgen evaluate` left in a run's folder.
+    """Results of `textgen evaluate` in a run's folder.
 
     Attributes:
         teacher: the teacher's row; None if the run has no teacher.
-        row: the run's.
+        row: the run's row.
         machine: where speed was measured.
         task: "name" and number of "test_pairs".
-        samples: the test pairs in order, with what was written for them.
-        exposure: its exposure to its own mistakes; None if that was not measured.
+        samples: the test pairs in order, with the texts written for them.
+        exposure: figures of exposure bias; None if they were not measured.
     """
 
     teacher: Json | None
@@ -45,14 +44,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run as the report sees it.
+    """A run of the report.
 
     Attributes:
         name: its own among the runs of the report.
-        folder: where it is.
-        run: what it was started with.
+        folder: its folder.
+        run: its configuration.
         records: figures of its updates and evaluations, in order.
-        evaluation: None while it is being trained.
+        evaluation: results on the test split; None while it is being trained.
     """
 
     name: str
@@ -63,61 +62,61 @@ class ReportedRun:
 
     @property
     def agent(self) -> str:
-        """Name of the algorithm."""
+        """Name of the algorithm that trains the run."""
         return agent_name(self.run.experiment.agent)
 
     @property
     def progress(self) -> str:
-        """How far the training is."""
+        """Number of updates done and to be done, in words."""
         done = self.records[-1]["update"] if self.records else 0
         return f"update {done:,} of {self.run.experiment.learner.updates:,}"
 
     @property
     def records_are_whole(self) -> bool:
-        """Whether they reach the evaluation after the last update, as those of a finished run."""
+        """True if the records reach the evaluation after the last update."""
         last = self.records[-1] if self.records else {}
         return last.get("update") == self.run.experiment.learner.updates and "bleu" in last
 
     @property
     def exposure(self) -> Json:
-        """Figures of its exposure to its own mistakes; empty if they were not measured."""
+        """Figures of exposure bias; empty if they were not measured."""
         return (self.evaluation.exposure if self.evaluation else None) or {}
 
     @property
     def positions(self) -> Json:
-        """Those by position, for each writer of the prefixes; empty without a teacher."""
+        """Figures of exposure bias by position, for each writer of prefixes; empty without any."""
         return self.exposure.get("positions") or {}
 
     @property
     def row(self) -> Json | None:
-        """Its line of the table; None while it is being trained."""
+        """Row of the results; None while the run is being trained."""
         return self.evaluation.row if self.evaluation else None
 
     @property
     def samples(self) -> list[Sample]:
-        """The test pairs with its texts; empty while it is being trained."""
+        """Test pairs with the run's texts; empty while it is being trained."""
         return self.evaluation.samples if self.evaluation else []
 
 
-def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
-    """The runs, in the given order.
+def read_reported_runs(folders: Sequence[Path]) -> list[ReportedRun]:
+    """Return the runs, in the given order.
 
     Raises:
         RunError: there is no run, a finished one lacks a file or has a broken one, or they do not
             belong on one page.
     """
     if not folders:
-        raise RunError("runs must be at least one folder, got none")
-    runs = [_read_run(*each) for each in zip(names_of(folders), folders, strict=True)]
+        raise RunError("runs must be at least one folder, got 0")
+    runs = [_read_reported_run(*each) for each in zip(run_names(folders), folders, strict=True)]
     for run in runs[1:]:
-        _check_same(runs[0], run)
+        _check_same_setting(runs[0], run)
     evaluated = [run for run in runs if run.evaluation]
     for run in evaluated[1:]:
         _check_comparable(evaluated[0], run)
     return runs
 
 
-def _read_run(name: str, folder: Path) -> ReportedRun:
+def _read_reported_run(name: str, folder: Path) -> ReportedRun:
     run, finished = read_config(folder), (folder / OUTCOME).is_file()
     metrics, check = folder / METRICS, schema.check_record
     records = _read_lines(metrics, check, growing=not finished) if metrics.is_file() else []
@@ -128,43 +127,46 @@ def _read_evaluation(folder: Path) -> Evaluation:
     missing = [name for name in (RESULTS, SAMPLES) if not (folder / name).is_file()]
     if missing:
         raise RunError(
-            f"{folder} must hold {' and '.join(missing)}, got none: "
+            f"{folder} must hold {' and '.join(missing)}, which it lacks: "
             f"run `textgen evaluate {folder}` first"
         )
     results, exposure = _read_json(folder / RESULTS, {}), None
     if (folder / EXPOSURE).is_file():
-        exposure = _read_json(folder / EXPOSURE, schema.EXPOSURE)
+        exposure = _read_json(folder / EXPOSURE, schema.EXPOSURE_FIELDS)
     try:
-        lines = _read_lines(folder / SAMPLES, partial(schema.check, fields=schema.SAMPLE))
+        lines = _read_lines(folder / SAMPLES, partial(schema.check, fields=schema.SAMPLE_FIELDS))
         samples = [Sample(**line) for line in lines]
         *teacher, row = results["rows"]
         for each in (*teacher, row):
-            schema.check(each, schema.ROW)
+            schema.check(each, schema.ROW_FIELDS)
         machine, task = dict(results["machine"]), dict(results["task"])
-        schema.check(task, schema.TASK)
+        schema.check(task, schema.TASK_FIELDS)
         if len(teacher) > 1 or len(samples) != task["test_pairs"]:
-            raise ValueError(f"{1 + len(teacher)} rows and {len(samples)} of {task} as samples")
+            raise ValueError(
+                f"there must be at most 2 rows and {task['test_pairs']} samples, got "
+                f"{1 + len(teacher)} rows and {len(samples)} samples"
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation, got: {error}: "
+            f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation: {error}: "
             f"{_again(folder)}"
         ) from error
     return Evaluation(teacher[0] if teacher else None, row, machine, task, samples, exposure)
 
 
-def _read_json(path: Path, fields: Mapping[str, schema.Kind]) -> Json:
+def _read_json(path: Path, fields: Mapping[str, schema.FieldRule]) -> Json:
     try:
         content = _loads(path.read_text(encoding="utf-8"))
         schema.check(content, fields)
     except ValueError as error:
-        raise RunError(f"{path} must be whole, got: {error}: {_again(path.parent)}") from error
+        raise RunError(f"{path} must be whole: {error}: {_again(path.parent)}") from error
     return content
 
 
 def _read_lines(
     path: Path, check: Callable[[object], None], *, growing: bool = False
 ) -> list[Json]:
-    """The objects in the lines of `path`; of a growing file without a last line not yet ended."""
+    """Return the objects in the lines of `path`; a growing file may have a last line cut short."""
     try:
         text = path.read_text(encoding="utf-8")
         *lines, rest = text.split("\n")  # texts may hold other line ends
@@ -172,26 +174,26 @@ def _read_lines(
         for record in records:
             check(record)
     except ValueError as error:
-        raise RunError(f"{path} must have a JSON object in each line, got: {error}") from error
+        raise RunError(f"{path} must have a JSON object in each line: {error}") from error
     return records
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON has no narrower type
-    """A JSON value in which NaN and the infinities, which are no figures to show, are None."""
-    return json.loads(text, parse_constant=lambda _: None)
+    """Return a JSON value with the names of today, and None for NaN and infinities."""
+    return json.loads(text, parse_constant=lambda _: None, object_hook=with_current_names)
 
 
 def _again(folder: Path) -> str:
     return f"run `textgen evaluate {folder}` again"
 
 
-def _check_same(first: ReportedRun, other: ReportedRun) -> None:
+def _check_same_setting(first: ReportedRun, other: ReportedRun) -> None:
     """Raise unless both runs have the same task and the same teacher, here or on a server."""
-    for what in ("task", "teacher", "server"):
-        ours, theirs = (getattr(run.run.experiment, what) for run in (first, other))
+    for part in ("task", "teacher", "server"):
+        ours, theirs = (getattr(run.run.experiment, part) for run in (first, other))
         if ours != theirs:
             raise RunError(
-                f"runs in one report must have the same {what} as {first.folder}, "
+                f"runs in one report must have the same {part} as {first.folder}, "
                 f"got {other.folder} with another"
             )
 

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts in the page's theme, sorts tables and shows what a student wrote.
+// Draws the charts in the page's theme, sorts tables and shows students' texts token by token.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const hidden = new Set();
@@ -60,7 +60,8 @@ function setTheme(dark) {
 themeButton.addEventListener("click", () => setTheme(themeButton.getAttribute("aria-pressed") !== "true"));
 prefersDark.addEventListener("change", () => setTheme(prefersDark.matches));
 
-// Tables: a click on a heading sorts, largest figures and first names on top; the next one turns it.
+// Tables: a click on a heading sorts by it, largest figures or first names on top; the next click
+// reverses the order.
 
 const OPPOSITE = { ascending: "descending", descending: "ascending" };
 
@@ -73,7 +74,7 @@ function sortBy(heading) {
   const rows = [...body.rows].map((row) => [row.cells[column].dataset.value, row]);
   const known = rows.filter(([value]) => value !== undefined);
   known.sort(([left], [right]) => (order === "ascending" ? compare(left, right) : compare(right, left)));
-  const unknown = rows.filter(([value]) => value === undefined); // last in either order
+  const unknown = rows.filter(([value]) => value === undefined); // last in both orders
   body.append(...[...known, ...unknown].map(([, row]) => row));
 }
 
@@ -93,7 +94,7 @@ const inspector = element("div", { id: "inspector", ariaLive: "polite" });
 const list = document.getElementById("list");
 const search = document.getElementById("search");
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 2 });
-const LEAST = 1e-3; // probabilities below are as dark as this one
+const DARKEST_PROBABILITY = 1e-3; // lower probabilities have the same color
 let chosen = data.readable[0]; // the student whose tokens are shown
 
 function element(tag, properties, ...children) {
@@ -131,11 +132,11 @@ function leastProbable(tokens) {
 
 function tokenOf([text, probability, rank], index) {
   const word = text.trimStart();
-  const label = `${word || "part of a character"}: ${percent.format(probability)}, choice ${rank}`;
+  const label = `${word || "part of a character"}: ${percent.format(probability)}, rank ${rank}`;
   const made = element("span", { className: "token", role: "button", title: label }, word || "◌");
   made.ariaLabel = label;
   made.dataset.index = index;
-  made.style.setProperty("--doubted", Math.min(1, Math.log(probability) / Math.log(LEAST)));
+  made.style.setProperty("--doubted", Math.min(1, Math.log(probability) / Math.log(DARKEST_PROBABILITY)));
   made.classList.toggle("other", rank > 1);
   made.classList.toggle("special", text.startsWith("⟨"));
   return [text.slice(0, text.length - word.length), made];
@@ -154,10 +155,10 @@ function inspect(index) {
     const parts = [element("b", {}, visible(other)), element("span", {}, percent.format(likely)), bar];
     return element("li", { className: other === text ? "own" : "" }, ...parts);
   });
-  const choice = rank === 1 ? "its first choice" : `its choice number ${rank}`;
+  const choice = rank === 1 ? "its most probable token" : `rank ${rank}`;
   inspector.replaceChildren(
     element("p", {}, element("b", {}, visible(text)), ` ${percent.format(probability)}, ${choice}`),
-    element("p", { className: "small" }, "the teacher's five best here"),
+    element("p", { className: "small" }, "the teacher's five most probable tokens"),
     element("ol", {}, ...alternatives),
   );
 }
@@ -190,8 +191,8 @@ texts.addEventListener("keydown", (event) => {
   const tokens = [...texts.querySelectorAll(".token")];
   const index = indexOf(event);
   if (index === null) return;
-  const places = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: tokens.length - 1 };
-  const next = tokens[places[event.key]];
+  const targets = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: tokens.length - 1 };
+  const next = tokens[targets[event.key]];
   if (!next) return;
   event.preventDefault();
   next.focus();

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its style, its program, the figures and plotly.js inside."""
+"""Page of the report: one HTML file with its style, its program, the figures and plotly.js."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
@@ -10,7 +10,8 @@ from markupsafe import Markup
 from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.reporting import figures, tables
 from textgen_experiments.reporting.charts import Chart, looks_of
-from textgen_experiments.reporting.load_runs import METRICS, Evaluation, Json, ReportedRun
+from textgen_experiments.reporting.load_runs import METRICS, Evaluation, ReportedRun
+from textgen_experiments.reporting.schema import Json
 from textgen_experiments.reporting.token_view import Sentence
 
 HERE = Path(__file__).parent
@@ -24,13 +25,13 @@ SECTIONS = {
 
 
 def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         runs: at least one.
-        sentences: for the reader; none if no run was evaluated.
+        sentences: shown token by token; none if no run was evaluated.
     """
-    from plotly.offline import get_plotlyjs  # no other command shall wait for it
+    from plotly.offline import get_plotlyjs  # slow to import
 
     evaluations = [run.evaluation for run in runs if run.evaluation]
     teacher = evaluations[0].teacher if evaluations else None
@@ -47,16 +48,18 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
         notes=notes(runs),
         sections=SECTIONS,
         looks=looks_of([run.name for run in runs], teacher=TEACHER in rows),
-        models=tables.table(tables.MODELS, runs, rows),
-        exposure=tables.table(tables.EXPOSURE, runs, {run.name: run.exposure for run in runs}),
+        models=tables.report_table(tables.MODEL_COLUMNS, runs, rows),
+        exposure=tables.report_table(
+            tables.EXPOSURE_COLUMNS, runs, {run.name: run.exposure for run in runs}
+        ),
         signature=next((each.row["signature"] for each in evaluations), None),
         baseline=next((each.row.get("baseline") for each in evaluations), None),
         machine=_machine(evaluations),
         test_pairs=len(evaluations[0].samples) if evaluations else 0,
-        fewest_states=figures.FEWEST_STATES,
+        min_states=figures.MIN_STATES,
         charts=charts,
         sentences=sentences,
-        data=_data(charts, sentences),
+        data=_page_data(charts, sentences),
         css=_file("page.css"),
         javascript=_file("page.js"),
         plotly=Markup(get_plotlyjs()),
@@ -64,19 +67,19 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
 
 
 def _charts(runs: Sequence[ReportedRun]) -> dict[str, list[Chart]]:
-    """All charts, by their place on the page."""
+    """Return all charts, by their place on the page."""
     return {
         "trade_offs": figures.trade_offs(runs),
-        "agreement": figures.by_position(runs, "agreement", figures.ALIKE),
+        "agreement": figures.by_position(runs, "agreement", figures.AGREEMENT_UNIT),
         "divergence": figures.by_position(runs, "divergence", "nats"),
-        "errors": [figures.accumulated_error(runs), figures.finished_by_teacher(runs)],
-        "length": [figures.by_length(runs, side) for side in ("reference", "source")],
+        "errors": [figures.accumulated_error(runs), figures.completed_by_teacher(runs)],
+        "length": [figures.by_text_length(runs, side) for side in ("reference", "source")],
         "learning": figures.learning(runs),
     }
 
 
-def _data(charts: dict[str, list[Chart]], sentences: Sequence[Sentence]) -> Json:
-    """What the page's program reads."""
+def _page_data(charts: dict[str, list[Chart]], sentences: Sequence[Sentence]) -> Json:
+    """Return the data of the page's program."""
     drawn = [chart for group in charts.values() for chart in group if chart.traces]
     return {
         "charts": [
@@ -101,7 +104,7 @@ def _file(name: str) -> Markup:
 
 
 def lead(runs: Sequence[ReportedRun]) -> str:
-    """The page's first sentences: how many models there are, and which one writes best."""
+    """Return the first sentences of the page: the number of models, and the best one."""
     evaluations = {run.name: run.evaluation for run in runs if run.evaluation}
     if not evaluations:
         return "No run has been trained to its end yet."
@@ -122,7 +125,7 @@ def lead(runs: Sequence[ReportedRun]) -> str:
 
 
 def notes(runs: Sequence[ReportedRun]) -> list[str]:
-    """Gaps, and what must not be compared."""
+    """Return the notes above the report: gaps, and figures that must not be compared."""
     found = []
     for run in runs:
         if not run.evaluation:
@@ -147,7 +150,7 @@ def notes(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def _cautions(evaluated: Mapping[str, Evaluation]) -> list[str]:
-    """Which figures were not taken side by side."""
+    """Return notes on figures that were not measured side by side."""
     found, evaluations = [], [*evaluated.values()]
     teachers = {each.teacher["tokens_per_second"] for each in evaluations if each.teacher}
     if any(each.machine != evaluations[0].machine for each in evaluations):
@@ -169,7 +172,7 @@ def _cautions(evaluated: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _machine(evaluations: Sequence[Evaluation]) -> str:
-    """The machine of the first run that was evaluated, in words."""
+    """Return the machine of the first evaluated run, in words."""
     if not evaluations:
         return "no machine yet"
     return ", ".join(f"{name} {value}" for name, value in evaluations[0].machine.items())

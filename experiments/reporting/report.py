@@ -1,4 +1,4 @@
-"""One page from several runs: quality, speed, exposure bias, and single sentences to look at."""
+"""Command `report`: one page about several runs, with quality, speed and exposure bias."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from textgen_experiments.reporting.load_runs import read_runs
+from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.page import render
 from textgen_experiments.reporting.token_view import read_sentences
 from textgen_experiments.runs.folder import write_text
@@ -20,7 +20,7 @@ class ReportOptions:
     Attributes:
         runs: folders of runs of one task with one teacher.
         output: the page.
-        sentences: test sentences to look at token by token, chosen by a hash of their text.
+        sentences: number of test sentences shown token by token, chosen by a hash of their text.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -33,12 +33,12 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> None:
-    """Read the runs' figures, look at single tokens with their models, write the page.
+    """Read the runs' figures, run their models on some sentences, and write the page.
 
     Raises:
         RunError: a run is not evaluated, or the runs do not belong on one page.
     """
-    runs = read_runs(options.runs)
+    runs = read_reported_runs(options.runs)
     page = render(runs, read_sentences(runs, options.sentences))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.output, page)

@@ -1,29 +1,32 @@
-"""What a run's files must hold for the page to be made: which fields are numbers, which are texts.
+"""Schema of the files of a run that the page reads: rules for the values of their fields.
 
-Fields that the page does not read are not looked at. A figure that it can do without may be null or
-missing, which is a gap; reading has made NaN and the infinities null.
+Fields that the page does not read are not checked. A figure that the page can do without may be
+null or missing, which is a gap; NaN and infinities are null once a file is read.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+Json = dict[str, Any]
+"""An object of a JSON file, or a figure of plotly.js."""
+
 Fits = Callable[[Any], bool]
-"""Whether a value, None where there is none, is what it should be."""
+"""Predicate of a value; a missing value is None."""
 
 
-class Kind(NamedTuple):
-    """A kind of value: in words, and as a question."""
+class FieldRule(NamedTuple):
+    """Rule for the value of a field, in words and as a predicate."""
 
     rule: str
     fits: Fits
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _text(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
@@ -41,15 +44,15 @@ def _object_of(fields: Mapping[str, Fits]) -> Fits:
     )
 
 
-_figure = _or_null(_number)
+_figure = _or_null(_is_number)
 _measures = {"agreement": _list_of(_figure), "divergence": _list_of(_figure)}
-_curves = _object_of({**_measures, "count": _list_of(_number)})
+_curves = _object_of({**_measures, "count": _list_of(_is_number)})
 _groups = _list_of(_object_of({"up_to": _figure, "bleu": _figure}))
 
 
 def _by_position(value: Mapping[str, Any] | None) -> bool:
-    """Whether these are curves as long as each other for each writer of the prefixes."""
-    writers = _object_of(dict.fromkeys(("gold", "own", "teacher"), _or_null(_curves)))
+    """Return True if each writer of prefixes has curves of one length, or none."""
+    writers = _object_of(dict.fromkeys(("reference", "student", "teacher"), _or_null(_curves)))
     return value is None or (
         writers(value)
         and all(len({*map(len, curves.values())}) == 1 for curves in value.values() if curves)
@@ -57,19 +60,19 @@ def _by_position(value: Mapping[str, Any] | None) -> bool:
 
 
 def _by_length(value: list[Any] | None) -> bool:
-    """Whether these are groups of which only the last one has no limit."""
+    """Return True if these are groups of which only the last one may have no limit."""
     return value is None or (
         _groups(value) and all(group["up_to"] is not None for group in value[:-1])
     )
 
 
-NUMBER = Kind("a number", _number)
-POSITIVE = Kind("a number above 0", lambda value: _number(value) and value > 0)
-FIGURE = Kind("a number or null", _figure)
-TEXT = Kind("a text", _text)
-LABEL = Kind("a text or null", _or_null(_text))
+NUMBER = FieldRule("a number", _is_number)
+POSITIVE = FieldRule("a number above 0", lambda value: _is_number(value) and value > 0)
+FIGURE = FieldRule("a number or null", _figure)
+ANY_TEXT = FieldRule("a text", _is_text)
+TEXT_OR_NULL = FieldRule("a text or null", _or_null(_is_text))
 
-ROW: Mapping[str, Kind] = {
+ROW_FIELDS: Mapping[str, FieldRule] = {
     **dict.fromkeys(
         (
             *("bleu_confidence", "p_value", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"),
@@ -78,61 +81,61 @@ ROW: Mapping[str, Kind] = {
         ),
         FIGURE,
     ),
-    **dict.fromkeys(("baseline", "precision"), LABEL),
-    "signature": TEXT,
+    **dict.fromkeys(("baseline", "precision"), TEXT_OR_NULL),
+    "signature": ANY_TEXT,
     "bleu": NUMBER,
     "tokens_per_second": POSITIVE,
     "speedup_vs_teacher": POSITIVE,
-    "beam": Kind(
+    "beam": FieldRule(
         "null or a size and a bleu", _or_null(_object_of({"size": _figure, "bleu": _figure}))
     ),
 }
-"""Of a row of `results.json`."""
-SAMPLE: Mapping[str, Kind] = {
-    **dict.fromkeys(("source", "reference", "hypothesis"), TEXT),
-    "teacher": LABEL,
+"""Fields of a row of `results.json`."""
+SAMPLE_FIELDS: Mapping[str, FieldRule] = {
+    **dict.fromkeys(("source", "reference", "hypothesis"), ANY_TEXT),
+    "teacher": TEXT_OR_NULL,
 }
-"""Of a line of `samples.jsonl`."""
-TASK: Mapping[str, Kind] = {"name": TEXT, "test_pairs": NUMBER}
-"""Of what `results.json` says of the task."""
-EXPOSURE: Mapping[str, Kind] = {
+"""Fields of a line of `samples.jsonl`."""
+TASK_FIELDS: Mapping[str, FieldRule] = {"name": ANY_TEXT, "test_pairs": NUMBER}
+"""Fields of the task in `results.json`."""
+EXPOSURE_FIELDS: Mapping[str, FieldRule] = {
     **dict.fromkeys(
         ("length_ratio", "repetition_rate", "likelihood_risk", "coverage_risk"), FIGURE
     ),
-    "positions": Kind("null or curves by position", _by_position),
-    "excess_accumulated_error": Kind(
+    "positions": FieldRule("null or curves by position", _by_position),
+    "excess_accumulated_error": FieldRule(
         "null or a list of numbers and nulls", _or_null(_list_of(_figure))
     ),
-    "teacher_finishes": Kind(
+    "teacher_finishes": FieldRule(
         "null or a list of a share and a bleu each",
-        _or_null(_list_of(_object_of({"share": _number, "bleu": _figure}))),
+        _or_null(_list_of(_object_of({"share": _is_number, "bleu": _figure}))),
     ),
     **dict.fromkeys(
         ("bleu_by_reference_length", "bleu_by_source_length"),
-        Kind("null or groups with up_to and bleu", _by_length),
+        FieldRule("null or groups with up_to and bleu", _by_length),
     ),
 }
-"""Of `exposure.json`."""
+"""Fields of `exposure.json`."""
 
 
-def check(value: object, fields: Mapping[str, Kind]) -> None:
+def check(value: object, fields: Mapping[str, FieldRule]) -> None:
     """Raise unless `value` is an object with these fields.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is no object, or a field breaks its rule.
     """
     if not isinstance(value, dict):
         raise ValueError(f"value must be an object, got {value!r}")
-    for name, kind in fields.items():
-        if not kind.fits(value.get(name)):
-            raise ValueError(f"{name} must be {kind.rule}, got {value.get(name)!r}")
+    for name, field in fields.items():
+        if not field.fits(value.get(name)):
+            raise ValueError(f"{name} must be {field.rule}, got {value.get(name)!r}")
 
 
 def check_record(value: object) -> None:
-    """Raise unless `value` is a line of `metrics.jsonl`: figures, and the update they are of.
+    """Raise unless `value` is a line of `metrics.jsonl`: figures with the number of their update.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is no object, a value is no figure, or the update is missing.
     """
     check(value, {})
     assert isinstance(value, dict), "it was checked"

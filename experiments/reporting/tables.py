@@ -1,13 +1,14 @@
-"""The report's tables: their columns, and each figure as text and as a value to sort by."""
+"""Tables of the report: their columns, and each figure as text and as a value to sort by."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.reporting.charts import Look, looks_of
-from textgen_experiments.reporting.load_runs import Json, ReportedRun
+from textgen_experiments.reporting.load_runs import ReportedRun
+from textgen_experiments.reporting.schema import Json
 
-NOTHING = "\N{EN DASH}"
+GAP = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,12 @@ class Column:
     """A column of a table.
 
     Attributes:
-        heading: what stands above it.
-        value: takes a figure from a row's object; None for a gap.
-        text: how a figure is written.
-        best: chooses the best figure of all runs, to be set in bold; None for none.
-        help: what the heading means.
+        heading: its title.
+        value: function from a row's object to a figure, or None for a gap.
+        text: format of a figure.
+        best: function that chooses the best figure of all runs, which is shown in bold; None for
+            figures that are not better or worse.
+        help: explanation of the heading.
     """
 
     heading: str
@@ -31,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, its value (None for a gap), and whether it is the best of its column."""
+    """A figure as text, its value (None for a gap), and a flag for the best of its column."""
 
     text: str
     value: float | str | None
@@ -39,8 +41,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A model's line: its name comes first among the cells."""
+class ModelRow:
+    """Row of a model; the first cell is its name."""
 
     name: str
     look: Look
@@ -49,11 +51,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns that have figures, and a row for each model."""
+class ReportTable:
+    """Columns with at least one figure, and a row for each model."""
 
     columns: list[Column]
-    rows: list[Row]
+    rows: list[ModelRow]
 
 
 def _field(name: str) -> Callable[[Json], float | None]:
@@ -64,8 +66,8 @@ def _millions(name: str) -> Callable[[Json], float | None]:
     return lambda row: None if row.get(name) is None else row[name] / 1e6
 
 
-def _mean(measure: str, writer: str) -> Callable[[Json], float | None]:
-    """Over all states that the writer's prefixes reach."""
+def _mean_over_states(measure: str, writer: str) -> Callable[[Json], float | None]:
+    """Return a function for the mean of `measure` over all states on the writer's prefixes."""
 
     def value(exposure: Json) -> float | None:
         position = (exposure.get("positions") or {}).get(writer)
@@ -81,10 +83,16 @@ def _beam(name: str) -> Callable[[Json], float | None]:
     return lambda row: (row.get("beam") or {}).get(name)
 
 
-MODELS = (
+MODEL_COLUMNS = (
     Column("BLEU", _field("bleu"), best=max),
-    Column("\N{PLUS-MINUS SIGN}", _field("bleu_confidence"), help="half of BLEU's 95 % interval"),
-    Column("p", _field("p_value"), "{:.3f}", help="of the difference in BLEU from the baseline"),
+    Column(
+        "\N{PLUS-MINUS SIGN}",
+        _field("bleu_confidence"),
+        help="half the width of BLEU's 95 % interval",
+    ),
+    Column(
+        "p", _field("p_value"), "{:.3f}", help="p-value of the difference in BLEU from the baseline"
+    ),
     Column("speed-up", _field("speedup_vs_teacher"), "{:.1f}\N{MULTIPLICATION SIGN}", max),
     Column("tokens/s", _field("tokens_per_second"), "{:,.0f}", max),
     Column("sentences/s", _field("sentences_per_second"), "{:,.0f}", max),
@@ -93,28 +101,35 @@ MODELS = (
     Column("ROUGE-1", _field("rouge1"), best=max),
     Column("ROUGE-2", _field("rouge2"), best=max),
     Column("ROUGE-L", _field("rougeL"), best=max),
-    Column("exact", _field("exact_match"), "{:.1f} %", max, "texts that are their references"),
+    Column(
+        "exact", _field("exact_match"), "{:.1f} %", max, "share of texts equal to their reference"
+    ),
     Column("beam", _beam("size"), "{:.0f}", help="size of the beam of the next column"),
     Column("BLEU by beam", _beam("bleu"), best=max),
     Column("training pairs", _field("train_pairs"), "{:,.0f}"),
     Column("training s", _field("train_seconds"), "{:,.0f}"),
-    Column("teacher asked", _millions("teacher_tokens_queried"), "{:.2f} M", help="tokens"),
+    Column(
+        "teacher queries",
+        _millions("teacher_tokens_queried"),
+        "{:.2f} M",
+        help="states at which the training queried the teacher",
+    ),
     Column(
         "tokenized BLEU",
         _field("tokenized_lowercase_bleu"),
         best=max,
-        help="of lower-cased tokens, as in older papers: not to be compared with BLEU",
+        help="on lower-cased tokens, as in older papers; not comparable with BLEU",
     ),
 )
-WRITERS = {"gold": "references", "own": "own", "teacher": "teacher"}
-EXPOSURE = (
+PREFIX_LABELS = {"reference": "references", "student": "own", "teacher": "teacher"}
+EXPOSURE_COLUMNS = (
     *(
-        Column(f"agreement, {who}", _mean("agreement", writer), "{:.1%}", max)
-        for writer, who in WRITERS.items()
+        Column(f"agreement, {label}", _mean_over_states("agreement", writer), "{:.1%}", max)
+        for writer, label in PREFIX_LABELS.items()
     ),
     *(
-        Column(f"divergence, {who}", _mean("divergence", writer), "{:.2f}", min)
-        for writer, who in WRITERS.items()
+        Column(f"divergence, {label}", _mean_over_states("divergence", writer), "{:.2f}", min)
+        for writer, label in PREFIX_LABELS.items()
     ),
     Column("likelihood risk", _field("likelihood_risk"), "{:.2f}", min),
     Column("coverage risk", _field("coverage_risk"), "{:.2f}", min),
@@ -123,40 +138,40 @@ EXPOSURE = (
 )
 
 
-def table(
+def report_table(
     columns: Sequence[Column], runs: Sequence[ReportedRun], objects: Mapping[str, Json]
-) -> Table:
-    """The columns that any model has a figure for.
+) -> ReportTable:
+    """Return a table with the columns for which some model has a figure.
 
     Args:
-        columns: to choose from.
-        runs: of the report; each has a row, the ones still being trained among them.
-        objects: what each model's figures are in, by name; the teacher has the first row, if it is
-            there.
+        columns: candidates.
+        runs: of the report; each has a row, also while it is being trained.
+        objects: the figures of each model, by its name; the teacher, if it is among them, has the
+            first row.
     """
     known = [c for c in columns if any(c.value(each) is not None for each in objects.values())]
     looks = looks_of([run.name for run in runs], teacher=TEACHER in objects)
     training = {run.name for run in runs if not run.evaluation}
     students = [each for name, each in objects.items() if name != TEACHER]
-    tops = [_best(column, students) for column in known]
+    tops = [_best_figure(column, students) for column in known]
     rows = []
-    for name, style in looks.items():
+    for name, look in looks.items():
         figures = [column.value(objects.get(name, {})) for column in known]
         cells = [
             _cell(column, figure, name != TEACHER and figure == top)
             for column, figure, top in zip(known, figures, tops, strict=True)
         ]
-        rows.append(Row(name, style, name in training, [Cell(name, name), *cells]))
-    return Table(known, rows)
+        rows.append(ModelRow(name, look, name in training, [Cell(name, name), *cells]))
+    return ReportTable(known, rows)
 
 
-def _best(column: Column, objects: Sequence[Json]) -> float | None:
-    """The column's best figure, of at least two."""
+def _best_figure(column: Column, objects: Sequence[Json]) -> float | None:
+    """Return the column's best figure, or None if fewer than two models have one."""
     figures = [figure for each in objects if (figure := column.value(each)) is not None]
     return column.best(figures) if column.best and len(figures) > 1 else None
 
 
 def _cell(column: Column, figure: float | None, best: bool) -> Cell:
     if figure is None:
-        return Cell(NOTHING, None)
+        return Cell(GAP, None)
     return Cell(column.text.format(figure), figure, best)

@@ -1,7 +1,7 @@
-"""What students wrote, token by token, and how probable the teacher finds each token.
+"""Students' texts token by token, with the teacher's probability of each token.
 
-One parallel pass of the teacher over a student's own texts: at every token the teacher has read
-what the student had written so far.
+One parallel pass of the teacher over a student's own texts gives the teacher's distribution at
+every state on the student's prefixes.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.run_log import progress
 
 NUM_ALTERNATIVES = 5
-BATCH_SIZE = 64  # texts looked at together
-MOSTLY = 0.9  # of a student's texts must be as when it was evaluated; rounding may change a few
-END = "⟨end⟩"
+TEXTS_PER_BATCH = 64  # in one pass of the teacher
+MIN_SAME_TEXTS = 0.9  # share of texts equal to the evaluated ones; rounding may change a few
+END_TEXT = "⟨end⟩"
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token that a student wrote, as the teacher sees it.
+    """A token that a student wrote, with the teacher's view of it.
 
     Attributes:
-        text: what it adds to the text, with the space before it; empty for the first bytes of a
-            character, which is that of its last.
+        text: the characters that it adds to the text, with the space before them. A character of
+            several tokens belongs to the last of them; the others add nothing.
         probability: the teacher's, in [0, 1].
-        rank: 1 for the teacher's first choice, 2 for its second.
+        rank: 1 for the teacher's most probable token, 2 for the next one.
         best: the teacher's most probable tokens, in falling order, and their probabilities.
     """
 
@@ -50,15 +50,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A test pair, and what was made of it.
+    """A test pair with the texts that the models wrote for it.
 
     Attributes:
-        number: its place in the test split, from 1.
-        source: what all models read.
+        number: its position in the test split, from 1.
+        source: the source text.
         reference: the data set's text.
-        teacher: the teacher's; None without one.
-        texts: the runs' by name.
-        tokens: the same texts token by token; of no run without a teacher that reads its tokens.
+        teacher: the teacher's text; None without a teacher.
+        texts: the text of each run, by the run's name.
+        tokens: the same texts as tokens, for the runs whose teacher has the student's tokenizer.
     """
 
     number: int
@@ -70,7 +70,7 @@ class Sentence:
 
 
 def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
-    """So many sentences of the test split, or all, with what the evaluated runs' models write.
+    """Return `count` sentences of the test split, or all, with the evaluated runs' texts.
 
     Raises:
         RunError: the task or a model is no longer what was evaluated.
@@ -79,60 +79,64 @@ def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
     if not evaluated:
         return []
     samples = evaluated[0].samples
-    places = choose(samples, count)
+    indices = choose_samples(samples, count)
     sentences = [
         Sentence(
-            number=place + 1,
-            source=samples[place].source,
-            reference=samples[place].reference,
-            teacher=samples[place].teacher,
-            texts={run.name: run.samples[place].hypothesis for run in evaluated},
+            number=index + 1,
+            source=samples[index].source,
+            reference=samples[index].reference,
+            teacher=samples[index].teacher,
+            texts={run.name: run.samples[index].hypothesis for run in evaluated},
             tokens={},
         )
-        for place in places
+        for index in indices
     ]
     with progress("reading tokens", total=len(evaluated)) as advance:
         for run in evaluated:
             teacher = run.run.experiment.teacher
             if teacher and same_pieces(*map(load_tokenizer, (teacher, run.folder / "model"))):
-                texts = _read_run(run, places)
+                texts = _read_run_tokens(run, indices)
                 for sentence, tokens in zip(sentences, texts, strict=True):
                     sentence.tokens[run.name] = tokens
             advance()
     return sentences
 
 
-def choose(samples: Sequence[Sample], count: int) -> list[int]:
-    """Places of `count` of the pairs, or of all: those whose text hashes lowest, in their order."""
+def choose_samples(samples: Sequence[Sample], count: int) -> list[int]:
+    """Return the indices of `count` pairs, or of all: those with the lowest hashes, in order."""
     hashes = [text_hash(f"{sample.source}\t{sample.reference}") for sample in samples]
     return sorted(sorted(range(len(samples)), key=hashes.__getitem__)[:count])
 
 
-def _read_run(run: ReportedRun, places: Sequence[int]) -> list[list[Token]]:
-    """`read_tokens` at these places of the test split."""
+def _read_run_tokens(run: ReportedRun, indices: Sequence[int]) -> list[list[Token]]:
+    """Return the run's texts as tokens, at these indices of the test split.
+
+    Raises:
+        RunError: the test pairs or the model are not those that were evaluated.
+    """
     folder, experiment = run.folder / "model", run.run.experiment
-    assert experiment.teacher, "without a teacher there is nothing to read"
+    assert experiment.teacher, "only a teacher gives probabilities"
     task = build_task(experiment.task, load_tokenizer(folder))
     if [(pair.source, pair.reference) for pair in task.test] != [
         (sample.source, sample.reference) for sample in run.samples
     ]:
         raise RunError(
-            f"test pairs of {run.folder} must be those that it was evaluated on, got others: "
-            f"run `textgen evaluate {run.folder}` again"
+            f"test pairs of {run.folder} must be those that it was evaluated on, but they are "
+            f"others: run `textgen evaluate {run.folder}` again"
         )
     student, teacher = (
         with_prepacked_weights(load_model(path, run.run.dtype))
         for path in (folder, experiment.teacher)
     )
-    texts = read_tokens(student, NeuralExpert(teacher), task, [task.test[i] for i in places])
+    texts = read_tokens(student, NeuralExpert(teacher), task, [task.test[i] for i in indices])
     same = sum(
-        text_of(tokens) == _ended(run.samples[place].hypothesis)
-        for place, tokens in zip(places, texts, strict=True)
+        text_of(tokens) == _without_partial_character(run.samples[index].hypothesis)
+        for index, tokens in zip(indices, texts, strict=True)
     )
-    if same < MOSTLY * len(places):
+    if same < MIN_SAME_TEXTS * len(indices):
         raise RunError(
-            f"model of {run.folder} must be the one that was evaluated, got one that writes "
-            f"{len(places) - same} of {len(places)} texts otherwise: "
+            f"model of {run.folder} must be the one that was evaluated, but it writes "
+            f"{len(indices) - same} of {len(indices)} texts differently: "
             f"run `textgen evaluate {run.folder}` again"
         )
     return texts
@@ -142,43 +146,44 @@ def _read_run(run: ReportedRun, places: Sequence[int]) -> list[list[Token]]:
 def read_tokens(
     student: SequenceModel, expert: Expert, task: Task, pairs: Sequence[Pair]
 ) -> list[list[Token]]:
-    """What the student writes greedily for each source, with the teacher's view of each token.
+    """Return the student's greedy text for each source, with the teacher's view of each token.
 
     Args:
         student: in evaluation mode.
         expert: the teacher.
-        task: of the pairs.
+        task: the task of the pairs.
         pairs: at least one.
     """
     own = written_by(student, encode(pairs, task), task.max_target_length, writer=Writer.STUDENT)
     texts = []
-    for rows in torch.arange(len(own)).split(BATCH_SIZE):
+    for rows in torch.arange(len(own)).split(TEXTS_PER_BATCH):
         batch = own.select(rows).trimmed(expert.special)
         log_probs = expert.logits(batch).float().log_softmax(-1)
-        for actions, length, view in zip(batch.actions, batch.mask.sum(1), log_probs, strict=True):
-            texts.append(_tokens(actions[:length], view[:length], task.tokenizer))
+        for actions, length, row in zip(batch.actions, batch.mask.sum(1), log_probs, strict=True):
+            texts.append(_tokens(actions[:length], row[:length], task.tokenizer))
     return texts
 
 
 def _tokens(actions: Tensor, log_probs: Tensor, tokenizer: TextTokenizer) -> list[Token]:
-    """The tokens of one text, (T,), beside the teacher's log-probabilities of all, (T, V)."""
+    """Return the tokens of one text, (T,), given the teacher's log-probabilities, (T, V)."""
     chosen = log_probs.gather(1, actions[:, None])
     ranks = (log_probs > chosen).sum(1) + 1
     best = log_probs.topk(min(NUM_ALTERNATIVES, log_probs.shape[1]))
     written, ids = actions.tolist(), torch.cat([actions[:, None], best.indices], 1).tolist()
     probabilities = torch.cat([chosen, best.values], 1).exp().tolist()
     tokens = []
-    for place, rank in enumerate(ranks.tolist()):
-        texts = _continuations(written[:place], ids[place], tokenizer)
-        own, *others = zip(texts, map(_rounded, probabilities[place]), strict=True)
+    for step, rank in enumerate(ranks.tolist()):
+        texts = _added_texts(written[:step], ids[step], tokenizer)
+        own, *others = zip(texts, map(_rounded, probabilities[step]), strict=True)
         tokens.append(Token(*own, rank, others))
     return tokens
 
 
-def _continuations(prefix: list[int], tokens: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
-    """What each of `tokens` adds to the text of `prefix`."""
+def _added_texts(prefix: list[int], tokens: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
+    """Return the text that each of `tokens` adds to the text of `prefix`."""
     before, *after = (
-        _ended(text) for text in tokenizer.decode([prefix, *([*prefix, token] for token in tokens)])
+        _without_partial_character(text)
+        for text in tokenizer.decode([prefix, *([*prefix, token] for token in tokens)])
     )
     special = {token: f"⟨{name}⟩" for name, token in tokenizer.special._asdict().items()}
     return [
@@ -186,8 +191,8 @@ def _continuations(prefix: list[int], tokens: Sequence[int], tokenizer: TextToke
     ]
 
 
-def _ended(text: str) -> str:
-    """The text without a last character whose bytes are not all there."""
+def _without_partial_character(text: str) -> str:
+    """Return the text without a last character of which bytes are missing."""
     return text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
 
 
@@ -196,5 +201,5 @@ def _rounded(probability: float) -> float:
 
 
 def text_of(tokens: Sequence[Token]) -> str:
-    """The text that the tokens make, without a last character that is not whole."""
-    return "".join(token.text for token in tokens if token.text != END).strip()
+    """Return the text of the tokens, without a last character of which bytes are missing."""
+    return "".join(token.text for token in tokens if token.text != END_TEXT).strip()

@@ -16,10 +16,9 @@ from textgen_env.models.huggingface.model import HuggingFaceConfig
 from textgen_env.registry import class_of
 from textgen_env.tasks import TASKS
 from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.old_names import RENAMED
 
 ROOTS = (Experiment, HuggingFaceConfig)  # a pretrained student is loaded, so no registry has it
-RENAMED = {"pool": "batches_per_rollout", "gold_weight": "reference_weight"}
-"""Names of fields and classes in files that were written before -> names since."""
 
 
 class UnknownRecordError(ValueError):

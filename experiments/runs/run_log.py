@@ -1,6 +1,6 @@
-"""Where a run's figures go: metrics.jsonl, TensorBoard and progress bars.
+"""Log of a run: metrics.jsonl, TensorBoard and progress bars.
 
-The names are stable and listed in docs/figures_logged.md.
+The names of figures are listed in docs/figures_logged.md.
 """
 
 import json
@@ -27,11 +27,11 @@ from textgen_env.tasks.task import Pair
 from textgen_experiments.runs.folder import Leaf, write_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # half a second that no other command shall wait for
+    from matplotlib.figure import Figure  # slow to import
 
-METRICS = "metrics.jsonl"  # of a run: a line for each update and each evaluation
+METRICS = "metrics.jsonl"  # a line for each update and each evaluation of a run
 SMOOTHING = 0.98  # of the loss in the progress bar
-EVALUATION = ".evaluation"  # ends the name of the events file that `evaluate` writes
+EVALUATION = ".evaluation"  # suffix of the events file that `evaluate` writes
 COMPARED = (
     "bleu",
     "chrf",
@@ -45,12 +45,12 @@ COMPARED = (
 """Figures of `evaluate` in TensorBoard's table of runs."""
 console = Console(stderr=True)
 
-Texts = Mapping[str, str | None]
-"""What belongs together, by name; None where there is no such text."""
+NamedTexts = Mapping[str, str | None]
+"""Texts of one sample by name, such as "source"; None for a text that is missing."""
 
 
 class Bars:
-    """A progress bar for each run, with its figures, to be seen once there is one to show."""
+    """Progress bars with figures, one for each run; nothing is shown before the first update."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -61,7 +61,7 @@ class Bars:
             TextColumn("{task.fields[figures]}"),
             console=console,
         )
-        self.runs: dict[str, _Shown] = {}
+        self.runs: dict[str, _BarState] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -71,12 +71,12 @@ class Bars:
             self.progress.stop()
 
     def add(self, title: str, updates: int) -> None:
-        """Make room for a run of so many updates."""
+        """Add a bar for a run of `updates` updates."""
         bar = self.progress.add_task(title, total=updates, figures="", visible=False)
-        self.runs[title] = _Shown(bar)
+        self.runs[title] = _BarState(bar)
 
     def finish(self, title: str, summary: str) -> None:
-        """Put a line in the place of a run's bar."""
+        """Replace a run's bar by a line with its summary."""
         self.progress.remove_task(self.runs.pop(title).bar)
         console.print(f"{title}: {summary}")
 
@@ -94,14 +94,15 @@ class Bars:
 
 
 @dataclass
-class _Shown:
-    """What a bar shows: the loss, smoothed, and the last validation BLEU."""
+class _BarState:
+    """State of a bar: the smoothed loss and the last validation BLEU."""
 
     bar: TaskID
     loss: float | None = None
     validation: float | None = None
 
     def figures(self, record: Record) -> str:
+        """Return the figures of an update as text."""
         parts = [f"loss {self.loss:.3f}"]
         if "beta" in record:
             parts.append(f"beta {record['beta']:.2f} student {record['student_share']:.0%}")
@@ -113,17 +114,17 @@ class _Shown:
 
 
 class RunLog:
-    """Writes a run's figures, going on after the last checkpoint of a resumed run.
+    """Writer of a run's figures, which continues after the last checkpoint of a resumed run.
 
     Args:
         folder: the run's folder.
-        done: updates already done; figures after them, of a run that was killed, are cut off.
-        show: is called with every update and its figures, to be looked at.
+        done: number of updates at the last checkpoint; later figures of a killed run are dropped.
+        show: called with the number and the figures of every update, to display them.
     """
 
     def __init__(self, folder: Path, done: int, show: Callable[[int, Record], None]) -> None:
         self.folder, self.done, self.show = folder, done, show
-        self._instruments: Record = {}
+        self._diagnostics: Record = {}
 
     def __enter__(self) -> Self:
         path = self.folder / METRICS
@@ -140,7 +141,7 @@ class RunLog:
         """Log the figures of an update or of an evaluation."""
         group = "validation" if "bleu" in record else "train"
         if group == "validation":
-            record = {**record, **self._instruments}
+            record = {**record, **self._diagnostics}
         self.file.write(json.dumps({"update": update, **record}) + "\n")
         for name, value in record.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, update)
@@ -149,20 +150,20 @@ class RunLog:
             self.tensorboard.flush()
         self.show(update, record)
 
-    def instruments(self, figures: Record) -> None:
-        """Note what is to be logged beside the BLEU of the present evaluation."""
-        self._instruments = figures
+    def diagnostics(self, figures: Record) -> None:
+        """Keep the diagnostics of the current evaluation, to be logged beside its BLEU."""
+        self._diagnostics = figures
 
     def samples(self, update: int, pairs: Sequence[Pair], hypotheses: Sequence[str]) -> None:
-        """Log some translations as text."""
+        """Log some pairs with the student's texts."""
         for number, (pair, hypothesis) in enumerate(zip(pairs, hypotheses, strict=True)):
             named = {**pair._asdict(), "student": hypothesis}
             self.tensorboard.add_text(f"samples/{number}", _as_markdown(named), update)
 
     def finish(self, settings: dict[str, Leaf], outcome: Record) -> None:
-        """Log what the run was made of and how it ended, so that TensorBoard compares runs.
+        """Log the run's settings and final figures, so that TensorBoard compares runs.
 
-        The figures of an evaluation are named, too: its tables show them once they are there.
+        The names of `evaluate`'s figures are logged, too: TensorBoard shows them once they exist.
 
         Args:
             settings: of the experiment, by name.
@@ -171,7 +172,7 @@ class RunLog:
         named = {f"final/{name}": value for name, value in outcome.items()}
         tested = dict.fromkeys((f"test/{name}" for name in COMPARED), 0.0)
         events = self.tensorboard.file_writer
-        assert events is not None, "it is there until the writer is closed"
+        assert events is not None, "the writer is open within the context"
         for summary in hparams(settings, {**named, **tested}):
             events.add_summary(summary)
         for name, value in named.items():
@@ -179,14 +180,14 @@ class RunLog:
 
 
 def log_evaluation(
-    folder: Path, figures: Record, samples: Sequence[Texts], picture: "Figure"
+    folder: Path, figures: Record, samples: Sequence[NamedTexts], picture: "Figure"
 ) -> None:
-    """Put an evaluation's figures into TensorBoard, in the place of an earlier one's.
+    """Write an evaluation's figures for TensorBoard, and remove those of an earlier evaluation.
 
     Args:
         folder: the run's folder.
         figures: by name.
-        samples: some test pairs and what was written for them.
+        samples: some test pairs with the texts written for them.
         picture: quality against speed, of all runs that were evaluated together.
     """
     for old in folder.glob(f"events.out.tfevents.*{EVALUATION}"):
@@ -199,13 +200,13 @@ def log_evaluation(
         tensorboard.add_figure("pareto", picture, close=False)
 
 
-def _as_markdown(texts: Texts) -> str:
-    """A line for each text that there is, after its name."""
+def _as_markdown(texts: NamedTexts) -> str:
+    """Return a line for each text that is not None, after its name."""
     return "  \n".join(f"{name}: {text}" for name, text in texts.items() if text is not None)
 
 
 def _cut_after(path: Path, update: int) -> None:
-    """Drop the lines of updates after `update`, and a last line that was cut short."""
+    """Remove the lines of updates after `update`, and a last line that was cut short."""
     if not path.exists():
         return
     kept = []
@@ -222,7 +223,7 @@ def _cut_after(path: Path, update: int) -> None:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr; call what it gives once for each piece of work done."""
+    """Show a progress bar on stderr; the function yielded advances it by one of `total`."""
     with Progress(console=console, transient=True) as bars:
         bar = bars.add_task(title, total=total)
         yield lambda: bars.advance(bar)

@@ -48,8 +48,8 @@ from textgen_experiments.runs.setup import (
 OUTCOME = "outcome.json"
 PREPARED = "prepared.safetensors"  # the agent's training data, and the queries for it
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
-DIAGNOSTIC_PAIRS = 16  # that each evaluation diagnoses: few, to be fast
-DIAGNOSTIC_SHARES = (0.5,)  # of a text that the student writes before the teacher takes over
+DIAGNOSTIC_PAIRS = 16  # validation pairs for the diagnostics at each evaluation: few, to be fast
+DIAGNOSTIC_SHARES = (0.5,)  # of a text by the student before the teacher completes it
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         some = pairs[:DIAGNOSTIC_PAIRS]
         few = own.select(torch.arange(len(some)))
         found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES)
-        log.instruments(found.figures())
+        log.diagnostics(found.figures())
         return bleu(hypotheses, [pair.reference for pair in pairs])
 
     with log if process.is_main_process else nullcontext():

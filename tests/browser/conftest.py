@@ -1,4 +1,4 @@
-"""A page of really trained runs in a real browser."""
+"""A page of trained runs in a real browser."""
 
 import shutil
 import time
@@ -19,12 +19,12 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-SECONDS = 60  # for a page to load on a busy machine
+LOAD_SECONDS = 60  # on a busy machine
 
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory):
-    """Path of a report; its charts have gaps."""
+    """Write a report whose charts have gaps, and return its path."""
     folder = tmp_path_factory.mktemp("runs")
     runs = trained_runs(folder)
     report(ReportOptions(tuple(runs), folder / "report.html", sentences=12))
@@ -33,7 +33,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """Chromium, with its console and its requests recorded."""
+    """Start Chromium and record its console and its requests."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium, "Debian's package chromium must be installed"
     assert driver, "Debian's package chromium-driver must be installed"
@@ -43,7 +43,7 @@ def browser(tmp_path_factory):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    chrome.set_page_load_timeout(SECONDS)
+    chrome.set_page_load_timeout(LOAD_SECONDS)
     yield chrome
     chrome.quit()
 
@@ -55,7 +55,7 @@ class Window:
         browser: the driver.
         page: path of the page.
         width: of the window, CSS pixels; a phone below 600.
-        theme: "light" or "dark", what the system asks for.
+        theme: "light" or "dark", the system's preference.
     """
 
     def __init__(self, browser, page, width, theme):
@@ -66,36 +66,36 @@ class Window:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preference]})
-        browser.get("about:blank")  # or a page left behind could be taken for this one
+        browser.get("about:blank")  # or the previous page could be taken for this one
         for kind in ("browser", "performance"):
-            browser.get_log(kind)  # what was recorded before
+            browser.get_log(kind)  # drops earlier entries
         browser.get(page.as_uri())
         # On a busy machine Chromium's driver can return before the page's script has run.
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def __call__(self, script, *arguments):
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         return self.browser.execute_script(f"return {script}", *arguments)
 
     def all(self, selector):
-        """The elements that match."""
+        """Return all elements that match a selector."""
         return self.browser.find_elements("css selector", selector)
 
     def one(self, selector):
-        """The first element that matches; an error if there is none."""
+        """Return the first element that matches a selector; raise if there is none."""
         return self.browser.find_element("css selector", selector)
 
     def wait(self, script):
         """Return once a JavaScript expression is true."""
-        last = time.monotonic() + SECONDS
+        last = time.monotonic() + LOAD_SECONDS
         while not self(script):
-            assert time.monotonic() < last, f"not true in {SECONDS} seconds: {script}"
+            assert time.monotonic() < last, f"not true in {LOAD_SECONDS} seconds: {script}"
             time.sleep(0.05)
 
 
 @pytest.fixture
 def open_page(browser, page):
-    """width, theme -> the page in a window."""
+    """Return a function that opens the page in a window of some width and theme."""
 
     def opened(width=1280, theme="light"):
         return Window(browser, page, width, theme)

@@ -1,4 +1,4 @@
-"""The report in Chromium: it loads alone, sorts, tells of tokens, and follows theme and width.
+"""The report in Chromium: loading, sorting, token view, themes and widths.
 
 Collected by `make browser` only.
 """
@@ -11,10 +11,10 @@ from selenium.webdriver import ActionChains, Keys
 
 from tests.support.report_runs import HOSTILE
 
-SPEED_UP = 3  # its column
+SPEED_UP_COLUMN = 3
 
 
-def test_it_loads_without_a_complaint(open_page, browser):
+def test_it_loads_without_an_error(open_page, browser):
     window = open_page()
     assert browser.get_log("browser") == []
     charts = window.all(".chart")
@@ -22,7 +22,7 @@ def test_it_loads_without_a_complaint(open_page, browser):
     assert all(chart.find_elements("css selector", "svg .trace") for chart in charts)
 
 
-def test_it_asks_for_nothing_but_itself(open_page, browser, page):
+def test_it_requests_nothing_but_itself(open_page, browser, page):
     open_page()
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {
@@ -45,19 +45,21 @@ def test_hostile_texts_are_shown_as_they_are(open_page):
 
 
 def column(window, index):
-    """Texts of a column of the first table, from above."""
+    """Return the texts of a column of the first table, from top to bottom."""
     rows = "[...document.querySelectorAll('#models tbody tr')]"
     return window(f"{rows}.map(row => row.cells[{index}].textContent.trim())")
 
 
 def speeds(window):
-    """The speed-ups, from above."""
-    return [float(text.rstrip("\N{MULTIPLICATION SIGN}")) for text in column(window, SPEED_UP)]
+    """Return the speed-ups, from top to bottom."""
+    return [
+        float(text.rstrip("\N{MULTIPLICATION SIGN}")) for text in column(window, SPEED_UP_COLUMN)
+    ]
 
 
 def test_a_heading_sorts_by_its_column(open_page):
     window = open_page()
-    heading = window.all("#models th[scope=col]")[SPEED_UP]
+    heading = window.all("#models th[scope=col]")[SPEED_UP_COLUMN]
     button = heading.find_element("css selector", "button")
     assert button.text.startswith("speed-up")
     button.click()
@@ -83,16 +85,16 @@ def test_names_sort_by_the_alphabet_and_gaps_come_last(open_page):
 
 
 def tokens_of(window):
-    """The chosen student's: text, probability, rank, the teacher's best."""
+    """Return the chosen student's tokens: text, probability, rank, the teacher's best."""
     return window("data.sentences[list.value].tokens[chosen]")
 
 
 def shown(text):
-    """How the inspector writes a token: a space can be seen, and so can nothing."""
+    """Return a token as the inspector shows it, with signs for a space and for no text."""
     return text.replace(" ", "\N{OPEN BOX}", 1) if text.startswith(" ") else text or "◌"
 
 
-def test_a_click_on_a_token_tells_what_the_teacher_would_write(open_page):
+def test_a_click_on_a_token_shows_the_teachers_alternatives(open_page):
     window = open_page()
     tokens = tokens_of(window)
     assert len(tokens) == len(window.all(".token"))
@@ -107,7 +109,7 @@ def test_a_click_on_a_token_tells_what_the_teacher_would_write(open_page):
         assert figure in window.all(".token")[index].get_attribute("title")
 
 
-def test_tokens_are_told_of_by_the_keyboard(open_page):
+def test_tokens_are_reached_by_the_keyboard(open_page):
     window = open_page()
     window.all(".token")[0].click()
     last = len(window.all(".token")) - 1

@@ -1,4 +1,4 @@
-"""Really trained and evaluated runs for the tests of the report, on texts that try to break it."""
+"""Trained and evaluated runs for the tests of the report, on texts that try to break it."""
 
 from textgen_experiments.cli import main
 
@@ -8,7 +8,7 @@ HOSTILE = (
     "\"quoted\" 'twice' \u2028 &lt;i&gt;",
     "Grüße, 漢字 und \N{GRINNING FACE}",
 )
-"""Phrases in sources and references, all of which must be shown as they are."""
+"""Phrases in sources and references that the page must show unchanged."""
 NUM_TEST = 40
 SMALL = [
     *("--student.width", "16", "--student.num-encoder-layers", "1", "--learner.batch-size", "8"),
@@ -17,7 +17,7 @@ SMALL = [
 
 
 def write_pairs(path, count, offset):
-    """So many pairs, a hostile phrase in each, as TSV."""
+    """Write `count` pairs as TSV, a hostile phrase in each, and return the path."""
     lines = [
         f"{number} {HOSTILE[number % len(HOSTILE)]}\t{HOSTILE[number % len(HOSTILE)]} {number}\n"
         for number in range(offset, offset + count)
@@ -27,7 +27,7 @@ def write_pairs(path, count, offset):
 
 
 def task_options(folder):
-    """Options of `train` for the task of these pairs."""
+    """Return options of `train` for a task of such pairs."""
     sizes = {"train": 80, "validation": 8, "test": NUM_TEST}
     files = {
         split: write_pairs(folder / f"{split}.tsv", count, 100 * index)
@@ -38,7 +38,7 @@ def task_options(folder):
 
 
 def trained_runs(folder):
-    """Folders of an mle and an imitkd_full student of one teacher, evaluated together."""
+    """Train and evaluate an mle and an imitkd_full student of one teacher; return their folders."""
     task = task_options(folder)
     main(["train", *task, *SMALL, "--agent", "mle", "--output", str(folder / "teacher")])
     teacher = ["--teacher", str(folder / "teacher" / "model")]

@@ -24,13 +24,13 @@ from rich.table import Table
 from textgen_env.models.acceleration.precision import measure_precision
 from textgen_experiments.benchmarks.candidates import TimedGeneration
 from textgen_experiments.benchmarks.peers.updates import LearnerUpdates, Updates, distillers
-from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
+from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.folder import DTYPES
 
 Comparison = Literal["gkd", "marian", "teacher", "updates"]
-Group = Mapping[str, Work]
+Group = Mapping[str, Workload]
 TITLES: dict[Comparison, str] = {
     "gkd": "an update of on-policy distillation, a random pair of Llamas",
     "marian": "greedy decoding, a random Marian",

@@ -1,4 +1,4 @@
-"""What `evaluate` leaves in a run's folder, and what it refuses, through the real entry point."""
+"""Files that `evaluate` writes, and input that it refuses, through the real entry point."""
 
 import json
 import re
@@ -17,9 +17,10 @@ from textgen_agents.evaluation.quality import Quality, score, translate
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
-from textgen_experiments.evaluation.evaluate import Entry, judge, table
+from textgen_experiments.evaluation.evaluate import result_rows
 from textgen_experiments.evaluation.pareto import pareto_figure
-from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Row
+from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, ResultRow
+from textgen_experiments.evaluation.scores import EvaluatedModel, score_texts
 from textgen_experiments.evaluation.timing import Speed
 from textgen_experiments.runs.run_log import COMPARED
 from textgen_experiments.runs.train import Outcome
@@ -39,7 +40,7 @@ def evaluate(*arguments):
 
 
 def complaint(capsys, *arguments):
-    """The last line that the command prints before it ends with code 2."""
+    """Return the last line that the command prints before it ends with code 2."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     *_, line = capsys.readouterr().err.splitlines()
@@ -50,7 +51,7 @@ def complaint(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folders of a run without a teacher and of two that have it as theirs, not evaluated."""
+    """Return a folder of runs not evaluated: a teacher, and two runs that learn from it."""
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "teacher", "--agent", "mle")
     teacher = ["--teacher", str(folder / "teacher" / "model")]
@@ -61,7 +62,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(runs):
-    """The folders of the two runs with a teacher, evaluated together."""
+    """Return the folders of the two runs with a teacher, evaluated together."""
     folders = runs / "mle", runs / "word_kd"
     evaluate(*folders, "--beam-size", "2", "--baseline", folders[0])
     return folders
@@ -69,7 +70,7 @@ def evaluated(runs):
 
 @pytest.fixture
 def copied(runs, tmp_path):
-    """Name -> a copy of that run, to be damaged."""
+    """Return a function that copies a run by its name, to be damaged."""
 
     def copy(name):
         return shutil.copytree(runs / name, tmp_path / name)
@@ -86,28 +87,29 @@ def samples_of(folder):
 
 
 def test_a_teacher_is_scored_and_timed_on_what_it_reads(tiny_task, make_table_model, monkeypatch):
-    """Which a task may let differ from what the student reads."""
+    """The expert's view of a source may differ from the student's."""
     views = [pair.source for pair in reversed(tiny_task.test)]
     pairs = [
         pair._replace(expert_source=view) for pair, view in zip(tiny_task.test, views, strict=True)
     ]
     task, model = replace(tiny_task, test=pairs), make_table_model(tiny_task, 3)
     outcome = Outcome(0.0, 0, 0.0, 0, 0, 0)
-    judged = [
-        judge(Entry("m", "a", "float32", None, model, task, result)) for result in (None, outcome)
+    scored = [
+        score_texts(EvaluatedModel("m", "a", "float32", None, model, task, result))
+        for result in (None, outcome)
     ]
-    teacher, student = (each.hypotheses for each in judged)
+    teacher, student = (each.hypotheses for each in scored)
     assert teacher == translate(model, task, views)
     assert student == translate(model, task, [pair.source for pair in pairs]) != teacher
     timed = []
     monkeypatch.setattr(
         textgen_experiments.evaluation.evaluate,
-        "compare_speed",
-        lambda readers, **options: timed.extend(readers) or [Speed(1.0, 1.0, 1.0)] * len(readers),
+        "decode_speeds",
+        lambda models, **options: timed.extend(models) or [Speed(1.0, 1.0, 1.0)] * len(models),
     )
-    table(judged)
-    for reader, read in zip(timed, (views, [pair.source for pair in pairs]), strict=True):
-        assert torch.equal(reader.source, encode_sources(read, task.tokenizer))
+    result_rows(scored)
+    for model, read in zip(timed, (views, [pair.source for pair in pairs]), strict=True):
+        assert torch.equal(model.source, encode_sources(read, task.tokenizer))
 
 
 def test_each_run_has_its_row_beside_the_teachers(evaluated):
@@ -139,12 +141,12 @@ def test_samples_are_the_test_pairs_in_order_with_all_that_was_written(evaluated
         assert read(folder / RESULTS)["rows"][0]["chrf"] == teachers.chrf
 
 
-def test_exposure_has_every_instrument(evaluated):
+def test_exposure_has_every_diagnostic(evaluated):
     for folder in evaluated:
         found = read(folder / EXPOSURE)
         assert set(found) == set(ExposureBiasReport.__dataclass_fields__)
-        assert set(found["positions"]) == {"gold", "own", "teacher"}
-        assert found["positions"]["gold"]["count"][0] == len(TEST)
+        assert set(found["positions"]) == {"reference", "student", "teacher"}
+        assert found["positions"]["reference"]["count"][0] == len(TEST)
         assert None not in found.values()
 
 
@@ -201,7 +203,7 @@ def test_the_same_run_twice_is_refused(runs, capsys):
 
 
 def test_names_are_printed_as_they_are(runs, tmp_path, capsys):
-    """Whatever else brackets mean to the table."""
+    """Brackets are markup to rich's tables."""
     evaluate(shutil.copytree(runs / "teacher", tmp_path / "[red]"))
     assert "[red]" in capsys.readouterr().out
 
@@ -231,7 +233,7 @@ def test_tensorboard_shows_the_evaluation_as_it_stands_in_the_files(evaluated):
         for measure in ("agreement", "divergence"):
             weighted = zip(positions[measure], positions["count"], strict=True)
             mean = sum(value * states for value, states in weighted) / sum(positions["count"])
-            figure = events.Scalars(f"test/{who}_{measure}")[-1].value
+            figure = events.Scalars(f"test/{who}_prefix_{measure}")[-1].value
             assert figure == pytest.approx(mean, rel=1e-6)
     assert events.Scalars("test/excess_accumulated_error")[-1].value in [
         pytest.approx(error, rel=1e-6) for error in found["excess_accumulated_error"]
@@ -272,7 +274,7 @@ def test_tensorboard_compares_runs_by_settings_and_final_figures(evaluated):
 
 
 def tags_of(folder):
-    """Names of all that is in a run's event files, as TensorBoard shows them."""
+    """Return the names of everything in a run's event files, as TensorBoard shows them."""
     kinds = events_of(folder).Tags()
     tags = {tag for kind in kinds.values() if isinstance(kind, list) for tag in kind}
     return {tag.removesuffix("/text_summary") for tag in tags}
@@ -292,7 +294,7 @@ def test_every_name_in_tensorboard_is_documented(evaluated):
 
 def row(model, speed, bleu, confidence=1.0):
     quality = Quality(bleu, *[0.0] * 6, *[""] * 4)
-    return Row(
+    return ResultRow(
         model=model,
         agent="mle",
         precision="float32",
@@ -380,7 +382,7 @@ def test_runs_of_different_teachers_have_no_table(runs, capsys):
 
 
 def test_models_of_different_tokenizers_have_no_table(copied, capsys):
-    """Else the tokens of one would be read as words of the other."""
+    """Otherwise the tokens of one would be read as words of the other."""
     one, other = copied("teacher"), copied("mle")
     config = (one / "config.json").read_text()
     (other / "config.json").write_text(config)
@@ -408,7 +410,7 @@ def test_a_run_whose_data_is_gone_is_named(tmp_path, capsys):
     "file", ["checkpoints/last.safetensors", "checkpoints/best.safetensors", "prepared.safetensors"]
 )
 def test_a_checkpoint_cut_short_is_found_and_named(copied, capsys, file):
-    """By the command that would go on from it."""
+    """Resuming a run reads its checkpoint."""
     folder = copied("mle")
     (folder / "outcome.json").unlink()
     whole = (folder / file).read_bytes()

@@ -1,21 +1,21 @@
-"""Who works when, and what ratios are taken of."""
+"""Order of the rounds, and ratios by round."""
 
 import pytest
 
 from textgen_experiments.evaluation import timing
-from textgen_experiments.evaluation.timing import compare, interleaved_rates
+from textgen_experiments.evaluation.timing import interleaved_rates, rates_and_ratios
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass by being added to."""
+    """Replace the clock by a list with the current second, to be increased."""
     time = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: time[0])
     return time
 
 
 def taking(clock, seconds, log=None, name=None):
-    """Work of 8 pieces that takes so many seconds, one number for each round."""
+    """Return a workload of 8 steps that takes these seconds, one number for each round."""
     left = iter(seconds)
 
     def work():
@@ -29,7 +29,7 @@ def taking(clock, seconds, log=None, name=None):
 
 def test_a_ratio_is_taken_round_by_round(clock):
     group = {"first": taking(clock, [9, 1, 4, 2]), "second": taking(clock, [9, 2, 8, 1])}
-    assert compare(group, rounds=3) == {"first": (4.0, 1.0), "second": (4.0, 0.5)}
+    assert rates_and_ratios(group, rounds=3) == {"first": (4.0, 1.0), "second": (4.0, 0.5)}
 
 
 def test_the_first_round_is_not_counted(clock):

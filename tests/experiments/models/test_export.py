@@ -1,4 +1,4 @@
-"""The command `export`, and `generate` over all formats."""
+"""The command `export`, and `generate` with all formats."""
 
 import io
 import re
@@ -37,7 +37,7 @@ def train(folder, *student):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run with a Transformer."""
+    """Return the folder of a finished run with a Transformer."""
     folder = tmp_path_factory.mktemp("runs") / "transformer"
     train(folder, "--student", "transformer", "--student.width", "16", "--student.num-heads", "2")
     return folder
@@ -100,7 +100,7 @@ def test_a_recurrent_student_is_one_line(name, recurrent_run, tmp_path, capsys):
 
 @pytest.fixture(params=["marian", "llama"])
 def pretrained_run(request, tmp_path):
-    """What a finished run with a student of `transformers` leaves, as far as exports look."""
+    """Return a folder with all that an export reads of a run with a pretrained student."""
     from tests.support.pretrained import FAMILIES, TEXTS, save_family
 
     pairs = "".join(f"{text}\t{text}\n" for text in TEXTS)

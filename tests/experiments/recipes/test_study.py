@@ -61,10 +61,10 @@ def test_every_agent_has_a_row_for_each_amount_of_data(small, capsys):
     }
     for row in rows:
         pairs = 0 if row["pairs"] == 40 else row["pairs"]
-        judged = [
+        scored = [
             read_scores(study.folder_of(small, row["agent"], pairs, seed)) for seed in range(2)
         ]
-        bleu = [each.bleu for each in judged]
+        bleu = [each.bleu for each in scored]
         assert row["bleu"] == pytest.approx(statistics.mean(bleu))
         assert row["bleu_error"] == pytest.approx(abs(bleu[0] - bleu[1]) / 2)
         assert 0 <= row["student_prefix_agreement"] <= 1
@@ -73,17 +73,17 @@ def test_every_agent_has_a_row_for_each_amount_of_data(small, capsys):
     assert "20 pairs, 2 seeds" in capsys.readouterr().out
 
 
-def test_what_was_judged_is_not_judged_again(small, monkeypatch):
+def test_a_scored_run_is_not_scored_again(small, monkeypatch):
     small = replace(small, agents=("mle",), more_pairs=())
     (folder, experiment), *_ = study_runs(small).items()
-    scores.train_and_judge(experiment, folder, lambda update, record: None)
-    monkeypatch.delattr(scores, "judge")
-    scores.train_and_judge(experiment, folder, lambda update, record: None)
+    scores.train_and_score(experiment, folder, lambda update, record: None)
+    monkeypatch.delattr(scores, "score_run")
+    scores.train_and_score(experiment, folder, lambda update, record: None)
     assert len(read_scores(folder).hypotheses) == TASK.num_test
 
 
-def test_a_run_that_was_not_judged_is_named(tmp_path):
-    with pytest.raises(RunError, match="run must have been judged"):
+def test_a_run_that_was_not_scored_is_named(tmp_path):
+    with pytest.raises(RunError, match="run must have been scored"):
         read_scores(tmp_path)
 
 
@@ -139,9 +139,9 @@ def test_the_teacher_writes_for_the_first_seed_alone(small, monkeypatch):
     """The other one's run holds the same texts, and counts what they cost."""
     small = replace(small, agents=("seqkd",), more_pairs=())
     (first, experiment), (second, other) = study_runs(small).items()
-    study.train_and_judge_one(experiment, first, lambda update, record: None)
+    study.train_and_score_one(experiment, first, lambda update, record: None)
     monkeypatch.delattr(NeuralExpert, "write")
-    study.train_and_judge_one(other, second, lambda update, record: None)
+    study.train_and_score_one(other, second, lambda update, record: None)
     assert (second / PREPARED).read_bytes() == (first / PREPARED).read_bytes()
     asked = [read_outcome(folder).teacher_tokens_queried for folder in (first, second)]
     assert asked[0] == asked[1] > 0

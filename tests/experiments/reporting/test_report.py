@@ -1,10 +1,10 @@
-"""The report of really trained runs, and what it says of broken ones."""
+"""The report of trained runs, and its errors for broken ones."""
 
 import json
 import re
 import shutil
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -17,7 +17,7 @@ from textgen_experiments.cli import main
 from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.reporting import token_view
 from textgen_experiments.reporting.charts import looks_of
-from textgen_experiments.reporting.load_runs import read_runs
+from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.reporting.token_view import read_sentences
 from textgen_experiments.runs.folder import RunError, read_config, write_config
@@ -25,13 +25,13 @@ from textgen_experiments.runs.folder import RunError, read_config, write_config
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Folders of two runs, not to be changed."""
+    """Return the folders of two runs, which tests must not change."""
     return trained_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def runs(evaluated, tmp_path):
-    """The two folders, to be broken."""
+    """Return copies of the two folders, to be damaged."""
     return [shutil.copytree(folder, tmp_path / folder.name) for folder in evaluated]
 
 
@@ -43,7 +43,7 @@ def page(evaluated, tmp_path_factory):
 
 
 def data_of(page):
-    """What the page's program reads."""
+    """Return the data of the page's program."""
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
     return json.loads(text)
 
@@ -54,25 +54,25 @@ def written(runs, output):
 
 
 def lines_of(path):
-    """Each with its end; texts in them may hold other line ends."""
+    """Return the lines with their ends; texts in them may hold other line ends."""
     return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def rewrite(path, change):
-    """Change the JSON in `path`."""
+    """Apply `change` to the JSON in `path`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def cut(path):
-    """Leave the first half of a file, which ends in the middle of a line."""
+    """Keep the first half of a file, which ends in the middle of a line."""
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2].rstrip("\n"), encoding="utf-8")
 
 
 def row_of(page, name):
-    """The cells of a model's line in the first table."""
+    """Return the cells of a model's row in the first table."""
     table = page[page.index("<table") : page.index("</table>")]
     (row,) = [
         row
@@ -112,7 +112,18 @@ def test_every_chart_is_a_figure_of_plotly(page):
     charts = data_of(page)["charts"]
     assert len(charts) >= 15
     for chart in charts:
-        go.Figure(data=chart["traces"], layout=chart["layout"])  # raises where plotly knows it not
+        go.Figure(
+            data=chart["traces"], layout=chart["layout"]
+        )  # raises for values unknown to plotly
+
+
+@pytest.mark.parametrize("writer", ["student", "reference"])
+def test_agreement_over_training_is_drawn_for_every_run(page, writer):
+    """The charts read the figures under the names that runs log."""
+    charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
+    traces = charts[f"learning-{writer}_prefix_agreement"]["traces"]
+    assert [trace["name"] for trace in traces] == ["mle", "imitkd_full"]
+    assert all(len(trace["y"]) == 3 for trace in traces)
 
 
 def test_the_pages_path_is_printed_in_one_piece_as_it_is(evaluated, tmp_path, capsys):
@@ -122,18 +133,18 @@ def test_the_pages_path_is_printed_in_one_piece_as_it_is(evaluated, tmp_path, ca
 
 
 def test_sentences_are_chosen_by_their_text(evaluated):
-    samples = read_runs(evaluated)[0].samples
-    few, more = token_view.choose(samples, 5), token_view.choose(samples, 9)
+    samples = read_reported_runs(evaluated)[0].samples
+    few, more = token_view.choose_samples(samples, 5), token_view.choose_samples(samples, 9)
     assert few == sorted(few)
     assert set(few) < set(more)
-    assert [samples[::-1][i] for i in token_view.choose(samples[::-1], 5)] == [
+    assert [samples[::-1][i] for i in token_view.choose_samples(samples[::-1], 5)] == [
         samples[i] for i in few
     ][::-1]
-    assert token_view.choose(samples, 1000) == list(range(NUM_TEST))
+    assert token_view.choose_samples(samples, 1000) == list(range(NUM_TEST))
 
 
 def test_tokens_make_the_texts_that_were_evaluated(evaluated):
-    runs = read_runs(evaluated)
+    runs = read_reported_runs(evaluated)
     for sentence in read_sentences(runs, 1000):
         for run in runs:
             assert sentence.texts[run.name] == run.samples[sentence.number - 1].hypothesis
@@ -157,15 +168,15 @@ def test_a_task_whose_data_is_gone_is_named(runs):
     for folder in runs:
         rewrite(folder / "config.json", move)
     with pytest.raises(DataError, match=r"nowhere\.tsv"):
-        read_sentences(read_runs(runs), 3)
+        read_sentences(read_reported_runs(runs), 3)
 
 
 def test_names_are_as_long_as_they_must_be(evaluated, tmp_path):
     other = shutil.copytree(evaluated[0], tmp_path / "other" / evaluated[0].name)
-    names = [run.name for run in read_runs([evaluated[0], other])]
+    names = [run.name for run in read_reported_runs([evaluated[0], other])]
     assert names == [f"{folder.parent.name}/mle" for folder in (evaluated[0], other)]
     with pytest.raises(RunError, match="runs must be different folders"):
-        read_runs([other, other.parent / "." / other.name])
+        read_reported_runs([other, other.parent / "." / other.name])
 
 
 @pytest.mark.parametrize("missing", [("results.json",), ("results.json", "samples.jsonl")])
@@ -173,7 +184,7 @@ def test_a_run_that_was_not_evaluated_is_told_how(runs, missing):
     for name in missing:
         (runs[1] / name).unlink()
     with pytest.raises(RunError, match=f"{' and '.join(missing)}.*run `textgen evaluate .*` first"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +193,16 @@ def test_a_run_that_was_not_evaluated_is_told_how(runs, missing):
 def test_a_file_that_was_cut_short_is_named(runs, name):
     cut(runs[0] / name)
     with pytest.raises(RunError, match=name):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_samples_that_are_too_few_are_refused(runs):
     path = runs[0] / "samples.jsonl"
     path.write_text("".join(lines_of(path)[:-1]), encoding="utf-8")
-    with pytest.raises(RunError, match=f"of one evaluation, got: 2 rows and {NUM_TEST - 1} of"):
-        read_runs(runs)
+    with pytest.raises(
+        RunError, match=f"of one evaluation: .*, got 2 rows and {NUM_TEST - 1} samples"
+    ):
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize("rows", [[], None, "none", [{}, {}, {}], [{}], [1], [None, None]])
@@ -198,7 +211,7 @@ def test_results_without_rows_are_refused(runs, rows):
     with pytest.raises(
         RunError, match=r"must hold the results\.json and samples\.jsonl of one evaluation"
     ):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -223,20 +236,20 @@ def test_a_row_that_cannot_be_shown_is_named(runs, place, figure, value, rule):
         runs[0] / "results.json", lambda content: content["rows"][place].update({figure: value})
     )
     with pytest.raises(RunError, match=rf"results\.json.*{figure} must be .*{rule}.*again"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_infinite_figures_are_refused_where_python_reads_them(runs):
     path = runs[0] / "results.json"
     path.write_text(re.sub(r'"bleu": [^,]*,', '"bleu": 1e999,', path.read_text()))
     with pytest.raises(RunError, match="bleu must be a number, got inf"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_results_of_an_unnamed_task_are_refused(runs):
     rewrite(runs[0] / "results.json", lambda content: content["task"].pop("name"))
     with pytest.raises(RunError, match=r"results\.json.*name must be a text"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +272,7 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
     first, *others = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([first, line.encode("latin-1"), *others[1:]]))
     with pytest.raises(RunError, match=file.replace(".", r"\.")):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -270,15 +283,15 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
         ("excess_accumulated_error", ["high"]),
         ("teacher_finishes", [{"share": None, "bleu": 1.0}]),
         ("bleu_by_source_length", [{"up_to": None, "bleu": 1.0}, {"up_to": 3, "bleu": 1.0}]),
-        ("positions", {"own": {"agreement": [1.0], "divergence": [], "count": [3]}}),
-        ("positions", {"own": {"agreement": [1.0]}}),
+        ("positions", {"student": {"agreement": [1.0], "divergence": [], "count": [3]}}),
+        ("positions", {"student": {"agreement": [1.0]}}),
         ("positions", [1]),
     ],
 )
-def test_instruments_that_cannot_be_shown_are_named(runs, figure, value):
+def test_diagnostics_that_cannot_be_shown_are_named(runs, figure, value):
     rewrite(runs[0] / "exposure.json", lambda content: content.update({figure: value}))
-    with pytest.raises(RunError, match=rf"exposure\.json must be whole, got: {figure} must be"):
-        read_runs(runs)
+    with pytest.raises(RunError, match=rf"exposure\.json must be whole: {figure} must be"):
+        read_reported_runs(runs)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +310,7 @@ def test_a_configuration_that_is_none_is_one_line_of_both_commands(runs, capsys,
 
 @pytest.mark.parametrize("kept", [1, 3, -2, -1])
 def test_learning_curves_that_end_early_are_marked(runs, tmp_path, kept):
-    """Though the file ends with a line."""
+    """A file that ends with a whole line may still be too short."""
     assert "end early" not in written(runs, tmp_path / "page.html")
     path = runs[0] / "metrics.jsonl"
     path.write_text("".join(lines_of(path)[:kept]))
@@ -327,7 +340,7 @@ def test_what_was_not_measured_is_a_gap(runs, tmp_path):
     page = written(runs, tmp_path / "page.html")
     assert "mle has no figures of exposure bias" in page
     assert "imitkd_full has no learning curves" in page
-    assert "no figures of mle" in page
+    assert "no figures for mle" in page
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     for name, known in (("teacher-finishes", "imitkd_full"), ("learning-loss", "mle")):
         assert [trace["name"] for trace in charts[name]["traces"]] == [known]
@@ -339,13 +352,42 @@ def test_an_undefined_figure_is_a_gap(runs, tmp_path):
     def spoil(content):
         content["likelihood_risk"] = float("nan")
         content["excess_accumulated_error"][1] = float("inf")
-        content["positions"]["own"]["agreement"][0] = float("nan")
+        content["positions"]["student"]["agreement"][0] = float("nan")
 
     rewrite(path, spoil)
     page = written(runs, tmp_path / "page.html")
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     assert charts["accumulated-error"]["traces"][0]["y"][1] is None
-    assert charts["agreement-own"]["traces"][0]["y"][0] is None
+    assert charts["agreement-student"]["traces"][0]["y"][0] is None
+
+
+OLDER = {
+    "config.json": {"reference_weight": "gold_weight", "batches_per_rollout": "pool"},
+    "metrics.jsonl": {
+        "reference_loss": "gold_loss",
+        "reference_prefix_agreement": "gold_agreement",
+        "reference_prefix_divergence": "gold_divergence",
+        "student_prefix_agreement": "own_agreement",
+        "student_prefix_divergence": "own_divergence",
+        "teacher_prefix_agreement": "teacher_agreement",
+        "teacher_prefix_divergence": "teacher_divergence",
+    },
+    "exposure.json": {"reference": "gold", "student": "own"},
+}
+"""Names of today and of earlier versions, by file."""
+
+
+def test_runs_with_the_names_of_an_earlier_version_give_the_same_page(runs, tmp_path):
+    before = written(runs, tmp_path / "page.html")
+    for folder, (name, older) in product(runs, OLDER.items()):
+        text = (folder / name).read_text(encoding="utf-8")
+        for new, old in older.items():
+            assert f'"{new}": ' in text or folder.name == "mle"
+            text = text.replace(f'"{new}": ', f'"{old}": ')
+        (folder / name).write_text(text, encoding="utf-8")
+    assert written(runs, tmp_path / "page.html") == before
+    main(["evaluate", *map(str, runs), "--beam-size", "1"])
+    assert '"student": ' in (runs[0] / "exposure.json").read_text(encoding="utf-8")
 
 
 def test_a_run_in_training_has_curves_and_no_test_figures(runs, tmp_path):
@@ -378,7 +420,7 @@ def test_runs_of_different_tasks_or_teachers_are_refused(runs):
         with pytest.raises(
             RunError, match=f"must have the same {what} as .*mle, got .*imitkd_full"
         ):
-            read_runs(runs)
+            read_reported_runs(runs)
 
 
 def test_runs_of_different_teachers_on_servers_are_refused(runs):
@@ -388,7 +430,7 @@ def test_runs_of_different_teachers_on_servers_are_refused(runs):
         changed = replace(run.experiment, teacher=None, server=server)
         write_config(folder, replace(run, experiment=changed), {})
     with pytest.raises(RunError, match=r"must have the same server as .*mle, got .*imitkd_full"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_runs_beside_different_texts_are_refused(runs):
@@ -397,7 +439,7 @@ def test_runs_beside_different_texts_are_refused(runs):
     changed = json.dumps(json.loads(first) | {"teacher": "something else"}) + "\n"
     path.write_text("".join([changed, *others]), encoding="utf-8")
     with pytest.raises(RunError, match="run one `textgen evaluate` on both"):
-        read_runs(runs)
+        read_reported_runs(runs)
 
 
 def test_speeds_of_several_processes_are_not_compared_in_silence(runs, tmp_path):
@@ -415,7 +457,7 @@ def test_another_model_than_the_evaluated_one_is_refused(runs):
     shutil.rmtree(runs[1] / "model")
     shutil.copytree(runs[0] / "model", runs[1] / "model")
     with pytest.raises(RunError, match="must be the one that was evaluated"):
-        read_sentences(read_runs(runs), 20)
+        read_sentences(read_reported_runs(runs), 20)
 
 
 def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
@@ -423,7 +465,7 @@ def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
         path = folder / "samples.jsonl"
         path.write_text("".join(reversed(lines_of(path))), encoding="utf-8")
     with pytest.raises(RunError, match="must be those that it was evaluated on"):
-        read_sentences(read_runs(runs), 20)
+        read_sentences(read_reported_runs(runs), 20)
 
 
 def test_bad_input_is_one_line_of_the_command(runs, capsys, tmp_path):
@@ -439,7 +481,7 @@ def test_bad_input_is_one_line_of_the_command(runs, capsys, tmp_path):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_front_is_who_none_beats():
+def test_the_front_has_the_points_that_no_other_beats():
     points = {str(i): Point((7 * i) % 11, (5 * i * i) % 13) for i in range(12)}
 
     def beaten(name):

@@ -1,4 +1,4 @@
-"""The teacher's view of single tokens against one taken step by step in float64."""
+"""Teacher's probabilities of single tokens against those computed step by step in float64."""
 
 from collections import Counter
 
@@ -9,12 +9,12 @@ from textgen_agents.evaluation.quality import translate
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.tasks.task import Pair, encode, make_task
 from textgen_env.tokenizers.subword import Tokenizer
-from textgen_experiments.reporting.token_view import END, read_tokens, text_of
+from textgen_experiments.reporting.token_view import END_TEXT, read_tokens, text_of
 
 
 @pytest.fixture
 def models(tiny_task, make_table_model):
-    """Student and teacher, who know the source's first token, the previous one and the place."""
+    """Return student and teacher: tables of the source's first token, the last one and the step."""
     return make_table_model(tiny_task, 0), make_table_model(tiny_task, 1)
 
 
@@ -41,7 +41,7 @@ def test_probabilities_are_the_teachers_on_the_students_own_prefix(tiny_task, mo
 
 
 def dictated(tokenizer, text, make_table_model, task):
-    """A model that writes `text` whatever it reads."""
+    """Return a model that writes `text` for every source."""
     model = make_table_model(task, 0)
     with torch.no_grad():
         model.tables.zero_()
@@ -64,6 +64,6 @@ def test_pieces_of_characters_come_together(text, make_table_model):
     )
     student = dictated(tokenizer, text, make_table_model, task)
     (tokens,) = read_tokens(student, NeuralExpert(student), task, pairs)
-    assert "".join(token.text for token in tokens).strip() == text + END
+    assert "".join(token.text for token in tokens).strip() == text + END_TEXT
     assert text_of(tokens) == text
     assert all(token.rank == 1 and token.best[0][0] == token.text for token in tokens)

@@ -1,4 +1,4 @@
-"""Figures of a run, read back from the files."""
+"""The log of a run, read back from its files."""
 
 import json
 
@@ -10,8 +10,8 @@ from textgen_experiments.runs.folder import flat
 from textgen_experiments.runs.run_log import RunLog
 
 
-class Shown(list):
-    """List of all records that were shown, in order."""
+class ShownFigures(list):
+    """Figures that were shown, in order."""
 
     def __call__(self, update, record):
         self.append((update, dict(record)))
@@ -19,15 +19,15 @@ class Shown(list):
 
 @pytest.fixture
 def shown():
-    return Shown()
+    return ShownFigures()
 
 
 def updates(log, first, last, evaluations=()):
-    """Log so many updates, their number as the loss, and the evaluations after some of them."""
+    """Log updates with their number as the loss, and evaluations after some of them."""
     for update in range(first, last + 1):
         log(update, {"loss": float(update)})
         if update in evaluations:
-            log.instruments({"student_prefix_agreement": update / 10})
+            log.diagnostics({"student_prefix_agreement": update / 10})
             log.samples(update, [Pair("in", "out")], [f"text {update}"])
             log(update, {"bleu": 10.0 * update})
 
@@ -41,7 +41,7 @@ def scalars(folder, name):
     return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
 
 
-def test_instruments_stand_beside_the_bleu_of_their_evaluation(tmp_path, shown):
+def test_diagnostics_stand_beside_the_bleu_of_their_evaluation(tmp_path, shown):
     with RunLog(tmp_path, 0, shown) as log:
         updates(log, 1, 3, evaluations=(2,))
     evaluation = {"bleu": 20.0, "student_prefix_agreement": 0.2}

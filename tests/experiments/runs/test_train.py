@@ -40,11 +40,11 @@ def test_what_was_prepared_is_read_back(tiny_task, tiny_teacher, tmp_path, two_v
     assert set(load_file(path)) == set(tensors(read)) == {"reference"} | views
 
 
-INSTRUMENTS = {
+DIAGNOSTICS = {
     *("length_ratio", "repetition_rate", "likelihood_risk", "coverage_risk"),
     *(
-        f"{who}_{what}"
-        for who in ("gold", "own", "teacher")
+        f"{who}_prefix_{what}"
+        for who in ("reference", "student", "teacher")
         for what in ("agreement", "divergence")
     ),
     *("teacher_finishes_0", "teacher_finishes_0.5", "teacher_finishes_1"),
@@ -77,7 +77,7 @@ def records_of(folder):
     return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
-def test_instruments_are_read_at_each_evaluation_and_change_nothing(run, monkeypatch):
+def test_diagnostics_at_each_evaluation_change_nothing(run, monkeypatch):
     """Neither weights nor what the teacher is counted to have been asked."""
     watched = run("watched")
     monkeypatch.setattr(textgen_experiments.runs.train, "_uncounted", lambda *unused: None)
@@ -85,10 +85,10 @@ def test_instruments_are_read_at_each_evaluation_and_change_nothing(run, monkeyp
     evaluations = [record for record in records_of(watched) if "bleu" in record]
     assert len(evaluations) == 4
     assert all(
-        record.keys() == {"update", "bleu", "reference_loss"} | INSTRUMENTS
+        record.keys() == {"update", "bleu", "reference_loss"} | DIAGNOSTICS
         for record in evaluations
     )
-    beside_teacher = INSTRUMENTS - {"length_ratio", "repetition_rate"}
+    beside_teacher = DIAGNOSTICS - {"length_ratio", "repetition_rate"}
     without = [
         {name: value for name, value in record.items() if name not in beside_teacher}
         for record in records_of(watched)
@@ -99,7 +99,7 @@ def test_instruments_are_read_at_each_evaluation_and_change_nothing(run, monkeyp
         assert all(torch.equal(weights[name], others[name]) for name in others)
 
 
-def test_what_the_teacher_writes_for_the_instruments_is_made_once_a_run(run, monkeypatch):
+def test_the_teachers_texts_for_the_diagnostics_are_made_once_a_run(run, monkeypatch):
     made, of = [], TeacherTexts.of
     monkeypatch.setattr(TeacherTexts, "of", lambda *given: made.append(of(*given)) or made[-1])
     run("run")
