@@ -18,20 +18,22 @@ from textgen_env.models.export.common import Write
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_experiments.benchmarks.losses import memory, return_freed_memory
+from textgen_experiments.benchmarks.losses import process_memory, return_freed_memory
 from textgen_experiments.benchmarks.worker_process import WorkerProcess
 from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
 
 Engine = Literal["eager", "compiled", "ctranslate2"]
-Precision = Literal["float32", "bfloat16", "int8"]
-PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
+PrecisionName = Literal["float32", "bfloat16", "int8"]
+ENGINE_PRECISIONS: dict[Engine, tuple[PrecisionName, ...]] = {
     "eager": ("float32", "bfloat16"),
     "compiled": ("float32", "bfloat16"),
     "ctranslate2": ("float32", "int8"),
 }
-VARIANTS = 64  # that a step is compiled in at most: for one row, for a cache with no room left, ...
+MAX_RECOMPILES = (
+    64  # that a step is compiled in at most: for one row, for a cache with no room left, ...
+)
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class BenchmarkCase:
     model: Path
     parameters: int
     engine: Engine
-    precision: Precision
+    precision: PrecisionName
     folder: Path
 
     @property
-    def setting(self) -> tuple[Engine, Precision]:
+    def setting(self) -> tuple[Engine, PrecisionName]:
         """What it has in common with other models' contestants."""
         return self.engine, self.precision
 
@@ -63,16 +65,16 @@ class BenchmarkCase:
         """Its greedy decoding."""
         if self.engine == "compiled":
             model = load_model(self.folder, DTYPES[self.precision])
-            return partial(greedy, Compiled(model))
+            return partial(greedy, CompiledSteps(model))
         exported = self.engine == "ctranslate2"  # has the precision that it was exported in
         return load_generator(self.folder, precision="float32" if exported else self.precision)
 
-    def load_beside_others(self) -> Write:
+    def load_for_timing(self) -> Write:
         """The same, apart from others in this process where they would slow each other."""
-        return load_apart(self.folder) if self.engine == "ctranslate2" else self.load()
+        return load_in_worker_process(self.folder) if self.engine == "ctranslate2" else self.load()
 
 
-class Compiled:
+class CompiledSteps:
     """A model whose step runs under `torch.compile`, for any number of rows.
 
     Args:
@@ -86,13 +88,13 @@ class Compiled:
             model.step,
             dynamic=True,
             fullgraph=True,  # at the limit an error, where else it would run uncompiled
-            recompile_limit=VARIANTS,
+            recompile_limit=MAX_RECOMPILES,
             isolate_recompiles=True,
         )
 
 
-def contestants(
-    models: Mapping[Path, str], settings: Sequence[tuple[Engine, Precision]], exports: Path
+def benchmark_cases(
+    models: Mapping[Path, str], settings: Sequence[tuple[Engine, PrecisionName]], exports: Path
 ) -> Iterator[BenchmarkCase]:
     """Each model in each setting that it can run in.
 
@@ -148,33 +150,33 @@ class TimedGeneration:
 
 
 def peak_memory(
-    contestant: BenchmarkCase, batches: Sequence[Tensor], max_steps: int
+    case: BenchmarkCase, batches: Sequence[Tensor], max_steps: int
 ) -> list[float | None]:
     """MiB at the highest, up to the end of each batch, in a process of the contestant's own.
 
     Args:
-        contestant: not counted where it is compiled: most of it would be the compiler's.
+        case: not counted where it is compiled: most of it would be the compiler's.
         batches: (B, S) sources each, the smallest first.
         max_steps: most tokens of a sentence.
     """
-    if contestant.engine == "compiled":
+    if case.engine == "compiled":
         return [None] * len(batches)
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         threads = torch.get_num_threads()
-        return executor.submit(_peaks, contestant, batches, max_steps, threads).result()
+        return executor.submit(_measure_peaks, case, batches, max_steps, threads).result()
 
 
-def _peaks(
-    contestant: BenchmarkCase, batches: Sequence[Tensor], max_steps: int, threads: int
+def _measure_peaks(
+    case: BenchmarkCase, batches: Sequence[Tensor], max_steps: int, threads: int
 ) -> list[float | None]:
     torch.set_num_threads(threads)
     return_freed_memory()
     _load_libraries()
-    before, peaks = memory("VmRSS"), []
-    write = contestant.load()
+    before, peaks = process_memory("VmRSS"), []
+    write = case.load()
     for batch in batches:
         write(batch, max_steps)
-        peaks.append(memory("VmHWM") - before)
+        peaks.append(process_memory("VmHWM") - before)
     return peaks
 
 
@@ -186,17 +188,17 @@ def _load_libraries() -> None:
         greedy(load_model(Path(folder)), torch.tensor([[3, 2]]), 2)
 
 
-def load_apart(folder: Path) -> Write:
+def load_in_worker_process(folder: Path) -> Write:
     """What the model in `folder` writes on CPUs, in a process of its own.
 
     CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one
     process they are more than there are cores, stop waiting actively, and slow each other.
     """
-    write = WorkerProcess(_lists_writer, folder)
+    write = WorkerProcess(_load_for_lists, folder)
     return lambda source, max_steps: torch.tensor(write(source.tolist(), max_steps))
 
 
-def _lists_writer(folder: Path) -> Callable[[list[list[int]], int], list[list[int]]]:
+def _load_for_lists(folder: Path) -> Callable[[list[list[int]], int], list[list[int]]]:
     """The same here, from lists to lists."""
     write = load_generator(folder)
     return lambda source, max_steps: write(torch.tensor(source), max_steps).tolist()

@@ -29,11 +29,11 @@ from textgen_experiments.runs.experiment import Experiment, ModelConfig
 from textgen_experiments.runs.factories import build_model, learning_env
 
 NUM_SPECIAL = 3  # tokens that no word stands for
-STEPS = 1000  # of the schedule, that its mean is taken over
+SCHEDULE_POINTS = 1000  # of the schedule, that its mean is taken over
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredUpdate:
     """An update as it was measured.
 
     Attributes:
@@ -66,7 +66,9 @@ class Accelerator:
 A100 = Accelerator(rate=100_000.0, launch=5e-6)  # a third of 312 TFLOP/s; a launch by PyTorch
 
 
-def hours(experiment: Experiment, measured: Measured, there: Accelerator) -> float:
+def training_hours(
+    experiment: Experiment, measured: MeasuredUpdate, accelerator: Accelerator
+) -> float:
     """Hours of training: updates * (computing + launching) / 3600.
 
     Computing is seconds * (batch size / measured rows) * (rate here / rate there), launching is
@@ -74,19 +76,21 @@ def hours(experiment: Experiment, measured: Measured, there: Accelerator) -> flo
     training are left out.
     """
     learner = experiment.learner
-    computing = measured.seconds * learner.batch_size / measured.rows * measured.rate / there.rate
-    launching = learner.accumulate * measured.operators * there.launch
+    computing = (
+        measured.seconds * learner.batch_size / measured.rows * measured.rate / accelerator.rate
+    )
+    launching = learner.accumulate * measured.operators * accelerator.launch
     return learner.updates * (computing + launching) / 3600
 
 
-def measure(
+def measure_update(
     experiment: Experiment,
     teacher: ModelConfig | None,
     *,
     source_tokens: int,
     target_tokens: int,
     rows: int,
-) -> Measured:
+) -> MeasuredUpdate:
     """Updates of `experiment` in float32, timed and counted; counting takes a few percent.
 
     Args:
@@ -110,13 +114,13 @@ def measure(
         experiment.learner, updates=updates, batch_size=rows, accumulate=1, evaluate_every=updates
     )
     rate = measure_precision(experiment.student.width).float32
-    with tempfile.TemporaryDirectory() as folder, Counting() as counting:
+    with tempfile.TemporaryDirectory() as folder, OperatorCounter() as counter:
         learner = Learner(agent, student, env, Path(folder), config, torch.float32)
         done = learner.train(lambda _: 0.0, lambda *_: None)
-    return Measured(done.seconds / updates, rows, counting.operators // updates, rate)
+    return MeasuredUpdate(done.seconds / updates, rows, counter.operators // updates, rate)
 
 
-class Counting(TorchDispatchMode):
+class OperatorCounter(TorchDispatchMode):
     """Counts the operators that run."""
 
     def __init__(self) -> None:
@@ -138,7 +142,9 @@ class Counting(TorchDispatchMode):
 def _at_its_mean(agent: Agent) -> Agent:
     if not isinstance(agent, MixedByExample):
         return agent
-    mean = sum(agent.beta(step / STEPS) for step in range(STEPS)) / STEPS
+    mean = (
+        sum(agent.beta(step / SCHEDULE_POINTS) for step in range(SCHEDULE_POINTS)) / SCHEDULE_POINTS
+    )
     return replace(agent, beta=Constant(mean))
 
 

@@ -24,12 +24,12 @@ from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode
 from textgen_env.types import SpecialTokens, trimmed
 from textgen_experiments.benchmarks.candidates import (
-    PRECISIONS,
+    ENGINE_PRECISIONS,
     BenchmarkCase,
     Engine,
-    Precision,
+    PrecisionName,
     TimedGeneration,
-    contestants,
+    benchmark_cases,
     peak_memory,
 )
 from textgen_experiments.evaluation.results import setting, write_json
@@ -40,10 +40,10 @@ from textgen_experiments.runs.folder import RunError, check_tokenizers, read_run
 from textgen_experiments.runs.run_log import progress
 from textgen_experiments.runs.train import read_outcome
 
-DECODE = "decode.json"
+DECODE_RESULTS = "decode.json"
 TABLE_WIDTH = 150
-TEXT = ("model", "engine", "precision")  # columns
-MOST_BATCHES = 32  # of a round: one by one, fewer of the sentences are written
+TEXT_COLUMNS = ("model", "engine", "precision")  # columns
+MAX_BATCHES_PER_ROUND = 32  # of a round: one by one, fewer of the sentences are written
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class BenchmarkDecodeOptions:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     engines: tuple[Engine, ...] = ("eager",)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+    precisions: tuple[PrecisionName, ...] = ("float32", "bfloat16", "int8")
     batch_sizes: tuple[int, ...] = (1, 16, 64, 256)
     sentences: int = 256
     rounds: int = 5
@@ -83,13 +83,13 @@ class BenchmarkDecodeOptions:
             )
 
     @property
-    def settings(self) -> list[tuple[Engine, Precision]]:
+    def settings(self) -> list[tuple[Engine, PrecisionName]]:
         """What each model is measured in."""
         return [
             (engine, precision)
             for engine in self.engines
             for precision in self.precisions
-            if precision in PRECISIONS[engine]
+            if precision in ENGINE_PRECISIONS[engine]
         ]
 
 
@@ -121,7 +121,7 @@ class DecodeRow:
     model: str
     parameters: int
     engine: Engine
-    precision: Precision
+    precision: PrecisionName
     batch_size: int
     sentences: int
     tokens_per_second: float
@@ -150,26 +150,30 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
     check_tokenizers(list(models))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
     with TemporaryDirectory() as exports:
-        entrants = list(contestants(models, options.settings, Path(exports)))
-        if not entrants:
+        cases = list(benchmark_cases(models, options.settings, Path(exports)))
+        if not cases:
             raise RunError(
                 "a model must be a Transformer for ctranslate2, got recurrent ones alone"
             )
         base = next(iter(models))
-        rows = measure(entrants, base, task, options)
-    show([row for _, row in rows], f"{task.name}: greedy decoding, {options.rounds} rounds")
+        rows = measure_cases(cases, base, task, options)
+    print_decode_rows(
+        [row for _, row in rows], f"{task.name}: greedy decoding, {options.rounds} rounds"
+    )
     for folder in options.runs:
-        own = [asdict(row) for entrant, row in rows if entrant.model in (base, folder / "model")]
-        write_json(folder / DECODE, {**setting(task), "rounds": options.rounds, "rows": own})
+        own = [asdict(row) for case, row in rows if case.model in (base, folder / "model")]
+        write_json(
+            folder / DECODE_RESULTS, {**setting(task), "rounds": options.rounds, "rows": own}
+        )
 
 
-def measure(
-    entrants: Sequence[BenchmarkCase], base: Path, task: TextTask, options: BenchmarkDecodeOptions
+def measure_cases(
+    cases: Sequence[BenchmarkCase], base: Path, task: TextTask, options: BenchmarkDecodeOptions
 ) -> list[tuple[BenchmarkCase, DecodeRow]]:
     """A row for each batch size and contestant.
 
     Args:
-        entrants: at least one.
+        cases: at least one.
         base: folder of the model that the others are compared to.
         task: whose test split is written.
         options: batch sizes, sentences and rounds.
@@ -177,73 +181,73 @@ def measure(
     special, max_steps = task.tokenizer.special, task.max_target_length
     source = encode(task.test[: options.sentences], task).source
     sizes = sorted({min(size, len(source)) for size in options.batch_sizes})
-    order = {size: by_length(source, size, special) for size in sizes}
+    order = {size: length_sorted_batches(source, size, special) for size in sizes}
     batches = {
         size: [trimmed(source[rows], special) for rows in parts] for size, parts in order.items()
     }
     longest = [parts[0] for parts in batches.values()]
     rows = []
-    with progress("measuring", total=len(entrants) + len(order)) as advance:
+    with progress("measuring", total=len(cases) + len(order)) as advance:
         peaks = {}
-        for entrant in entrants:
-            peaks[entrant] = dict(zip(order, peak_memory(entrant, longest, max_steps), strict=True))
+        for case in cases:
+            peaks[case] = dict(zip(order, peak_memory(case, longest, max_steps), strict=True))
             advance()
-        plain = {
+        eager_tokens = {
             folder: decode_all(load_model(folder), source, max_steps)
-            for folder in {entrant.model for entrant in entrants}
+            for folder in {case.model for case in cases}
         }
-        writers = {entrant: entrant.load_beside_others() for entrant in entrants}
+        writers = {case: case.load_for_timing() for case in cases}
         for size, parts in batches.items():
             group = {
-                entrant: TimedGeneration(write, parts, max_steps, special.pad)
-                for entrant, write in writers.items()
+                case: TimedGeneration(write, parts, max_steps, special.pad)
+                for case, write in writers.items()
             }
             rates = interleaved_rates(group, options.rounds)
-            bases = {each.setting: rates[each] for each in entrants if each.model == base}
-            for entrant, passes in group.items():
+            bases = {each.setting: rates[each] for each in cases if each.model == base}
+            for case, timed in group.items():
                 row = decode_row(
-                    entrant,
-                    passes,
-                    rates[entrant],
-                    base=bases.get(entrant.setting),
-                    peak=peaks[entrant][size],
-                    plain=plain[entrant.model][torch.cat(order[size])],
+                    case,
+                    timed,
+                    rates[case],
+                    base=bases.get(case.setting),
+                    peak=peaks[case][size],
+                    eager_tokens=eager_tokens[case.model][torch.cat(order[size])],
                 )
-                rows.append((entrant, row))
+                rows.append((case, row))
             advance()
     return rows
 
 
 def decode_row(
-    entrant: BenchmarkCase,
-    passes: TimedGeneration,
+    case: BenchmarkCase,
+    timed: TimedGeneration,
     rates: Sequence[float],
     *,
     base: Sequence[float] | None,
     peak: float | None,
-    plain: Tensor,
+    eager_tokens: Tensor,
 ) -> DecodeRow:
     """What the rounds of one contestant come to.
 
     Args:
-        entrant: the contestant.
-        passes: its rounds, after one that is not counted.
+        case: the case.
+        timed: its rounds, after one that is not counted.
         rates: its tokens per second, by round.
         base: those of what it is compared to.
         peak: its memory, in MiB.
-        plain: (B, T) tokens that its model writes eagerly in float32.
+        eager_tokens: (B, T) tokens that its model writes eagerly in float32.
     """
-    warm_up, *rounds = passes.seconds
-    latencies = np.repeat(rounds, [len(batch) for batch in passes.batches], axis=1)
-    written = torch.cat(passes.written)
-    tokens = int((written != passes.pad).sum())
+    warm_up, *rounds = timed.seconds
+    latencies = np.repeat(rounds, [len(batch) for batch in timed.batches], axis=1)
+    written = torch.cat(timed.written)
+    tokens = int((written != timed.pad).sum())
     rate = statistics.median(rates)
     return DecodeRow(
-        model=entrant.name,
-        parameters=entrant.parameters,
-        engine=entrant.engine,
-        precision=entrant.precision,
-        batch_size=len(passes.batches[0]),
+        model=case.name,
+        parameters=case.parameters,
+        engine=case.engine,
+        precision=case.precision,
+        batch_size=len(timed.batches[0]),
         sentences=len(written),
         tokens_per_second=rate,
         sentences_per_second=rate * len(written) / tokens,
@@ -252,31 +256,31 @@ def decode_row(
         latency_p95=float(np.percentile(latencies, 95)),
         compile_seconds=(
             max(0.0, sum(warm_up) - statistics.median(map(sum, rounds)))
-            if entrant.engine == "compiled"
+            if case.engine == "compiled"
             else None
         ),
         peak_mib=peak,
-        same=same_share(written, plain),
+        same=same_share(written, eager_tokens),
     )
 
 
-def show(rows: Sequence[DecodeRow], title: str) -> None:
+def print_decode_rows(rows: Sequence[DecodeRow], title: str) -> None:
     """Print the table, a part for each batch size."""
     caption = (
         "same: share of the sentences as in float32 and eager; ctranslate2: Transformers alone"
     )
     table = Table(title=title, caption=caption)
-    for name, _ in _cells(rows[0]):
-        table.add_column(name, justify="left" if name in TEXT else "right")
+    for name, _ in _decode_cells(rows[0]):
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
     for row, following in zip_longest(rows, rows[1:]):
         last = following is not None and following.batch_size != row.batch_size
-        table.add_row(*(cell for _, cell in _cells(row)), end_section=last)
+        table.add_row(*(cell for _, cell in _decode_cells(row)), end_section=last)
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
     console.print(table)
 
 
-def _cells(row: DecodeRow) -> list[tuple[str, str]]:
+def _decode_cells(row: DecodeRow) -> list[tuple[str, str]]:
     """The heading and the text of each column."""
     return [
         ("batch", str(row.batch_size)),
@@ -286,20 +290,20 @@ def _cells(row: DecodeRow) -> list[tuple[str, str]]:
         ("parameters", f"{row.parameters / 1e6:.2f} M"),
         ("tokens/s", f"{row.tokens_per_second:,.0f}"),
         ("sentences/s", f"{row.sentences_per_second:,.1f}"),
-        ("speed-up", _shown(row.speedup_vs_teacher, "{:.2f}x")),
+        ("speed-up", _format_optional(row.speedup_vs_teacher, "{:.2f}x")),
         ("p50 ms", f"{1000 * row.latency_p50:.1f}"),
         ("p95 ms", f"{1000 * row.latency_p95:.1f}"),
-        ("MiB", _shown(row.peak_mib, "{:.0f}")),
-        ("compile s", _shown(row.compile_seconds, "{:.1f}")),
+        ("MiB", _format_optional(row.peak_mib, "{:.0f}")),
+        ("compile s", _format_optional(row.compile_seconds, "{:.1f}")),
         ("same", f"{row.same:.1%}"),
     ]
 
 
-def _shown(value: float | None, form: str) -> str:
+def _format_optional(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def by_length(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:
+def length_sorted_batches(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:
     """Places of the first sentences in batches of like length, the longest first."""
-    length = (source[: MOST_BATCHES * batch_size] != special.pad).sum(1)
+    length = (source[: MAX_BATCHES_PER_ROUND * batch_size] != special.pad).sum(1)
     return list(length.argsort(descending=True, stable=True).split(batch_size))

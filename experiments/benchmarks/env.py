@@ -35,18 +35,18 @@ from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 
-DUMMY = "steps earning sentence BLEU: SB3 DummyVecEnv"
-SYNC = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
-VECTOR = "steps earning sentence BLEU: TextGenVectorEnv"
-BATCHES = "tokens: batches run to their longest"
-ENGINE = "tokens: decoding.greedy, which drops rows"
+DUMMY_VEC_ENV = "steps earning sentence BLEU: SB3 DummyVecEnv"
+SYNC_VECTOR_ENV = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
+TEXT_VECTOR_ENV = "steps earning sentence BLEU: TextGenVectorEnv"
+FULL_BATCHES = "tokens: batches run to their longest"
+BARE_ENGINE = "tokens: decoding.greedy, which drops rows"
 ROLLOUT = "tokens: rollout"
 STREAM = "tokens: streaming with refill"
 FLOOR = "tokens: floor, by length, all slots busy"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SpeedComparison:
     """Two ways, of which one is to be so many times as fast as the other.
 
     Attributes:
@@ -62,14 +62,14 @@ class Comparison:
     asked: float | None = None
 
 
-COMPARISONS = (
-    Comparison("TextGenVectorEnv over DummyVecEnv", VECTOR, DUMMY, 10),
-    Comparison("TextGenVectorEnv over SyncVectorEnv", VECTOR, SYNC, 10),
-    Comparison("rollout over the bare engine, decoding.greedy", ROLLOUT, ENGINE, 0.95),
-    Comparison("streaming over batches run to their longest", STREAM, BATCHES, 1.3),
-    Comparison("decoding.greedy over batches run to their longest", ENGINE, BATCHES),
-    Comparison("fraction of the floor: streaming", STREAM, FLOOR),
-    Comparison("fraction of the floor: rollout", ROLLOUT, FLOOR),
+SPEED_COMPARISONS = (
+    SpeedComparison("TextGenVectorEnv over DummyVecEnv", TEXT_VECTOR_ENV, DUMMY_VEC_ENV, 10),
+    SpeedComparison("TextGenVectorEnv over SyncVectorEnv", TEXT_VECTOR_ENV, SYNC_VECTOR_ENV, 10),
+    SpeedComparison("rollout over the bare engine, decoding.greedy", ROLLOUT, BARE_ENGINE, 0.95),
+    SpeedComparison("streaming over batches run to their longest", STREAM, FULL_BATCHES, 1.3),
+    SpeedComparison("decoding.greedy over batches run to their longest", BARE_ENGINE, FULL_BATCHES),
+    SpeedComparison("fraction of the floor: streaming", STREAM, FLOOR),
+    SpeedComparison("fraction of the floor: rollout", ROLLOUT, FLOOR),
 )
 
 
@@ -110,27 +110,27 @@ def benchmark_env(options: BenchmarkEnvOptions) -> None:
     for name in ("what", "a second", "ratio", "asked"):
         table.add_column(name, justify="left" if name == "what" else "right")
     model = with_prepacked_weights(load_model(folder, torch.float32))
-    stepping = steppers(task, examples, options.stepping_slots, options.stepping_steps)
-    for group in (stepping, writers(task, model, examples, options.slots)):
+    stepping = stepping_sides(task, examples, options.stepping_slots, options.stepping_steps)
+    for group in (stepping, writing_sides(task, model, examples, options.slots)):
         rates = interleaved_rates(group, options.rounds)
         for name, own in rates.items():
             table.add_row(name, f"{statistics.median(own):,.0f}")
         table.add_section()
-        for row in compared(rates):
+        for row in comparison_rows(rates):
             table.add_row(*row)
         table.add_section()
     Console().print(table)
 
 
-def compared(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
+def comparison_rows(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
     """A row of the table for each comparison of ways that are among `rates`, a second by round."""
-    for each in COMPARISONS:
+    for each in SPEED_COMPARISONS:
         if each.way in rates:
             reached = ratio(rates[each.way], rates[each.base])
             yield each.what, "", f"{reached:.2f}", "" if each.asked is None else f"{each.asked:g}"
 
 
-def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Work]:
+def stepping_sides(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Work]:
     """Steps of all slots without a model, by random tokens: others, then this environment.
 
     All earn sentence BLEU, as they do by default.
@@ -156,13 +156,15 @@ def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str
         return steps * slots
 
     return {
-        DUMMY: partial(stepping, dummy.step),
-        SYNC: partial(stepping, sync.step),
-        VECTOR: partial(stepping, vector.step),
+        DUMMY_VEC_ENV: partial(stepping, dummy.step),
+        SYNC_VECTOR_ENV: partial(stepping, sync.step),
+        TEXT_VECTOR_ENV: partial(stepping, vector.step),
     }
 
 
-def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) -> dict[str, Work]:
+def writing_sides(
+    task: Task, model: SequenceModel, examples: Examples, slots: int
+) -> dict[str, Work]:
     """Ways to write all examples greedily; each gives the number of useful tokens."""
     env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
     batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()
@@ -187,11 +189,13 @@ def writers(task: Task, model: SequenceModel, examples: Examples, slots: int) ->
     by_length = (examples.source != pad).sum(1).argsort(descending=True).split(slots)
     narrow = [examples.select(rows).trimmed(model.special).source for rows in by_length]
     return {
-        BATCHES: lambda: sum(_full_batch(model, source, length) for source in sources),
-        ENGINE: by_engine,
+        FULL_BATCHES: lambda: sum(_full_batch(model, source, length) for source in sources),
+        BARE_ENGINE: by_engine,
         ROLLOUT: by_rollout,
         STREAM: by_stream,
-        FLOOR: lambda: sum(_floor(model, source, mean, length) for source in narrow) and tokens,
+        FLOOR: lambda: (
+            sum(_equal_length_batch(model, source, mean, length) for source in narrow) and tokens
+        ),
     }
 
 
@@ -212,7 +216,7 @@ def _full_batch(model: SequenceModel, source: Tensor, max_steps: int) -> int:
 
 
 @torch.no_grad()
-def _floor(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> int:
+def _equal_length_batch(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> int:
     """Read a batch and step it: what its texts would cost if all had the same length."""
     previous, cache = (
         torch.full((len(source),), model.special.start),

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from textgen_agents.losses.divergences import chunked, forward_kl
 
-MIB_A_KIB = 1 / 1024
-M_MMAP_THRESHOLD, MIB = -3, 2**20  # the first is from <malloc.h>
+MIB_PER_KIB = 1 / 1024
+M_MMAP_THRESHOLD, BYTES_PER_MIB = -3, 2**20  # the first is from <malloc.h>
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BenchmarkLossesOptions:
 
 
 @dataclass(frozen=True)
-class Cost:
+class LossCost:
     """What one pass and its gradient took.
 
     Attributes:
@@ -64,7 +64,9 @@ def benchmark_losses(options: BenchmarkLossesOptions) -> None:
     for name in ("V", "path", "peak MiB", "of the whole", "seconds", "gradient differs by"):
         table.add_column(name, justify="left" if name == "path" else "right")
     for vocab_size in options.vocab_sizes:
-        whole, cut = (in_new_process(vocab_size, options, rows) for rows in (None, options.rows))
+        whole, cut = (
+            measure_in_new_process(vocab_size, options, rows) for rows in (None, options.rows)
+        )
         for path, cost in (("whole", whole), (f"chunks of {options.rows}", cut)):
             table.add_row(
                 f"{vocab_size:,}",
@@ -72,21 +74,23 @@ def benchmark_losses(options: BenchmarkLossesOptions) -> None:
                 f"{cost.peak:.0f}",
                 f"{cost.peak / whole.peak:.0%}",
                 f"{cost.seconds:.2f}",
-                f"{difference(cost.gradient, whole.gradient):.1e}",
+                f"{relative_difference(cost.gradient, whole.gradient):.1e}",
             )
     Console().print(table)
 
 
-def in_new_process(vocab_size: int, options: BenchmarkLossesOptions, rows: int | None) -> Cost:
+def measure_in_new_process(
+    vocab_size: int, options: BenchmarkLossesOptions, rows: int | None
+) -> LossCost:
     """`measure` where no earlier work has left memory behind."""
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         threads = torch.get_num_threads()
-        return executor.submit(measure, vocab_size, options, rows, threads).result()
+        return executor.submit(_measure_loss, vocab_size, options, rows, threads).result()
 
 
-def measure(
+def _measure_loss(
     vocab_size: int, options: BenchmarkLossesOptions, rows: int | None, threads: int
-) -> Cost:
+) -> LossCost:
     """One forward KL and its gradient; `rows` None for all states at once."""
     torch.set_num_threads(threads)
     return_freed_memory()
@@ -98,10 +102,10 @@ def return_freed_memory() -> None:
     """Tell glibc to give every tensor above 1 MiB its own pages, so that the peak is of tensors."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, MIB)
+        library.mallopt(M_MMAP_THRESHOLD, BYTES_PER_MIB)
 
 
-def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None) -> Cost:
+def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None) -> LossCost:
     """A forward KL of random states and its gradient."""
     generator = torch.Generator().manual_seed(0)
     hidden, teacher_hidden = torch.randn(2, 1, states, width, generator=generator)
@@ -112,24 +116,24 @@ def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None
     def loss(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
         return forward_kl(hidden @ weight.T, teacher_hidden @ teacher_weight.T)
 
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = process_memory("VmRSS"), time.perf_counter()
     if rows is None:
         values = loss(hidden, teacher_hidden)
     else:
         values = chunked(loss, hidden, teacher_hidden, rows=rows)
     gradients = torch.autograd.grad(values.mean(), [hidden, weight])
-    seconds, peak = time.perf_counter() - start, memory("VmHWM") - before
-    return Cost(peak, seconds, torch.cat([each.flatten() for each in gradients]).numpy())
+    seconds, peak = time.perf_counter() - start, process_memory("VmHWM") - before
+    return LossCost(peak, seconds, torch.cat([each.flatten() for each in gradients]).numpy())
 
 
-def difference(gradient: np.ndarray, expected: np.ndarray) -> float:
+def relative_difference(gradient: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, as a share of the largest entry."""
     return float(np.abs(gradient - expected).max() / np.abs(expected).max())
 
 
-def memory(entry: str) -> float:
+def process_memory(entry: str) -> float:
     """MiB of this process, now (VmRSS) or at its highest (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(entry):
-            return int(line.split()[1]) * MIB_A_KIB
+            return int(line.split()[1]) * MIB_PER_KIB
     raise OSError(f"this system does not tell {entry} of a process")

@@ -24,18 +24,20 @@ from textgen_experiments.models.generate import model_folder
 from textgen_experiments.runs.folder import DTYPES
 
 SOURCE_TOKENS, TARGET_TOKENS = 30, 32
-ROUNDS = 7
-SECONDS_A_PRODUCT = 0.05
-PRODUCTS = (
+MEASURED_DECODES = 7
+MIN_SECONDS_PER_PRODUCT = 0.05
+MATRIX_PRODUCT_OPS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.addmm_.default,
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
 )
-PACKED = "mkldnn::_linear_pointwise"  # the product of models that `with_prepacked_weights` made
+PREPACKED_LINEAR_OP = (
+    "mkldnn::_linear_pointwise"  # the product of models that `with_prepacked_weights` made
+)
 
-Shape = tuple[int, ...]
+ProductShape = tuple[int, ...]
 """(rows, inner, outer) of a matrix product; how many an operator makes stands before, if many."""
 
 
@@ -66,9 +68,9 @@ def benchmark(options: BenchmarkOptions) -> None:
         for precision in options.precisions:
             model = with_prepacked_weights(load_model(model_folder(path), DTYPES[precision]))
             step, floor = step_and_floor(model, options.batch_size, DTYPES[precision])
-            rate, most = options.batch_size / step, options.batch_size / floor
+            rate, floor_rate = options.batch_size / step, options.batch_size / floor
             table.add_row(
-                path.name, precision, f"{rate:,.0f}", f"{most:,.0f}", f"{floor / step:.0%}"
+                path.name, precision, f"{rate:,.0f}", f"{floor_rate:,.0f}", f"{floor / step:.0%}"
             )
     Console().print(table)
 
@@ -88,13 +90,13 @@ def step_and_floor(model: SequenceModel, rows: int, dtype: torch.dtype) -> tuple
     with ProductRecorder() as recorder:
         for _ in range(TARGET_TOKENS):
             _, cache = model.step(previous, cache)
-    seconds = [_decode_seconds(model, source, previous) for _ in range(ROUNDS + 1)]
+    seconds = [_decode_seconds(model, source, previous) for _ in range(MEASURED_DECODES + 1)]
     floor = products_seconds(recorder.shapes, dtype)
     return statistics.median(seconds[1:]) / TARGET_TOKENS, floor / TARGET_TOKENS
 
 
 @torch.no_grad()
-def products_seconds(shapes: Mapping[Shape, int], dtype: torch.dtype) -> float:
+def products_seconds(shapes: Mapping[ProductShape, int], dtype: torch.dtype) -> float:
     """Seconds for all products of the given shapes, each timed by itself.
 
     A lower bound: those with weights are timed plain and packed, and the faster way counts; and
@@ -118,7 +120,7 @@ class ProductRecorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: Counter[Shape] = Counter()
+        self.shapes: Counter[ProductShape] = Counter()
 
     def __torch_dispatch__(
         self,
@@ -128,10 +130,10 @@ class ProductRecorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         """Run the operator and note its shape."""
-        if func in PRODUCTS:
+        if func in MATRIX_PRODUCT_OPS:
             left, right = args[-2:]
             self.shapes[(*left.shape, right.shape[-1])] += 1
-        elif func.name() == PACKED:
+        elif func.name() == PREPACKED_LINEAR_OP:
             left, weight = args[:2]
             self.shapes[(left.shape[:-1].numel(), *weight.shape[::-1])] += 1
         elif torch.is_inference_mode_enabled():  # where operators come in one piece
@@ -152,7 +154,7 @@ def _decode_seconds(model: SequenceModel, source: Tensor, previous: Tensor) -> f
 
 
 def _median_seconds(run: Callable[[], object]) -> float:
-    times, last = [], time.perf_counter() + SECONDS_A_PRODUCT
+    times, last = [], time.perf_counter() + MIN_SECONDS_PER_PRODUCT
     while len(times) < 3 or time.perf_counter() < last:
         start = time.perf_counter()
         run()

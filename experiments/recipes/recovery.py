@@ -48,8 +48,8 @@ from textgen_experiments.runs.factories import build_model, learning_env
 from textgen_experiments.runs.folder import to_json, write_text
 from textgen_experiments.runs.run_log import console, progress
 
-AGENTS = (MLE(), ImitKD())
-STYLES = {"mle": ("#D55E00", "s"), "imitkd": ("#0072B2", "o")}
+COMPARED_AGENTS = (MLE(), ImitKD())
+AGENT_STYLES = {"mle": ("#D55E00", "s"), "imitkd": ("#0072B2", "o")}
 """Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
 STUDENT = RecurrentConfig(width=64, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
 T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
@@ -88,7 +88,7 @@ class RecoveryOptions:
 
 
 @dataclass(frozen=True)
-class Row:
+class RecoveryRow:
     """How often the students of one agent write texts of one length.
 
     Attributes:
@@ -116,15 +116,17 @@ def recovery(options: RecoveryOptions) -> None:
     """Train, print the table, write `results.json` and draw `recovery.png`."""
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # more are slower with so small a student
-    rows = compare(options)
-    show(rows)
+    rows = recovery_rows(options)
+    print_recovery(rows)
     content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
-    draw(rows, options.output / "recovery.png")
+    draw_recovery(rows, options.output / "recovery.png")
     console.print(f"written to {options.output}")
 
 
-def compare(options: RecoveryOptions, agents: Sequence[Agent] = AGENTS) -> list[Row]:
+def recovery_rows(
+    options: RecoveryOptions, agents: Sequence[Agent] = COMPARED_AGENTS
+) -> list[RecoveryRow]:
     """A row for each of `agents` and each length."""
     config, task = options.task, recovery_task(options.task)
     lengths = range(config.copy.min_length, config.copy.max_length + 1)
@@ -136,17 +138,17 @@ def compare(options: RecoveryOptions, agents: Sequence[Agent] = AGENTS) -> list[
             by_student = []
             for number in range(options.seeds):
                 learner = replace(options.learner, seed=options.learner.seed + number)
-                student = train(agent, task, config.slips, learner, advance)
+                student = train_student(agent, task, config.slips, learner, advance)
                 by_student.append([success(student, env, learner.seed) for env in tests])
             by_length = zip(*by_student, strict=True)
             rows += [
-                make_row(agent, task, config.slips, length, by_seed)
+                recovery_row(agent, task, config.slips, length, by_seed)
                 for length, by_seed in zip(lengths, by_length, strict=True)
             ]
     return rows
 
 
-def train(
+def train_student(
     agent: Agent,
     task: TextTask,
     slips: Slips,
@@ -205,16 +207,16 @@ def success(student: SequenceModel, env: TextGenVectorEnv, seed: int) -> float:
     return total / env.num_envs
 
 
-def make_row(
+def recovery_row(
     agent: Agent, task: TextTask, slips: Slips, length: int, by_seed: Sequence[float]
-) -> Row:
+) -> RecoveryRow:
     """Mean and interval of the shares of `agent`'s students, beside what is known.
 
     The interval is Student's: mean +- t s / sqrt(n), with s the standard deviation of the n shares.
     """
     mean = statistics.mean(by_seed)
     margin = T_QUANTILES[len(by_seed)] * statistics.stdev(by_seed) / math.sqrt(len(by_seed))
-    return Row(
+    return RecoveryRow(
         agent=agent_name(agent),
         length=length,
         success=mean,
@@ -226,7 +228,7 @@ def make_row(
     )
 
 
-def show(rows: Sequence[Row]) -> None:
+def print_recovery(rows: Sequence[RecoveryRow]) -> None:
     """Print the table."""
     table = Table(title="share of texts written without a mistake left, 95 % intervals over seeds")
     for name in ("agent", "words", "success", "interval", "never undoing", "optimum"):
@@ -243,7 +245,7 @@ def show(rows: Sequence[Row]) -> None:
     Console().print(table)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw_recovery(rows: Sequence[RecoveryRow], path: Path) -> None:
     """Success against length, with intervals as bands and what is known as lines."""
     from matplotlib.figure import Figure  # takes half a second that no other command shall wait for
 
@@ -252,7 +254,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     lengths = sorted({row.length for row in rows})
     known = rows[: len(lengths)]  # the same beside every agent
     axes.plot(lengths, [row.optimum for row in known], "k--", label="optimum")
-    for agent, (color, marker) in STYLES.items():
+    for agent, (color, marker) in AGENT_STYLES.items():
         own = [row for row in rows if row.agent == agent]
         low, high = [row.low for row in own], [row.high for row in own]
         axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)

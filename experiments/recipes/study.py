@@ -32,7 +32,7 @@ from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import PREPARED, Outcome, Show, read_outcome
 
 BASELINE = "seqkd"
-SCARCE = ("mle", "seqkd", "imitkd_full")  # who are compared over amounts of data
+DATA_SWEEP_AGENTS = ("mle", "seqkd", "imitkd_full")  # who are compared over amounts of data
 START = "start"  # in place of an agent's name: mle for the first half of the updates
 STARTED = (
     "seqinter",
@@ -50,9 +50,9 @@ STARTED = (
 """Agents that go on from there, as in their papers from a student that was trained before."""
 BY_POLICY_GRADIENT = ("minillm", "aggrevate")
 GRADIENT_RATE = 0.1  # their learning rate, as a share of the others'
-MARKERS = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
+SWEEP_STYLES = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
 """Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
-SIGNIFICANT = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 TABLE_WIDTH = 150
 HEADINGS = [
     "agent",
@@ -96,7 +96,7 @@ class StudyOptions:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One line of the table: an agent with so many pairs, over all seeds.
 
     Attributes:
@@ -133,28 +133,28 @@ def study(options: StudyOptions) -> None:
     runs = study_runs(options)
     train_in_parallel(starting_runs(options))
     train_in_parallel(runs, train_and_judge_one)
-    rows = summarize(options, runs)
+    rows = study_rows(options, runs)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
     write_text(options.output / "tables.md", markdown(options, rows))
-    draw(rows, options.output / "pairs.png")
+    draw_study(rows, options.output / "pairs.png")
     show(options, rows)
     console.print(f"written to {options.output}")
 
 
 def kinds_of_runs(options: StudyOptions) -> list[tuple[str, int]]:
     """Agent and pairs of every row, the table's first."""
-    scarce = [agent for agent in SCARCE if agent in options.agents]
+    swept = [agent for agent in DATA_SWEEP_AGENTS if agent in options.agents]
     return [(agent, options.pairs) for agent in options.agents] + [
-        (agent, pairs) for pairs in options.more_pairs for agent in scarce
+        (agent, pairs) for pairs in options.more_pairs for agent in swept
     ]
 
 
 def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
     """Every run by its folder: seed after seed, and of each the slowest kinds first."""
     return {
-        folder_of(options, agent, pairs, seed): _experiment(options, agent, pairs, seed)
+        folder_of(options, agent, pairs, seed): _study_run(options, agent, pairs, seed)
         for seed in range(options.seeds)
         for agent, pairs in reversed(kinds_of_runs(options))
     }
@@ -171,7 +171,7 @@ def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
     }
 
 
-def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
+def _study_run(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
     """What is trained of `agent`."""
     experiment = configs.study(AGENTS[agent](), seed, pairs or None, options.updates)
     if agent not in STARTED:
@@ -209,15 +209,17 @@ def train_and_judge_one(experiment: Experiment, folder: Path, show: Show) -> Out
     return train_and_judge(experiment, folder, show)
 
 
-def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:
+def study_rows(options: StudyOptions, runs: dict[Path, Experiment]) -> list[StudyRow]:
     """A row for each agent and amount of data."""
     folder, experiment = next(iter(runs.items()))
     task = build_task(experiment.task, load_tokenizer(folder / "model"))
     references = [pair.reference for pair in task.test]
-    return [_row(options, *kind, references) for kind in kinds_of_runs(options)]
+    return [_study_row(options, *kind, references) for kind in kinds_of_runs(options)]
 
 
-def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str]) -> Row:
+def _study_row(
+    options: StudyOptions, agent: str, pairs: int, references: Sequence[str]
+) -> StudyRow:
     seeds = range(options.seeds)
     folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
     starts = [folder_of(options, START, pairs, seed) for seed in seeds if agent in STARTED]
@@ -231,14 +233,14 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
             continue
         other = read_scores(baseline)
         p_value = paired_bootstrap(other.hypotheses, each.hypotheses, references)
-        better += p_value < SIGNIFICANT and each.bleu > other.bleu
-        worse += p_value < SIGNIFICANT and each.bleu < other.bleu
+        better += p_value < SIGNIFICANCE_LEVEL and each.bleu > other.bleu
+        worse += p_value < SIGNIFICANCE_LEVEL and each.bleu < other.bleu
     bleu = [each.bleu for each in judged]
 
     def mean(value: Callable[[ModelScores], float]) -> float:
         return statistics.mean(map(value, judged))
 
-    return Row(
+    return StudyRow(
         agent=agent,
         pairs=outcomes[0].train_pairs,
         bleu=statistics.mean(bleu),
@@ -257,7 +259,7 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
     )
 
 
-def cells(options: StudyOptions, row: Row) -> list[str]:
+def study_cells(options: StudyOptions, row: StudyRow) -> list[str]:
     """A row as text, as `HEADINGS` says."""
     baseline = row.agent == BASELINE
     error = "" if row.bleu_error is None else f" ± {row.bleu_error:.1f}"
@@ -278,19 +280,19 @@ def _title(options: StudyOptions, pairs: int) -> str:
     return f"{pairs:,} pairs, {options.seeds} seed{'s' if options.seeds > 1 else ''}"
 
 
-def markdown(options: StudyOptions, rows: Sequence[Row]) -> str:
+def markdown(options: StudyOptions, rows: Sequence[StudyRow]) -> str:
     """A table for each amount of training pairs."""
     lines = []
     for pairs in dict.fromkeys(row.pairs for row in rows):
         lines += [f"## {_title(options, pairs)}", ""]
         lines += [f"| {' | '.join(HEADINGS)} |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
         lines += [
-            f"| {' | '.join(cells(options, row))} |" for row in rows if row.pairs == pairs
+            f"| {' | '.join(study_cells(options, row))} |" for row in rows if row.pairs == pairs
         ] + [""]
     return "\n".join(lines)
 
 
-def show(options: StudyOptions, rows: Sequence[Row]) -> None:
+def show(options: StudyOptions, rows: Sequence[StudyRow]) -> None:
     """Print a table for each amount of training pairs."""
     output = Console()
     output.width = max(output.width, TABLE_WIDTH)  # a pipe would cut the columns
@@ -300,17 +302,17 @@ def show(options: StudyOptions, rows: Sequence[Row]) -> None:
             table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
         for row in rows:
             if row.pairs == pairs:
-                table.add_row(*cells(options, row))
+                table.add_row(*study_cells(options, row))
         output.print(table)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw_study(rows: Sequence[StudyRow], path: Path) -> None:
     """Plot BLEU against training pairs, with standard errors where there are several seeds."""
     from matplotlib.figure import Figure  # half a second that no other command shall wait for
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for agent, (color, marker) in MARKERS.items():
+    for agent, (color, marker) in SWEEP_STYLES.items():
         own = [row for row in rows if row.agent == agent]
         line = sorted((row.pairs, row.bleu, row.bleu_error or 0) for row in own)
         if line:

@@ -19,8 +19,8 @@ from textgen_experiments.runs.folder import read_config, write_text
 from textgen_experiments.runs.run_log import console, progress
 from textgen_experiments.runs.train import Outcome, train_with_bar
 
-SAMPLE = 100  # test pairs, the first ones, that a test of the shipped file scores again
-CARD = """\
+NUM_SAMPLE_PAIRS = 100  # test pairs, the first ones, that a test of the shipped file scores again
+MODEL_CARD = """\
 ---
 language: [de, en]
 license: mit
@@ -70,7 +70,7 @@ class TeacherOptions:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingTotal:
     """All runs of the command that went into a teacher.
 
     Attributes:
@@ -97,7 +97,7 @@ def teacher(options: TeacherOptions) -> None:
         advance()
         beam = quality_on(model, task, task.test, beam_size=5)
         advance()
-        sample = quality_on(model, task, task.test[:SAMPLE])
+        sample = quality_on(model, task, task.test[:NUM_SAMPLE_PAIRS])
         advance()
     training = _training(options, outcome)
     scores = {
@@ -113,20 +113,22 @@ def teacher(options: TeacherOptions) -> None:
     )
 
 
-def _training(options: TeacherOptions, outcome: Outcome) -> Training:
+def _training(options: TeacherOptions, outcome: Outcome) -> TrainingTotal:
     """This run added to what went before it."""
-    before = Training()
+    before = TrainingTotal()
     if options.start_from:
         scores = json.loads((options.start_from / "scores.json").read_text(encoding="utf-8"))
-        before = Training(**scores["training"])
-    return Training(
+        before = TrainingTotal(**scores["training"])
+    return TrainingTotal(
         runs=before.runs + 1,
         updates=before.updates + read_config(options.output).experiment.learner.updates,
         hours=before.hours + outcome.train_seconds / 3600,
     )
 
 
-def _card(run: Path, outcome: Outcome, training: Training, greedy: Quality, beam: Quality) -> str:
+def _card(
+    run: Path, outcome: Outcome, training: TrainingTotal, greedy: Quality, beam: Quality
+) -> str:
     """The model card, filled from the run's own files."""
     config = read_config(run)
     experiment, model = config.experiment, load_model(run / "model")
@@ -134,7 +136,7 @@ def _card(run: Path, outcome: Outcome, training: Training, greedy: Quality, beam
     assert isinstance(task, VersesConfig), "configs.verses_teacher is about verses"
     assert isinstance(model, Transformer), "configs.verses_teacher describes a Transformer"
     size, learner = model.config, experiment.learner
-    return CARD.format(
+    return MODEL_CARD.format(
         parameters=num_parameters(model) / 1e6,
         encoder=size.num_encoder_layers,
         decoder=size.num_decoder_layers,

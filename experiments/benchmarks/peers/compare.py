@@ -23,21 +23,25 @@ from rich.table import Table
 
 from textgen_env.models.acceleration.precision import measure_precision
 from textgen_experiments.benchmarks.candidates import TimedGeneration
-from textgen_experiments.benchmarks.peers.updates import LearnerUpdates, Updates, distillers
+from textgen_experiments.benchmarks.peers.updates import (
+    LearnerUpdates,
+    TimedUpdates,
+    distillation_updates,
+)
 from textgen_experiments.evaluation.timing import Work, interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.folder import DTYPES
 
-Comparison = Literal["gkd", "marian", "teacher", "updates"]
-Group = Mapping[str, Work]
-TITLES: dict[Comparison, str] = {
+PeerComparison = Literal["gkd", "marian", "teacher", "updates"]
+Sides = Mapping[str, Work]
+COMPARISON_TITLES: dict[PeerComparison, str] = {
     "gkd": "an update of on-policy distillation, a random pair of Llamas",
     "marian": "greedy decoding, a random Marian",
     "teacher": "greedy decoding, the shipped teacher",
     "updates": "an update with the shipped teacher and the demo's student",
 }
-CAPTION = "in brackets: share of the time that its matrix products take by themselves"
+FLOOR_CAPTION = "in brackets: share of the time that its matrix products take by themselves"
 TABLE_WIDTH = 150
 
 
@@ -57,7 +61,9 @@ class BenchmarkPeersOptions:
         device: where all sides work; CTranslate2, and the matrix products alone, on CPUs only.
     """
 
-    comparisons: Annotated[tuple[Comparison, ...], tyro.conf.Positional] = tuple(TITLES)
+    comparisons: Annotated[tuple[PeerComparison, ...], tyro.conf.Positional] = tuple(
+        COMPARISON_TITLES
+    )
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     rounds: int = 5
     student: Path | None = None
@@ -83,13 +89,13 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
         from textgen_experiments.benchmarks.peers.models import Size
     size = Size()
     onednn = measure_precision(size.width, size.batch_size).onednn
-    sides: dict[Comparison, Callable[[Path, str], Group]] = {
+    makers: dict[PeerComparison, Callable[[Path, str], Sides]] = {
         "gkd": lambda folder, name: gkd_updates(folder, size, DTYPES[name], onednn, options.device),
         "marian": lambda folder, name: marian_writers(folder, size, name, options.device),
         "teacher": lambda folder, name: teacher_writers(
             folder, size.batch_size, name, options.device
         ),
-        "updates": lambda folder, name: distillers(
+        "updates": lambda folder, name: distillation_updates(
             folder,
             size.batch_size,
             options.student,
@@ -103,44 +109,44 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
         rows = []
         for precision in options.precisions:
             with TemporaryDirectory() as folder:
-                group = sides[comparison](Path(folder), precision)
-                rows.append(_rows(group, precision, options.rounds))
-        _show(TITLES[comparison], rows)
+                sides = makers[comparison](Path(folder), precision)
+                rows.append(_side_rows(sides, precision, options.rounds))
+        _show(COMPARISON_TITLES[comparison], rows)
 
 
-Cells = dict[str, str]
+NamedCells = dict[str, str]
 """The heading and the text of each column."""
 
 
-def _rows(group: Group, precision: str, rounds: int) -> list[Cells]:
+def _side_rows(sides: Sides, precision: str, rounds: int) -> list[NamedCells]:
     """A row for each side."""
-    rates = interleaved_rates(group, rounds)
+    rates = interleaved_rates(sides, rounds)
     speeds = list(rates.values())
     above = [None, *(ratio(own, other) for other, own in pairwise(speeds))]
     return [
         {
             "": name,
             "precision": precision,
-            **_cells(group, name, rates[name]),
+            **_side_cells(sides, name, rates[name]),
             "speed to the first": f"{ratio(rates[name], speeds[0]):.2f}x",
             "to the one above": "" if before is None else f"{before:.2f}x",
         }
-        for name, before in zip(group, above, strict=True)
+        for name, before in zip(sides, above, strict=True)
     ]
 
 
-def _cells(group: Group, name: str, rates: Sequence[float]) -> Cells:
+def _side_cells(sides: Sides, name: str, rates: Sequence[float]) -> NamedCells:
     """What was measured of a side, beyond its speed compared to the others'."""
-    side = group[name]
+    side = sides[name]
     if isinstance(side, TimedGeneration):
-        first = cast("TimedGeneration", next(iter(group.values())))
+        first = cast("TimedGeneration", next(iter(sides.values())))
         same = same_share(torch.cat(side.written), torch.cat(first.written))
         rate = statistics.median(rates)
         return {"tokens/s": f"{rate:,.0f}", "texts as the first": f"{same:.1%}"}
-    return update_cells(cast("Updates", side))
+    return update_cells(cast("TimedUpdates", side))
 
 
-def update_cells(side: Updates) -> Cells:
+def update_cells(side: TimedUpdates) -> NamedCells:
     """Median seconds of an update and of its parts, the first round left out."""
     floor = side.floor() if isinstance(side, LearnerUpdates) else None
     cells = {}
@@ -151,9 +157,9 @@ def update_cells(side: Updates) -> Cells:
     return {**cells, "tokens": f"{statistics.median(side.tokens[1:]):,.0f}"}
 
 
-def _show(title: str, groups: Sequence[Sequence[Cells]]) -> None:
+def _show(title: str, groups: Sequence[Sequence[NamedCells]]) -> None:
     """Print a table, a section for each group."""
-    table = Table(title=title, caption=CAPTION if "whole s" in groups[0][0] else None)
+    table = Table(title=title, caption=FLOOR_CAPTION if "whole s" in groups[0][0] else None)
     for name in groups[0][0]:
         table.add_column(name, justify="left" if name in ("", "precision") else "right")
     for rows in groups:

@@ -11,8 +11,8 @@ from textgen_env.models.export.huggingface import load_hf
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 from textgen_env.types import trimmed
-from textgen_experiments.benchmarks.candidates import TimedGeneration, load_apart
-from textgen_experiments.benchmarks.decode import by_length
+from textgen_experiments.benchmarks.candidates import TimedGeneration, load_in_worker_process
+from textgen_experiments.benchmarks.decode import length_sorted_batches
 from textgen_experiments.benchmarks.peers.models import Size, random_words, save_marian
 from textgen_experiments.models.formats import Format, load_generator, save_as
 from textgen_experiments.runs.experiment import TASKS, VERSES_TEACHER
@@ -20,8 +20,8 @@ from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import DTYPES
 
 GENERATE, GREEDY = "transformers: generate", "textgen: greedy"
-FORMS: tuple[Format, ...] = ("hf", "ctranslate2")
-BATCHES = 4
+EXPORT_FORMATS: tuple[Format, ...] = ("hf", "ctranslate2")
+NUM_BATCHES = 4
 
 
 def marian_writers(
@@ -61,16 +61,16 @@ def teacher_writers(
     """
     tokenizer, model = load_tokenizer(VERSES_TEACHER), load_model(VERSES_TEACHER)
     task, special = build_task(TASKS["verses"], tokenizer), tokenizer.special
-    source = encode(task.test[: BATCHES * batch_size], task).source
-    rows = by_length(source, batch_size, special)
+    source = encode(task.test[: NUM_BATCHES * batch_size], task).source
+    rows = length_sorted_batches(source, batch_size, special)
     batches = [trimmed(source[each], special).to(device) for each in rows]
-    forms = FORMS if precision == "float32" and device == "cpu" else FORMS[:1]
-    for form in forms:
-        (folder / form).mkdir()
-        save_as(form, model, tokenizer, folder / form)
+    formats = EXPORT_FORMATS if precision == "float32" and device == "cpu" else EXPORT_FORMATS[:1]
+    for format_ in formats:
+        (folder / format_).mkdir()
+        save_as(format_, model, tokenizer, folder / format_)
     writers = {GENERATE: load_hf(folder / "hf", DTYPES[precision], device)}
-    if "ctranslate2" in forms:
-        writers["CTranslate2"] = load_apart(folder / "ctranslate2")
+    if "ctranslate2" in formats:
+        writers["CTranslate2"] = load_in_worker_process(folder / "ctranslate2")
     writers[GREEDY] = load_generator(VERSES_TEACHER, precision=precision, device=device)
     return {
         name: TimedGeneration(write, batches, task.max_target_length, special.pad)

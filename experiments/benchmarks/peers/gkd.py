@@ -26,11 +26,11 @@ from textgen_env.types import Examples
 from textgen_experiments.benchmarks.peers.models import Size, random_words, save_llama
 from textgen_experiments.benchmarks.peers.updates import (
     LearnerUpdates,
-    Seconds,
-    Updates,
-    WatchedExpert,
-    finish,
-    learner_of,
+    TimedExpert,
+    TimedUpdates,
+    UpdateSeconds,
+    endless_learner,
+    synchronize,
 )
 from textgen_experiments.benchmarks.worker_process import WorkerProcess
 from textgen_experiments.models.formats import extra
@@ -38,14 +38,14 @@ from textgen_experiments.runs.factories import learning_env
 from textgen_experiments.runs.malloc import retain_freed_memory
 
 TEACHER_WEIGHT = 0.5
-RATE = 1e-4  # of learning
-IGNORED = -100  # label of what does not count
-SAMPLE = Pair("w0", "w0")  # stands where a task or a trainer wants text; none is read
+LEARNING_RATE = 1e-4  # of learning
+IGNORED_LABEL = -100  # label of what does not count
+PLACEHOLDER_PAIR = Pair("w0", "w0")  # stands where a task or a trainer wants text; none is read
 
 
 def gkd_updates(
     folder: Path, size: Size, precision: torch.dtype, onednn: bool, device: str = "cpu"
-) -> dict[str, Updates]:
+) -> dict[str, TimedUpdates]:
     """The sides of the comparison.
 
     Args:
@@ -60,13 +60,13 @@ def gkd_updates(
     """
     save_pair(folder, size)
     bfloat16 = precision == torch.bfloat16
-    ours = {"textgen gkd": our_updates(folder, size, precision, onednn, device)}
-    theirs = partial(TRLUpdatesApart, folder, size, bfloat16, device)
+    ours = {"textgen gkd": textgen_updates(folder, size, precision, onednn, device)}
+    theirs = partial(TRLUpdatesInWorker, folder, size, bfloat16, device)
     if device != "cpu":
-        return {"TRL GKDTrainer": theirs(keep=False), **ours}
+        return {"TRL GKDTrainer": theirs(retain_memory=False), **ours}
     return {
-        "TRL GKDTrainer, as Python starts it": theirs(keep=False),
-        "TRL GKDTrainer, freed memory kept": theirs(keep=True),
+        "TRL GKDTrainer, as Python starts it": theirs(retain_memory=False),
+        "TRL GKDTrainer, freed memory kept": theirs(retain_memory=True),
         **ours,
     }
 
@@ -89,9 +89,9 @@ class TRLUpdates:
 
     def __init__(self, folder: Path, size: Size, bfloat16: bool, device: str = "cpu") -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        self.size, self.trainer = size, _trainer(folder, size, bfloat16, device)
+        self.size, self.trainer = size, _gkd_trainer(folder, size, bfloat16, device)
         self.device = torch.device(device)
-        self.seconds: list[Seconds] = []
+        self.seconds: list[UpdateSeconds] = []
         self.tokens: list[float] = []
         self._parts = {"rollout": 0.0, "label": 0.0}
         trainer = self.trainer
@@ -108,10 +108,10 @@ class TRLUpdates:
         trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.model.zero_grad()
-        finish(self.device)
+        synchronize(self.device)
         whole = time.perf_counter() - start
-        self.seconds.append(Seconds.of(whole, **self._parts))
-        self.tokens.append(float((inputs["labels"] != IGNORED).sum()))  # of what was written
+        self.seconds.append(UpdateSeconds.of(whole, **self._parts))
+        self.tokens.append(float((inputs["labels"] != IGNORED_LABEL).sum()))  # of what was written
         return 1
 
     def inputs(self) -> dict[str, Tensor]:
@@ -129,17 +129,17 @@ class TRLUpdates:
 
     def _timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever `work` takes
-            finish(self.device)
+            synchronize(self.device)
             start = time.perf_counter()
             answer = work(*args, **kwargs)
-            finish(self.device)
+            synchronize(self.device)
             self._parts[part] += time.perf_counter() - start
             return answer
 
         return timed
 
 
-class TRLUpdatesApart:
+class TRLUpdatesInWorker:
     """TRL's updates in a process that waits while others work.
 
     It is TRL's own because the library `accelerate` knows one precision a process.
@@ -153,11 +153,11 @@ class TRLUpdatesApart:
     """
 
     def __init__(
-        self, folder: Path, size: Size, bfloat16: bool, device: str, *, keep: bool
+        self, folder: Path, size: Size, bfloat16: bool, device: str, *, retain_memory: bool
     ) -> None:
-        self.seconds: list[Seconds] = []
+        self.seconds: list[UpdateSeconds] = []
         self.tokens: list[float] = []
-        self._update = WorkerProcess(_trl_update, folder, size, bfloat16, device, keep)
+        self._update = WorkerProcess(_trl_update, folder, size, bfloat16, device, retain_memory)
 
     def __call__(self) -> int:
         """One update; this process waits."""
@@ -167,7 +167,7 @@ class TRLUpdatesApart:
         return 1
 
 
-def our_updates(
+def textgen_updates(
     folder: Path, size: Size, precision: torch.dtype, onednn: bool, device: str = "cpu"
 ) -> LearnerUpdates:
     """The same updates by this project's learner.
@@ -181,13 +181,13 @@ def our_updates(
     """
     tokenizer, words = load_tokenizer(folder / "student"), random_words(size)
     ends = torch.full_like(words[:, :1], tokenizer.special.end)
-    texts = [SAMPLE]
+    texts = [PLACEHOLDER_PAIR]
     task = TextTask(
         "random", tokenizer, texts, texts, texts, size.source_tokens, size.max_steps, {}
     )
     examples = Examples(source=torch.cat([words, ends], 1), reference=ends)
-    expert = WatchedExpert(with_cuda_graphs(load_model(folder / "teacher", precision).to(device)))
-    learner = learner_of(
+    expert = TimedExpert(with_cuda_graphs(load_model(folder / "teacher", precision).to(device)))
+    learner = endless_learner(
         GKD(student_fraction=1.0, teacher_weight=TEACHER_WEIGHT),
         load_model(folder / "student"),
         learning_env(task, size.batch_size, expert, examples=examples, device=device),
@@ -197,11 +197,11 @@ def our_updates(
     return LearnerUpdates(learner, expert, onednn)
 
 
-def _trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # noqa: ANN401 - TRL's class
+def _gkd_trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # noqa: ANN401 - TRL's class
     """TRL's trainer, ready for `training_step`."""
     with extra("bench"):
         gkd, data = import_module("trl.experimental.gkd"), import_module("datasets")
-    message = {"role": "user", "content": SAMPLE.source}
+    message = {"role": "user", "content": PLACEHOLDER_PAIR.source}
     config = gkd.GKDConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=size.batch_size,
@@ -209,7 +209,7 @@ def _trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # n
         beta=TEACHER_WEIGHT,
         temperature=1.0,
         max_new_tokens=size.max_steps,
-        learning_rate=RATE,
+        learning_rate=LEARNING_RATE,
         optim="adamw_torch_fused",
         bf16=bfloat16,
         use_cpu=device == "cpu",
@@ -230,14 +230,14 @@ def _trainer(folder: Path, size: Size, bfloat16: bool, device: str) -> Any:  # n
 
 
 def _trl_update(
-    folder: Path, size: Size, bfloat16: bool, device: str, keep: bool
-) -> Callable[[], tuple[Seconds, float]]:
+    folder: Path, size: Size, bfloat16: bool, device: str, retain_memory: bool
+) -> Callable[[], tuple[UpdateSeconds, float]]:
     """Makes an update in this process and tells where its time went."""
-    if keep:
+    if retain_memory:
         retain_freed_memory()
     updates = TRLUpdates(folder, size, bfloat16, device)
 
-    def update() -> tuple[Seconds, float]:
+    def update() -> tuple[UpdateSeconds, float]:
         updates()
         return updates.seconds[-1], updates.tokens[-1]
 

@@ -26,15 +26,19 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode, take_train_pairs
 from textgen_env.types import Trajectories
-from textgen_experiments.benchmarks.step_floor import ProductRecorder, Shape, products_seconds
+from textgen_experiments.benchmarks.step_floor import (
+    ProductRecorder,
+    ProductShape,
+    products_seconds,
+)
 from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER
 from textgen_experiments.runs.factories import build_model, build_task, learning_env
 
-ENDLESS = 10**6  # updates
+UNREACHED_UPDATES = 10**6  # updates
 
 
 @dataclass(frozen=True)
-class Seconds:
+class UpdateSeconds:
     """Of one update.
 
     Attributes:
@@ -58,11 +62,11 @@ class Seconds:
         return self.rollout + self.label + self.update
 
 
-class Updates(Protocol):
+class TimedUpdates(Protocol):
     """Makes updates whenever it is called, and returns how many."""
 
     @property
-    def seconds(self) -> Sequence[Seconds]:
+    def seconds(self) -> Sequence[UpdateSeconds]:
         """Of each update (a mean of those made together), by part."""
         ...
 
@@ -76,7 +80,7 @@ class Updates(Protocol):
         ...
 
 
-class WatchedExpert(NeuralExpert):
+class TimedExpert(NeuralExpert):
     """A teacher whose matrix products can be told from the student's.
 
     Attributes:
@@ -92,16 +96,16 @@ class WatchedExpert(NeuralExpert):
     def logits(self, trajectories: Trajectories) -> torch.Tensor:
         """As always, within `watch`; the device has finished before and after."""
         device = trajectories.actions.device
-        finish(device)
+        synchronize(device)
         start = time.perf_counter()
         with self.watch:
             logits = super().logits(trajectories)
-        finish(device)
+        synchronize(device)
         self.seconds += time.perf_counter() - start
         return logits
 
 
-def finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until `device` has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -116,9 +120,9 @@ class LearnerUpdates:
         onednn: whether float32 products are made by oneDNN.
     """
 
-    def __init__(self, learner: Learner, expert: WatchedExpert, onednn: bool) -> None:
+    def __init__(self, learner: Learner, expert: TimedExpert, onednn: bool) -> None:
         self.learner, self.expert, self.onednn = learner, expert, onednn
-        self.seconds: list[Seconds] = []
+        self.seconds: list[UpdateSeconds] = []
         self.tokens: list[float] = []
         self._rollouts = learner.rollouts()
 
@@ -127,16 +131,18 @@ class LearnerUpdates:
         start, asked = time.perf_counter(), self.expert.seconds
         with onednn_float32(self.onednn):
             experience = next(self._rollouts)
-            finish(self.learner.env.device)
+            synchronize(self.learner.env.device)
             written = time.perf_counter() - start
             count = len(list(self.learner.learn(experience)))
-            finish(self.learner.env.device)
+            synchronize(self.learner.env.device)
         whole, label = time.perf_counter() - start, self.expert.seconds - asked
-        self.seconds.append(Seconds.of(whole / count, rollout=written / count, label=label / count))
+        self.seconds.append(
+            UpdateSeconds.of(whole / count, rollout=written / count, label=label / count)
+        )
         self.tokens.append(float(experience.trajectories.mask.sum()) / count)
         return count
 
-    def floor(self) -> Seconds | None:
+    def floor(self) -> UpdateSeconds | None:
         """What the matrix products of an update take by themselves, each shape timed alone.
 
         None on an accelerator, where those of a recorded step are not seen.
@@ -151,16 +157,16 @@ class LearnerUpdates:
             count = len(list(self.learner.learn(experience)))
         self.expert.watch = nullcontext()
 
-        def seconds(shapes: Counter[Shape]) -> float:
+        def seconds(shapes: Counter[ProductShape]) -> float:
             return products_seconds(shapes, self.learner.precision) / count
 
         with onednn_float32(self.onednn):
-            return Seconds(
+            return UpdateSeconds(
                 seconds(rollout.shapes), seconds(label.shapes), seconds(both.shapes - label.shapes)
             )
 
 
-def learner_of(
+def endless_learner(
     agent: Agent, student: Model, env: TextGenVectorEnv, *, folder: Path, precision: torch.dtype
 ) -> Learner:
     """A learner that goes on for ever, without evaluation.
@@ -173,14 +179,14 @@ def learner_of(
         precision: of autocast and of the student that writes.
     """
     config = LearnerConfig(
-        updates=ENDLESS,
+        updates=UNREACHED_UPDATES,
         batch_size=env.num_envs // agent.batches_per_rollout,
-        evaluate_every=ENDLESS,
+        evaluate_every=UNREACHED_UPDATES,
     )
     return Learner(agent, student, env, folder, config, precision)
 
 
-def distillers(
+def distillation_updates(
     folder: Path,
     batch_size: int,
     start: Path | None,
@@ -207,18 +213,18 @@ def distillers(
     by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
     task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
     task = take_train_pairs(task, by_student.batches_per_rollout * batch_size)
-    expert = WatchedExpert(
+    expert = TimedExpert(
         with_prepacked_weights(with_cuda_graphs(load_model(VERSES_TEACHER, precision).to(device)))
     )
-    gold = encode(task.train, task).to(device)
-    examples = by_teacher.prepare(gold, expert, task.max_target_length)
+    references = encode(task.train, task).to(device)
+    examples = by_teacher.prepare(references, expert, task.max_target_length)
     config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, seed=0) if start is None else load_model(start)
 
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
         slots = agent.batches_per_rollout * batch_size
         env = learning_env(task, slots, expert, examples=examples, device=device)
-        learner = learner_of(agent, student, env, folder=folder, precision=precision)
+        learner = endless_learner(agent, student, env, folder=folder, precision=precision)
         return LearnerUpdates(learner, expert, onednn)
 
     first = updates(by_teacher, student)

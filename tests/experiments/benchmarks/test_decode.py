@@ -16,7 +16,7 @@ from textgen_env.types import SpecialTokens
 from textgen_experiments.benchmarks import candidates as module
 from textgen_experiments.benchmarks import decode as command
 from textgen_experiments.benchmarks.candidates import BenchmarkCase, TimedGeneration, peak_memory
-from textgen_experiments.benchmarks.decode import by_length, decode_row
+from textgen_experiments.benchmarks.decode import decode_row, length_sorted_batches
 from textgen_experiments.cli import main
 from textgen_experiments.models.formats import load_generator
 from textgen_experiments.runs.folder import DTYPES, read_config, write_config
@@ -26,7 +26,7 @@ SIZES = ["--task.num-train", "40", "--task.num-validation", "8", "--task.num-tes
 LEARNER = ["--learner.batch-size", "4", "--learner.updates", "2", "--learner.evaluate-every", "2"]
 
 
-def contestant(engine="eager", precision="float32", folder=Path("model")):
+def case(engine="eager", precision="float32", folder=Path("model")):
     return BenchmarkCase("student", folder, 7, engine, precision, folder)
 
 
@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
 
 def without_memory(monkeypatch):
     """No process for each contestant, which takes seconds to start."""
-    monkeypatch.setattr(command, "peak_memory", lambda entrant, batches, _: [5.0] * len(batches))
+    monkeypatch.setattr(command, "peak_memory", lambda case, batches, _: [5.0] * len(batches))
 
 
 def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch):
@@ -92,7 +92,7 @@ def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypat
     assert (row["model"], row["speedup_vs_teacher"]) == ("a", 1)
 
 
-def passes_of(batch_sizes, seconds):
+def timed_generation(batch_sizes, seconds):
     """Passes over batches of 3 tokens a sentence, which took so long."""
     written = [torch.tensor([[4, 5, 2, 0]]).repeat(size, 1) for size in batch_sizes]
     return TimedGeneration(lambda source, _: source, written, 4, 0, seconds, written)
@@ -100,14 +100,14 @@ def passes_of(batch_sizes, seconds):
 
 def test_figures_of_a_row_by_hand():
     seconds = [[9.0, 9.0], [1.0, 3.0], [2.0, 2.0], [3.0, 5.0]]
-    plain = torch.tensor([[4, 5, 2, 0], [4, 6, 2, 0]])
+    eager_tokens = torch.tensor([[4, 5, 2, 0], [4, 6, 2, 0]])
     row = decode_row(
-        contestant("compiled"),
-        passes_of([1, 1], seconds),
+        case("compiled"),
+        timed_generation([1, 1], seconds),
         [2.0, 8.0, 3.0],
         base=[1.0, 2.0, 6.0],
         peak=None,
-        plain=plain,
+        eager_tokens=eager_tokens,
     )
     assert row.speedup_vs_teacher == 2  # the median of 2, 4 and 0.5, and not 3 over 2
     assert row.tokens_per_second == 3
@@ -121,12 +121,12 @@ def test_figures_of_a_row_by_hand():
 
 def test_a_sentence_waits_for_its_batch_and_has_no_ratio_without_a_base():
     row = decode_row(
-        contestant(),
-        passes_of([3, 1], [[9.0, 9.0], [4.0, 1.0], [6.0, 2.0]]),
+        case(),
+        timed_generation([3, 1], [[9.0, 9.0], [4.0, 1.0], [6.0, 2.0]]),
         [6.0],
         base=None,
         peak=3.0,
-        plain=torch.zeros(4, 4),
+        eager_tokens=torch.zeros(4, 4),
     )
     assert row.latency_p50 == 4  # of 1, 2, 4, 4, 4, 6, 6, 6
     assert row.latency_p95 == 6
@@ -137,17 +137,17 @@ def test_a_sentence_waits_for_its_batch_and_has_no_ratio_without_a_base():
 def test_passes_keep_the_time_of_each_batch(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 13.0, 20.0, 21.0, 30.0, 35.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    passes = TimedGeneration(
+    timed = TimedGeneration(
         lambda source, steps: source[:, :steps], [torch.tensor([[3, 2, 0]])] * 2, 2, 0
     )
-    assert [passes(), passes()] == [4, 4]
-    assert passes.seconds == [[2, 3], [1, 5]]
-    assert torch.cat(passes.written).tolist() == [[3, 2]] * 2
+    assert [timed(), timed()] == [4, 4]
+    assert timed.seconds == [[2, 3], [1, 5]]
+    assert torch.cat(timed.written).tolist() == [[3, 2]] * 2
 
 
 def test_batches_are_of_like_length_and_not_too_many():
     source = torch.tensor([[5, 2, 0], [5, 5, 2], [2, 0, 0]]).repeat(30, 1)
-    batches = by_length(source, 2, SpecialTokens())
+    batches = length_sorted_batches(source, 2, SpecialTokens())
     assert len(batches) == 32
     length = (source != 0).sum(1)[torch.cat(batches)].tolist()
     assert length == sorted(length, reverse=True)
@@ -170,13 +170,13 @@ def test_memory_is_at_least_that_of_the_weights_and_grows(tmp_path):
     save_model(model, tmp_path / "m")
     weights = sum(weight.numel() * 4 for weight in model.parameters()) / 2**20
     batches = [torch.full((rows, 20), 2) for rows in (1, 512)]
-    small, large = peak_memory(contestant(folder=tmp_path / "m"), batches, 2)
+    small, large = peak_memory(case(folder=tmp_path / "m"), batches, 2)
     assert weights < small < 4 * weights
     assert large > small
 
 
 def test_memory_of_a_compiler_is_not_counted():
-    assert peak_memory(contestant("compiled"), [torch.zeros(1, 1)] * 2, 3) == [None, None]
+    assert peak_memory(case("compiled"), [torch.zeros(1, 1)] * 2, 3) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,7 @@ def test_a_compiled_step_writes_the_same(tmp_path):
     torch.manual_seed(0)
     save_model(Transformer(config), tmp_path / "m")
     source = torch.tensor([[5, 7, 2], [4, 2, 0]])
-    plain, compiled = (
-        contestant(engine, folder=tmp_path / "m").load()(source, 6)
-        for engine in ("eager", "compiled")
+    eager_tokens, compiled = (
+        case(engine, folder=tmp_path / "m").load()(source, 6) for engine in ("eager", "compiled")
     )
-    assert torch.equal(plain, compiled)
+    assert torch.equal(eager_tokens, compiled)

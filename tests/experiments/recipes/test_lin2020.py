@@ -13,7 +13,13 @@ from textgen_agents.training.config import LearnerConfig
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
-from textgen_experiments.benchmarks.cost_model import A100, Accelerator, Measured, hours, measure
+from textgen_experiments.benchmarks.cost_model import (
+    A100,
+    Accelerator,
+    MeasuredUpdate,
+    measure_update,
+    training_hours,
+)
 from textgen_experiments.cli import main, parse
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.factories import build_model, build_task, num_parameters
@@ -182,11 +188,15 @@ def test_they_are_options(name):
 
 def test_hours_by_hand():
     experiment = PAPER["iwslt14"](AGENTS["mle"]())  # 80,000 updates of 128
-    measured = Measured(seconds=0.5, rows=16, operators=1000, rate=50.0)
-    there = Accelerator(rate=50_000.0, launch=1e-5)
-    assert hours(experiment, measured, there) == pytest.approx(80_000 * (0.004 + 0.01) / 3600)
+    measured = MeasuredUpdate(seconds=0.5, rows=16, operators=1000, rate=50.0)
+    accelerator = Accelerator(rate=50_000.0, launch=1e-5)
+    assert training_hours(experiment, measured, accelerator) == pytest.approx(
+        80_000 * (0.004 + 0.01) / 3600
+    )
     in_parts = replace(experiment, learner=replace(experiment.learner, accumulate=4))
-    assert hours(in_parts, measured, there) == pytest.approx(80_000 * (0.004 + 0.04) / 3600)
+    assert training_hours(in_parts, measured, accelerator) == pytest.approx(
+        80_000 * (0.004 + 0.04) / 3600
+    )
 
 
 @pytest.mark.parametrize("agent", ["mle", "imitkd_full"])
@@ -196,7 +206,7 @@ def test_what_is_measured_is_an_update(agent):
     experiment = replace(experiment, task=task, student=RecurrentConfig(width=16))
     teacher = None if agent == "mle" else TransformerConfig(width=16, feed_forward=32)
     few, many = (
-        measure(experiment, teacher, source_tokens=6, target_tokens=tokens, rows=2)
+        measure_update(experiment, teacher, source_tokens=6, target_tokens=tokens, rows=2)
         for tokens in (5, 25)
     )
     assert few.rows == 2
@@ -204,4 +214,4 @@ def test_what_is_measured_is_an_update(agent):
     assert few.rate > 0
     each_step = (many.operators - few.operators) / 20
     assert each_step > 20 if agent == "imitkd_full" else each_step < 15  # who writes goes by steps
-    assert hours(experiment, many, A100) > 0
+    assert training_hours(experiment, many, A100) > 0

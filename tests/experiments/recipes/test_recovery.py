@@ -19,9 +19,9 @@ from textgen_env.types import SpecialTokens
 from textgen_experiments.cli import main
 from textgen_experiments.recipes.recovery import (
     RecoveryOptions,
-    compare,
-    make_row,
     make_test_env,
+    recovery_row,
+    recovery_rows,
     success,
 )
 
@@ -77,7 +77,7 @@ def test_the_seed_alone_decides_what_slips():
 
 
 def test_the_interval_is_students():
-    row = make_row(MLE(), recovery_task(SLIPPERY), SLIPPERY.slips, 3, [0.1, 0.2, 0.3, 0.4, 0.5])
+    row = recovery_row(MLE(), recovery_task(SLIPPERY), SLIPPERY.slips, 3, [0.1, 0.2, 0.3, 0.4, 0.5])
     assert row.success == pytest.approx(0.3)
     margin = 2.776445 * math.sqrt(0.025) / math.sqrt(5)  # of t with 4 degrees of freedom
     assert (row.low, row.high) == pytest.approx((0.3 - margin, 0.3 + margin), rel=1e-3)
@@ -114,7 +114,9 @@ def test_others_that_learn_on_prefixes_of_their_own_recover_too():
     options = RecoveryOptions(seeds=3)
     others = (ImitKDFull(), DAgger())
     longest = options.task.copy.max_length
-    rows = {row.agent: row for row in compare(options, (MLE(), *others)) if row.length == longest}
+    rows = {
+        row.agent: row for row in recovery_rows(options, (MLE(), *others)) if row.length == longest
+    }
     clone = rows.pop("mle")
     for row in rows.values():
         assert clone.high < row.low, (clone, row)
@@ -123,7 +125,7 @@ def test_others_that_learn_on_prefixes_of_their_own_recover_too():
 @pytest.mark.slow
 def test_a_clone_fails_geometrically_and_imitkd_does_not():
     options = RecoveryOptions()
-    rows = {(row.agent, row.length): row for row in compare(options)}
+    rows = {(row.agent, row.length): row for row in recovery_rows(options)}
     longest = options.task.copy.max_length
     for length in range(1, longest + 1):
         clone = rows["mle", length]
