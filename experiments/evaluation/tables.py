@@ -1,0 +1,44 @@
+"""The table that every command prints its results as."""
+
+from collections.abc import Collection, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+WIDEST = 10_000  # characters; more than any table takes
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    *sections: Sequence[Sequence[str]],
+    caption: str | None = None,
+    left: Collection[str] = (),
+    console: Console | None = None,
+) -> None:
+    """Print rows of cells below their headings, as wide as the cells need.
+
+    Args:
+        title: shown above the table; texts are printed as they are, without rich's markup.
+        columns: headings.
+        *sections: rows of cells; cells missing at the end of a row stay empty. A line is drawn
+            between two sections.
+        caption: shown below the table.
+        left: headings of the columns of text, aligned to the left; the first column by default.
+        console: where to print, widened if need be; standard output by default.
+    """
+    table = Table(title=escape(title), caption=None if caption is None else escape(caption))
+    for name in columns:
+        justify = "left" if name in (left or columns[:1]) else "right"
+        table.add_column(escape(name), justify=justify)
+    for rows in sections:
+        for row in rows:
+            table.add_row(*map(escape, row))
+        table.add_section()
+    console = console or Console()
+    options = console.options.update(max_width=WIDEST)
+    needed = Measurement.get(console, options, table).maximum
+    console.width = max(console.width, needed)  # a pipe has 80 columns and would cut the cells
+    console.print(table)
