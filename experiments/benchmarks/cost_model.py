@@ -1,9 +1,9 @@
-"""How long a configuration would take elsewhere: measured here, scaled by stated rates.
+"""Estimate of training hours on another machine, from updates measured on this one.
 
-Measured are updates with models and texts of the real size, random weights and words, and fewer
-rows, and the rate of matrix products on this machine. Stated are the rate of an accelerator's, and
-its time for an operator that has next to nothing to compute. An estimate is no measurement: it
-takes for granted that an update reaches the same share of the products' rate there as here.
+Two quantities are measured here: the time of an update, and the rate of matrix products. The models
+and texts have their real size, with random weights and words and fewer rows. Two quantities are
+stated for the accelerator: its rate of matrix products, and its least time per operator. The
+estimate assumes that an update reaches the same fraction of that rate on both machines.
 """
 
 import tempfile
@@ -28,20 +28,19 @@ from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.runs.experiment import Experiment, ModelConfig
 from textgen_experiments.runs.factories import build_model, learning_env
 
-NUM_SPECIAL = 3  # tokens that no word stands for
-SCHEDULE_POINTS = 1000  # of the schedule, that its mean is taken over
+NUM_SPECIAL = 3  # special tokens, which stand for no word
+SCHEDULE_POINTS = 1000  # points at which a schedule's mean is taken
 
 
 @dataclass(frozen=True)
 class MeasuredUpdate:
-    """An update as it was measured.
+    """Measured cost of an update.
 
     Attributes:
-        seconds: of an update of the measured rows: its share of the rollouts, the labels, and the
-            student's update.
-        rows: of an update.
-        operators: that an update consists of, whatever its rows.
-        rate: of this machine's products in float32, GFLOP/s.
+        seconds: seconds of an update: its part of the rollout, its labels, the student's step.
+        rows: rows of the measured update.
+        operators: operators per update, for any number of rows.
+        rate: rate of this machine's matrix products in float32, GFLOP/s.
     """
 
     seconds: float
@@ -52,28 +51,28 @@ class MeasuredUpdate:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Another machine, as stated.
+    """Stated speed of another machine.
 
     Attributes:
-        rate: of its matrix products, GFLOP/s.
-        launch: seconds an operator takes at least.
+        rate: rate of its matrix products, GFLOP/s.
+        launch: least seconds per operator.
     """
 
     rate: float
     launch: float
 
 
-A100 = Accelerator(rate=100_000.0, launch=5e-6)  # a third of 312 TFLOP/s; a launch by PyTorch
+A100 = Accelerator(rate=100_000.0, launch=5e-6)  # a third of 312 TFLOP/s; PyTorch's launch
 
 
 def training_hours(
     experiment: Experiment, measured: MeasuredUpdate, accelerator: Accelerator
 ) -> float:
-    """Hours of training: updates * (computing + launching) / 3600.
+    """Return the estimated hours of training: updates * (computing + launching) / 3600.
 
-    Computing is seconds * (batch size / measured rows) * (rate here / rate there), launching is
-    accumulated parts * operators * launch. Reading, evaluating and what a teacher writes before
-    training are left out.
+    computing = seconds * (batch size / measured rows) * (measured rate / accelerator's rate);
+    launching = accumulated parts * operators * launch. Reading, evaluating and what a teacher
+    writes before training are left out.
     """
     learner = experiment.learner
     computing = (
@@ -91,16 +90,16 @@ def measure_update(
     target_tokens: int,
     rows: int,
 ) -> MeasuredUpdate:
-    """Updates of `experiment` in float32, timed and counted; counting takes a few percent.
+    """Time updates of `experiment` in float32 and count their operators.
 
     Args:
-        experiment: its student, agent and vocabulary; a schedule stands at its mean.
-        teacher: its size; None for an agent that asks none.
-        source_tokens: of every source, the end token included.
-        target_tokens: of every text, the end token included.
-        rows: of an update, instead of the batch size.
+        experiment: gives student, agent and vocabulary; a schedule of beta is held at its mean.
+        teacher: configuration of the teacher; None for an agent without an expert.
+        source_tokens: length of every source, end token included.
+        target_tokens: length of every text, end token included.
+        rows: rows of an update, in place of the batch size.
     """
-    assert isinstance(experiment.task, HubConfig), "of the paper's data sets"
+    assert isinstance(experiment.task, HubConfig), "the paper's data sets come from the hub"
     vocab_size = experiment.task.vocab_size
     student = build_model(replace(experiment.student, vocab_size=vocab_size), 0)
     expert = NoExpert()
@@ -121,7 +120,7 @@ def measure_update(
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Counts the operators that run."""
+    """Dispatch mode that counts the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +148,7 @@ def _at_its_mean(agent: Agent) -> Agent:
 
 
 def _random_task(vocab_size: int, source_tokens: int, target_tokens: int, count: int) -> TextTask:
-    """`count` pairs of random words, a token each, all of the same lengths."""
+    """Return a task of `count` pairs of random words, a token each, all of the same lengths."""
     words, random = [f"w{index}" for index in range(vocab_size - NUM_SPECIAL)], Random(0)
 
     def text(tokens: int) -> str:

@@ -1,13 +1,13 @@
 """Decode speed of students beside their teacher: engines, precisions and batch sizes.
 
-All write the same sentences in one process, in turn, several times over. Memory alone is measured
-elsewhere, each model in a process of its own, whose peak the kernel (Linux) tells.
+All decode the same sentences in one process, in turn, over several rounds. Memory is measured apart
+from speed, each model in a process of its own, whose peak the kernel (Linux) reports.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -15,8 +15,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from textgen_env.generation.decoding import decode_all
@@ -33,17 +31,18 @@ from textgen_experiments.benchmarks.candidates import (
     peak_memory,
 )
 from textgen_experiments.evaluation.results import setting, write_json
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.run_log import progress
 from textgen_experiments.runs.train import read_outcome
 
 DECODE_RESULTS = "decode.json"
-TABLE_WIDTH = 150
-TEXT_COLUMNS = ("model", "engine", "precision")  # columns
-MAX_BATCHES_PER_ROUND = 32  # of a round: one by one, fewer of the sentences are written
+TEXT_COLUMNS = ("model", "engine", "precision")
+MAX_BATCHES_PER_ROUND = 32  # small batches cover fewer of the sentences
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class BenchmarkDecodeOptions:
     Attributes:
         runs: folders of finished runs of one task.
         engines: eager is this project's own; compiled runs its step under `torch.compile`, after
-            minutes of compiling; ctranslate2, for Transformers alone, needs the extra `export`.
+            minutes of compiling; ctranslate2 runs Transformers alone and needs the extra `export`.
         precisions: bfloat16 is for eager and compiled, int8 for ctranslate2.
         batch_sizes: sentences decoded together; each waits for the last of its batch.
-        sentences: of the test split, the first ones, and no more than 32 batches of them.
+        sentences: the first sentences of the test split, in at most 32 batches.
         rounds: measured rounds, after one that is not.
     """
 
@@ -69,13 +68,9 @@ class BenchmarkDecodeOptions:
 
     def __post_init__(self) -> None:
         smallest = min(self.batch_sizes, default=0)
-        for name, value in (
-            ("batch_sizes", smallest),
-            ("sentences", self.sentences),
-            ("rounds", self.rounds),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if smallest < 1:
+            raise ValueError(f"batch_sizes must be at least 1, got {smallest}")
+        check_at_least(self, sentences=1, rounds=1)
         if not self.settings:
             raise ValueError(
                 f"precisions must have one of {' or '.join(self.engines) or 'an engine'}, "
@@ -84,7 +79,7 @@ class BenchmarkDecodeOptions:
 
     @property
     def settings(self) -> list[tuple[Engine, PrecisionName]]:
-        """What each model is measured in."""
+        """Engines and precisions to measure each model in."""
         return [
             (engine, precision)
             for engine in self.engines
@@ -95,26 +90,25 @@ class BenchmarkDecodeOptions:
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """What was measured of a model in one setting and batch size; rates are medians of the rounds.
+    """Measurements of a model in one setting and batch size; rates are medians of the rounds.
 
     Attributes:
-        model: what the table calls it.
-        parameters: a shared one counted once.
-        engine: that ran it.
-        precision: of its weights.
+        model: name of the model in the table.
+        parameters: number of parameters, each shared one counted once.
+        engine: the engine that ran it.
+        precision: precision of its weights.
         batch_size: sentences decoded together.
-        sentences: written in a round.
-        tokens_per_second: target tokens, end tokens included.
-        sentences_per_second: the same in sentences.
+        sentences: sentences written in a round.
+        tokens_per_second: target tokens per second, end tokens included.
+        sentences_per_second: sentences per second.
         speedup_vs_teacher: tokens per second over the teacher's (without one, the first run's) in
             the same setting, median of the rounds' ratios; None where that one cannot run so.
-        latency_p50: seconds that half of the sentences took at most, in all rounds; each takes as
-            long as its batch.
-        latency_p95: the same of 95 %.
-        compile_seconds: that the round which is not counted took longer than the others; None where
-            nothing is compiled.
-        peak_mib: memory, at its highest, of loading it and writing the longest sentences; None
-            where it is compiled.
+        latency_p50: median seconds of a sentence over all rounds; each takes as long as its batch.
+        latency_p95: 95th percentile of the same.
+        compile_seconds: extra seconds of the round that is not counted; None where nothing is
+            compiled.
+        peak_mib: peak memory of loading it and writing the longest sentences; None where it is
+            compiled.
         same: share of the sentences that are token for token those of float32 and eager.
     """
 
@@ -135,7 +129,7 @@ class DecodeRow:
 
 
 def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
-    """Print a table of the runs beside their teacher and write each run's `decode.json`.
+    """Print a table of the runs beside their teacher and write the `decode.json` of each run.
 
     Raises:
         RunError: a run is unfinished, the runs differ in task or teacher, one of them or the
@@ -170,12 +164,12 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
 def measure_cases(
     cases: Sequence[BenchmarkCase], base: Path, task: TextTask, options: BenchmarkDecodeOptions
 ) -> list[tuple[BenchmarkCase, DecodeRow]]:
-    """A row for each batch size and contestant.
+    """Return a row for each batch size and case.
 
     Args:
         cases: at least one.
         base: folder of the model that the others are compared to.
-        task: whose test split is written.
+        task: task whose test split is decoded.
         options: batch sizes, sentences and rounds.
     """
     special, max_steps = task.tokenizer.special, task.max_target_length
@@ -198,18 +192,18 @@ def measure_cases(
         }
         writers = {case: case.load_for_timing() for case in cases}
         for size, parts in batches.items():
-            group = {
+            timed = {
                 case: TimedGeneration(write, parts, max_steps, special.pad)
                 for case, write in writers.items()
             }
-            rates = interleaved_rates(group, options.rounds)
-            bases = {each.setting: rates[each] for each in cases if each.model == base}
-            for case, timed in group.items():
+            rates = interleaved_rates(timed, options.rounds)
+            base_rates = {case.setting: rates[case] for case in cases if case.model == base}
+            for case in cases:
                 row = decode_row(
                     case,
-                    timed,
+                    timed[case],
                     rates[case],
-                    base=bases.get(case.setting),
+                    base=base_rates.get(case.setting),
                     peak=peaks[case][size],
                     eager_tokens=eager_tokens[case.model][torch.cat(order[size])],
                 )
@@ -227,14 +221,14 @@ def decode_row(
     peak: float | None,
     eager_tokens: Tensor,
 ) -> DecodeRow:
-    """What the rounds of one contestant come to.
+    """Return the figures of one case over its rounds.
 
     Args:
-        case: the case.
+        case: the case that was measured.
         timed: its rounds, after one that is not counted.
-        rates: its tokens per second, by round.
-        base: those of what it is compared to.
-        peak: its memory, in MiB.
+        rates: tokens per second, by round.
+        base: tokens per second of the model that it is compared to, by round.
+        peak: peak memory, MiB.
         eager_tokens: (B, T) tokens that its model writes eagerly in float32.
     """
     warm_up, *rounds = timed.seconds
@@ -265,23 +259,23 @@ def decode_row(
 
 
 def print_decode_rows(rows: Sequence[DecodeRow], title: str) -> None:
-    """Print the table, a part for each batch size."""
-    caption = (
-        "same: share of the sentences as in float32 and eager; ctranslate2: Transformers alone"
+    """Print the table, a section for each batch size."""
+    sections = [
+        [[cell for _, cell in _decode_cells(row)] for row in group]
+        for _, group in groupby(rows, lambda row: row.batch_size)
+    ]
+    print_table(
+        title,
+        [heading for heading, _ in _decode_cells(rows[0])],
+        *sections,
+        caption="same: share of the sentences as in float32 and eager; "
+        "ctranslate2: Transformers alone",
+        left=TEXT_COLUMNS,
     )
-    table = Table(title=title, caption=caption)
-    for name, _ in _decode_cells(rows[0]):
-        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
-    for row, following in zip_longest(rows, rows[1:]):
-        last = following is not None and following.batch_size != row.batch_size
-        table.add_row(*(cell for _, cell in _decode_cells(row)), end_section=last)
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
-    console.print(table)
 
 
 def _decode_cells(row: DecodeRow) -> list[tuple[str, str]]:
-    """The heading and the text of each column."""
+    """Return heading and cell of each column."""
     return [
         ("batch", str(row.batch_size)),
         ("model", row.model),
@@ -304,6 +298,6 @@ def _format_optional(value: float | None, form: str) -> str:
 
 
 def length_sorted_batches(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:
-    """Places of the first sentences in batches of like length, the longest first."""
+    """Return row indices of the first sentences, in batches of like length, longest first."""
     length = (source[: MAX_BATCHES_PER_ROUND * batch_size] != special.pad).sum(1)
     return list(length.argsort(descending=True, stable=True).split(batch_size))

@@ -53,7 +53,7 @@ def test_what_is_compared_is_measured(tiny_task, make_table_model):
     stepping = stepping_sides(tiny_task, examples, slots=1, steps=1)
     writing = writing_sides(tiny_task, make_table_model(tiny_task, 3), examples, slots=4)
     for each in SPEED_COMPARISONS:
-        assert any({each.way, each.base} <= group.keys() for group in (stepping, writing))
+        assert any({each.side, each.base} <= group.keys() for group in (stepping, writing))
 
 
 def test_sentences_fill_the_slots():
