@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
 
+WriterKey = TypeVar("WriterKey")
 Engine = Literal["eager", "compiled", "ctranslate2"]
 PrecisionName = Literal["float32", "bfloat16", "int8"]
 ENGINE_PRECISIONS: dict[Engine, tuple[PrecisionName, ...]] = {
@@ -143,6 +144,13 @@ class TimedGeneration:
         self.written = written
         self.seconds.append(seconds)
         return sum(int((tokens != self.pad).sum()) for tokens in written)
+
+
+def timed_generations(
+    writers: Mapping[WriterKey, Write], batches: Sequence[Tensor], max_steps: int, pad: int
+) -> dict[WriterKey, TimedGeneration]:
+    """Return a `TimedGeneration` of the same batches for each writer."""
+    return {name: TimedGeneration(each, batches, max_steps, pad) for name, each in writers.items()}
 
 
 def peak_memory(

@@ -29,6 +29,7 @@ from textgen_experiments.benchmarks.candidates import (
     TimedGeneration,
     benchmark_cases,
     peak_memory,
+    timed_generations,
 )
 from textgen_experiments.evaluation.results import setting, write_json
 from textgen_experiments.evaluation.tables import print_table
@@ -192,10 +193,7 @@ def measure_cases(
         }
         writers = {case: case.load_for_timing() for case in cases}
         for size, parts in batches.items():
-            timed = {
-                case: TimedGeneration(write, parts, max_steps, special.pad)
-                for case, write in writers.items()
-            }
+            timed = timed_generations(writers, parts, max_steps, special.pad)
             rates = interleaved_rates(timed, options.rounds)
             base_rates = {case.setting: rates[case] for case in cases if case.model == base}
             for case in cases:
@@ -261,12 +259,12 @@ def decode_row(
 def print_decode_rows(rows: Sequence[DecodeRow], title: str) -> None:
     """Print the table, a section for each batch size."""
     sections = [
-        [[cell for _, cell in _decode_cells(row)] for row in group]
+        [list(_decode_cells(row).values()) for row in group]
         for _, group in groupby(rows, lambda row: row.batch_size)
     ]
     print_table(
         title,
-        [heading for heading, _ in _decode_cells(rows[0])],
+        list(_decode_cells(rows[0])),
         *sections,
         caption="same: share of the sentences as in float32 and eager; "
         "ctranslate2: Transformers alone",
@@ -274,23 +272,23 @@ def print_decode_rows(rows: Sequence[DecodeRow], title: str) -> None:
     )
 
 
-def _decode_cells(row: DecodeRow) -> list[tuple[str, str]]:
-    """Return heading and cell of each column."""
-    return [
-        ("batch", str(row.batch_size)),
-        ("model", row.model),
-        ("engine", row.engine),
-        ("precision", row.precision),
-        ("parameters", f"{row.parameters / 1e6:.2f} M"),
-        ("tokens/s", f"{row.tokens_per_second:,.0f}"),
-        ("sentences/s", f"{row.sentences_per_second:,.1f}"),
-        ("speed-up", _format_optional(row.speedup_vs_teacher, "{:.2f}x")),
-        ("p50 ms", f"{1000 * row.latency_p50:.1f}"),
-        ("p95 ms", f"{1000 * row.latency_p95:.1f}"),
-        ("MiB", _format_optional(row.peak_mib, "{:.0f}")),
-        ("compile s", _format_optional(row.compile_seconds, "{:.1f}")),
-        ("same", f"{row.same:.1%}"),
-    ]
+def _decode_cells(row: DecodeRow) -> dict[str, str]:
+    """Return heading -> cell, of each column."""
+    return {
+        "batch": str(row.batch_size),
+        "model": row.model,
+        "engine": row.engine,
+        "precision": row.precision,
+        "parameters": f"{row.parameters / 1e6:.2f} M",
+        "tokens/s": f"{row.tokens_per_second:,.0f}",
+        "sentences/s": f"{row.sentences_per_second:,.1f}",
+        "speed-up": _format_optional(row.speedup_vs_teacher, "{:.2f}x"),
+        "p50 ms": f"{1000 * row.latency_p50:.1f}",
+        "p95 ms": f"{1000 * row.latency_p95:.1f}",
+        "MiB": _format_optional(row.peak_mib, "{:.0f}"),
+        "compile s": _format_optional(row.compile_seconds, "{:.1f}"),
+        "same": f"{row.same:.1%}",
+    }
 
 
 def _format_optional(value: float | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""Greedy decoding of the same weights by this project's engine and by others'.
+"""Greedy decoding of the same weights by this project and by other libraries.
 
 Needs the extra `bench`.
 """
@@ -11,7 +11,11 @@ from textgen_env.models.export.huggingface import load_hf
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 from textgen_env.types import trimmed
-from textgen_experiments.benchmarks.candidates import TimedGeneration, load_in_worker_process
+from textgen_experiments.benchmarks.candidates import (
+    TimedGeneration,
+    load_in_worker_process,
+    timed_generations,
+)
 from textgen_experiments.benchmarks.decode import length_sorted_batches
 from textgen_experiments.benchmarks.peers.models import Size, random_words, save_marian
 from textgen_experiments.models.formats import Format, load_generator, save_as
@@ -27,13 +31,13 @@ NUM_BATCHES = 4
 def marian_writers(
     folder: Path, size: Size, precision: str, device: str = "cpu"
 ) -> dict[str, TimedGeneration]:
-    """A random Marian, by `generate` of `transformers` and by this project.
+    """Return the sides that decode a random Marian: `generate` of `transformers`, this project.
 
     Args:
-        folder: an empty one.
-        size: of the model and the batch.
-        precision: of the weights, a name in `DTYPES`.
-        device: where they write.
+        folder: an empty folder.
+        size: size of the model and the batch.
+        precision: precision of the weights, a name in `DTYPES`.
+        device: device of both sides.
     """
     save_marian(folder, size)
     special, words = load_tokenizer(folder).special, random_words(size)
@@ -42,22 +46,19 @@ def marian_writers(
         GENERATE: load_hf(folder, DTYPES[precision], device),
         GREEDY: load_generator(folder, precision=precision, device=device),
     }
-    return {
-        name: TimedGeneration(write, [source.to(device)], size.max_steps, special.pad)
-        for name, write in writers.items()
-    }
+    return timed_generations(writers, [source.to(device)], size.max_steps, special.pad)
 
 
 def teacher_writers(
     folder: Path, batch_size: int, precision: str, device: str = "cpu"
 ) -> dict[str, TimedGeneration]:
-    """The shipped teacher, by `transformers`, by CTranslate2 in float32, and by this project.
+    """Return the sides that decode the shipped teacher: transformers, CTranslate2, this project.
 
     Args:
-        folder: an empty one.
-        batch_size: of test sentences, of which there are `BATCHES`.
-        precision: of the weights, a name in `DTYPES`.
-        device: where they write; CTranslate2 on CPUs alone.
+        folder: an empty folder.
+        batch_size: test sentences of each of the `NUM_BATCHES` batches.
+        precision: precision of the weights, a name in `DTYPES`; CTranslate2 takes part in float32.
+        device: device of all sides; CTranslate2 takes part on CPUs.
     """
     tokenizer, model = load_tokenizer(VERSES_TEACHER), load_model(VERSES_TEACHER)
     task, special = build_task(TASKS["verses"], tokenizer), tokenizer.special
@@ -72,7 +73,4 @@ def teacher_writers(
     if "ctranslate2" in formats:
         writers["CTranslate2"] = load_in_worker_process(folder / "ctranslate2")
     writers[GREEDY] = load_generator(VERSES_TEACHER, precision=precision, device=device)
-    return {
-        name: TimedGeneration(write, batches, task.max_target_length, special.pad)
-        for name, write in writers.items()
-    }
+    return timed_generations(writers, batches, task.max_target_length, special.pad)

@@ -1,6 +1,6 @@
-"""Random models for comparisons with other libraries, saved as `transformers` saves them.
+"""Random models for comparisons with other libraries, saved in the format of `transformers`.
 
-Needs the extra `hf`, as all that reads them.
+Needs the extra `hf`.
 """
 
 from dataclasses import dataclass
@@ -22,23 +22,21 @@ from transformers.utils import logging
 PAD_PIECE, START_PIECE, END_PIECE = "<pad>", "<s>", "</s>"
 SPECIAL_PIECES = (PAD_PIECE, START_PIECE, END_PIECE)  # ids 0, 1 and 2
 HEAD_WIDTH = 64  # D
-MARIAN_INIT_STD = (
-    0.8  # standard deviation of Marian's weights: with less, all texts are one token repeated
-)
+MARIAN_INIT_STD = 0.8  # with smaller weights, all texts repeat one token
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of random models and of what they read and write.
+    """Size of random models, of their sources and of their texts.
 
     Attributes:
         vocab_size: V.
-        width: of the residual stream, a multiple of 64.
-        teacher_layers: of the Llama that is the teacher, and of each of Marian's sides.
-        student_layers: of the Llama that is the student.
-        batch_size: texts written together.
-        source_tokens: of each, what the model puts around it included.
-        max_steps: most tokens written.
+        width: width of the residual stream, a multiple of 64.
+        teacher_layers: layers of the Llama teacher, and of Marian's encoder and decoder.
+        student_layers: layers of the Llama student.
+        batch_size: B, texts written together.
+        source_tokens: S, with the token that the model puts around each source.
+        max_steps: maximal number of tokens written.
     """
 
     vocab_size: int = 8000
@@ -51,14 +49,14 @@ class Size:
 
 
 def random_words(size: Size) -> Tensor:
-    """(B, S - 1) int64, what the texts are made of besides the token around them."""
+    """Return the sources without the token around them, (B, S - 1) int64."""
     generator = torch.Generator().manual_seed(0)
     shape = size.batch_size, size.source_tokens - 1
     return torch.randint(len(SPECIAL_PIECES), size.vocab_size, shape, generator=generator)
 
 
 def save_llama(folder: Path, size: Size, num_layers: int) -> None:
-    """A Llama of `num_layers`, whose texts begin with the start token."""
+    """Save a random Llama of `num_layers`, whose texts begin with the start token."""
     config = LlamaConfig(
         vocab_size=size.vocab_size,
         hidden_size=size.width,
@@ -75,7 +73,7 @@ def save_llama(folder: Path, size: Size, num_layers: int) -> None:
 
 
 def save_marian(folder: Path, size: Size) -> None:
-    """A Marian of `teacher_layers` a side, whose sources end with the end token."""
+    """Save a random Marian of `teacher_layers` a side, whose sources end with the end token."""
     config = MarianConfig(
         vocab_size=size.vocab_size,
         d_model=size.width,
@@ -97,7 +95,7 @@ def save_marian(folder: Path, size: Size) -> None:
 
 
 def _save(folder: Path, model: PreTrainedModel, template: str, around: str) -> None:
-    """The model, and a tokenizer of as many words that puts the piece `around` as `template`."""
+    """Save the model and a word tokenizer of its size, which adds `around` as `template` says."""
     size = model.config.vocab_size
     logging.disable_progress_bar()
     model.save_pretrained(folder)

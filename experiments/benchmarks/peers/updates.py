@@ -1,4 +1,4 @@
-"""Updates of this project's learner, timed by part beside the matrix products they consist of."""
+"""Updates of this project's learner, timed by part, beside the time of their matrix products."""
 
 import copy
 import time
@@ -34,17 +34,17 @@ from textgen_experiments.benchmarks.step_floor import (
 from textgen_experiments.runs.experiment import STUDENTS, TASKS, VERSES_TEACHER
 from textgen_experiments.runs.factories import build_model, build_task, learning_env
 
-UNREACHED_UPDATES = 10**6  # updates
+UNREACHED_UPDATES = 10**6  # more updates than a benchmark makes
 
 
 @dataclass(frozen=True)
 class UpdateSeconds:
-    """Of one update.
+    """Seconds of one update, by part.
 
     Attributes:
-        rollout: writing the prefixes.
-        label: the teacher's answers.
-        update: the student's pass, loss, gradient and optimizer.
+        rollout: seconds of writing the prefixes.
+        label: seconds of the teacher's answers.
+        update: seconds of the student's pass, loss, gradient and optimizer.
     """
 
     rollout: float
@@ -53,39 +53,39 @@ class UpdateSeconds:
 
     @classmethod
     def of(cls, whole: float, *, rollout: float, label: float) -> Self:
-        """Parts of `whole`."""
+        """Return the parts of an update that took `whole` seconds."""
         return cls(rollout, label, whole - rollout - label)
 
     @property
     def whole(self) -> float:
-        """The sum."""
+        """Seconds of all parts together."""
         return self.rollout + self.label + self.update
 
 
 class TimedUpdates(Protocol):
-    """Makes updates whenever it is called, and returns how many."""
+    """Callable that makes updates and returns their number."""
 
     @property
     def seconds(self) -> Sequence[UpdateSeconds]:
-        """Of each update (a mean of those made together), by part."""
+        """Seconds per update of each call, by part."""
         ...
 
     @property
     def tokens(self) -> Sequence[float]:
-        """Counted actions of each, likewise."""
+        """Counted actions per update of each call."""
         ...
 
     def __call__(self) -> int:
-        """Make them."""
+        """Make updates and return their number."""
         ...
 
 
 class TimedExpert(NeuralExpert):
-    """A teacher whose matrix products can be told from the student's.
+    """Teacher whose passes are timed and can be recorded apart from the student's.
 
     Attributes:
-        watch: stands around each of its passes.
-        seconds: that they took.
+        watch: context that is entered around each of its passes.
+        seconds: total seconds of its passes.
     """
 
     def __init__(self, model: SequenceModel) -> None:
@@ -94,7 +94,7 @@ class TimedExpert(NeuralExpert):
         self.seconds = 0.0
 
     def logits(self, trajectories: Trajectories) -> torch.Tensor:
-        """As always, within `watch`; the device has finished before and after."""
+        """Return the teacher's logits, within `watch`; the device is idle before and after."""
         device = trajectories.actions.device
         synchronize(device)
         start = time.perf_counter()
@@ -106,18 +106,18 @@ class TimedExpert(NeuralExpert):
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what it was given."""
+    """Wait until `device` has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class LearnerUpdates:
-    """Updates of `learner`, as many at a time as its agent writes together.
+    """Timed updates of a learner, as many per call as one rollout serves.
 
     Args:
-        learner: taught by `expert`.
-        expert: of its environment.
-        onednn: whether float32 products are made by oneDNN.
+        learner: learner of the updates, taught by `expert`.
+        expert: expert of the learner's environment.
+        onednn: whether oneDNN computes float32 products.
     """
 
     def __init__(self, learner: Learner, expert: TimedExpert, onednn: bool) -> None:
@@ -127,34 +127,34 @@ class LearnerUpdates:
         self._rollouts = learner.rollouts()
 
     def __call__(self) -> int:
-        """Make them; returns how many they were."""
-        start, asked = time.perf_counter(), self.expert.seconds
+        """Make the updates of one rollout and return their number."""
+        start, label_start = time.perf_counter(), self.expert.seconds
         with onednn_float32(self.onednn):
-            experience = next(self._rollouts)
+            collected = next(self._rollouts)
             synchronize(self.learner.env.device)
             written = time.perf_counter() - start
-            count = len(list(self.learner.learn(experience)))
+            count = len(list(self.learner.learn(collected)))
             synchronize(self.learner.env.device)
-        whole, label = time.perf_counter() - start, self.expert.seconds - asked
+        whole, label = time.perf_counter() - start, self.expert.seconds - label_start
         self.seconds.append(
             UpdateSeconds.of(whole / count, rollout=written / count, label=label / count)
         )
-        self.tokens.append(float(experience.trajectories.mask.sum()) / count)
+        self.tokens.append(float(collected.trajectories.mask.sum()) / count)
         return count
 
     def floor(self) -> UpdateSeconds | None:
-        """What the matrix products of an update take by themselves, each shape timed alone.
+        """Return the seconds of an update's matrix products alone, each shape timed by itself.
 
-        None on an accelerator, where those of a recorded step are not seen.
+        Return None on an accelerator, where the products of a CUDA graph cannot be recorded.
         """
         if self.learner.env.device.type != "cpu":
             return None
         rollout, label, both = ProductRecorder(), ProductRecorder(), ProductRecorder()
         with rollout:
-            experience = next(self._rollouts)
+            collected = next(self._rollouts)
         self.expert.watch = label
         with both:
-            count = len(list(self.learner.learn(experience)))
+            count = len(list(self.learner.learn(collected)))
         self.expert.watch = nullcontext()
 
         def seconds(shapes: Counter[ProductShape]) -> float:
@@ -169,14 +169,14 @@ class LearnerUpdates:
 def endless_learner(
     agent: Agent, student: Model, env: TextGenVectorEnv, *, folder: Path, precision: torch.dtype
 ) -> Learner:
-    """A learner that goes on for ever, without evaluation.
+    """Return a learner that neither ends nor evaluates within a benchmark.
 
     Args:
-        agent: the algorithm; a batch is the environment's slots divided by its pool.
-        student: its weights are changed.
-        env: from `learning_env`.
-        folder: nothing is written there.
-        precision: of autocast and of the student that writes.
+        agent: the algorithm; a batch has the environment's slots divided by `batches_per_rollout`.
+        student: model to train in place.
+        env: environment from `learning_env`.
+        folder: the learner's folder; nothing is written there.
+        precision: precision of autocast and of the student that writes.
     """
     config = LearnerConfig(
         updates=UNREACHED_UPDATES,
@@ -195,20 +195,20 @@ def distillation_updates(
     onednn: bool,
     device: str = "cpu",
 ) -> dict[str, LearnerUpdates]:
-    """The demo's student, taught the same sources by `seqkd_full` and by `imitkd_full`.
+    """Return updates of the demo's student by `seqkd_full` and by `imitkd_full`.
 
-    The second one's student writes every prefix itself, which in a run it does at the end alone.
-    Both begin with a student that has learned some of the teacher's texts, or with one that was
-    trained before: a fresh one would not end its own.
+    Both learn from the same sources. For `imitkd_full`, the student writes every prefix itself,
+    as it does only at the end of a run. Both begin with a student that has learned from some of
+    the teacher's texts or was trained before, because a fresh one would not end its own.
 
     Args:
-        folder: of the runs; nothing is written there.
+        folder: the learners' folder; nothing is written there.
         batch_size: texts of an update.
         start: folder of the student that both begin with; None for a fresh one.
-        warm_up: updates before, all with the teacher's texts.
-        precision: of the models that only act, and of autocast.
-        onednn: whether float32 products are made by oneDNN.
-        device: where they learn.
+        warm_up: updates on the teacher's texts before.
+        precision: precision of the models that only act, and of autocast.
+        onednn: whether oneDNN computes float32 products.
+        device: device of both.
     """
     by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
     task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
