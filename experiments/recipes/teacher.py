@@ -1,4 +1,4 @@
-"""The shipped teacher: how it was made, what it scores, and its model card."""
+"""Recipe of the shipped teacher: its training, its scores and its model card."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from textgen_experiments.runs.folder import read_config, write_text
 from textgen_experiments.runs.run_log import console, progress
 from textgen_experiments.runs.train import Outcome, train_with_bar
 
-NUM_SAMPLE_PAIRS = 100  # test pairs, the first ones, that a test of the shipped file scores again
+NUM_SAMPLE_PAIRS = 100  # the first test pairs, on which a test scores the shipped file again
 MODEL_CARD = """\
 ---
 language: [de, en]
@@ -60,9 +60,9 @@ class TeacherOptions:
     """Train the German-English teacher that comes with the project; takes hours, resumable.
 
     Attributes:
-        output: the run's folder; the files to be shipped are in its subfolder "model" at the end.
-        start_from: the "model" folder of an earlier run of this command, to go on from its weights
-            with a warm-up and a decay of their own; random weights if not given.
+        output: folder of the run; its subfolder "model" holds the files to be shipped at the end.
+        start_from: folder "model" of an earlier run of this command, whose weights the new run
+            starts from with its own warm-up and decay; random weights if not given.
     """
 
     output: Path = Path("runs/teacher")
@@ -71,12 +71,12 @@ class TeacherOptions:
 
 @dataclass(frozen=True)
 class TrainingTotal:
-    """All runs of the command that went into a teacher.
+    """Totals over all runs of the command that produced a teacher.
 
     Attributes:
-        runs: the last one and those that it goes on from.
-        updates: of all of them.
-        hours: of all of them.
+        runs: number of runs, each one started from the one before.
+        updates: updates of all runs.
+        hours: hours of all runs.
     """
 
     runs: int = 0
@@ -85,7 +85,7 @@ class TrainingTotal:
 
 
 def teacher(options: TeacherOptions) -> None:
-    """Train, score on the held-out verses, and write the files to be shipped."""
+    """Train the teacher, score it on held-out verses, and write the files to be shipped."""
     outcome = train_with_bar(configs.verses_teacher(options.start_from), options.output)
     folder = options.output / "model"
     tokenizer = load_tokenizer(folder)
@@ -99,7 +99,7 @@ def teacher(options: TeacherOptions) -> None:
         advance()
         sample = quality_on(model, task, task.test[:NUM_SAMPLE_PAIRS])
         advance()
-    training = _training(options, outcome)
+    training = _add_run(options, outcome)
     scores = {
         "greedy": asdict(greedy),
         "beam_5": asdict(beam),
@@ -113,8 +113,8 @@ def teacher(options: TeacherOptions) -> None:
     )
 
 
-def _training(options: TeacherOptions, outcome: Outcome) -> TrainingTotal:
-    """This run added to what went before it."""
+def _add_run(options: TeacherOptions, outcome: Outcome) -> TrainingTotal:
+    """Return the totals of the runs before, with this run added."""
     before = TrainingTotal()
     if options.start_from:
         scores = json.loads((options.start_from / "scores.json").read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _training(options: TeacherOptions, outcome: Outcome) -> TrainingTotal:
 def _card(
     run: Path, outcome: Outcome, training: TrainingTotal, greedy: Quality, beam: Quality
 ) -> str:
-    """The model card, filled from the run's own files."""
+    """Fill in the model card from the run's own files."""
     config = read_config(run)
     experiment, model = config.experiment, load_model(run / "model")
     task = experiment.task
