@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 PAD_PIECE, START_PIECE, END_PIECE = "<pad>", "<s>", "</s>"
-SPECIAL_PIECES = (PAD_PIECE, START_PIECE, END_PIECE)  # ids 0, 1 and 2
+RESERVED_PIECES = (PAD_PIECE, START_PIECE, END_PIECE)  # ids 0, 1 and 2
 HEAD_WIDTH = 64  # D
 MARIAN_INIT_STD = 0.8  # with smaller weights, all texts repeat one token
 
@@ -52,7 +52,7 @@ def random_words(size: Size) -> Tensor:
     """Return the sources without the token around them, (B, S - 1) int64."""
     generator = torch.Generator().manual_seed(0)
     shape = size.batch_size, size.source_tokens - 1
-    return torch.randint(len(SPECIAL_PIECES), size.vocab_size, shape, generator=generator)
+    return torch.randint(len(RESERVED_PIECES), size.vocab_size, shape, generator=generator)
 
 
 def save_llama(folder: Path, size: Size, num_layers: int) -> None:
@@ -99,8 +99,8 @@ def _save(folder: Path, model: PreTrainedModel, template: str, around: str) -> N
     size = model.config.vocab_size
     logging.disable_progress_bar()
     model.save_pretrained(folder)
-    words = (f"w{index}" for index in range(size - len(SPECIAL_PIECES)))
-    pieces = {piece: index for index, piece in enumerate([*SPECIAL_PIECES, *words])}
+    words = (f"w{index}" for index in range(size - len(RESERVED_PIECES)))
+    pieces = {piece: index for index, piece in enumerate([*RESERVED_PIECES, *words])}
     backend = Tokenizer(models.WordLevel(pieces, unk_token=PAD_PIECE))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(
