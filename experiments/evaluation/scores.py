@@ -55,7 +55,7 @@ def judge(folder: Path) -> ModelScores:
     """What the finished run in `folder` does on the test split of its task."""
     run = read_config(folder)
     teacher = run.experiment.teacher
-    assert teacher is not None, "configs.demo names the shipped one"
+    assert teacher is not None, "configs.verses_student names the shipped one"
     student, expert = (
         with_prepacked_weights(load_model(path, run.dtype)) for path in (folder / "model", teacher)
     )

@@ -16,7 +16,7 @@ from textgen_experiments.runs.experiment import TASKS, Experiment
 DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
 
 
-def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
+def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
     """Return the experiment of `textgen demo`: a small student on a few verse pairs."""
     return Experiment(
         task=TASKS["verses"],
@@ -26,14 +26,14 @@ def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experim
     )
 
 
-def study(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
+def study_student(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
     """Return the experiment of `textgen study`: the demo with fewer updates.
 
     Beta falls linearly, so that an agent with few updates starts from the data for longer.
     """
     if isinstance(agent, MixedByExample):
         agent = replace(agent, beta=Linear())
-    experiment = demo(agent, seed, train_pairs)
+    experiment = verses_student(agent, seed, train_pairs)
     learner = replace(
         experiment.learner,
         updates=updates,

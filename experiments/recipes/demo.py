@@ -45,7 +45,7 @@ def demo(options: DemoOptions) -> None:
 def demo_experiments(seed: int) -> dict[str, Experiment]:
     """Return the students by name: same pairs, same updates, and one that sees all pairs."""
     agents = MLE(), SeqKD(), ImitKD(), ImitKDFull()
-    return experiments_by_name(agents, partial(configs.demo, seed=seed))
+    return experiments_by_name(agents, partial(configs.verses_student, seed=seed))
 
 
 def experiments_by_name(

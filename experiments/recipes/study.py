@@ -159,7 +159,7 @@ def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
     seeds = range(options.seeds) if set(options.agents) & set(STARTED) else ()
     return {
         folder_of(options, START, options.pairs, seed): _halve_updates(
-            configs.study(MLE(), seed, options.pairs or None, options.updates)
+            configs.study_student(MLE(), seed, options.pairs or None, options.updates)
         )
         for seed in seeds
     }
@@ -167,7 +167,7 @@ def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
 
 def _study_run(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
     """Return the run of `agent`, started from a trained student where its paper does so."""
-    experiment = configs.study(AGENTS[agent](), seed, pairs or None, options.updates)
+    experiment = configs.study_student(AGENTS[agent](), seed, pairs or None, options.updates)
     if agent not in STARTED:
         return experiment
     half = _halve_updates(experiment)

@@ -26,7 +26,7 @@ TASK = CopyConfig(num_words=8, max_length=8, num_train=40, num_validation=4, num
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Stands for `configs.demo`: a copying task, and a student and teacher that know nothing."""
+    """Return options for which `verses_student` copies texts, with an untrained teacher."""
     tokenizer = build_task(TASK, None).tokenizer
     teacher = build_model(RecurrentConfig(tokenizer.vocab_size, width=16), 0)
     save_model(teacher, tmp_path / "teacher", tokenizer)
@@ -42,7 +42,7 @@ def small(tmp_path, monkeypatch):
             precision="float32",
         )
 
-    monkeypatch.setattr(configs, "demo", demo)
+    monkeypatch.setattr(configs, "verses_student", demo)
     return StudyOptions(
         output=tmp_path / "study",
         agents=("mle", "seqkd"),
