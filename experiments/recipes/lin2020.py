@@ -115,7 +115,7 @@ def wmt16_low_data(agent: Agent) -> Experiment:
 
 
 def cnn_dailymail(agent: Agent) -> Experiment:
-    """Return CNN/DailyMail, recurrent student."""
+    """Return summarization of CNN/DailyMail, recurrent student."""
     if isinstance(agent, SmoothedTokens):
         agent = replace(agent, label_smoothing=0.1)
     return Experiment(
@@ -131,7 +131,7 @@ def cnn_dailymail(agent: Agent) -> Experiment:
 
 
 def cnn_dailymail_teacher(agent: Agent) -> Experiment:
-    """Return CNN/DailyMail, the teacher by mle; `agent` is ignored."""
+    """Return summarization of CNN/DailyMail, the teacher by mle; `agent` is ignored."""
     del agent
     learner = _noam(
         0.03, warmup=500, updates=25_000, batch_size=256, clip=math.inf, evaluate_every=250

@@ -228,7 +228,7 @@ def recovery_row(
 
 
 def print_recovery(rows: Sequence[RecoveryRow]) -> None:
-    """Print the table."""
+    """Print a row for each agent and length."""
     cells = [
         (
             row.agent,

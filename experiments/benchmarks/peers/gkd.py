@@ -128,7 +128,7 @@ class TRLUpdates:
         }
 
     def _timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever `work` takes
+        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as `work`
             synchronize(self.device)
             start = time.perf_counter()
             answer = work(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The command `benchmark-decode`: a row for everything, and hand numbers."""
+"""Tests of `benchmark-decode`: rows of every setting, and figures computed by hand."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def train(folder, *options):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A Transformer and a recurrent student of the same Transformer teacher."""
+    """Train a Transformer and a recurrent student of the same Transformer teacher."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_words([f"w{index}" for index in range(8)])
@@ -49,14 +49,14 @@ def runs(tmp_path_factory):
     return folder / "t", folder / "r"
 
 
-def without_memory(monkeypatch):
-    """No process for each contestant, which takes seconds to start."""
+def skip_memory(monkeypatch):
+    """Replace the peak memory, which needs a slow new process for each case."""
     monkeypatch.setattr(command, "peak_memory", lambda case, batches, _: [5.0] * len(batches))
 
 
 def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch):
     pytest.importorskip("ctranslate2")
-    without_memory(monkeypatch)
+    skip_memory(monkeypatch)
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda step, **how: compiled.append(how) or step)
     engines = ["--engines", "eager", "compiled", "ctranslate2", "--batch-sizes", "1", "4", "64"]
@@ -84,7 +84,7 @@ def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch)
 
 
 def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypatch):
-    without_memory(monkeypatch)
+    skip_memory(monkeypatch)
     train(tmp_path / "a", "--student.width", "8")
     options = ["--engines", "eager", "--precisions", "float32", "--batch-sizes", "4"]
     main(["benchmark-decode", str(tmp_path / "a"), *options, "--rounds", "1"])
@@ -93,7 +93,7 @@ def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypat
 
 
 def timed_generation(batch_sizes, seconds):
-    """Passes over batches of 3 tokens a sentence, which took so long."""
+    """Return a generation of 3 tokens a sentence that took the given seconds."""
     written = [torch.tensor([[4, 5, 2, 0]]).repeat(size, 1) for size in batch_sizes]
     return TimedGeneration(lambda source, _: source, written, 4, 0, seconds, written)
 
@@ -109,12 +109,12 @@ def test_figures_of_a_row_by_hand():
         peak=None,
         eager_tokens=eager_tokens,
     )
-    assert row.speedup_vs_teacher == 2  # the median of 2, 4 and 0.5, and not 3 over 2
+    assert row.speedup_vs_teacher == 2  # median of the ratios 2, 4 and 0.5, not 3 / 2
     assert row.tokens_per_second == 3
     assert row.sentences_per_second == 1
-    assert row.latency_p50 == 2.5  # of 1, 2, 2, 3, 3, 5
+    assert row.latency_p50 == 2.5  # median of 1, 2, 2, 3, 3, 5
     assert row.latency_p95 == pytest.approx(4.5)
-    assert row.compile_seconds == 14  # 18 and then 4, 4, 8
+    assert row.compile_seconds == 14  # first round 18, then 4, 4, 8
     assert row.same == 0.5
     assert (row.batch_size, row.sentences, row.peak_mib) == (1, 2, None)
 
@@ -128,13 +128,13 @@ def test_a_sentence_waits_for_its_batch_and_has_no_ratio_without_a_base():
         peak=3.0,
         eager_tokens=torch.zeros(4, 4),
     )
-    assert row.latency_p50 == 4  # of 1, 2, 4, 4, 4, 6, 6, 6
+    assert row.latency_p50 == 4  # median of 1, 2, 4, 4, 4, 6, 6, 6
     assert row.latency_p95 == 6
     assert (row.batch_size, row.sentences, row.speedup_vs_teacher) == (3, 4, None)
     assert (row.compile_seconds, row.peak_mib, row.same) == (None, 3.0, 0)
 
 
-def test_passes_keep_the_time_of_each_batch(monkeypatch):
+def test_a_timed_generation_keeps_the_seconds_of_each_batch(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 13.0, 20.0, 21.0, 30.0, 35.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     timed = TimedGeneration(
@@ -145,7 +145,7 @@ def test_passes_keep_the_time_of_each_batch(monkeypatch):
     assert torch.cat(timed.written).tolist() == [[3, 2]] * 2
 
 
-def test_batches_are_of_like_length_and_not_too_many():
+def test_batches_are_sorted_by_length_and_limited():
     source = torch.tensor([[5, 2, 0], [5, 5, 2], [2, 0, 0]]).repeat(30, 1)
     batches = length_sorted_batches(source, 2, SpecialTokens())
     assert len(batches) == 32
@@ -155,7 +155,7 @@ def test_batches_are_of_like_length_and_not_too_many():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_writer_has_packed_weights_and_writes_what_the_model_writes(tmp_path, precision):
+def test_a_loaded_generator_has_prepacked_weights_and_writes_as_the_model(tmp_path, precision):
     torch.manual_seed(0)
     model = Recurrent(RecurrentConfig(60, 32)).to(DTYPES[precision]).eval()
     save_model(model, tmp_path / "m")
@@ -225,7 +225,7 @@ def test_a_compiled_step_writes_the_same(tmp_path):
     torch.manual_seed(0)
     save_model(Transformer(config), tmp_path / "m")
     source = torch.tensor([[5, 7, 2], [4, 2, 0]])
-    eager_tokens, compiled = (
+    eager, compiled = (
         case(engine, folder=tmp_path / "m").load()(source, 6) for engine in ("eager", "compiled")
     )
-    assert torch.equal(eager_tokens, compiled)
+    assert torch.equal(eager, compiled)

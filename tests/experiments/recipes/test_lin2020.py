@@ -1,4 +1,4 @@
-"""The paper's configurations: its numbers, and runs on a few dozen pairs in those formats."""
+"""Tests of the paper's configurations: its numbers, and runs on a few dozen pairs."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Each data set's folder, laid out as on the hub, with a few dozen pairs."""
+    """Write a folder for each data set, laid out as on the hub, with a few dozen pairs."""
     texts = list(enumerate(SENTENCES))
     translation = [{"translation": {"de": t, "en": t.replace("Der", "The")}} for _, t in texts]
     news = [{"article": f"{t} " * 9, "highlights": t, "id": str(n)} for n, t in texts]
@@ -107,7 +107,7 @@ def test_updates_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("name", "agent", "base", "pool", "sampling"),
+    ("name", "agent", "base", "batches", "sampling"),
     [
         ("iwslt14", "imitkd", 200.0, 4, Sampling(top_k=5)),
         ("iwslt14", "imitkd_full", 200.0, 4, None),
@@ -118,9 +118,9 @@ def test_updates_are_the_papers():
         ("cnn_dailymail", "imitkd_star", 10.0, 4, None),
     ],
 )
-def test_prefixes_are_mixed_as_in_the_paper(name, agent, base, pool, sampling):
+def test_prefixes_are_mixed_as_in_the_paper(name, agent, base, batches, sampling):
     made = PAPER[name](AGENTS[agent]()).agent
-    assert (made.beta.base, made.batches_per_rollout, made.sampling) == (base, pool, sampling)
+    assert (made.beta.base, made.batches_per_rollout, made.sampling) == (base, batches, sampling)
 
 
 def test_only_summaries_are_smoothed():
@@ -128,8 +128,8 @@ def test_only_summaries_are_smoothed():
     assert PAPER["wmt16"](AGENTS["seqkd"]()).agent.label_smoothing == 0.0
 
 
-def local(name, folders):
-    """The configuration of `name` with its data from a folder, and small."""
+def local_task(name, folders):
+    """Return the task of `name` with data from a folder and a small vocabulary."""
     experiment = PAPER[name](AGENTS["imitkd"]())
     config = replace(experiment.task, path=folders[experiment.task.name], vocab_size=300)
     return replace(config, configuration=None, revision=None)
@@ -137,7 +137,7 @@ def local(name, folders):
 
 @pytest.mark.parametrize("name", ["iwslt14", "wmt16", "cnn_dailymail"])
 def test_data_in_their_format_become_tasks(name, folders):
-    task = build_task(local(name, folders), None)
+    task = build_task(local_task(name, folders), None)
     assert len(task.train) == len(task.test) == len(SENTENCES)
     source, reference, _ = task.train[0]
     if name == "iwslt14":
@@ -159,7 +159,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_they_train_from_the_command_line(name, folders, tmp_path):
+def test_configurations_train_from_the_command_line(name, folders, tmp_path):
     data = folders[PAPER[name](AGENTS["mle"]()).task.name]
     few = ["--train-pairs", "20"] if "low" in name else []
     teacher = ["--agent", "imitkd", "--teacher", str(tmp_path / "first" / "model")]
@@ -179,7 +179,7 @@ def test_they_train_from_the_command_line(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_they_are_options(name):
+def test_configurations_are_options(name):
     options = parse(["train", "--output", "x", "--paper", name, "--learner.seed", "3"])
     expected = PAPER[name](AGENTS["imitkd_full"]())
     learner = replace(expected.learner, seed=3)
@@ -200,7 +200,7 @@ def test_hours_by_hand():
 
 
 @pytest.mark.parametrize("agent", ["mle", "imitkd_full"])
-def test_what_is_measured_is_an_update(agent):
+def test_an_update_is_measured(agent):
     experiment = PAPER["iwslt14"](AGENTS[agent]())
     task = replace(experiment.task, vocab_size=300)
     experiment = replace(experiment, task=task, student=RecurrentConfig(width=16))
@@ -213,5 +213,5 @@ def test_what_is_measured_is_an_update(agent):
     assert few.seconds > 0
     assert few.rate > 0
     each_step = (many.operators - few.operators) / 20
-    assert each_step > 20 if agent == "imitkd_full" else each_step < 15  # who writes goes by steps
+    assert each_step > 20 if agent == "imitkd_full" else each_step < 15  # writing is stepwise
     assert training_hours(experiment, many, A100) > 0

@@ -1,4 +1,4 @@
-"""The shipped teacher is what its card says."""
+"""Tests that the shipped teacher is as its model card says."""
 
 import json
 import os

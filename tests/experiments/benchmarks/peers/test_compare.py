@@ -1,4 +1,4 @@
-"""The command `benchmark-peers`: parts of an update and their floors by hand, rows, a complaint."""
+"""Tests of `benchmark-peers`: parts of an update, their floors, rows and error messages."""
 
 import sys
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ from textgen_experiments.runs.factories import learning_env
 
 @pytest.fixture
 def updates(tiny_task, tiny_teacher, tiny_student, tmp_path):
-    """Of `imitkd_full`, two batches of four texts written together."""
+    """Return updates by `imitkd_full`, with two batches of four texts per rollout."""
     agent, expert = (
         ImitKDFull(beta=Constant(0.0), batches_per_rollout=2),
         TimedExpert(tiny_teacher),
@@ -64,7 +64,7 @@ def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
     vocab_size = updates.learner.env.vocab_size
 
     def heads(part):
-        """Products of hidden states with the matrix that makes logits."""
+        """Count the products of hidden states with the output matrix."""
         return sum(count for shape, count in part.items() if shape[2:] == (vocab_size,))
 
     steps = updates.learner.env.max_steps
@@ -78,7 +78,7 @@ def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_products_are_noted_whatever_way_they_are_made(mode):
+def test_products_are_recorded_however_they_are_computed(mode):
     left, weight, out = torch.ones(2, 3), torch.ones(5, 3), torch.ones(2, 5)
     layer = with_prepacked_weights(torch.nn.Linear(3, 5))
     with mode(), ProductRecorder() as recorder:
@@ -92,13 +92,13 @@ def test_products_are_noted_whatever_way_they_are_made(mode):
     assert recorder.shapes == {(2, 3, 5): 4, (7, 2, 3, 5): 2, (8, 3, 5): 1}
 
 
-def test_products_of_each_shape_are_timed_as_they_are_made(monkeypatch):
+def test_products_of_each_shape_are_timed_as_they_are_computed(monkeypatch):
     timed, seconds = [], iter([2.0, 1.0, 4.0])
     monkeypatch.setattr(
         step_floor, "_median_seconds", lambda run: timed.append(run()) or next(seconds)
     )
     shapes = {(2, 3, 5): 4, (7, 2, 3, 5): 2}
-    assert products_seconds(shapes, torch.bfloat16) == 12, "4 of the packed ones, 2 of attention's"
+    assert products_seconds(shapes, torch.bfloat16) == 12, "4 prepacked ones, 2 of attention"
     assert [product.shape for product in timed] == [(2, 5), (2, 5), (7, 2, 5)]
     assert {product.dtype for product in timed} == {torch.bfloat16}
 
@@ -121,7 +121,7 @@ def test_the_floor_of_a_step_has_attention_to_all_that_is_written(tiny_teacher, 
 
 @dataclass
 class Side:
-    """Updates that were measured before."""
+    """Stand-in for updates that were measured before."""
 
     seconds: list[UpdateSeconds]
     tokens: list[float] = field(default_factory=lambda: [9.0, 7.0, 7.0, 7.0])
