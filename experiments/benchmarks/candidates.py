@@ -1,14 +1,12 @@
-"""Models in the settings that their decoding is timed in: how each is loaded, run and watched."""
+"""Cases of the decoding benchmark: a model, an engine and a precision, loaded and measured."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,65 +16,66 @@ from textgen_env.models.export.common import GenerateFn
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_experiments.benchmarks.losses import memory, return_freed_memory
-from textgen_experiments.benchmarks.worker_process import WorkerProcess
+from textgen_experiments.benchmarks.memory import process_memory, return_freed_memory
+from textgen_experiments.benchmarks.worker_process import WorkerProcess, run_in_new_process
 from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
 
+WriterKey = TypeVar("WriterKey")
 Engine = Literal["eager", "compiled", "ctranslate2"]
-Precision = Literal["float32", "bfloat16", "int8"]
-PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
+PrecisionName = Literal["float32", "bfloat16", "int8"]
+ENGINE_PRECISIONS: dict[Engine, tuple[PrecisionName, ...]] = {
     "eager": ("float32", "bfloat16"),
     "compiled": ("float32", "bfloat16"),
     "ctranslate2": ("float32", "int8"),
 }
-VARIANTS = 64  # that a step is compiled in at most: for one row, for a cache with no room left, ...
+MAX_RECOMPILES = 64  # variants of a compiled step: one row, a cache without room left, ...
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """A model in one setting: all that another process needs to load it.
+    """Model with an engine and a precision; holds all that another process needs to load it.
 
     Attributes:
-        name: what the table calls the model.
-        model: its folder.
-        parameters: a shared one counted once.
-        engine: that runs it.
-        precision: of its weights.
-        folder: what is loaded: the folder of the model or of its export.
+        name: name of the model in the table.
+        model: folder of the model.
+        parameters: number of parameters, each shared one counted once.
+        engine: the engine that runs it.
+        precision: precision of its weights.
+        folder: folder to load, of the model or of its export.
     """
 
     name: str
     model: Path
     parameters: int
     engine: Engine
-    precision: Precision
+    precision: PrecisionName
     folder: Path
 
     @property
-    def setting(self) -> tuple[Engine, Precision]:
-        """What it has in common with other models' contestants."""
+    def setting(self) -> tuple[Engine, PrecisionName]:
+        """Engine and precision, which other models may have too."""
         return self.engine, self.precision
 
     def load(self) -> GenerateFn:
-        """Its greedy decoding."""
+        """Return the greedy decoding of the model."""
         if self.engine == "compiled":
             model = load_model(self.folder, DTYPES[self.precision])
-            return partial(greedy, Compiled(model))
-        exported = self.engine == "ctranslate2"  # has the precision that it was exported in
+            return partial(greedy, CompiledSteps(model))
+        exported = self.engine == "ctranslate2"  # an export has its precision already
         return load_generator(self.folder, precision="float32" if exported else self.precision)
 
-    def load_beside_others(self) -> GenerateFn:
-        """The same, apart from others in this process where they would slow each other."""
-        return load_apart(self.folder) if self.engine == "ctranslate2" else self.load()
+    def load_for_timing(self) -> GenerateFn:
+        """Return the greedy decoding for timing; CTranslate2 runs in a process of its own."""
+        return load_in_worker_process(self.folder) if self.engine == "ctranslate2" else self.load()
 
 
-class Compiled:
-    """A model whose step runs under `torch.compile`, for any number of rows.
+class CompiledSteps:
+    """Model whose `step` runs under `torch.compile`, for any number of rows.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
     """
 
     def __init__(self, model: SequenceModel) -> None:
@@ -85,21 +84,21 @@ class Compiled:
         self.step = torch.compile(  # pyright: ignore[reportCallIssue] - no overload has the limit
             model.step,
             dynamic=True,
-            fullgraph=True,  # at the limit an error, where else it would run uncompiled
-            recompile_limit=VARIANTS,
+            fullgraph=True,  # raises at the limit instead of running uncompiled
+            recompile_limit=MAX_RECOMPILES,
             isolate_recompiles=True,
         )
 
 
-def contestants(
-    models: Mapping[Path, str], settings: Sequence[tuple[Engine, Precision]], exports: Path
+def benchmark_cases(
+    models: Mapping[Path, str], settings: Sequence[tuple[Engine, PrecisionName]], exports: Path
 ) -> Iterator[BenchmarkCase]:
-    """Each model in each setting that it can run in.
+    """Yield each model in each setting that it supports; CTranslate2 runs Transformers alone.
 
     Args:
-        models: their folders, and what the table calls them.
+        models: folder of each model -> its name in the table.
         settings: engines and precisions.
-        exports: a folder for what must be exported.
+        exports: folder to write exports to.
     """
     for number, (folder, name) in enumerate(models.items()):
         model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -117,15 +116,15 @@ def contestants(
 
 @dataclass
 class TimedGeneration:
-    """Writes the same batches again and again.
+    """Timed greedy decoding of the same batches, once at every call.
 
     Attributes:
-        write: the contestant's.
-        batches: (B, S) sources each.
-        max_steps: most tokens of a sentence.
-        pad: the padding token.
-        seconds: of each batch, by pass.
-        written: (B, max_steps) tokens of each batch in the last pass.
+        write: the greedy decoding to time.
+        batches: sources, (B, S) each.
+        max_steps: maximal number of tokens of a sentence.
+        pad: id of the padding token.
+        seconds: seconds of each batch, by call.
+        written: tokens of each batch in the last call, (B, max_steps) each.
     """
 
     write: GenerateFn
@@ -136,7 +135,7 @@ class TimedGeneration:
     written: list[Tensor] = field(default_factory=list)
 
     def __call__(self) -> int:
-        """Write all batches once and count the tokens."""
+        """Decode all batches once and return the number of tokens."""
         written, seconds = [], []
         for batch in self.batches:
             start = time.perf_counter()
@@ -147,56 +146,60 @@ class TimedGeneration:
         return sum(int((tokens != self.pad).sum()) for tokens in written)
 
 
+def timed_generations(
+    writers: Mapping[WriterKey, GenerateFn], batches: Sequence[Tensor], max_steps: int, pad: int
+) -> dict[WriterKey, TimedGeneration]:
+    """Return a `TimedGeneration` of the same batches for each writer."""
+    return {name: TimedGeneration(each, batches, max_steps, pad) for name, each in writers.items()}
+
+
 def peak_memory(
-    contestant: BenchmarkCase, batches: Sequence[Tensor], max_steps: int
+    case: BenchmarkCase, batches: Sequence[Tensor], max_steps: int
 ) -> list[float | None]:
-    """MiB at the highest, up to the end of each batch, in a process of the contestant's own.
+    """Return the peak MiB up to the end of each batch, measured in a process of its own.
 
     Args:
-        contestant: not counted where it is compiled: most of it would be the compiler's.
-        batches: (B, S) sources each, the smallest first.
-        max_steps: most tokens of a sentence.
+        case: None is returned where it is compiled, because the compiler would take most of it.
+        batches: sources, (B, S) each, the smallest first.
+        max_steps: maximal number of tokens of a sentence.
     """
-    if contestant.engine == "compiled":
+    if case.engine == "compiled":
         return [None] * len(batches)
-    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        threads = torch.get_num_threads()
-        return executor.submit(_peaks, contestant, batches, max_steps, threads).result()
+    return run_in_new_process(_measure_peaks, case, batches, max_steps)
 
 
-def _peaks(
-    contestant: BenchmarkCase, batches: Sequence[Tensor], max_steps: int, threads: int
+def _measure_peaks(
+    case: BenchmarkCase, batches: Sequence[Tensor], max_steps: int
 ) -> list[float | None]:
-    torch.set_num_threads(threads)
     return_freed_memory()
     _load_libraries()
-    before, peaks = memory("VmRSS"), []
-    write = contestant.load()
+    before, peaks = process_memory("VmRSS"), []
+    write = case.load()
     for batch in batches:
         write(batch, max_steps)
-        peaks.append(memory("VmHWM") - before)
+        peaks.append(process_memory("VmHWM") - before)
     return peaks
 
 
 def _load_libraries() -> None:
-    """Load and run the smallest model, for all that PyTorch loads at first use."""
+    """Load and run the smallest model, so that PyTorch loads what it loads at first use."""
     smallest = Transformer(TransformerConfig(8, 4, num_heads=1, feed_forward=4))
     with TemporaryDirectory() as folder:
         save_model(smallest, Path(folder))
         greedy(load_model(Path(folder)), torch.tensor([[3, 2]]), 2)
 
 
-def load_apart(folder: Path) -> GenerateFn:
-    """What the model in `folder` writes on CPUs, in a process of its own.
+def load_in_worker_process(folder: Path) -> GenerateFn:
+    """Return the greedy decoding on CPUs of the model in `folder`, run in a process of its own.
 
-    CTranslate2's threads and PyTorch's share an OpenMP runtime: as soon as both have worked in one
-    process they are more than there are cores, stop waiting actively, and slow each other.
+    CTranslate2 and PyTorch share an OpenMP runtime. Once both have worked in one process, their
+    threads outnumber the cores, no longer wait actively, and slow each other.
     """
-    write = WorkerProcess(_lists_writer, folder)
+    write = WorkerProcess(_load_for_lists, folder)
     return lambda source, max_steps: torch.tensor(write(source.tolist(), max_steps))
 
 
-def _lists_writer(folder: Path) -> Callable[[list[list[int]], int], list[list[int]]]:
-    """The same here, from lists to lists."""
+def _load_for_lists(folder: Path) -> Callable[[list[list[int]], int], list[list[int]]]:
+    """Return the greedy decoding of the model in `folder`, from lists to lists."""
     write = load_generator(folder)
     return lambda source, max_steps: write(torch.tensor(source), max_steps).tolist()

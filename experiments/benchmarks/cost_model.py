@@ -1,9 +1,9 @@
-"""How long a configuration would take elsewhere: measured here, scaled by stated rates.
+"""Estimate of training hours on another machine, from updates measured on this one.
 
-Measured are updates with models and texts of the real size, random weights and words, and fewer
-rows, and the rate of matrix products on this machine. Stated are the rate of an accelerator's, and
-its time for an operator that has next to nothing to compute. An estimate is no measurement: it
-takes for granted that an update reaches the same share of the products' rate there as here.
+Two quantities are measured here: the time of an update, and the rate of matrix products. The models
+and texts have their real size, with random weights and words and fewer rows. Two quantities are
+stated for the accelerator: its rate of matrix products, and its least time per operator. The
+estimate assumes that an update reaches the same fraction of that rate on both machines.
 """
 
 import tempfile
@@ -29,20 +29,19 @@ from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_model, learning_env
 
-NUM_SPECIAL = 3  # tokens that no word stands for
-STEPS = 1000  # of the schedule, that its mean is taken over
+NUM_SPECIAL = 3  # special tokens, which stand for no word
+SCHEDULE_POINTS = 1000  # points at which a schedule's mean is taken
 
 
 @dataclass(frozen=True)
-class Measured:
-    """An update as it was measured.
+class MeasuredUpdate:
+    """Measured cost of an update.
 
     Attributes:
-        seconds: of an update of the measured rows: its share of the rollouts, the labels, and the
-            student's update.
-        rows: of an update.
-        operators: that an update consists of, whatever its rows.
-        rate: of this machine's products in float32, GFLOP/s.
+        seconds: seconds of an update: its part of the rollout, its labels, the student's step.
+        rows: rows of the measured update.
+        operators: operators per update, for any number of rows.
+        rate: rate of this machine's matrix products in float32, GFLOP/s.
     """
 
     seconds: float
@@ -53,51 +52,55 @@ class Measured:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Another machine, as stated.
+    """Stated speed of another machine.
 
     Attributes:
-        rate: of its matrix products, GFLOP/s.
-        launch: seconds an operator takes at least.
+        rate: rate of its matrix products, GFLOP/s.
+        launch: least seconds per operator.
     """
 
     rate: float
     launch: float
 
 
-A100 = Accelerator(rate=100_000.0, launch=5e-6)  # a third of 312 TFLOP/s; a launch by PyTorch
+A100 = Accelerator(rate=100_000.0, launch=5e-6)  # a third of 312 TFLOP/s; PyTorch's launch
 
 
-def hours(experiment: Experiment, measured: Measured, there: Accelerator) -> float:
-    """Hours of training: updates * (computing + launching) / 3600.
+def training_hours(
+    experiment: Experiment, measured: MeasuredUpdate, accelerator: Accelerator
+) -> float:
+    """Return the estimated hours of training: updates * (computing + launching) / 3600.
 
-    Computing is seconds * (batch size / measured rows) * (rate here / rate there), launching is
-    accumulated parts * operators * launch. Reading, evaluating and what a teacher writes before
-    training are left out.
+    computing = seconds * (batch size / measured rows) * (measured rate / accelerator's rate);
+    launching = accumulated parts * operators * launch. Reading, evaluating and what a teacher
+    writes before training are left out.
     """
     learner = experiment.learner
-    computing = measured.seconds * learner.batch_size / measured.rows * measured.rate / there.rate
-    launching = learner.accumulate * measured.operators * there.launch
+    computing = (
+        measured.seconds * learner.batch_size / measured.rows * measured.rate / accelerator.rate
+    )
+    launching = learner.accumulate * measured.operators * accelerator.launch
     return learner.updates * (computing + launching) / 3600
 
 
-def measure(
+def measure_update(
     experiment: Experiment,
     teacher: ModelConfig | None,
     *,
     source_tokens: int,
     target_tokens: int,
     rows: int,
-) -> Measured:
-    """Updates of `experiment` in float32, timed and counted; counting takes a few percent.
+) -> MeasuredUpdate:
+    """Time updates of `experiment` in float32 and count their operators.
 
     Args:
-        experiment: its student, agent and vocabulary; a schedule stands at its mean.
-        teacher: its size; None for an agent that asks none.
-        source_tokens: of every source, the end token included.
-        target_tokens: of every text, the end token included.
-        rows: of an update, instead of the batch size.
+        experiment: gives student, agent and vocabulary; a schedule of beta is held at its mean.
+        teacher: configuration of the teacher; None for an agent without an expert.
+        source_tokens: length of every source, end token included.
+        target_tokens: length of every text, end token included.
+        rows: rows of an update, in place of the batch size.
     """
-    assert isinstance(experiment.task, HubConfig), "of the paper's data sets"
+    assert isinstance(experiment.task, HubConfig), "the paper's data sets come from the hub"
     vocab_size = experiment.task.vocab_size
     student = build_model(replace(experiment.student, vocab_size=vocab_size), 0)
     expert = NoExpert()
@@ -111,16 +114,16 @@ def measure(
         experiment.learner, updates=updates, batch_size=rows, accumulate=1, evaluate_every=updates
     )
     rate = measure_precision(experiment.student.width).float32
-    with tempfile.TemporaryDirectory() as folder, Counting() as counting:
+    with tempfile.TemporaryDirectory() as folder, OperatorCounter() as counter:
         learner = Learner(
             agent, student, env=env, folder=Path(folder), config=config, precision=torch.float32
         )
         done = learner.train(lambda _: 0.0, lambda *_: None)
-    return Measured(done.seconds / updates, rows, counting.operators // updates, rate)
+    return MeasuredUpdate(done.seconds / updates, rows, counter.operators // updates, rate)
 
 
-class Counting(TorchDispatchMode):
-    """Counts the operators that run."""
+class OperatorCounter(TorchDispatchMode):
+    """Dispatch mode that counts the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,12 +144,14 @@ class Counting(TorchDispatchMode):
 def _at_its_mean(agent: Agent) -> Agent:
     if not isinstance(agent, ImitKDVariant):
         return agent
-    mean = sum(agent.beta(step / STEPS) for step in range(STEPS)) / STEPS
+    mean = (
+        sum(agent.beta(step / SCHEDULE_POINTS) for step in range(SCHEDULE_POINTS)) / SCHEDULE_POINTS
+    )
     return replace(agent, beta=Constant(mean))
 
 
 def _random_task(vocab_size: int, source_tokens: int, target_tokens: int, count: int) -> TextTask:
-    """`count` pairs of random words, a token each, all of the same lengths."""
+    """Return a task of `count` pairs of random words, a token each, all of the same lengths."""
     words, random = [f"w{index}" for index in range(vocab_size - NUM_SPECIAL)], Random(0)
 
     def text(tokens: int) -> str:

@@ -1,13 +1,13 @@
 """Decode speed of students beside their teacher: engines, precisions and batch sizes.
 
-All write the same sentences in one process, in turn, several times over. Memory alone is measured
-elsewhere, each model in a process of its own, whose peak the kernel (Linux) tells.
+All decode the same sentences in one process, in turn, over several rounds. Memory is measured apart
+from speed, each model in a process of its own, whose peak the kernel (Linux) reports.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -15,8 +15,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from textgen_env.generation.decoding import decode_all
@@ -24,26 +22,28 @@ from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode
 from textgen_env.types import SpecialTokens, trimmed
 from textgen_experiments.benchmarks.candidates import (
-    PRECISIONS,
+    ENGINE_PRECISIONS,
     BenchmarkCase,
     Engine,
-    Precision,
+    PrecisionName,
     TimedGeneration,
-    contestants,
+    benchmark_cases,
     peak_memory,
+    timed_generations,
 )
 from textgen_experiments.evaluation.results import machine_and_task, write_json
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.run_log import progress
 from textgen_experiments.runs.train import read_outcome
 
-DECODE = "decode.json"
-TABLE_WIDTH = 150
-TEXT = ("model", "engine", "precision")  # columns
-MOST_BATCHES = 32  # of a round: one by one, fewer of the sentences are written
+DECODE_RESULTS = "decode.json"
+TEXT_COLUMNS = ("model", "engine", "precision")
+MAX_BATCHES_PER_ROUND = 32  # small batches cover fewer of the sentences
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,25 @@ class BenchmarkDecodeOptions:
     Attributes:
         runs: folders of finished runs of one task.
         engines: eager is this project's own; compiled runs its step under `torch.compile`, after
-            minutes of compiling; ctranslate2, for Transformers alone, needs the extra `export`.
+            minutes of compiling; ctranslate2 runs Transformers alone and needs the extra `export`.
         precisions: bfloat16 is for eager and compiled, int8 for ctranslate2.
         batch_sizes: sentences decoded together; each waits for the last of its batch.
-        sentences: of the test split, the first ones, and no more than 32 batches of them.
+        sentences: the first sentences of the test split, in at most 32 batches.
         rounds: measured rounds, after one that is not.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     engines: tuple[Engine, ...] = ("eager",)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+    precisions: tuple[PrecisionName, ...] = ("float32", "bfloat16", "int8")
     batch_sizes: tuple[int, ...] = (1, 16, 64, 256)
     sentences: int = 256
     rounds: int = 5
 
     def __post_init__(self) -> None:
         smallest = min(self.batch_sizes, default=0)
-        for name, value in (
-            ("batch_sizes", smallest),
-            ("sentences", self.sentences),
-            ("rounds", self.rounds),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if smallest < 1:
+            raise ValueError(f"batch_sizes must be at least 1, got {smallest}")
+        check_at_least(self, sentences=1, rounds=1)
         if not self.settings:
             raise ValueError(
                 f"precisions must have one of {' or '.join(self.engines) or 'an engine'}, "
@@ -83,45 +79,44 @@ class BenchmarkDecodeOptions:
             )
 
     @property
-    def settings(self) -> list[tuple[Engine, Precision]]:
-        """What each model is measured in."""
+    def settings(self) -> list[tuple[Engine, PrecisionName]]:
+        """Engines and precisions to measure each model in."""
         return [
             (engine, precision)
             for engine in self.engines
             for precision in self.precisions
-            if precision in PRECISIONS[engine]
+            if precision in ENGINE_PRECISIONS[engine]
         ]
 
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """What was measured of a model in one setting and batch size; rates are medians of the rounds.
+    """Measurements of a model in one setting and batch size; rates are medians of the rounds.
 
     Attributes:
-        model: what the table calls it.
-        parameters: a shared one counted once.
-        engine: that ran it.
-        precision: of its weights.
+        model: name of the model in the table.
+        parameters: number of parameters, each shared one counted once.
+        engine: the engine that ran it.
+        precision: precision of its weights.
         batch_size: sentences decoded together.
-        sentences: written in a round.
-        tokens_per_second: target tokens, end tokens included.
-        sentences_per_second: the same in sentences.
+        sentences: sentences written in a round.
+        tokens_per_second: target tokens per second, end tokens included.
+        sentences_per_second: sentences per second.
         speedup_vs_teacher: tokens per second over the teacher's (without one, the first run's) in
             the same setting, median of the rounds' ratios; None where that one cannot run so.
-        latency_p50: seconds that half of the sentences took at most, in all rounds; each takes as
-            long as its batch.
-        latency_p95: the same of 95 %.
-        compile_seconds: that the round which is not counted took longer than the others; None where
-            nothing is compiled.
-        peak_mib: memory, at its highest, of loading it and writing the longest sentences; None
-            where it is compiled.
+        latency_p50: median seconds of a sentence over all rounds; each takes as long as its batch.
+        latency_p95: 95th percentile of the same.
+        compile_seconds: extra seconds of the round that is not counted; None where nothing is
+            compiled.
+        peak_mib: peak memory of loading it and writing the longest sentences; None where it is
+            compiled.
         same: share of the sentences that are token for token those of float32 and eager.
     """
 
     model: str
     parameters: int
     engine: Engine
-    precision: Precision
+    precision: PrecisionName
     batch_size: int
     sentences: int
     tokens_per_second: float
@@ -135,7 +130,7 @@ class DecodeRow:
 
 
 def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
-    """Print a table of the runs beside their teacher and write each run's `decode.json`.
+    """Print a table of the runs beside their teacher and write the `decode.json` of each run.
 
     Raises:
         RunError: a run is unfinished, the runs differ in task or teacher, one of them or the
@@ -150,102 +145,102 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
     check_tokenizers(list(models))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
     with TemporaryDirectory() as exports:
-        entrants = list(contestants(models, options.settings, Path(exports)))
-        if not entrants:
+        cases = list(benchmark_cases(models, options.settings, Path(exports)))
+        if not cases:
             raise RunError(
                 "a model must be a Transformer for ctranslate2, got recurrent ones alone"
             )
         base = next(iter(models))
-        rows = measure(entrants, base, task, options)
-    show([row for _, row in rows], f"{task.name}: greedy decoding, {options.rounds} rounds")
+        rows = measure_cases(cases, base, task, options)
+    print_decode_rows(
+        [row for _, row in rows], f"{task.name}: greedy decoding, {options.rounds} rounds"
+    )
     for folder in options.runs:
-        own = [asdict(row) for entrant, row in rows if entrant.model in (base, folder / "model")]
+        own = [asdict(row) for case, row in rows if case.model in (base, folder / "model")]
         write_json(
-            folder / DECODE, {**machine_and_task(task), "rounds": options.rounds, "rows": own}
+            folder / DECODE_RESULTS,
+            {**machine_and_task(task), "rounds": options.rounds, "rows": own},
         )
 
 
-def measure(
-    entrants: Sequence[BenchmarkCase], base: Path, task: TextTask, options: BenchmarkDecodeOptions
+def measure_cases(
+    cases: Sequence[BenchmarkCase], base: Path, task: TextTask, options: BenchmarkDecodeOptions
 ) -> list[tuple[BenchmarkCase, DecodeRow]]:
-    """A row for each batch size and contestant.
+    """Return a row for each batch size and case.
 
     Args:
-        entrants: at least one.
+        cases: at least one.
         base: folder of the model that the others are compared to.
-        task: whose test split is written.
+        task: task whose test split is decoded.
         options: batch sizes, sentences and rounds.
     """
     special, max_steps = task.tokenizer.special, task.max_target_length
     source = encode(task.test[: options.sentences], task).source
     sizes = sorted({min(size, len(source)) for size in options.batch_sizes})
-    order = {size: by_length(source, size, special) for size in sizes}
+    order = {size: length_sorted_batches(source, size, special) for size in sizes}
     batches = {
         size: [trimmed(source[rows], special) for rows in parts] for size, parts in order.items()
     }
     longest = [parts[0] for parts in batches.values()]
     rows = []
-    with progress("measuring", total=len(entrants) + len(order)) as advance:
+    with progress("measuring", total=len(cases) + len(order)) as advance:
         peaks = {}
-        for entrant in entrants:
-            peaks[entrant] = dict(zip(order, peak_memory(entrant, longest, max_steps), strict=True))
+        for case in cases:
+            peaks[case] = dict(zip(order, peak_memory(case, longest, max_steps), strict=True))
             advance()
-        plain = {
+        eager_tokens = {
             folder: decode_all(load_model(folder), source, max_steps)
-            for folder in {entrant.model for entrant in entrants}
+            for folder in {case.model for case in cases}
         }
-        writers = {entrant: entrant.load_beside_others() for entrant in entrants}
+        writers = {case: case.load_for_timing() for case in cases}
         for size, parts in batches.items():
-            group = {
-                entrant: TimedGeneration(write, parts, max_steps, special.pad)
-                for entrant, write in writers.items()
-            }
-            rates = interleaved_rates(group, options.rounds)
-            bases = {each.setting: rates[each] for each in entrants if each.model == base}
-            for entrant, passes in group.items():
+            timed = timed_generations(writers, parts, max_steps, special.pad)
+            rates = interleaved_rates(timed, options.rounds)
+            base_rates = {case.setting: rates[case] for case in cases if case.model == base}
+            for case in cases:
                 row = decode_row(
-                    entrant,
-                    passes,
-                    rates[entrant],
-                    base=bases.get(entrant.setting),
-                    peak=peaks[entrant][size],
-                    plain=plain[entrant.model][torch.cat(order[size])],
+                    case,
+                    timed[case],
+                    rates[case],
+                    base=base_rates.get(case.setting),
+                    peak=peaks[case][size],
+                    eager_tokens=eager_tokens[case.model][torch.cat(order[size])],
                 )
-                rows.append((entrant, row))
+                rows.append((case, row))
             advance()
     return rows
 
 
 def decode_row(
-    entrant: BenchmarkCase,
-    passes: TimedGeneration,
+    case: BenchmarkCase,
+    timed: TimedGeneration,
     rates: Sequence[float],
     *,
     base: Sequence[float] | None,
     peak: float | None,
-    plain: Tensor,
+    eager_tokens: Tensor,
 ) -> DecodeRow:
-    """What the rounds of one contestant come to.
+    """Return the figures of one case over its rounds.
 
     Args:
-        entrant: the contestant.
-        passes: its rounds, after one that is not counted.
-        rates: its tokens per second, by round.
-        base: those of what it is compared to.
-        peak: its memory, in MiB.
-        plain: (B, T) tokens that its model writes eagerly in float32.
+        case: the case that was measured.
+        timed: its rounds, after one that is not counted.
+        rates: tokens per second, by round.
+        base: tokens per second of the model that it is compared to, by round.
+        peak: peak memory, MiB.
+        eager_tokens: (B, T) tokens that its model writes eagerly in float32.
     """
-    warm_up, *rounds = passes.seconds
-    latencies = np.repeat(rounds, [len(batch) for batch in passes.batches], axis=1)
-    written = torch.cat(passes.written)
-    tokens = int((written != passes.pad).sum())
+    warm_up, *rounds = timed.seconds
+    latencies = np.repeat(rounds, [len(batch) for batch in timed.batches], axis=1)
+    written = torch.cat(timed.written)
+    tokens = int((written != timed.pad).sum())
     rate = statistics.median(rates)
     return DecodeRow(
-        model=entrant.name,
-        parameters=entrant.parameters,
-        engine=entrant.engine,
-        precision=entrant.precision,
-        batch_size=len(passes.batches[0]),
+        model=case.name,
+        parameters=case.parameters,
+        engine=case.engine,
+        precision=case.precision,
+        batch_size=len(timed.batches[0]),
         sentences=len(written),
         tokens_per_second=rate,
         sentences_per_second=rate * len(written) / tokens,
@@ -254,54 +249,54 @@ def decode_row(
         latency_p95=float(np.percentile(latencies, 95)),
         compile_seconds=(
             max(0.0, sum(warm_up) - statistics.median(map(sum, rounds)))
-            if entrant.engine == "compiled"
+            if case.engine == "compiled"
             else None
         ),
         peak_mib=peak,
-        same=same_share(written, plain),
+        same=same_share(written, eager_tokens),
     )
 
 
-def show(rows: Sequence[DecodeRow], title: str) -> None:
-    """Print the table, a part for each batch size."""
-    caption = (
-        "same: share of the sentences as in float32 and eager; ctranslate2: Transformers alone"
-    )
-    table = Table(title=title, caption=caption)
-    for name, _ in _cells(rows[0]):
-        table.add_column(name, justify="left" if name in TEXT else "right")
-    for row, following in zip_longest(rows, rows[1:]):
-        last = following is not None and following.batch_size != row.batch_size
-        table.add_row(*(cell for _, cell in _cells(row)), end_section=last)
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
-    console.print(table)
-
-
-def _cells(row: DecodeRow) -> list[tuple[str, str]]:
-    """The heading and the text of each column."""
-    return [
-        ("batch", str(row.batch_size)),
-        ("model", row.model),
-        ("engine", row.engine),
-        ("precision", row.precision),
-        ("parameters", f"{row.parameters / 1e6:.2f} M"),
-        ("tokens/s", f"{row.tokens_per_second:,.0f}"),
-        ("sentences/s", f"{row.sentences_per_second:,.1f}"),
-        ("speed-up", _shown(row.speedup_vs_teacher, "{:.2f}x")),
-        ("p50 ms", f"{1000 * row.latency_p50:.1f}"),
-        ("p95 ms", f"{1000 * row.latency_p95:.1f}"),
-        ("MiB", _shown(row.peak_mib, "{:.0f}")),
-        ("compile s", _shown(row.compile_seconds, "{:.1f}")),
-        ("same", f"{row.same:.1%}"),
+def print_decode_rows(rows: Sequence[DecodeRow], title: str) -> None:
+    """Print the table, a section for each batch size."""
+    sections = [
+        [list(_decode_cells(row).values()) for row in group]
+        for _, group in groupby(rows, lambda row: row.batch_size)
     ]
+    print_table(
+        title,
+        list(_decode_cells(rows[0])),
+        *sections,
+        caption="same: share of the sentences as in float32 and eager; "
+        "ctranslate2: Transformers alone",
+        left=TEXT_COLUMNS,
+    )
 
 
-def _shown(value: float | None, form: str) -> str:
+def _decode_cells(row: DecodeRow) -> dict[str, str]:
+    """Return heading -> cell, of each column."""
+    return {
+        "batch": str(row.batch_size),
+        "model": row.model,
+        "engine": row.engine,
+        "precision": row.precision,
+        "parameters": f"{row.parameters / 1e6:.2f} M",
+        "tokens/s": f"{row.tokens_per_second:,.0f}",
+        "sentences/s": f"{row.sentences_per_second:,.1f}",
+        "speed-up": _format_optional(row.speedup_vs_teacher, "{:.2f}x"),
+        "p50 ms": f"{1000 * row.latency_p50:.1f}",
+        "p95 ms": f"{1000 * row.latency_p95:.1f}",
+        "MiB": _format_optional(row.peak_mib, "{:.0f}"),
+        "compile s": _format_optional(row.compile_seconds, "{:.1f}"),
+        "same": f"{row.same:.1%}",
+    }
+
+
+def _format_optional(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def by_length(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:
-    """Places of the first sentences in batches of like length, the longest first."""
-    length = (source[: MOST_BATCHES * batch_size] != special.pad).sum(1)
+def length_sorted_batches(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:
+    """Return row indices of the first sentences, in batches of like length, longest first."""
+    length = (source[: MAX_BATCHES_PER_ROUND * batch_size] != special.pad).sum(1)
     return list(length.argsort(descending=True, stable=True).split(batch_size))

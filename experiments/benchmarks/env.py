@@ -1,9 +1,10 @@
-"""The environment's speed: stepping, a rollout beside the bare engine, and streaming with refill.
+"""Benchmark of the environment: stepping, rollouts beside the bare engine, streaming with refill.
 
-All sides of a comparison do the same work in one process, in turn, several times over, and a ratio
-is the median of the rounds' ratios: a machine that is busy for a while slows all of them.
+All sides of a comparison do the same work in one process, in turn, over several rounds. A ratio is
+the median of the rounds' ratios, so a machine that is busy for a while slows all sides alike.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from textgen_agents.rollouts.behaviors import by_example, token_sampler
@@ -33,45 +32,47 @@ from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 from textgen_experiments.benchmarks.streaming import stream
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 
-DUMMY = "steps earning sentence BLEU: SB3 DummyVecEnv"
-SYNC = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
-VECTOR = "steps earning sentence BLEU: TextGenVectorEnv"
-BATCHES = "tokens: batches run to their longest"
-ENGINE = "tokens: decoding.greedy, which drops rows"
+DUMMY_VEC_ENV = "steps earning sentence BLEU: SB3 DummyVecEnv"
+SYNC_VECTOR_ENV = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
+TEXT_VECTOR_ENV = "steps earning sentence BLEU: TextGenVectorEnv"
+FULL_BATCHES = "tokens: batches run to their longest"
+BARE_ENGINE = "tokens: decoding.greedy, which drops rows"
 ROLLOUT = "tokens: rollout"
 STREAM = "tokens: streaming with refill"
 FLOOR = "tokens: floor, by length, all slots busy"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two ways, of which one is to be so many times as fast as the other.
+class SpeedComparison:
+    """Comparison of two sides' speeds.
 
     Attributes:
-        what: its name in the table.
-        way: of `steppers` or `writers`.
-        base: another one of the same.
-        asked: the least ratio that the environment is to reach; None where none is asked.
+        name: its name in the table.
+        side: a side of `stepping_sides` or `writing_sides`.
+        base: the side of the same group that it is compared to.
+        required: least ratio that the environment has to reach; None for a ratio that is only
+            reported.
     """
 
-    what: str
-    way: str
+    name: str
+    side: str
     base: str
-    asked: float | None = None
+    required: float | None = None
 
 
-COMPARISONS = (
-    Comparison("TextGenVectorEnv over DummyVecEnv", VECTOR, DUMMY, 10),
-    Comparison("TextGenVectorEnv over SyncVectorEnv", VECTOR, SYNC, 10),
-    Comparison("rollout over the bare engine, decoding.greedy", ROLLOUT, ENGINE, 0.95),
-    Comparison("streaming over batches run to their longest", STREAM, BATCHES, 1.3),
-    Comparison("decoding.greedy over batches run to their longest", ENGINE, BATCHES),
-    Comparison("fraction of the floor: streaming", STREAM, FLOOR),
-    Comparison("fraction of the floor: rollout", ROLLOUT, FLOOR),
+SPEED_COMPARISONS = (
+    SpeedComparison("TextGenVectorEnv over DummyVecEnv", TEXT_VECTOR_ENV, DUMMY_VEC_ENV, 10),
+    SpeedComparison("TextGenVectorEnv over SyncVectorEnv", TEXT_VECTOR_ENV, SYNC_VECTOR_ENV, 10),
+    SpeedComparison("rollout over the bare engine, decoding.greedy", ROLLOUT, BARE_ENGINE, 0.95),
+    SpeedComparison("streaming over batches run to their longest", STREAM, FULL_BATCHES, 1.3),
+    SpeedComparison("decoding.greedy over batches run to their longest", BARE_ENGINE, FULL_BATCHES),
+    SpeedComparison("fraction of the floor: streaming", STREAM, FLOOR),
+    SpeedComparison("fraction of the floor: rollout", ROLLOUT, FLOOR),
 )
 
 
@@ -80,12 +81,12 @@ class BenchmarkEnvOptions:
     """Time the environment beside other environments and beside decoding without one.
 
     Attributes:
-        model: folder of a finished run or of a model; the shipped teacher, if none is named,
-            because it ends its texts as a trained model does.
+        model: folder of a finished run or of a model; by default the shipped teacher, which ends
+            its texts as a trained model does.
         slots: texts written side by side.
-        sentences: to be written, the first ones of the training split; a multiple of `slots`.
+        sentences: the first sentences of the training split; a multiple of `slots`.
         stepping_slots: slots of the comparison without a model.
-        stepping_steps: its steps a round.
+        stepping_steps: steps per round of the comparison without a model.
         rounds: measured rounds, after one that is not.
     """
 
@@ -104,40 +105,43 @@ class BenchmarkEnvOptions:
 
 
 def benchmark_env(options: BenchmarkEnvOptions) -> None:
-    """Print a table: what each side does a second, and below that `COMPARISONS` of them."""
+    """Print a table of each side's rate per second, and of the ratios in `SPEED_COMPARISONS`."""
     folder = model_folder(options.model)
     task = task_of(folder, load_tokenizer(folder))
     examples = encode(task.train[: options.sentences], task)
-    table = Table(title=f"{options.sentences} texts in {options.slots} slots, float32")
-    for name in ("what", "a second", "ratio", "asked"):
-        table.add_column(name, justify="left" if name == "what" else "right")
     model = with_prepacked_weights(load_model(folder, torch.float32))
-    stepping = steppers(task, examples, options.stepping_slots, options.stepping_steps)
-    for group in (stepping, writers(task, model, examples, options.slots)):
-        rates = interleaved_rates(group, options.rounds)
-        for name, own in rates.items():
-            table.add_row(name, f"{statistics.median(own):,.0f}")
-        table.add_section()
-        for row in compared(rates):
-            table.add_row(*row)
-        table.add_section()
-    Console().print(table)
+    stepping = stepping_sides(task, examples, options.stepping_slots, options.stepping_steps)
+    sections = []
+    for sides in (stepping, writing_sides(task, model, examples, options.slots)):
+        rates = interleaved_rates(sides, options.rounds)
+        medians = [(name, f"{statistics.median(own):,.0f}") for name, own in rates.items()]
+        sections += [medians, list(comparison_rows(rates))]
+    print_table(
+        f"{options.sentences} texts in {options.slots} slots, float32",
+        ("what", "a second", "ratio", "required"),
+        *sections,
+    )
 
 
-def compared(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
-    """A row of the table for each comparison of ways that are among `rates`, a second by round."""
-    for each in COMPARISONS:
-        if each.way in rates:
-            reached = ratio(rates[each.way], rates[each.base])
-            yield each.what, "", f"{reached:.2f}", "" if each.asked is None else f"{each.asked:g}"
+def comparison_rows(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a row of the table for each comparison whose sides are among `rates`.
 
-
-def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Workload]:
-    """Steps of all slots without a model, by random tokens: others, then this environment.
-
-    All earn sentence BLEU, as they do by default.
+    Args:
+        rates: name of a side -> its rate per second, by round.
     """
-    # Takes seconds to import, for which no other command shall wait.
+    for each in SPEED_COMPARISONS:
+        if each.side in rates:
+            reached = ratio(rates[each.side], rates[each.base])
+            required = "" if each.required is None else f"{each.required:g}"
+            yield each.name, "", f"{reached:.2f}", required
+
+
+def stepping_sides(task: Task, examples: Examples, slots: int, steps: int) -> dict[str, Workload]:
+    """Return the sides that step all slots with random tokens, without a model.
+
+    All reward sentence BLEU, which is the default.
+    """
+    # Imported here because it is slow and no other command needs it.
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     def single() -> gymnasium.Env[Any, Any]:
@@ -158,16 +162,16 @@ def steppers(task: Task, examples: Examples, slots: int, steps: int) -> dict[str
         return steps * slots
 
     return {
-        DUMMY: partial(stepping, dummy.step),
-        SYNC: partial(stepping, sync.step),
-        VECTOR: partial(stepping, vector.step),
+        DUMMY_VEC_ENV: partial(stepping, dummy.step),
+        SYNC_VECTOR_ENV: partial(stepping, sync.step),
+        TEXT_VECTOR_ENV: partial(stepping, vector.step),
     }
 
 
-def writers(
+def writing_sides(
     task: Task, model: SequenceModel, examples: Examples, slots: int
 ) -> dict[str, Workload]:
-    """Ways to write all examples greedily; each gives the number of useful tokens."""
+    """Return the sides that write all examples greedily; each returns its number of tokens."""
     env = partial(TextGenVectorEnv, task, slots, examples=examples, reward=no_reward)
     batched, refilled = env(autoreset_mode=AutoresetMode.DISABLED), env()
     student = torch.ones(slots, dtype=torch.bool)
@@ -189,21 +193,27 @@ def writers(
         return int(stream(refilled, behavior, torch.cat(batches), model).mask.sum())
 
     tokens = by_engine()
-    mean = -(-tokens // len(examples))
+    mean_length = math.ceil(tokens / len(examples))
     by_length = (examples.source != pad).sum(1).argsort(descending=True).split(slots)
-    narrow = [examples.select(rows).trimmed(model.special).source for rows in by_length]
+    sorted_sources = [examples.select(rows).trimmed(model.special).source for rows in by_length]
+
+    def by_floor() -> int:
+        for source in sorted_sources:
+            _step_batch(model, source, mean_length, length)
+        return tokens
+
     return {
-        BATCHES: lambda: sum(_full_batch(model, source, length) for source in sources),
-        ENGINE: by_engine,
+        FULL_BATCHES: lambda: sum(_full_batch(model, source, length) for source in sources),
+        BARE_ENGINE: by_engine,
         ROLLOUT: by_rollout,
         STREAM: by_stream,
-        FLOOR: lambda: sum(_floor(model, source, mean, length) for source in narrow) and tokens,
+        FLOOR: by_floor,
     }
 
 
 @torch.no_grad()
 def _full_batch(model: SequenceModel, source: Tensor, max_steps: int) -> int:
-    """Tokens of a batch that is written until its longest text ends, all rows at every step."""
+    """Write a batch until its longest text ends, all rows at every step; return its tokens."""
     special, tokens = model.special, 0
     previous = torch.full((len(source),), special.start)
     done, cache = torch.zeros(len(source), dtype=torch.bool), model.start(source, max_steps)
@@ -218,12 +228,9 @@ def _full_batch(model: SequenceModel, source: Tensor, max_steps: int) -> int:
 
 
 @torch.no_grad()
-def _floor(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> int:
-    """Read a batch and step it: what its texts would cost if all had the same length."""
-    previous, cache = (
-        torch.full((len(source),), model.special.start),
-        model.start(source, max_steps),
-    )
+def _step_batch(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> None:
+    """Read a batch and step all its rows, as if its texts had the same length."""
+    previous = torch.full((len(source),), model.special.start)
+    cache = model.start(source, max_steps)
     for _ in range(steps):
         _, cache = model.step(previous, cache)
-    return steps * len(source)

@@ -1,29 +1,23 @@
-"""Memory of a loss over a large vocabulary: the whole (B, T, V) at once beside `chunked`.
+"""Benchmark of a loss's memory over a large vocabulary: all of (B, T, V) at once, or `chunked`.
 
-Both project hidden states onto the vocabulary, take the forward KL and its gradient, each in a
-process of its own, whose peak the kernel (Linux) tells. It leaves out the rest of the model, and
-the holes in the heap that `retain_freed_memory` trades for speed.
+Both ways project hidden states onto the vocabulary and compute the forward KL with its gradient.
+Each runs in a process of its own, whose peak memory the kernel (Linux) reports. The rest of a model
+is left out, and so is the fragmentation that `retain_freed_memory` trades for speed.
 """
 
-import ctypes
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from textgen_agents.losses.divergences import chunked, forward_kl
-
-MIB_A_KIB = 1 / 1024
-M_MMAP_THRESHOLD, MIB = -3, 2**20  # the first is from <malloc.h>
+from textgen_experiments.benchmarks.memory import process_memory, return_freed_memory
+from textgen_experiments.benchmarks.worker_process import run_in_new_process
+from textgen_experiments.evaluation.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,9 @@ class BenchmarkLossesOptions:
     """Measure the memory of a loss over large vocabularies, whole and in chunks.
 
     Attributes:
-        vocab_sizes: V, in turn.
-        states: B times T.
-        width: D of the hidden states.
+        vocab_sizes: vocabulary sizes V to measure, one after the other.
+        states: number of states, B times T.
+        width: D, the width of the hidden states.
         rows: states of a chunk.
     """
 
@@ -44,13 +38,13 @@ class BenchmarkLossesOptions:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one pass and its gradient took.
+class LossCost:
+    """Cost and result of a loss and its gradient.
 
     Attributes:
-        peak: MiB, at its highest, beyond hidden states and weights.
-        seconds: of both.
-        gradient: of hidden states and weights, in one row.
+        peak: MiB at the peak, beyond hidden states and weights.
+        seconds: time of the loss and its gradient.
+        gradient: gradients of hidden states and weights, flattened into one array.
     """
 
     peak: float
@@ -59,50 +53,50 @@ class Cost:
 
 
 def benchmark_losses(options: BenchmarkLossesOptions) -> None:
-    """Print a table: peak memory, seconds, and how far the gradients are apart."""
-    table = Table(title=f"forward KL of {options.states} states, width {options.width}, float32")
-    for name in ("V", "path", "peak MiB", "of the whole", "seconds", "gradient differs by"):
-        table.add_column(name, justify="left" if name == "path" else "right")
+    """Print a table of peak memory, seconds, and how far the gradients differ."""
+    rows = []
     for vocab_size in options.vocab_sizes:
-        whole, cut = (in_new_process(vocab_size, options, rows) for rows in (None, options.rows))
+        whole = measure_in_new_process(vocab_size, options, None)
+        cut = measure_in_new_process(vocab_size, options, options.rows)
         for path, cost in (("whole", whole), (f"chunks of {options.rows}", cut)):
-            table.add_row(
+            row = (
                 f"{vocab_size:,}",
                 path,
                 f"{cost.peak:.0f}",
                 f"{cost.peak / whole.peak:.0%}",
                 f"{cost.seconds:.2f}",
-                f"{difference(cost.gradient, whole.gradient):.1e}",
+                f"{relative_difference(cost.gradient, whole.gradient):.1e}",
             )
-    Console().print(table)
+            rows.append(row)
+    print_table(
+        f"forward KL of {options.states} states, width {options.width}, float32",
+        ("V", "path", "peak MiB", "of the whole", "seconds", "gradient differs by"),
+        rows,
+        left=("path",),
+    )
 
 
-def in_new_process(vocab_size: int, options: BenchmarkLossesOptions, rows: int | None) -> Cost:
-    """`measure` where no earlier work has left memory behind."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        threads = torch.get_num_threads()
-        return executor.submit(measure, vocab_size, options, rows, threads).result()
+def measure_in_new_process(
+    vocab_size: int, options: BenchmarkLossesOptions, rows: int | None
+) -> LossCost:
+    """Return the cost of a forward KL and its gradient, measured in a process of its own.
+
+    Args:
+        vocab_size: V.
+        options: number and width of the states.
+        rows: states of a chunk; None for all states at once.
+    """
+    return run_in_new_process(_measure_loss, vocab_size, options.states, options.width, rows)
 
 
-def measure(
-    vocab_size: int, options: BenchmarkLossesOptions, rows: int | None, threads: int
-) -> Cost:
-    """One forward KL and its gradient; `rows` None for all states at once."""
-    torch.set_num_threads(threads)
+def _measure_loss(vocab_size: int, states: int, width: int, rows: int | None) -> LossCost:
     return_freed_memory()
-    loss_and_gradient(vocab_size=2, states=2, width=2, rows=rows)  # what PyTorch loads at first use
-    return loss_and_gradient(vocab_size, options.states, options.width, rows)
+    loss_and_gradient(vocab_size=2, states=2, width=2, rows=rows)  # loads what PyTorch loads late
+    return loss_and_gradient(vocab_size, states, width, rows)
 
 
-def return_freed_memory() -> None:
-    """Tell glibc to give every tensor above 1 MiB its own pages, so that the peak is of tensors."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, MIB)
-
-
-def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None) -> Cost:
-    """A forward KL of random states and its gradient."""
+def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None) -> LossCost:
+    """Compute the forward KL of random hidden states and its gradient."""
     generator = torch.Generator().manual_seed(0)
     hidden, teacher_hidden = torch.randn(2, 1, states, width, generator=generator)
     weight, teacher_weight = torch.randn(2, vocab_size, width, generator=generator)
@@ -112,24 +106,16 @@ def loss_and_gradient(vocab_size: int, states: int, width: int, rows: int | None
     def loss(hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
         return forward_kl(hidden @ weight.T, teacher_hidden @ teacher_weight.T)
 
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = process_memory("VmRSS"), time.perf_counter()
     if rows is None:
-        values = loss(hidden, teacher_hidden)
+        divergence = loss(hidden, teacher_hidden)
     else:
-        values = chunked(loss, hidden, teacher_hidden, rows=rows)
-    gradients = torch.autograd.grad(values.mean(), [hidden, weight])
-    seconds, peak = time.perf_counter() - start, memory("VmHWM") - before
-    return Cost(peak, seconds, torch.cat([each.flatten() for each in gradients]).numpy())
+        divergence = chunked(loss, hidden, teacher_hidden, rows=rows)
+    gradients = torch.autograd.grad(divergence.mean(), [hidden, weight])
+    seconds, peak = time.perf_counter() - start, process_memory("VmHWM") - before
+    return LossCost(peak, seconds, torch.cat([each.flatten() for each in gradients]).numpy())
 
 
-def difference(gradient: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, as a share of the largest entry."""
+def relative_difference(gradient: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, as a fraction of the largest expected entry."""
     return float(np.abs(gradient - expected).max() / np.abs(expected).max())
-
-
-def memory(entry: str) -> float:
-    """MiB of this process, now (VmRSS) or at its highest (VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(entry):
-            return int(line.split()[1]) * MIB_A_KIB
-    raise OSError(f"this system does not tell {entry} of a process")

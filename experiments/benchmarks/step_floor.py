@@ -1,4 +1,4 @@
-"""Decode speed against its floor: the step's matrix products alone, at the rate of this machine."""
+"""Benchmark of a decoding step beside its floor, the time of its matrix products alone."""
 
 import statistics
 import time
@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,23 +18,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.models.generate import model_folder
 from textgen_experiments.runs.folder import DTYPES
 
 SOURCE_TOKENS, TARGET_TOKENS = 30, 32
-ROUNDS = 7
-SECONDS_A_PRODUCT = 0.05
-PRODUCTS = (
+MEASURED_DECODES = 7
+MIN_SECONDS_PER_PRODUCT = 0.05
+MATRIX_PRODUCT_OPS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.addmm_.default,
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
 )
-PACKED = "mkldnn::_linear_pointwise"  # the product of models that `with_prepacked_weights` made
+PREPACKED_LINEAR_OP = "mkldnn::_linear_pointwise"  # as `with_prepacked_weights` makes them
 
-Shape = tuple[int, ...]
-"""(rows, inner, outer) of a matrix product; how many an operator makes stands before, if many."""
+ProductShape = tuple[int, ...]
+"""(rows, inner, outer) of a matrix product; a batched one has its batch dimensions before."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class BenchmarkOptions:
     Attributes:
         models: folders of finished runs or of models.
         batch_size: sentences decoded together.
-        precisions: to be measured, in turn.
+        precisions: precisions to measure, one after the other.
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -56,31 +55,31 @@ class BenchmarkOptions:
 
 def benchmark(options: BenchmarkOptions) -> None:
     """Print a table: tokens per second, those of the floor, and the fraction reached."""
-    title = (
-        f"{options.batch_size} sentences, {SOURCE_TOKENS} source and {TARGET_TOKENS} target tokens"
-    )
-    table = Table(title=title)
-    for name in ("model", "precision", "tokens/s", "floor tokens/s", "fraction of the floor"):
-        table.add_column(name, justify="left" if name in ("model", "precision") else "right")
+    rows = []
     for path in options.models:
         for precision in options.precisions:
             model = with_prepacked_weights(load_model(model_folder(path), DTYPES[precision]))
             step, floor = step_and_floor(model, options.batch_size, DTYPES[precision])
-            rate, most = options.batch_size / step, options.batch_size / floor
-            table.add_row(
-                path.name, precision, f"{rate:,.0f}", f"{most:,.0f}", f"{floor / step:.0%}"
-            )
-    Console().print(table)
+            rates = [f"{options.batch_size / seconds:,.0f}" for seconds in (step, floor)]
+            rows.append((path.name, precision, *rates, f"{floor / step:.0%}"))
+    print_table(
+        f"{options.batch_size} sentences, {SOURCE_TOKENS} source and {TARGET_TOKENS} target tokens",
+        ("model", "precision", "tokens/s", "floor tokens/s", "fraction of the floor"),
+        rows,
+        left=("model", "precision"),
+    )
 
 
 @torch.no_grad()
 def step_and_floor(model: SequenceModel, rows: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Median seconds of a decoding step, and of its matrix products alone: means over a text.
+    """Return the median seconds of a decoding step, and the seconds of its matrix products alone.
+
+    Both are means over the steps of a text.
 
     Args:
-        model: with weights of `dtype`.
+        model: model with weights of `dtype`.
         rows: sentences decoded together.
-        dtype: of the products.
+        dtype: dtype of the products.
     """
     source = torch.full((rows, SOURCE_TOKENS), model.special.end + 1)
     previous = torch.full((rows,), model.special.end + 1)
@@ -88,24 +87,28 @@ def step_and_floor(model: SequenceModel, rows: int, dtype: torch.dtype) -> tuple
     with ProductRecorder() as recorder:
         for _ in range(TARGET_TOKENS):
             _, cache = model.step(previous, cache)
-    seconds = [_decode_seconds(model, source, previous) for _ in range(ROUNDS + 1)]
+    seconds = [_decode_seconds(model, source, previous) for _ in range(MEASURED_DECODES + 1)]
     floor = products_seconds(recorder.shapes, dtype)
     return statistics.median(seconds[1:]) / TARGET_TOKENS, floor / TARGET_TOKENS
 
 
 @torch.no_grad()
-def products_seconds(shapes: Mapping[Shape, int], dtype: torch.dtype) -> float:
-    """Seconds for all products of the given shapes, each timed by itself.
+def products_seconds(shapes: Mapping[ProductShape, int], dtype: torch.dtype) -> float:
+    """Return the seconds of all products of the given shapes, each timed by itself.
 
-    A lower bound: those with weights are timed plain and packed, and the faster way counts; and
-    what is multiplied stays in the processor's cache from one time to the next, as the keys and
-    values that a step reads do not.
+    This is a lower bound. A product with weights is timed with plain and with prepacked weights,
+    and the faster one counts. Operands also stay in the processor's cache between the timings,
+    unlike the keys and values that a step reads.
+
+    Args:
+        shapes: shape of a product -> how often it is computed.
+        dtype: dtype of the operands.
     """
     total = 0.0
-    for (*many, rows, inner, outer), count in shapes.items():
-        left = torch.ones(*many, rows, inner, dtype=dtype)
-        if many:
-            ways = [partial(torch.bmm, mat2=torch.ones(*many, inner, outer, dtype=dtype))]
+    for (*batch, rows, inner, outer), count in shapes.items():
+        left = torch.ones(*batch, rows, inner, dtype=dtype)
+        if batch:
+            ways = [partial(torch.bmm, mat2=torch.ones(*batch, inner, outer, dtype=dtype))]
         else:
             layer = nn.Linear(inner, outer, bias=False, dtype=dtype)
             ways = [layer, with_prepacked_weights(layer)]
@@ -114,11 +117,11 @@ def products_seconds(shapes: Mapping[Shape, int], dtype: torch.dtype) -> float:
 
 
 class ProductRecorder(TorchDispatchMode):
-    """Counts matrix products by shape: those with weights, and attention's where written out."""
+    """Dispatch mode that counts matrix products by shape, attention's where it is written out."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: Counter[Shape] = Counter()
+        self.shapes: Counter[ProductShape] = Counter()
 
     def __torch_dispatch__(
         self,
@@ -127,14 +130,14 @@ class ProductRecorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
-        """Run the operator and note its shape."""
-        if func in PRODUCTS:
+        """Run the operator and count the shape of its product."""
+        if func in MATRIX_PRODUCT_OPS:
             left, right = args[-2:]
             self.shapes[(*left.shape, right.shape[-1])] += 1
-        elif func.name() == PACKED:
+        elif func.name() == PREPACKED_LINEAR_OP:
             left, weight = args[:2]
             self.shapes[(left.shape[:-1].numel(), *weight.shape[::-1])] += 1
-        elif torch.is_inference_mode_enabled():  # where operators come in one piece
+        elif torch.is_inference_mode_enabled():  # where composite operators arrive undecomposed
             with self:
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
@@ -152,7 +155,7 @@ def _decode_seconds(model: SequenceModel, source: Tensor, previous: Tensor) -> f
 
 
 def _median_seconds(run: Callable[[], object]) -> float:
-    times, last = [], time.perf_counter() + SECONDS_A_PRODUCT
+    times, last = [], time.perf_counter() + MIN_SECONDS_PER_PRODUCT
     while len(times) < 3 or time.perf_counter() < last:
         start = time.perf_counter()
         run()

@@ -1,4 +1,8 @@
-"""Work in a process of its own, which waits while others are timed."""
+"""Separate processes for work that must not share memory or threads with the caller.
+
+Each process runs with as many PyTorch threads as the one that starts it. The caller waits for every
+result, so two processes never work at once.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,32 +17,47 @@ T = TypeVar("T")
 
 
 class WorkerProcess(Generic[T]):
-    """What `make(*arguments)` gives, made and called in a process with as many threads as this one.
+    """Function that is built and called in a process of its own.
 
     Args:
-        make: a function of a module, which gives another function.
-        arguments: its own; they are pickled, as all that is given and returned later.
+        make: a function of a module, which returns the function to call.
+        arguments: passed to `make`; they are pickled, as are all later arguments and results.
     """
 
     def __init__(self, make: Callable[..., Callable[..., T]], *arguments: object) -> None:
         initial = torch.get_num_threads(), tuple(plugins), make, arguments
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, initial)
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _make_function, initial)
 
     def __call__(self, *arguments: object) -> T:
-        """One call there; this process waits."""
-        return self._pool.submit(_call, *arguments).result()
+        """Call the function in its process and wait for the result."""
+        return self._pool.submit(_call_function, *arguments).result()
 
 
-_here: list[Callable[..., Any]] = []  # of such a process
+def run_in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """Return `function(*arguments)`, computed in a process that ends afterwards.
+
+    Args:
+        function: a function of a module.
+        arguments: they are pickled, as is the result.
+    """
+    initial = (torch.get_num_threads(),)
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, initial) as executor:
+        return executor.submit(function, *arguments).result()
 
 
-def _begin(
-    threads: int, plugins: Sequence[str], make: Callable[..., Any], arguments: tuple[object, ...]
+_functions: list[Callable[..., Any]] = []  # holds the function of a worker process
+
+
+def _make_function(
+    threads: int,
+    plugins: Sequence[str],
+    make: Callable[..., Callable[..., Any]],
+    arguments: tuple[object, ...],
 ) -> None:
     torch.set_num_threads(threads)
     load_plugins(plugins)
-    _here.append(make(*arguments))
+    _functions.append(make(*arguments))
 
 
-def _call(*arguments: object) -> Any:  # noqa: ANN401 - whatever was made returns
-    return _here[0](*arguments)
+def _call_function(*arguments: object) -> Any:  # noqa: ANN401 - depends on the function
+    return _functions[0](*arguments)

@@ -153,7 +153,7 @@ def train_and_score(experiment: Experiment, folder: Path, show: Show) -> Outcome
 def score_run(folder: Path) -> ModelScores:
     """Return the scores of the finished run in `folder` on the test split of its task."""
     run = read_config(folder)
-    assert run.experiment.teacher is not None, "configs.demo names the shipped one"
+    assert run.experiment.teacher is not None, "configs.verses_student names the shipped one"
     expert = NeuralExpert(with_prepacked_weights(load_model(run.experiment.teacher, run.dtype)))
     task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
     texts = score_texts(run_entry(folder.name, folder, run, read_outcome(folder), task))

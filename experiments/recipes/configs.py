@@ -1,4 +1,4 @@
-"""Named experiments: functions that return what a command trains."""
+"""Named experiments: functions that return the configuration of a training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 from textgen_experiments.runs.experiment import Experiment
 
-DESCRIPTIONS_PAIRS = 2000  # that the students of `textgen summarize` see
+DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
 
 
-def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
-    """A small student on a few verse pairs: what `textgen demo` trains."""
+def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
+    """Return the experiment of `textgen demo`: a small student on a few verse pairs."""
     return Experiment(
         task=TASKS["verses"],
         agent=agent,
@@ -27,15 +27,14 @@ def demo(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experim
     )
 
 
-def study(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
-    """The demo in small: what `textgen study` trains of every agent.
+def study_student(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
+    """Return the experiment of `textgen study`: the demo with fewer updates.
 
-    Beta falls along a line: with so few updates that is worth 0.8 BLEU to imitkd_full on
-    validation (8.5 for 7.7 with 2,000 pairs and 500 updates), for it begins with the data longer.
+    Beta falls linearly, so that an agent with few updates starts from the data for longer.
     """
     if isinstance(agent, ImitKDVariant):
         agent = replace(agent, beta=Linear())
-    experiment = demo(agent, seed, train_pairs)
+    experiment = verses_student(agent, seed, train_pairs)
     learner = replace(
         experiment.learner,
         updates=updates,
@@ -47,7 +46,7 @@ def study(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Exp
 
 
 def verses_teacher(start_from: Path | None = None) -> Experiment:
-    """The shipped teacher: two German versions, all lengths, all training chapters."""
+    """Return the shipped teacher's experiment: two German versions, all lengths and chapters."""
     return Experiment(
         task=VersesConfig(
             source_versions=(ELBERFELDER, SCHLACHTER), max_train_words=None, max_tokens=128
@@ -76,7 +75,7 @@ def verses_teacher(start_from: Path | None = None) -> Experiment:
 
 
 def descriptions_teacher(seed: int = 0) -> Experiment:
-    """The teacher of `textgen summarize`: all training pairs."""
+    """Return the experiment of the teacher of `textgen summarize`, on all training pairs."""
     return Experiment(
         task=TASKS["descriptions"],
         teacher=None,
@@ -94,7 +93,7 @@ def descriptions_teacher(seed: int = 0) -> Experiment:
 def descriptions_student(
     agent: Agent, teacher: Path, seed: int = 0, train_pairs: int | None = DESCRIPTIONS_PAIRS
 ) -> Experiment:
-    """A small student on a few descriptions: what `textgen summarize` trains."""
+    """Return the experiment of `textgen summarize`: a small student on a few descriptions."""
     return Experiment(
         task=TASKS["descriptions"],
         teacher=teacher,

@@ -1,9 +1,11 @@
-"""The main job: the same small student, trained four ways, beside its teacher."""
+"""Recipe of the demo: the same small student, trained by four agents, beside its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
@@ -26,8 +28,8 @@ class DemoOptions:
     """Train one small student four ways and compare it with its teacher: quality beside speed.
 
     Attributes:
-        output: folder of the runs; a demo that was stopped goes on where it was.
-        seed: of every random choice.
+        output: folder of the runs; the same command resumes runs that were stopped.
+        seed: seed of every random choice.
     """
 
     output: Path = Path("runs/demo")
@@ -40,20 +42,32 @@ def demo(options: DemoOptions) -> None:
 
 
 def demo_experiments(seed: int) -> dict[str, Experiment]:
-    """The demo's students by name: same pairs, same updates, and one that sees all pairs."""
+    """Return the students by name: same pairs, same updates, and one that sees all pairs."""
     agents = MLE(), SeqKD(), ImitKD(), ImitKDFull()
-    return {agent_name(agent): configs.demo(agent, seed) for agent in agents} | {
-        "mle_all_pairs": configs.demo(MLE(), seed, train_pairs=None)
+    return experiments_by_name(agents, partial(configs.verses_student, seed=seed))
+
+
+def experiments_by_name(
+    agents: Sequence[Agent], student: Callable[..., Experiment]
+) -> dict[str, Experiment]:
+    """Return an experiment for each agent, and one of mle on all pairs.
+
+    Args:
+        agents: agents whose students see the same pairs.
+        student: function of an agent, and of `train_pairs` where None stands for all pairs.
+    """
+    return {agent_name(agent): student(agent) for agent in agents} | {
+        "mle_all_pairs": student(MLE(), train_pairs=None)
     }
 
 
 def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setting: str) -> None:
-    """Train all by name, judge them on their task's test split, print and write what was found.
+    """Train the experiments, score them on their test split, print and write the results.
 
     Args:
-        experiments: of one task and teacher; those that take longest had best come last.
+        experiments: experiments of one task and teacher, by name, the longest last.
         output: folder of the runs, of `results.json` and of `report.html`.
-        setting: what the table's title says of them.
+        setting: description of the experiments in the table's title.
     """
     runs = {output / name: experiment for name, experiment in experiments.items()}
     train_in_parallel(dict(reversed(runs.items())))

@@ -1,8 +1,8 @@
-"""The data sets of Lin et al. 2020 (arXiv:2009.07253) with its models and settings, by name.
+"""Named configurations of Lin et al. 2020 (arXiv:2009.07253): data sets, models and settings.
 
-What the paper used and this project has not is replaced by what comes nearest (docs/data.md): SRU
-layers by GRU of as many parameters, its tokenizers by a joint one of bytes. The teachers of IWSLT14
-and CNN/DailyMail have configurations of their own; for WMT16 the paper took a public one.
+What this project lacks is replaced by the nearest equivalent (docs/data.md): SRU layers by GRU with
+as many parameters, the paper's tokenizers by a joint one of bytes. The teachers of IWSLT14 and
+CNN/DailyMail have configurations of their own; for WMT16 the paper took a public teacher.
 """
 
 import math
@@ -52,12 +52,12 @@ CNN_DAILYMAIL = HubConfig(
     limits=Limits(max_tokens=128, length_ratio=None),
     vocab_size=30_522,
 )
-WMT16_PAIRS = 4_500_000  # of which an epoch consists
+WMT16_PAIRS = 4_500_000  # pairs of an epoch
 LOW_DATA_PAIRS = 180_000  # 4 % of WMT16
 
 
 def iwslt14(agent: Agent) -> Experiment:
-    """IWSLT14 German to English, the recurrent student; seqinter goes on from a trained one."""
+    """Return IWSLT14 German to English, recurrent student; seqinter starts from a trained one."""
     factor, warmup = (0.01, 2000) if isinstance(agent, SeqInter) else (0.1, 5000)
     return Experiment(
         task=IWSLT14,
@@ -72,12 +72,12 @@ def iwslt14(agent: Agent) -> Experiment:
 
 
 def iwslt14_transformer(agent: Agent) -> Experiment:
-    """IWSLT14 German to English, the Transformer student."""
+    """Return IWSLT14 German to English, Transformer student."""
     return replace(iwslt14(agent), student=TransformerConfig(feed_forward=768))
 
 
 def iwslt14_teacher(agent: Agent) -> Experiment:
-    """IWSLT14 German to English, the teacher; the agent is not asked for."""
+    """Return IWSLT14 German to English, the teacher by mle; `agent` is ignored."""
     del agent
     return Experiment(
         task=IWSLT14,
@@ -92,7 +92,7 @@ def iwslt14_teacher(agent: Agent) -> Experiment:
 
 
 def wmt16(agent: Agent) -> Experiment:
-    """WMT16 English to German, all pairs: 15 epochs."""
+    """Return WMT16 English to German, all pairs: 15 epochs."""
     return Experiment(
         task=WMT16,
         teacher=None,
@@ -104,7 +104,7 @@ def wmt16(agent: Agent) -> Experiment:
 
 
 def wmt16_low_data(agent: Agent) -> Experiment:
-    """WMT16 English to German, 4 % of the pairs: 15 epochs."""
+    """Return WMT16 English to German, 4 % of the pairs: 15 epochs."""
     return replace(
         wmt16(agent),
         learner=_epochs_of_wmt16(LOW_DATA_PAIRS, batch_size=128),
@@ -113,7 +113,7 @@ def wmt16_low_data(agent: Agent) -> Experiment:
 
 
 def cnn_dailymail(agent: Agent) -> Experiment:
-    """CNN/DailyMail, the recurrent student."""
+    """Return summarization of CNN/DailyMail, recurrent student."""
     if "label_smoothing" in vars(agent):
         agent = replace(cast("Any", agent), label_smoothing=0.1)
     return Experiment(
@@ -129,7 +129,7 @@ def cnn_dailymail(agent: Agent) -> Experiment:
 
 
 def cnn_dailymail_teacher(agent: Agent) -> Experiment:
-    """CNN/DailyMail, the teacher; the agent is not asked for."""
+    """Return summarization of CNN/DailyMail, the teacher by mle; `agent` is ignored."""
     del agent
     learner = _noam(
         0.03, warmup=500, updates=25_000, batch_size=256, clip=math.inf, evaluate_every=250
@@ -164,7 +164,7 @@ PAPER: dict[str, Callable[[Agent], Experiment]] = {
 def _mixing(
     agent: Agent, *, base: float, batches_per_rollout: int, sampling: Sampling | None = None
 ) -> Agent:
-    """The agent as the paper lets it mix prefixes; `sampling` is of those that learn one token."""
+    """Return the agent with the paper's prefix mixing; `sampling` is for one-token labels only."""
     if not isinstance(agent, ImitKDVariant):
         return agent
     draws = sampling if isinstance(agent, ImitKD | ImitKDStar) else None
@@ -178,7 +178,7 @@ def _starred(agent: Agent) -> bool:
 
 
 def _epochs_of_wmt16(pairs: int, batch_size: int) -> LearnerConfig:
-    """15 epochs, looked at four times each."""
+    """Return settings for 15 epochs, each evaluated four times."""
     epoch = pairs // batch_size
     return _noam(
         0.05,
@@ -199,7 +199,7 @@ def _noam(
     clip: float,
     evaluate_every: int,
 ) -> LearnerConfig:
-    """Adam with the rate factor * min(update^-1/2, update * warmup^-3/2)."""
+    """Return settings for Adam with rate factor * min(update^-1/2, update * warmup^-3/2)."""
     return LearnerConfig(
         updates=updates,
         batch_size=batch_size,

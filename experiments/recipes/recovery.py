@@ -1,9 +1,9 @@
-"""Success against length where the optimum is known: a clone of the data beside ImitKD.
+"""Success rate against text length where the optimum is known: behavior cloning beside ImitKD.
 
-References never show how a wrong word is undone. Who clones them succeeds as often as nothing
-slips, which falls geometrically with the length of the text; who is corrected on prefixes of its
-own learns to undo. Both are shown beside the closed forms of `textgen_env/tasks/recovery.py`.
-Nothing is resumed: all of it takes minutes.
+References never show how a wrong word is undone. A student that clones them succeeds as often as
+nothing slips, a probability that falls geometrically with the length. A student that is corrected
+on its own prefixes learns to undo. Both are shown beside the closed forms of
+`textgen_env/envs/recovery.py`. A stopped experiment starts over, since all of it takes minutes.
 """
 
 import json
@@ -17,8 +17,6 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
-from rich.console import Console
-from rich.table import Table
 
 from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKD
@@ -43,15 +41,17 @@ from textgen_env.models.storage import Model
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.task import TextTask
 from textgen_env.types import Examples
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.factories import build_model, learning_env
 from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import console, progress
 
-AGENTS = (MLE(), ImitKD())
-STYLES = {"mle": ("#D55E00", "s"), "imitkd": ("#0072B2", "o")}
-"""Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
+COMPARED_AGENTS = (MLE(), ImitKD())
+AGENT_STYLES = {"mle": ("#D55E00", "s"), "imitkd": ("#0072B2", "o")}
+"""Agent -> color and marker; the colors are Okabe and Ito's, for all kinds of color vision."""
 STUDENT = RecurrentConfig(width=64, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
 T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Number of seeds -> the 97.5 % quantile of Student's t with one degree of freedom less."""
@@ -59,14 +59,14 @@ T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2
 
 @dataclass(frozen=True)
 class RecoveryOptions:
-    """Train students to copy with a slippery pen, cloning the data or by ImitKD, and compare them.
+    """Train students to copy with a slippery pen, by cloning the data or by ImitKD; compare them.
 
     Attributes:
         output: folder of `results.json` and `recovery.png`.
         seeds: students of each agent, 2 to 8.
-        episodes: of each student at each length.
+        episodes: episodes of each student at each length.
         task: the texts and the slips.
-        learner: how all of them are trained, evaluated at the end only; the seed is the first one.
+        learner: settings of all trainings, evaluated at the end only; its seed is the first one.
     """
 
     output: Path = Path("runs/recovery")
@@ -84,23 +84,22 @@ class RecoveryOptions:
     def __post_init__(self) -> None:
         if self.seeds not in T_QUANTILES:
             raise ValueError(f"seeds must be 2 to {max(T_QUANTILES)}, got {self.seeds}")
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        check_at_least(self, episodes=1)
 
 
 @dataclass(frozen=True)
-class Row:
-    """How often the students of one agent write texts of one length.
+class RecoveryRow:
+    """Success of one agent's students on texts of one length.
 
     Attributes:
         agent: name of the agent.
         length: words of the texts.
-        success: mean of the students' shares.
+        success: mean success rate of the students.
         low: lower end of its 95 % interval over seeds.
-        high: upper end.
-        by_seed: share of each student's episodes that end with the reference.
-        never_undoing: the known share of who writes the reference and never undoes.
-        optimum: the known share of the best policy.
+        high: upper end of the interval.
+        by_seed: success rate of each student, the share of episodes that end with the reference.
+        never_undoing: known success rate of a policy that writes the reference and never undoes.
+        optimum: known success rate of the best policy.
     """
 
     agent: str
@@ -114,19 +113,21 @@ class Row:
 
 
 def recovery(options: RecoveryOptions) -> None:
-    """Train, print the table, write `results.json` and draw `recovery.png`."""
+    """Train, print the table, write `results.json` and plot `recovery.png`."""
     options.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # more are slower with so small a student
-    rows = compare(options)
-    show(rows)
+    torch.set_num_threads(1)  # more threads are slower with such a small student
+    rows = recovery_rows(options)
+    print_recovery(rows)
     content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
-    draw(rows, options.output / "recovery.png")
+    draw_recovery(rows, options.output / "recovery.png")
     console.print(f"written to {options.output}")
 
 
-def compare(options: RecoveryOptions, agents: Sequence[Agent] = AGENTS) -> list[Row]:
-    """A row for each of `agents` and each length."""
+def recovery_rows(
+    options: RecoveryOptions, agents: Sequence[Agent] = COMPARED_AGENTS
+) -> list[RecoveryRow]:
+    """Train and test the students of `agents`; return a row for each agent and length."""
     config, task = options.task, recovery_task(options.task)
     lengths = range(config.copy.min_length, config.copy.max_length + 1)
     tests = [make_test_env(task, config.slips, length, options.episodes) for length in lengths]
@@ -137,24 +138,24 @@ def compare(options: RecoveryOptions, agents: Sequence[Agent] = AGENTS) -> list[
             by_student = []
             for number in range(options.seeds):
                 learner = replace(options.learner, seed=options.learner.seed + number)
-                student = train(agent, task, config.slips, learner, advance)
+                student = train_student(agent, task, config.slips, learner, advance)
                 by_student.append([success(student, env, learner.seed) for env in tests])
             by_length = zip(*by_student, strict=True)
             rows += [
-                make_row(agent, task, config.slips, length, by_seed)
+                recovery_row(agent, task, config.slips, length, by_seed)
                 for length, by_seed in zip(lengths, by_length, strict=True)
             ]
     return rows
 
 
-def train(
+def train_student(
     agent: Agent,
     task: TextTask,
     slips: Slips,
     learner: LearnerConfig,
     advance: Callable[[], None],
 ) -> Model:
-    """A student after its training; `advance` is called for every update and at the end."""
+    """Train and return a student; `advance` is called for every update and at the end."""
     vocab_size = task.tokenizer.vocab_size
     expert = ScriptedExpert(recovery_policy, vocab_size)
     env = learning_env(task, agent.batches_per_rollout * learner.batch_size, expert, noise=slips)
@@ -175,9 +176,9 @@ def train(
 
 
 def make_test_env(task: TextTask, slips: Slips, length: int, episodes: int) -> TextGenVectorEnv:
-    """A slot for each episode, with a text of `length` words drawn for it.
+    """Return an environment with a slot per episode, each with a random text of `length` words.
 
-    Of short texts there are few, and students have seen them; of the others next to none.
+    There are few short texts, and students have seen them; they have seen almost none of the rest.
     """
     vocab_size, generator = task.tokenizer.vocab_size, torch.Generator().manual_seed(length)
     words = torch.randint(UNDO + 1, vocab_size, (episodes, length), generator=generator)
@@ -194,12 +195,12 @@ def make_test_env(task: TextTask, slips: Slips, length: int, episodes: int) -> T
 
 @torch.no_grad()
 def success(student: SequenceModel, env: TextGenVectorEnv, seed: int) -> float:
-    """Share of episodes that the student, writing greedily, ends with the reference.
+    """Return the share of episodes that the student, decoding greedily, ends with the reference.
 
     Args:
-        student: in evaluation mode.
-        env: in autoreset mode DISABLED, with an example for each slot.
-        seed: of the slips.
+        student: a student in evaluation mode.
+        env: environment in autoreset mode DISABLED, with an example for each slot.
+        seed: seed of the slips.
     """
     rows = torch.arange(env.num_envs)
     env.reset(seed=seed, options={"indices": rows})
@@ -215,16 +216,16 @@ def success(student: SequenceModel, env: TextGenVectorEnv, seed: int) -> float:
     return total / env.num_envs
 
 
-def make_row(
+def recovery_row(
     agent: Agent, task: TextTask, slips: Slips, length: int, by_seed: Sequence[float]
-) -> Row:
-    """Mean and interval of the shares of `agent`'s students, beside what is known.
+) -> RecoveryRow:
+    """Return mean and interval of the students' success rates, beside the known ones.
 
-    The interval is Student's: mean +- t s / sqrt(n), with s the standard deviation of the n shares.
+    The interval is Student's: mean +- t s / sqrt(n), with s the standard deviation of the n rates.
     """
     mean = statistics.mean(by_seed)
     margin = T_QUANTILES[len(by_seed)] * statistics.stdev(by_seed) / math.sqrt(len(by_seed))
-    return Row(
+    return RecoveryRow(
         agent=agent_name(agent),
         length=length,
         success=mean,
@@ -236,13 +237,10 @@ def make_row(
     )
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the table."""
-    table = Table(title="share of texts written without a mistake left, 95 % intervals over seeds")
-    for name in ("agent", "words", "success", "interval", "never undoing", "optimum"):
-        table.add_column(name, justify="left" if name == "agent" else "right")
-    for row in rows:
-        table.add_row(
+def print_recovery(rows: Sequence[RecoveryRow]) -> None:
+    """Print a row for each agent and length."""
+    cells = [
+        (
             row.agent,
             str(row.length),
             f"{row.success:.3f}",
@@ -250,19 +248,25 @@ def show(rows: Sequence[Row]) -> None:
             f"{row.never_undoing:.3f}",
             f"{row.optimum:.3f}",
         )
-    Console().print(table)
+        for row in rows
+    ]
+    print_table(
+        "share of texts written without a mistake left, 95 % intervals over seeds",
+        ("agent", "words", "success", "interval", "never undoing", "optimum"),
+        cells,
+    )
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Success against length, with intervals as bands and what is known as lines."""
-    from matplotlib.figure import Figure  # takes half a second that no other command shall wait for
+def draw_recovery(rows: Sequence[RecoveryRow], path: Path) -> None:
+    """Plot success against length, with intervals as bands and the known rates as lines."""
+    from matplotlib.figure import Figure  # slow to import, and other commands do not need it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     lengths = sorted({row.length for row in rows})
     known = rows[: len(lengths)]  # the same beside every agent
     axes.plot(lengths, [row.optimum for row in known], "k--", label="optimum")
-    for agent, (color, marker) in STYLES.items():
+    for agent, (color, marker) in AGENT_STYLES.items():
         own = [row for row in rows if row.agent == agent]
         low, high = [row.low for row in own], [row.high for row in own]
         axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)

@@ -1,10 +1,9 @@
-"""The algorithms side by side on real text, over several seeds: tables and a plot, generated.
+"""Comparison of the algorithms on real text over several seeds, with tables and a plot.
 
-Same teacher, student, pairs and number of updates for all; the first half of them is mle's where
-the paper begins with a trained student. What the teacher writes before training is the same for
-every seed, and written for the first. Test data is looked at once, after all choices were made on
-validation. What is measured of a run is kept in its folder, so that a study that was stopped goes
-on where it was.
+All runs have the same teacher, student, pairs and number of updates. Where the paper begins with a
+trained student, the first half of the updates is mle's. The teacher's texts do not depend on the
+seed and are written for the first one alone. The test split is scored once, after all choices were
+made on validation. Scores are kept in the folder of the run, so a stopped study can be resumed.
 """
 
 import json
@@ -14,31 +13,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
-
 from textgen_agents import AGENTS
 from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.models.storage import load_tokenizer
 from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_score
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import PREPARED, Outcome, Show, read_outcome
 
 BASELINE = "seqkd"
-SCARCE = ("mle", "seqkd", "imitkd_full")  # who are compared over amounts of data
+DATA_SWEEP_AGENTS = ("mle", "seqkd", "imitkd_full")  # compared over amounts of data
 START = "start"  # in place of an agent's name: mle for the first half of the updates
-MARKERS = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
-"""Agent -> color, of Okabe and Ito's for all kinds of color vision, and marker."""
-SIGNIFICANT = 0.05
-TABLE_WIDTH = 150
+SWEEP_STYLES = {"mle": ("#D55E00", "s"), "seqkd": ("#009E73", "^"), "imitkd_full": ("#0072B2", "o")}
+"""Agent -> color and marker; the colors are Okabe and Ito's, for all kinds of color vision."""
+SIGNIFICANCE_LEVEL = 0.05
 HEADINGS = [
     "agent",
     "BLEU",
@@ -59,12 +56,11 @@ class StudyOptions:
 
     Attributes:
         output: folder of the runs, `results.json`, `tables.md` and `pairs.png`.
-        agents: which ones; all of them if none is named.
-        seeds: runs of each; one tells nothing of the error.
-        updates: of every student in all, at least 2.
+        agents: agents to compare; all of them if none is named.
+        seeds: runs of each agent; a single one gives no standard error.
+        updates: all updates of every student, at least 2.
         pairs: training pairs of the table.
-        more_pairs: amounts at which mle, seqkd and imitkd_full are trained besides; 0 for all
-            pairs.
+        more_pairs: further amounts, for mle, seqkd and imitkd_full; 0 for all pairs.
     """
 
     output: Path = Path("runs/study")
@@ -77,27 +73,25 @@ class StudyOptions:
     more_pairs: tuple[int, ...] = (500, 8000, 0)
 
     def __post_init__(self) -> None:
-        for name, least in (("seeds", 1), ("updates", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(self, seeds=1, updates=2)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: an agent with so many pairs, over all seeds.
+class StudyRow:
+    """Results of one agent with one number of pairs, over all seeds.
 
     Attributes:
-        agent: its name.
+        agent: name of the agent.
         pairs: training pairs.
         bleu: mean over seeds.
-        bleu_error: standard error of the mean; None of one seed.
+        bleu_error: standard error of the mean; None for one seed.
         chrf: mean over seeds.
         bleu_by_length: means over seeds, as in `ModelScores`.
         better: seeds in which it is significantly better than seqkd (paired bootstrap).
         worse: seeds in which it is significantly worse.
         student_prefix_agreement: mean over seeds, in [0, 1].
         reference_prefix_agreement: mean over seeds, in [0, 1].
-        teacher_tokens: states asked about, mean over seeds.
+        teacher_tokens: states at which the teacher was queried, mean over seeds.
         train_seconds: mean over seeds, on one core of the machine; mle's first half included.
     """
 
@@ -116,55 +110,55 @@ class Row:
 
 
 def study(options: StudyOptions) -> None:
-    """Train and judge all runs, print the table, write `results.json`, `tables.md`, `pairs.png`."""
+    """Train and score all runs; print tables, write `results.json`, `tables.md`, `pairs.png`."""
     runs = study_runs(options)
     train_in_parallel(starting_runs(options))
     train_in_parallel(runs, train_and_score_one)
-    rows = summarize(options, runs)
+    rows = study_rows(options, runs)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
     write_text(options.output / "tables.md", markdown(options, rows))
-    draw(rows, options.output / "pairs.png")
-    show(options, rows)
+    draw_study(rows, options.output / "pairs.png")
+    print_study(options, rows)
     console.print(f"written to {options.output}")
 
 
-def kinds_of_runs(options: StudyOptions) -> list[tuple[str, int]]:
-    """Agent and pairs of every row, the table's first."""
-    scarce = [agent for agent in SCARCE if agent in options.agents]
+def agents_and_pairs(options: StudyOptions) -> list[tuple[str, int]]:
+    """Return agent and pairs of every row; those of the table come first."""
+    swept = [agent for agent in DATA_SWEEP_AGENTS if agent in options.agents]
     return [(agent, options.pairs) for agent in options.agents] + [
-        (agent, pairs) for pairs in options.more_pairs for agent in scarce
+        (agent, pairs) for pairs in options.more_pairs for agent in swept
     ]
 
 
 def study_runs(options: StudyOptions) -> dict[Path, Experiment]:
-    """Every run by its folder: seed after seed, and of each the slowest kinds first."""
+    """Return every run by its folder: seed after seed, the slowest runs of each seed first."""
     return {
-        folder_of(options, agent, pairs, seed): _experiment(options, agent, pairs, seed)
+        folder_of(options, agent, pairs, seed): _study_run(options, agent, pairs, seed)
         for seed in range(options.seeds)
-        for agent, pairs in reversed(kinds_of_runs(options))
+        for agent, pairs in reversed(agents_and_pairs(options))
     }
 
 
 def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
-    """Return the trained students that some agents begin with, by folder."""
+    """Return the runs of mle whose students other agents start from, by folder."""
     started = any(AGENTS[agent].expects_trained_student for agent in options.agents)
     seeds = range(options.seeds) if started else ()
     return {
-        folder_of(options, START, options.pairs, seed): _half(
-            configs.study(MLE(), seed, options.pairs or None, options.updates)
+        folder_of(options, START, options.pairs, seed): _halve_updates(
+            configs.study_student(MLE(), seed, options.pairs or None, options.updates)
         )
         for seed in seeds
     }
 
 
-def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
-    """What is trained of `agent`."""
-    experiment = configs.study(AGENTS[agent](), seed, pairs or None, options.updates)
+def _study_run(options: StudyOptions, agent: str, pairs: int, seed: int) -> Experiment:
+    """Return the run of `agent`, started from a trained student where its paper does so."""
+    experiment = configs.study_student(AGENTS[agent](), seed, pairs or None, options.updates)
     if not AGENTS[agent].expects_trained_student:
         return experiment
-    half = _half(experiment)
+    half = _halve_updates(experiment)
     share = AGENTS[agent].learning_rate_factor
     return replace(
         half,
@@ -173,22 +167,22 @@ def _experiment(options: StudyOptions, agent: str, pairs: int, seed: int) -> Exp
     )
 
 
-def _half(experiment: Experiment) -> Experiment:
-    """The same with half of the updates."""
+def _halve_updates(experiment: Experiment) -> Experiment:
+    """Return the experiment with half of the updates."""
     learner = experiment.learner
     half = replace(learner, updates=learner.updates // 2, warmup=learner.warmup // 2)
     return replace(experiment, learner=half)
 
 
 def folder_of(options: StudyOptions, agent: str, pairs: int, seed: int) -> Path:
-    """Where a run is; 0 pairs stand for all."""
+    """Return the folder of a run; 0 pairs stand for all."""
     return options.output / f"{agent}-{pairs or 'all'}-{seed}"
 
 
 def train_and_score_one(experiment: Experiment, folder: Path, show: Show) -> Outcome:
-    """A run of a study, with what the teacher wrote for the first seed if that is there.
+    """Train and score a run, with the teacher's texts of the first seed if they exist.
 
-    It does not depend on the seed. The run's teacher tokens and seconds count it all the same.
+    These texts do not depend on the seed. Teacher tokens and seconds of the run count them anyway.
     """
     own = folder / PREPARED
     first = folder.with_name(f"{folder.name.rsplit('-', 1)[0]}-0") / PREPARED
@@ -197,15 +191,17 @@ def train_and_score_one(experiment: Experiment, folder: Path, show: Show) -> Out
     return train_and_score(experiment, folder, show)
 
 
-def summarize(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Row]:
-    """A row for each agent and amount of data."""
+def study_rows(options: StudyOptions, runs: dict[Path, Experiment]) -> list[StudyRow]:
+    """Return a row for each agent and amount of data."""
     folder, experiment = next(iter(runs.items()))
     task = build_task(experiment.task, load_tokenizer(folder / "model"))
     references = [pair.reference for pair in task.test]
-    return [_row(options, *kind, references) for kind in kinds_of_runs(options)]
+    return [_study_row(options, *each, references) for each in agents_and_pairs(options)]
 
 
-def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str]) -> Row:
+def _study_row(
+    options: StudyOptions, agent: str, pairs: int, references: Sequence[str]
+) -> StudyRow:
     seeds = range(options.seeds)
     folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
     starts = [
@@ -223,14 +219,14 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
             continue
         other = read_scores(baseline)
         p_value = paired_bootstrap(other.hypotheses, each.hypotheses, references)
-        better += p_value < SIGNIFICANT and each.bleu > other.bleu
-        worse += p_value < SIGNIFICANT and each.bleu < other.bleu
+        better += p_value < SIGNIFICANCE_LEVEL and each.bleu > other.bleu
+        worse += p_value < SIGNIFICANCE_LEVEL and each.bleu < other.bleu
     bleu = [each.bleu for each in judged]
 
     def mean(value: Callable[[ModelScores], float]) -> float:
         return statistics.mean(map(value, judged))
 
-    return Row(
+    return StudyRow(
         agent=agent,
         pairs=outcomes[0].train_pairs,
         bleu=statistics.mean(bleu),
@@ -249,8 +245,8 @@ def _row(options: StudyOptions, agent: str, pairs: int, references: Sequence[str
     )
 
 
-def cells(options: StudyOptions, row: Row) -> list[str]:
-    """A row as text, as `HEADINGS` says."""
+def study_cells(options: StudyOptions, row: StudyRow) -> list[str]:
+    """Return the cells of a row, in the order of `HEADINGS`."""
     baseline = row.agent == BASELINE
     error = "" if row.bleu_error is None else f" ± {row.bleu_error:.1f}"
     return [
@@ -270,39 +266,32 @@ def _title(options: StudyOptions, pairs: int) -> str:
     return f"{pairs:,} pairs, {options.seeds} seed{'s' if options.seeds > 1 else ''}"
 
 
-def markdown(options: StudyOptions, rows: Sequence[Row]) -> str:
-    """A table for each amount of training pairs."""
+def markdown(options: StudyOptions, rows: Sequence[StudyRow]) -> str:
+    """Return a Markdown table for each amount of training pairs."""
     lines = []
     for pairs in dict.fromkeys(row.pairs for row in rows):
         lines += [f"## {_title(options, pairs)}", ""]
         lines += [f"| {' | '.join(HEADINGS)} |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
         lines += [
-            f"| {' | '.join(cells(options, row))} |" for row in rows if row.pairs == pairs
+            f"| {' | '.join(study_cells(options, row))} |" for row in rows if row.pairs == pairs
         ] + [""]
     return "\n".join(lines)
 
 
-def show(options: StudyOptions, rows: Sequence[Row]) -> None:
+def print_study(options: StudyOptions, rows: Sequence[StudyRow]) -> None:
     """Print a table for each amount of training pairs."""
-    output = Console()
-    output.width = max(output.width, TABLE_WIDTH)  # a pipe would cut the columns
     for pairs in dict.fromkeys(row.pairs for row in rows):
-        table = Table(title=_title(options, pairs))
-        for heading in HEADINGS:
-            table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
-        for row in rows:
-            if row.pairs == pairs:
-                table.add_row(*cells(options, row))
-        output.print(table)
+        cells = [study_cells(options, row) for row in rows if row.pairs == pairs]
+        print_table(_title(options, pairs), HEADINGS, cells)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw_study(rows: Sequence[StudyRow], path: Path) -> None:
     """Plot BLEU against training pairs, with standard errors where there are several seeds."""
-    from matplotlib.figure import Figure  # half a second that no other command shall wait for
+    from matplotlib.figure import Figure  # slow to import, and other commands do not need it
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for agent, (color, marker) in MARKERS.items():
+    for agent, (color, marker) in SWEEP_STYLES.items():
         own = [row for row in rows if row.agent == agent]
         line = sorted((row.pairs, row.bleu, row.bleu_error or 0) for row in own)
         if line:

@@ -1,9 +1,9 @@
-"""Summarization: a teacher of its own, and the same small student, trained three ways from it."""
+"""Recipe of summarization: a teacher, and the same small student trained by three agents."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
@@ -11,8 +11,8 @@ from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.descriptions import copy_share
 from textgen_experiments.recipes import configs
-from textgen_experiments.recipes.demo import train_and_compare
-from textgen_experiments.runs.experiment import Experiment, agent_name
+from textgen_experiments.recipes.demo import experiments_by_name, train_and_compare
+from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.train import train_with_bar
 
@@ -22,8 +22,8 @@ class SummarizeOptions:
     """Describe Wikipedia articles in a line: train a teacher and students, compare ROUGE and speed.
 
     Attributes:
-        output: folder of the runs; what was stopped goes on where it was.
-        seed: of every random choice.
+        output: folder of the runs; the same command resumes runs that were stopped.
+        seed: seed of every random choice.
     """
 
     output: Path = Path("runs/summarize")
@@ -31,7 +31,7 @@ class SummarizeOptions:
 
 
 def summarize(options: SummarizeOptions) -> None:
-    """Train the teacher, then the students side by side; print and write as the demo does."""
+    """Train the teacher, then the students in parallel; print and write results as the demo."""
     train_with_bar(configs.descriptions_teacher(options.seed), options.output / "teacher")
     teacher = options.output / "teacher" / "model"
     task = build_task(TASKS["descriptions"], load_tokenizer(teacher))
@@ -45,10 +45,6 @@ def summarize(options: SummarizeOptions) -> None:
 
 
 def summarize_experiments(teacher: Path, seed: int) -> dict[str, Experiment]:
-    """The students by name: same pairs, same updates, and one that sees all pairs."""
-    agents: tuple[Agent, ...] = MLE(), SeqKD(), ImitKDFull()
-    return {
-        agent_name(agent): configs.descriptions_student(agent, teacher, seed) for agent in agents
-    } | {
-        "mle_all_pairs": configs.descriptions_student(MLE(), teacher, seed, train_pairs=None),
-    }
+    """Return the students by name: same pairs, same updates, and one that sees all pairs."""
+    student = partial(configs.descriptions_student, teacher=teacher, seed=seed)
+    return experiments_by_name((MLE(), SeqKD(), ImitKDFull()), student)

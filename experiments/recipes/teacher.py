@@ -1,4 +1,4 @@
-"""The shipped teacher: how it was made, what it scores, and its model card."""
+"""Recipe of the shipped teacher: its training, its scores and its model card."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from textgen_experiments.runs.folder import read_config, write_text
 from textgen_experiments.runs.run_log import console, progress
 from textgen_experiments.runs.train import Outcome, train_with_bar
 
-SAMPLE = 100  # test pairs, the first ones, that a test of the shipped file scores again
-CARD = """\
+NUM_SAMPLE_PAIRS = 100  # the first test pairs, on which a test scores the shipped file again
+MODEL_CARD = """\
 ---
 language: [de, en]
 license: mit
@@ -60,9 +60,9 @@ class TeacherOptions:
     """Train the German-English teacher that comes with the project; takes hours, resumable.
 
     Attributes:
-        output: the run's folder; the files to be shipped are in its subfolder "model" at the end.
-        start_from: the "model" folder of an earlier run of this command, to go on from its weights
-            with a warm-up and a decay of their own; random weights if not given.
+        output: folder of the run; its subfolder "model" holds the files to be shipped at the end.
+        start_from: folder "model" of an earlier run of this command, whose weights the new run
+            starts from with its own warm-up and decay; random weights if not given.
     """
 
     output: Path = Path("runs/teacher")
@@ -70,13 +70,13 @@ class TeacherOptions:
 
 
 @dataclass(frozen=True)
-class Training:
-    """All runs of the command that went into a teacher.
+class TrainingTotal:
+    """Totals over all runs of the command that produced a teacher.
 
     Attributes:
-        runs: the last one and those that it goes on from.
-        updates: of all of them.
-        hours: of all of them.
+        runs: number of runs, each one started from the one before.
+        updates: updates of all runs.
+        hours: hours of all runs.
     """
 
     runs: int = 0
@@ -85,7 +85,7 @@ class Training:
 
 
 def teacher(options: TeacherOptions) -> None:
-    """Train, score on the held-out verses, and write the files to be shipped."""
+    """Train the teacher, score it on held-out verses, and write the files to be shipped."""
     outcome = train_with_bar(configs.verses_teacher(options.start_from), options.output)
     folder = options.output / "model"
     tokenizer = load_tokenizer(folder)
@@ -97,9 +97,9 @@ def teacher(options: TeacherOptions) -> None:
         advance()
         beam = quality_on(model, task, task.test, beam_size=5)
         advance()
-        sample = quality_on(model, task, task.test[:SAMPLE])
+        sample = quality_on(model, task, task.test[:NUM_SAMPLE_PAIRS])
         advance()
-    training = _training(options, outcome)
+    training = _add_run(options, outcome)
     scores = {
         "greedy": asdict(greedy),
         "beam_5": asdict(beam),
@@ -113,28 +113,30 @@ def teacher(options: TeacherOptions) -> None:
     )
 
 
-def _training(options: TeacherOptions, outcome: Outcome) -> Training:
-    """This run added to what went before it."""
-    before = Training()
+def _add_run(options: TeacherOptions, outcome: Outcome) -> TrainingTotal:
+    """Return the totals of the runs before, with this run added."""
+    before = TrainingTotal()
     if options.start_from:
         scores = json.loads((options.start_from / "scores.json").read_text(encoding="utf-8"))
-        before = Training(**scores["training"])
-    return Training(
+        before = TrainingTotal(**scores["training"])
+    return TrainingTotal(
         runs=before.runs + 1,
         updates=before.updates + read_config(options.output).experiment.learner.updates,
         hours=before.hours + outcome.train_seconds / 3600,
     )
 
 
-def _card(run: Path, outcome: Outcome, training: Training, greedy: Quality, beam: Quality) -> str:
-    """The model card, filled from the run's own files."""
+def _card(
+    run: Path, outcome: Outcome, training: TrainingTotal, greedy: Quality, beam: Quality
+) -> str:
+    """Fill in the model card from the run's own files."""
     config = read_config(run)
     experiment, model = config.experiment, load_model(run / "model")
     task = experiment.task
     assert isinstance(task, VersesConfig), "configs.verses_teacher is about verses"
     assert isinstance(model, Transformer), "configs.verses_teacher describes a Transformer"
     size, learner = model.config, experiment.learner
-    return CARD.format(
+    return MODEL_CARD.format(
         parameters=num_parameters(model) / 1e6,
         encoder=size.num_encoder_layers,
         decoder=size.num_decoder_layers,

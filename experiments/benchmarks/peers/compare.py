@@ -1,9 +1,9 @@
-"""Speed beside other libraries': updates by TRL, decoding by `transformers` and CTranslate2.
+"""Benchmark beside other libraries: updates by TRL, decoding by `transformers` and CTranslate2.
 
-All sides have the same weights, data, batch and precision and work in turn, several times over; a
-ratio is the median of the rounds' ratios. They share a process but for TRL and CTranslate2, which
-have their own and wait there while others work. What else a side does is its own affair: this
-project makes float32 products by oneDNN where that was measured faster.
+All sides have the same weights, data, batch and precision, and work in turn over several rounds. A
+ratio is the median of the rounds' ratios. TRL and CTranslate2 run in processes of their own and
+wait there while others work; all other sides share one process. Each side is free in everything
+else: this project computes float32 products by oneDNN where that was measured to be faster.
 
 Needs the extra `bench`.
 """
@@ -18,27 +18,30 @@ from typing import Annotated, Literal, cast
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from textgen_env.models.acceleration.precision import measure_precision
 from textgen_experiments.benchmarks.candidates import TimedGeneration
-from textgen_experiments.benchmarks.peers.updates import LearnerUpdates, Updates, distillers
+from textgen_experiments.benchmarks.peers.updates import (
+    LearnerUpdates,
+    TimedUpdates,
+    distillation_updates,
+)
+from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.folder import DTYPES
+from textgen_experiments.runs.option_checks import check_at_least
 
-Comparison = Literal["gkd", "marian", "teacher", "updates"]
-Group = Mapping[str, Workload]
-TITLES: dict[Comparison, str] = {
+PeerComparison = Literal["gkd", "marian", "teacher", "updates"]
+Sides = Mapping[str, Workload]
+COMPARISON_TITLES: dict[PeerComparison, str] = {
     "gkd": "an update of on-policy distillation, a random pair of Llamas",
     "marian": "greedy decoding, a random Marian",
     "teacher": "greedy decoding, the shipped teacher",
     "updates": "an update with the shipped teacher and the demo's student",
 }
-CAPTION = "in brackets: share of the time that its matrix products take by themselves"
-TABLE_WIDTH = 150
+FLOOR_CAPTION = "in brackets: fraction of the time that the matrix products alone take"
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,16 @@ class BenchmarkPeersOptions:
             teacher, greedy decoding by `transformers`, CTranslate2 (float32 alone) and this
             project; updates, one that learns from the student's texts (imitkd_full) beside one that
             learns from the teacher's (seqkd_full).
-        precisions: to be measured, in turn.
+        precisions: precisions to measure, one after the other.
         rounds: measured rounds, after one that is not.
-        student: folder of a trained one for `updates`; None for a fresh one.
-        warm_up: updates of the student before `updates`; 0 for one that is trained.
-        device: where all sides work; CTranslate2, and the matrix products alone, on CPUs only.
+        student: folder of a trained student for `updates`; None for a fresh one.
+        warm_up: updates of the student before `updates`; 0 for a trained one.
+        device: device of all sides; CTranslate2, and the matrix products alone, run on CPUs only.
     """
 
-    comparisons: Annotated[tuple[Comparison, ...], tyro.conf.Positional] = tuple(TITLES)
+    comparisons: Annotated[tuple[PeerComparison, ...], tyro.conf.Positional] = tuple(
+        COMPARISON_TITLES
+    )
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     rounds: int = 5
     student: Path | None = None
@@ -65,8 +70,7 @@ class BenchmarkPeersOptions:
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        check_at_least(self, rounds=1)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device must be cpu where PyTorch finds no CUDA device, got cuda")
 
@@ -83,13 +87,13 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
         from textgen_experiments.benchmarks.peers.models import Size
     size = Size()
     onednn = measure_precision(size.width, size.batch_size).onednn
-    sides: dict[Comparison, Callable[[Path, str], Group]] = {
+    makers: dict[PeerComparison, Callable[[Path, str], Sides]] = {
         "gkd": lambda folder, name: gkd_updates(folder, size, DTYPES[name], onednn, options.device),
         "marian": lambda folder, name: marian_writers(folder, size, name, options.device),
         "teacher": lambda folder, name: teacher_writers(
             folder, size.batch_size, name, options.device
         ),
-        "updates": lambda folder, name: distillers(
+        "updates": lambda folder, name: distillation_updates(
             folder,
             size.batch_size,
             options.student,
@@ -100,48 +104,55 @@ def benchmark_peers(options: BenchmarkPeersOptions) -> None:
         ),
     }
     for comparison in options.comparisons:
-        rows = []
+        sections = []
         for precision in options.precisions:
             with TemporaryDirectory() as folder:
-                group = sides[comparison](Path(folder), precision)
-                rows.append(_rows(group, precision, options.rounds))
-        _show(TITLES[comparison], rows)
+                sides = makers[comparison](Path(folder), precision)
+                sections.append(_side_rows(sides, precision, options.rounds))
+        headings = list(sections[0][0])
+        print_table(
+            COMPARISON_TITLES[comparison],
+            headings,
+            *([list(row.values()) for row in rows] for rows in sections),
+            caption=FLOOR_CAPTION if "whole s" in headings else None,
+            left=("", "precision"),
+        )
 
 
-Cells = dict[str, str]
-"""The heading and the text of each column."""
+NamedCells = dict[str, str]
+"""Heading -> cell, of each column."""
 
 
-def _rows(group: Group, precision: str, rounds: int) -> list[Cells]:
-    """A row for each side."""
-    rates = interleaved_rates(group, rounds)
+def _side_rows(sides: Sides, precision: str, rounds: int) -> list[NamedCells]:
+    """Measure the sides and return a row for each."""
+    rates = interleaved_rates(sides, rounds)
     speeds = list(rates.values())
     above = [None, *(ratio(own, other) for other, own in pairwise(speeds))]
     return [
         {
             "": name,
             "precision": precision,
-            **_cells(group, name, rates[name]),
+            **_side_cells(sides, name, rates[name]),
             "speed to the first": f"{ratio(rates[name], speeds[0]):.2f}x",
             "to the one above": "" if before is None else f"{before:.2f}x",
         }
-        for name, before in zip(group, above, strict=True)
+        for name, before in zip(sides, above, strict=True)
     ]
 
 
-def _cells(group: Group, name: str, rates: Sequence[float]) -> Cells:
-    """What was measured of a side, beyond its speed compared to the others'."""
-    side = group[name]
+def _side_cells(sides: Sides, name: str, rates: Sequence[float]) -> NamedCells:
+    """Return the figures of a side beyond its speed relative to others."""
+    side = sides[name]
     if isinstance(side, TimedGeneration):
-        first = cast("TimedGeneration", next(iter(group.values())))
+        first = cast("TimedGeneration", next(iter(sides.values())))
         same = same_share(torch.cat(side.written), torch.cat(first.written))
         rate = statistics.median(rates)
         return {"tokens/s": f"{rate:,.0f}", "texts as the first": f"{same:.1%}"}
-    return update_cells(cast("Updates", side))
+    return update_cells(cast("TimedUpdates", side))
 
 
-def update_cells(side: Updates) -> Cells:
-    """Median seconds of an update and of its parts, the first round left out."""
+def update_cells(side: TimedUpdates) -> NamedCells:
+    """Return the median seconds of an update and of its parts, without the first round."""
     floor = side.floor() if isinstance(side, LearnerUpdates) else None
     cells = {}
     for part in ("whole", "rollout", "label", "update"):
@@ -149,17 +160,3 @@ def update_cells(side: Updates) -> Cells:
         share = "" if floor is None or not seconds else f" ({getattr(floor, part) / seconds:.0%})"
         cells[f"{part} s"] = f"{seconds:.3f}{share}"
     return {**cells, "tokens": f"{statistics.median(side.tokens[1:]):,.0f}"}
-
-
-def _show(title: str, groups: Sequence[Sequence[Cells]]) -> None:
-    """Print a table, a section for each group."""
-    table = Table(title=title, caption=CAPTION if "whole s" in groups[0][0] else None)
-    for name in groups[0][0]:
-        table.add_column(name, justify="left" if name in ("", "precision") else "right")
-    for rows in groups:
-        for row in rows:
-            table.add_row(*row.values())
-        table.add_section()
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a pipe would cut the columns
-    console.print(table)

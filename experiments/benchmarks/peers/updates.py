@@ -1,4 +1,4 @@
-"""Updates of this project's learner, timed by part beside the matrix products they consist of."""
+"""Updates of this project's learner, timed by part, beside the time of their matrix products."""
 
 import copy
 import time
@@ -28,21 +28,25 @@ from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import encode, take_train_pairs
 from textgen_env.types import Trajectories
-from textgen_experiments.benchmarks.step_floor import ProductRecorder, Shape, products_seconds
+from textgen_experiments.benchmarks.step_floor import (
+    ProductRecorder,
+    ProductShape,
+    products_seconds,
+)
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 from textgen_experiments.runs.factories import build_model, build_task, learning_env
 
-ENDLESS = 10**6  # updates
+UNREACHED_UPDATES = 10**6  # more updates than a benchmark makes
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Of one update.
+class UpdateSeconds:
+    """Seconds of one update, by part.
 
     Attributes:
-        rollout: writing the prefixes.
-        label: the teacher's answers.
-        update: the student's pass, loss, gradient and optimizer.
+        rollout: seconds of writing the prefixes.
+        label: seconds of the teacher's answers.
+        update: seconds of the student's pass, loss, gradient and optimizer.
     """
 
     rollout: float
@@ -51,39 +55,39 @@ class Seconds:
 
     @classmethod
     def of(cls, whole: float, *, rollout: float, label: float) -> Self:
-        """Parts of `whole`."""
+        """Return the parts of an update that took `whole` seconds."""
         return cls(rollout, label, whole - rollout - label)
 
     @property
     def whole(self) -> float:
-        """The sum."""
+        """Seconds of all parts together."""
         return self.rollout + self.label + self.update
 
 
-class Updates(Protocol):
-    """Makes updates whenever it is called, and returns how many."""
+class TimedUpdates(Protocol):
+    """Callable that makes updates and returns their number."""
 
     @property
-    def seconds(self) -> Sequence[Seconds]:
-        """Of each update (a mean of those made together), by part."""
+    def seconds(self) -> Sequence[UpdateSeconds]:
+        """Seconds per update of each call, by part."""
         ...
 
     @property
     def tokens(self) -> Sequence[float]:
-        """Counted actions of each, likewise."""
+        """Counted actions per update of each call."""
         ...
 
     def __call__(self) -> int:
-        """Make them."""
+        """Make updates and return their number."""
         ...
 
 
-class WatchedExpert(NeuralExpert):
-    """A teacher whose matrix products can be told from the student's.
+class TimedExpert(NeuralExpert):
+    """Teacher whose passes are timed and can be recorded apart from the student's.
 
     Attributes:
-        watch: stands around each of its passes.
-        seconds: that they took.
+        watch: context that is entered around each of its passes.
+        seconds: total seconds of its passes.
     """
 
     def __init__(self, model: SequenceModel) -> None:
@@ -92,97 +96,99 @@ class WatchedExpert(NeuralExpert):
         self.seconds = 0.0
 
     def logits(self, trajectories: Trajectories) -> torch.Tensor:
-        """As always, within `watch`; the device has finished before and after."""
+        """Return the teacher's logits, within `watch`; the device is idle before and after."""
         device = trajectories.actions.device
-        finish(device)
+        synchronize(device)
         start = time.perf_counter()
         with self.watch:
             logits = super().logits(trajectories)
-        finish(device)
+        synchronize(device)
         self.seconds += time.perf_counter() - start
         return logits
 
 
-def finish(device: torch.device) -> None:
-    """Wait until `device` has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class LearnerUpdates:
-    """Updates of `learner`, as many at a time as its agent writes together.
+    """Timed updates of a learner, as many per call as one rollout serves.
 
     Args:
-        learner: taught by `expert`.
-        expert: of its environment.
-        onednn: whether float32 products are made by oneDNN.
+        learner: learner of the updates, taught by `expert`.
+        expert: expert of the learner's environment.
+        onednn: whether oneDNN computes float32 products.
     """
 
-    def __init__(self, learner: Learner, expert: WatchedExpert, onednn: bool) -> None:
+    def __init__(self, learner: Learner, expert: TimedExpert, onednn: bool) -> None:
         self.learner, self.expert, self.onednn = learner, expert, onednn
-        self.seconds: list[Seconds] = []
+        self.seconds: list[UpdateSeconds] = []
         self.tokens: list[float] = []
         self._rollouts = learner.rollouts()
 
     def __call__(self) -> int:
-        """Make them; returns how many they were."""
-        start, asked = time.perf_counter(), self.expert.seconds
+        """Make the updates of one rollout and return their number."""
+        start, label_start = time.perf_counter(), self.expert.seconds
         with onednn_float32(self.onednn):
-            batch = next(self._rollouts)
-            finish(self.learner.env.device)
+            collected = next(self._rollouts)
+            synchronize(self.learner.env.device)
             written = time.perf_counter() - start
-            count = len(list(self.learner.learn(batch)))
-            finish(self.learner.env.device)
-        whole, label = time.perf_counter() - start, self.expert.seconds - asked
-        self.seconds.append(Seconds.of(whole / count, rollout=written / count, label=label / count))
-        self.tokens.append(float(batch.trajectories.mask.sum()) / count)
+            count = len(list(self.learner.learn(collected)))
+            synchronize(self.learner.env.device)
+        whole, label = time.perf_counter() - start, self.expert.seconds - label_start
+        self.seconds.append(
+            UpdateSeconds.of(whole / count, rollout=written / count, label=label / count)
+        )
+        self.tokens.append(float(collected.trajectories.mask.sum()) / count)
         return count
 
-    def floor(self) -> Seconds | None:
-        """What the matrix products of an update take by themselves, each shape timed alone.
+    def floor(self) -> UpdateSeconds | None:
+        """Return the seconds of an update's matrix products alone, each shape timed by itself.
 
-        None on an accelerator, where those of a recorded step are not seen.
+        Return None on an accelerator, where the products of a CUDA graph cannot be recorded.
         """
         if self.learner.env.device.type != "cpu":
             return None
         rollout, label, both = ProductRecorder(), ProductRecorder(), ProductRecorder()
         with rollout:
-            batch = next(self._rollouts)
+            collected = next(self._rollouts)
         self.expert.watch = label
         with both:
-            count = len(list(self.learner.learn(batch)))
+            count = len(list(self.learner.learn(collected)))
         self.expert.watch = nullcontext()
 
-        def seconds(shapes: Counter[Shape]) -> float:
+        def seconds(shapes: Counter[ProductShape]) -> float:
             return products_seconds(shapes, self.learner.precision) / count
 
         with onednn_float32(self.onednn):
-            return Seconds(
+            return UpdateSeconds(
                 seconds(rollout.shapes), seconds(label.shapes), seconds(both.shapes - label.shapes)
             )
 
 
-def learner_of(
+def endless_learner(
     agent: Agent, student: Model, env: TextGenVectorEnv, *, folder: Path, precision: torch.dtype
 ) -> Learner:
-    """A learner that goes on for ever, without evaluation.
+    """Return a learner that neither ends nor evaluates within a benchmark.
 
     Args:
-        agent: the algorithm; a batch is the environment's slots divided by its pool.
-        student: its weights are changed.
-        env: from `learning_env`.
-        folder: nothing is written there.
-        precision: of autocast and of the student that writes.
+        agent: the algorithm; a batch has the environment's slots divided by `batches_per_rollout`.
+        student: model to train in place.
+        env: environment from `learning_env`.
+        folder: the learner's folder; nothing is written there.
+        precision: precision of autocast and of the student that writes.
     """
     config = LearnerConfig(
-        updates=ENDLESS,
+        updates=UNREACHED_UPDATES,
         batch_size=env.num_envs // agent.batches_per_rollout,
-        evaluate_every=ENDLESS,
+        evaluate_every=UNREACHED_UPDATES,
     )
     return Learner(agent, student, env=env, folder=folder, config=config, precision=precision)
 
 
-def distillers(
+def distillation_updates(
     folder: Path,
     batch_size: int,
     start: Path | None,
@@ -191,36 +197,36 @@ def distillers(
     onednn: bool,
     device: str = "cpu",
 ) -> dict[str, LearnerUpdates]:
-    """The demo's student, taught the same sources by `seqkd_full` and by `imitkd_full`.
+    """Return updates of the demo's student by `seqkd_full` and by `imitkd_full`.
 
-    The second one's student writes every prefix itself, which in a run it does at the end alone.
-    Both begin with a student that has learned some of the teacher's texts, or with one that was
-    trained before: a fresh one would not end its own.
+    Both learn from the same sources. For `imitkd_full`, the student writes every prefix itself,
+    as it does only at the end of a run. Both begin with a student that has learned from some of
+    the teacher's texts or was trained before, because a fresh one would not end its own.
 
     Args:
-        folder: of the runs; nothing is written there.
+        folder: the learners' folder; nothing is written there.
         batch_size: texts of an update.
         start: folder of the student that both begin with; None for a fresh one.
-        warm_up: updates before, all with the teacher's texts.
-        precision: of the models that only act, and of autocast.
-        onednn: whether float32 products are made by oneDNN.
-        device: where they learn.
+        warm_up: updates on the teacher's texts before.
+        precision: precision of the models that only act, and of autocast.
+        onednn: whether oneDNN computes float32 products.
+        device: device of both.
     """
     by_teacher, by_student = SeqKDFull(), ImitKDFull(beta=Constant(0.0))
     task = build_task(TASKS["verses"], load_tokenizer(VERSES_TEACHER))
     task = take_train_pairs(task, by_student.batches_per_rollout * batch_size)
-    expert = WatchedExpert(
+    expert = TimedExpert(
         with_prepacked_weights(with_cuda_graphs(load_model(VERSES_TEACHER, precision).to(device)))
     )
-    gold = encode(task.train, task).to(device)
-    examples = by_teacher.prepare(gold, expert, task.max_target_length)
+    references = encode(task.train, task).to(device)
+    examples = by_teacher.prepare(references, expert, task.max_target_length)
     config = replace(STUDENTS["recurrent"], vocab_size=task.tokenizer.vocab_size)
     student = build_model(config, seed=0) if start is None else load_model(start)
 
     def updates(agent: Agent, student: Model) -> LearnerUpdates:
         slots = agent.batches_per_rollout * batch_size
         env = learning_env(task, slots, expert, examples=examples, device=device)
-        learner = learner_of(agent, student, env, folder=folder, precision=precision)
+        learner = endless_learner(agent, student, env, folder=folder, precision=precision)
         return LearnerUpdates(learner, expert, onednn)
 
     first = updates(by_teacher, student)

@@ -1,4 +1,4 @@
-"""The command `benchmark-decode`: a row for everything, and hand numbers."""
+"""Tests of `benchmark-decode`: rows of every setting, and figures computed by hand."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from textgen_env.types import SpecialTokens
 from textgen_experiments.benchmarks import candidates as module
 from textgen_experiments.benchmarks import decode as command
 from textgen_experiments.benchmarks.candidates import BenchmarkCase, TimedGeneration, peak_memory
-from textgen_experiments.benchmarks.decode import by_length, decode_row
+from textgen_experiments.benchmarks.decode import decode_row, length_sorted_batches
 from textgen_experiments.cli import main
 from textgen_experiments.models.formats import load_generator
 from textgen_experiments.runs.folder import DTYPES, read_config, write_config
@@ -26,7 +26,7 @@ SIZES = ["--task.num-train", "40", "--task.num-validation", "8", "--task.num-tes
 LEARNER = ["--learner.batch-size", "4", "--learner.updates", "2", "--learner.evaluate-every", "2"]
 
 
-def contestant(engine="eager", precision="float32", folder=Path("model")):
+def case(engine="eager", precision="float32", folder=Path("model")):
     return BenchmarkCase("student", folder, 7, engine, precision, folder)
 
 
@@ -36,7 +36,7 @@ def train(folder, *options):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A Transformer and a recurrent student of the same Transformer teacher."""
+    """Train a Transformer and a recurrent student of the same Transformer teacher."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_words([f"w{index}" for index in range(8)])
@@ -49,14 +49,14 @@ def runs(tmp_path_factory):
     return folder / "t", folder / "r"
 
 
-def without_memory(monkeypatch):
-    """No process for each contestant, which takes seconds to start."""
-    monkeypatch.setattr(command, "peak_memory", lambda entrant, batches, _: [5.0] * len(batches))
+def skip_memory(monkeypatch):
+    """Replace the peak memory, which needs a slow new process for each case."""
+    monkeypatch.setattr(command, "peak_memory", lambda case, batches, _: [5.0] * len(batches))
 
 
 def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch):
     pytest.importorskip("ctranslate2")
-    without_memory(monkeypatch)
+    skip_memory(monkeypatch)
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda step, **how: compiled.append(how) or step)
     engines = ["--engines", "eager", "compiled", "ctranslate2", "--batch-sizes", "1", "4", "64"]
@@ -84,7 +84,7 @@ def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch)
 
 
 def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypatch):
-    without_memory(monkeypatch)
+    skip_memory(monkeypatch)
     train(tmp_path / "a", "--student.width", "8")
     options = ["--engines", "eager", "--precisions", "float32", "--batch-sizes", "4"]
     main(["benchmark-decode", str(tmp_path / "a"), *options, "--rounds", "1"])
@@ -92,62 +92,62 @@ def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypat
     assert (row["model"], row["speedup_vs_teacher"]) == ("a", 1)
 
 
-def passes_of(batch_sizes, seconds):
-    """Passes over batches of 3 tokens a sentence, which took so long."""
+def timed_generation(batch_sizes, seconds):
+    """Return a generation of 3 tokens a sentence that took the given seconds."""
     written = [torch.tensor([[4, 5, 2, 0]]).repeat(size, 1) for size in batch_sizes]
     return TimedGeneration(lambda source, _: source, written, 4, 0, seconds, written)
 
 
 def test_figures_of_a_row_by_hand():
     seconds = [[9.0, 9.0], [1.0, 3.0], [2.0, 2.0], [3.0, 5.0]]
-    plain = torch.tensor([[4, 5, 2, 0], [4, 6, 2, 0]])
+    eager_tokens = torch.tensor([[4, 5, 2, 0], [4, 6, 2, 0]])
     row = decode_row(
-        contestant("compiled"),
-        passes_of([1, 1], seconds),
+        case("compiled"),
+        timed_generation([1, 1], seconds),
         [2.0, 8.0, 3.0],
         base=[1.0, 2.0, 6.0],
         peak=None,
-        plain=plain,
+        eager_tokens=eager_tokens,
     )
-    assert row.speedup_vs_teacher == 2  # the median of 2, 4 and 0.5, and not 3 over 2
+    assert row.speedup_vs_teacher == 2  # median of the ratios 2, 4 and 0.5, not 3 / 2
     assert row.tokens_per_second == 3
     assert row.sentences_per_second == 1
-    assert row.latency_p50 == 2.5  # of 1, 2, 2, 3, 3, 5
+    assert row.latency_p50 == 2.5  # median of 1, 2, 2, 3, 3, 5
     assert row.latency_p95 == pytest.approx(4.5)
-    assert row.compile_seconds == 14  # 18 and then 4, 4, 8
+    assert row.compile_seconds == 14  # first round 18, then 4, 4, 8
     assert row.same == 0.5
     assert (row.batch_size, row.sentences, row.peak_mib) == (1, 2, None)
 
 
 def test_a_sentence_waits_for_its_batch_and_has_no_ratio_without_a_base():
     row = decode_row(
-        contestant(),
-        passes_of([3, 1], [[9.0, 9.0], [4.0, 1.0], [6.0, 2.0]]),
+        case(),
+        timed_generation([3, 1], [[9.0, 9.0], [4.0, 1.0], [6.0, 2.0]]),
         [6.0],
         base=None,
         peak=3.0,
-        plain=torch.zeros(4, 4),
+        eager_tokens=torch.zeros(4, 4),
     )
-    assert row.latency_p50 == 4  # of 1, 2, 4, 4, 4, 6, 6, 6
+    assert row.latency_p50 == 4  # median of 1, 2, 4, 4, 4, 6, 6, 6
     assert row.latency_p95 == 6
     assert (row.batch_size, row.sentences, row.speedup_vs_teacher) == (3, 4, None)
     assert (row.compile_seconds, row.peak_mib, row.same) == (None, 3.0, 0)
 
 
-def test_passes_keep_the_time_of_each_batch(monkeypatch):
+def test_a_timed_generation_keeps_the_seconds_of_each_batch(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 13.0, 20.0, 21.0, 30.0, 35.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    passes = TimedGeneration(
+    timed = TimedGeneration(
         lambda source, steps: source[:, :steps], [torch.tensor([[3, 2, 0]])] * 2, 2, 0
     )
-    assert [passes(), passes()] == [4, 4]
-    assert passes.seconds == [[2, 3], [1, 5]]
-    assert torch.cat(passes.written).tolist() == [[3, 2]] * 2
+    assert [timed(), timed()] == [4, 4]
+    assert timed.seconds == [[2, 3], [1, 5]]
+    assert torch.cat(timed.written).tolist() == [[3, 2]] * 2
 
 
-def test_batches_are_of_like_length_and_not_too_many():
+def test_batches_are_sorted_by_length_and_limited():
     source = torch.tensor([[5, 2, 0], [5, 5, 2], [2, 0, 0]]).repeat(30, 1)
-    batches = by_length(source, 2, SpecialTokens())
+    batches = length_sorted_batches(source, 2, SpecialTokens())
     assert len(batches) == 32
     length = (source != 0).sum(1)[torch.cat(batches)].tolist()
     assert length == sorted(length, reverse=True)
@@ -155,7 +155,7 @@ def test_batches_are_of_like_length_and_not_too_many():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_writer_has_packed_weights_and_writes_what_the_model_writes(tmp_path, precision):
+def test_a_loaded_generator_has_prepacked_weights_and_writes_as_the_model(tmp_path, precision):
     torch.manual_seed(0)
     model = Recurrent(RecurrentConfig(60, 32)).to(DTYPES[precision]).eval()
     save_model(model, tmp_path / "m")
@@ -170,13 +170,13 @@ def test_memory_is_at_least_that_of_the_weights_and_grows(tmp_path):
     save_model(model, tmp_path / "m")
     weights = sum(weight.numel() * 4 for weight in model.parameters()) / 2**20
     batches = [torch.full((rows, 20), 2) for rows in (1, 512)]
-    small, large = peak_memory(contestant(folder=tmp_path / "m"), batches, 2)
+    small, large = peak_memory(case(folder=tmp_path / "m"), batches, 2)
     assert weights < small < 4 * weights
     assert large > small
 
 
 def test_memory_of_a_compiler_is_not_counted():
-    assert peak_memory(contestant("compiled"), [torch.zeros(1, 1)] * 2, 3) == [None, None]
+    assert peak_memory(case("compiled"), [torch.zeros(1, 1)] * 2, 3) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,7 @@ def test_a_compiled_step_writes_the_same(tmp_path):
     torch.manual_seed(0)
     save_model(Transformer(config), tmp_path / "m")
     source = torch.tensor([[5, 7, 2], [4, 2, 0]])
-    plain, compiled = (
-        contestant(engine, folder=tmp_path / "m").load()(source, 6)
-        for engine in ("eager", "compiled")
+    eager, compiled = (
+        case(engine, folder=tmp_path / "m").load()(source, 6) for engine in ("eager", "compiled")
     )
-    assert torch.equal(plain, compiled)
+    assert torch.equal(eager, compiled)

@@ -1,4 +1,4 @@
-"""The paper's configurations: its numbers, and runs on a few dozen pairs in those formats."""
+"""Tests of the paper's configurations: its numbers, and runs on a few dozen pairs."""
 
 import json
 import math
@@ -13,7 +13,13 @@ from textgen_agents.training.config import LearnerConfig
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
-from textgen_experiments.benchmarks.cost_model import A100, Accelerator, Measured, hours, measure
+from textgen_experiments.benchmarks.cost_model import (
+    A100,
+    Accelerator,
+    MeasuredUpdate,
+    measure_update,
+    training_hours,
+)
 from textgen_experiments.cli import main, parse
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.factories import build_model, build_task, num_parameters
@@ -30,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Each data set's folder, laid out as on the hub, with a few dozen pairs."""
+    """Write a folder for each data set, laid out as on the hub, with a few dozen pairs."""
     texts = list(enumerate(SENTENCES))
     translation = [{"translation": {"de": t, "en": t.replace("Der", "The")}} for _, t in texts]
     news = [{"article": f"{t} " * 9, "highlights": t, "id": str(n)} for n, t in texts]
@@ -101,7 +107,7 @@ def test_updates_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("name", "agent", "base", "pool", "sampling"),
+    ("name", "agent", "base", "batches", "sampling"),
     [
         ("iwslt14", "imitkd", 200.0, 4, Sampling(top_k=5)),
         ("iwslt14", "imitkd_full", 200.0, 4, None),
@@ -112,9 +118,9 @@ def test_updates_are_the_papers():
         ("cnn_dailymail", "imitkd_star", 10.0, 4, None),
     ],
 )
-def test_prefixes_are_mixed_as_in_the_paper(name, agent, base, pool, sampling):
+def test_prefixes_are_mixed_as_in_the_paper(name, agent, base, batches, sampling):
     made = PAPER[name](AGENTS[agent]()).agent
-    assert (made.beta.base, made.batches_per_rollout, made.sampling) == (base, pool, sampling)
+    assert (made.beta.base, made.batches_per_rollout, made.sampling) == (base, batches, sampling)
 
 
 def test_only_summaries_are_smoothed():
@@ -122,8 +128,8 @@ def test_only_summaries_are_smoothed():
     assert PAPER["wmt16"](AGENTS["seqkd"]()).agent.label_smoothing == 0.0
 
 
-def local(name, folders):
-    """The configuration of `name` with its data from a folder, and small."""
+def local_task(name, folders):
+    """Return the task of `name` with data from a folder and a small vocabulary."""
     experiment = PAPER[name](AGENTS["imitkd"]())
     config = replace(experiment.task, path=folders[experiment.task.name], vocab_size=300)
     return replace(config, configuration=None, revision=None)
@@ -131,7 +137,7 @@ def local(name, folders):
 
 @pytest.mark.parametrize("name", ["iwslt14", "wmt16", "cnn_dailymail"])
 def test_data_in_their_format_become_tasks(name, folders):
-    task = build_task(local(name, folders), None)
+    task = build_task(local_task(name, folders), None)
     assert len(task.train) == len(task.test) == len(SENTENCES)
     source, reference, _ = task.train[0]
     if name == "iwslt14":
@@ -153,7 +159,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_they_train_from_the_command_line(name, folders, tmp_path):
+def test_configurations_train_from_the_command_line(name, folders, tmp_path):
     data = folders[PAPER[name](AGENTS["mle"]()).task.name]
     few = ["--train-pairs", "20"] if "low" in name else []
     teacher = ["--agent", "imitkd", "--teacher", str(tmp_path / "first" / "model")]
@@ -173,7 +179,7 @@ def test_they_train_from_the_command_line(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_they_are_options(name):
+def test_configurations_are_options(name):
     options = parse(["train", "--output", "x", "--paper", name, "--learner.seed", "3"])
     expected = PAPER[name](AGENTS["imitkd_full"]())
     learner = replace(expected.learner, seed=3)
@@ -182,26 +188,30 @@ def test_they_are_options(name):
 
 def test_hours_by_hand():
     experiment = PAPER["iwslt14"](AGENTS["mle"]())  # 80,000 updates of 128
-    measured = Measured(seconds=0.5, rows=16, operators=1000, rate=50.0)
-    there = Accelerator(rate=50_000.0, launch=1e-5)
-    assert hours(experiment, measured, there) == pytest.approx(80_000 * (0.004 + 0.01) / 3600)
+    measured = MeasuredUpdate(seconds=0.5, rows=16, operators=1000, rate=50.0)
+    accelerator = Accelerator(rate=50_000.0, launch=1e-5)
+    assert training_hours(experiment, measured, accelerator) == pytest.approx(
+        80_000 * (0.004 + 0.01) / 3600
+    )
     in_parts = replace(experiment, learner=replace(experiment.learner, accumulate=4))
-    assert hours(in_parts, measured, there) == pytest.approx(80_000 * (0.004 + 0.04) / 3600)
+    assert training_hours(in_parts, measured, accelerator) == pytest.approx(
+        80_000 * (0.004 + 0.04) / 3600
+    )
 
 
 @pytest.mark.parametrize("agent", ["mle", "imitkd_full"])
-def test_what_is_measured_is_an_update(agent):
+def test_an_update_is_measured(agent):
     experiment = PAPER["iwslt14"](AGENTS[agent]())
     task = replace(experiment.task, vocab_size=300)
     experiment = replace(experiment, task=task, student=RecurrentConfig(width=16))
     teacher = None if agent == "mle" else TransformerConfig(width=16, feed_forward=32)
     few, many = (
-        measure(experiment, teacher, source_tokens=6, target_tokens=tokens, rows=2)
+        measure_update(experiment, teacher, source_tokens=6, target_tokens=tokens, rows=2)
         for tokens in (5, 25)
     )
     assert few.rows == 2
     assert few.seconds > 0
     assert few.rate > 0
     each_step = (many.operators - few.operators) / 20
-    assert each_step > 20 if agent == "imitkd_full" else each_step < 15  # who writes goes by steps
-    assert hours(experiment, many, A100) > 0
+    assert each_step > 20 if agent == "imitkd_full" else each_step < 15  # writing is stepwise
+    assert training_hours(experiment, many, A100) > 0

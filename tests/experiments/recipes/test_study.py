@@ -1,4 +1,4 @@
-"""A small study end to end, and its figures against figures made by hand."""
+"""Tests of a small study end to end, with figures computed by hand."""
 
 import json
 import statistics
@@ -26,7 +26,7 @@ TASK = CopyConfig(num_words=8, max_length=8, num_train=40, num_validation=4, num
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Stands for `configs.demo`: a copying task, and a student and teacher that know nothing."""
+    """Return options for which `verses_student` copies texts, with an untrained teacher."""
     tokenizer = build_task(TASK, None).tokenizer
     teacher = build_model(RecurrentConfig(tokenizer.vocab_size, width=16), 0)
     save_model(teacher, tmp_path / "teacher", tokenizer)
@@ -42,7 +42,7 @@ def small(tmp_path, monkeypatch):
             precision="float32",
         )
 
-    monkeypatch.setattr(configs, "demo", demo)
+    monkeypatch.setattr(configs, "verses_student", demo)
     return StudyOptions(
         output=tmp_path / "study",
         agents=("mle", "seqkd"),
@@ -108,8 +108,8 @@ def test_runs_are_named_after_agent_pairs_and_seed(small):
     assert {"mle-20-0", "seqkd-all-1"} <= set(names)
 
 
-def test_an_agent_may_go_on_from_a_student_that_mle_has_trained(small):
-    """As many updates in all; what is reported of its training holds both halves."""
+def test_an_agent_may_start_from_a_student_trained_by_mle(small):
+    """Check that both halves count as updates and as training time."""
     small = replace(small, seeds=1, agents=("mle", "gkd", "minillm"), more_pairs=())
     (start,) = study.starting_runs(small).items()
     assert start[0].name == "start-20-0"
@@ -136,7 +136,7 @@ def test_no_student_is_trained_for_agents_that_need_none(small):
 
 
 def test_the_teacher_writes_for_the_first_seed_alone(small, monkeypatch):
-    """The other one's run holds the same texts, and counts what they cost."""
+    """Check that the other run has the same texts and counts their cost."""
     small = replace(small, agents=("seqkd",), more_pairs=())
     (first, experiment), (second, other) = study_runs(small).items()
     study.train_and_score_one(experiment, first, lambda update, record: None)

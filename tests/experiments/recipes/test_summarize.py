@@ -1,4 +1,4 @@
-"""The whole comparison, small, on a package of a hundred articles."""
+"""Test of the whole comparison in small, on a package of a hundred articles."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def one_after_the_other(runs):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Options for runs of two updates on articles that all three splits have some of."""
+    """Return options for runs of two updates, with articles in all three splits."""
     path = tmp_path / PACKAGE / ARTICLES
     path.parent.mkdir(parents=True)
     (path.parents[1] / "__init__.py").touch()

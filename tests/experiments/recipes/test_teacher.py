@@ -1,4 +1,4 @@
-"""The shipped teacher is what its card says."""
+"""Tests that the shipped teacher is as its model card says."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from textgen_agents.evaluation.quality import score, translate
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import verses
-from textgen_experiments.recipes.teacher import SAMPLE
+from textgen_experiments.recipes.teacher import NUM_SAMPLE_PAIRS
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 
 MEGABYTE = 10**6
@@ -21,7 +21,7 @@ def task():
 
 
 def test_it_scores_what_its_card_says_on_a_fixed_sample(task):
-    sample = task.test[:SAMPLE]
+    sample = task.test[:NUM_SAMPLE_PAIRS]
     hypotheses = translate(load_model(VERSES_TEACHER), task, [pair.source for pair in sample])
     quality = score(hypotheses, [pair.reference for pair in sample])
     expected = json.loads((VERSES_TEACHER / "scores.json").read_text())["sample"]

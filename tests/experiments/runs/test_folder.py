@@ -62,7 +62,7 @@ SCHEDULES = (Constant(0.0), ReverseSigmoid(9.0), Indicator(0.1))
         Experiment(agent=DAgger(label=Dense())),
         Experiment(task=TextFilesConfig(train=(Path("a.de"), Path("a.en")))),
         configs.verses_teacher(),
-        configs.demo(AGENTS["mle"]()),
+        configs.verses_student(AGENTS["mle"]()),
         configs.descriptions_teacher(),
         configs.descriptions_student(AGENTS["seqkd"](), Path("teacher")),
     ],

@@ -1,4 +1,4 @@
-"""The command `benchmark-peers`: parts of an update and their floors by hand, rows, a complaint."""
+"""Tests of `benchmark-peers`: parts of an update, their floors, rows and error messages."""
 
 import sys
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from textgen_experiments.benchmarks.peers import updates as peers_updates
 from textgen_experiments.benchmarks.peers.compare import BenchmarkPeersOptions, update_cells
 from textgen_experiments.benchmarks.peers.updates import (
     LearnerUpdates,
-    Seconds,
-    WatchedExpert,
-    learner_of,
+    TimedExpert,
+    UpdateSeconds,
+    endless_learner,
 )
 from textgen_experiments.benchmarks.step_floor import (
     ProductRecorder,
@@ -32,13 +32,13 @@ from textgen_experiments.runs.factories import learning_env
 
 @pytest.fixture
 def updates(tiny_task, tiny_teacher, tiny_student, tmp_path):
-    """Of `imitkd_full`, two batches of four texts written together."""
+    """Return updates by `imitkd_full`, with two batches of four texts per rollout."""
     agent, expert = (
         ImitKDFull(beta=Constant(0.0), batches_per_rollout=2),
-        WatchedExpert(tiny_teacher),
+        TimedExpert(tiny_teacher),
     )
     env = learning_env(tiny_task, 8, expert, examples=encode(tiny_task.train, tiny_task))
-    learner = learner_of(agent, tiny_student, env, folder=tmp_path, precision=torch.float32)
+    learner = endless_learner(agent, tiny_student, env, folder=tmp_path, precision=torch.float32)
     return LearnerUpdates(learner, expert, onednn=False)
 
 
@@ -59,12 +59,12 @@ def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
     monkeypatch.setattr(
         peers_updates, "products_seconds", lambda shapes, dtype: recorded.append(shapes) or 1.0
     )
-    assert updates.floor() == Seconds(0.5, 0.5, 0.5)
+    assert updates.floor() == UpdateSeconds(0.5, 0.5, 0.5)
     rollout, label, update = recorded
     vocab_size = updates.learner.env.vocab_size
 
     def heads(part):
-        """Products of hidden states with the matrix that makes logits."""
+        """Count the products of hidden states with the output matrix."""
         return sum(count for shape, count in part.items() if shape[2:] == (vocab_size,))
 
     steps = updates.learner.env.max_steps
@@ -78,7 +78,7 @@ def test_the_floor_has_each_product_in_its_part(updates, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_products_are_noted_whatever_way_they_are_made(mode):
+def test_products_are_recorded_however_they_are_computed(mode):
     left, weight, out = torch.ones(2, 3), torch.ones(5, 3), torch.ones(2, 5)
     layer = with_prepacked_weights(torch.nn.Linear(3, 5))
     with mode(), ProductRecorder() as recorder:
@@ -92,19 +92,19 @@ def test_products_are_noted_whatever_way_they_are_made(mode):
     assert recorder.shapes == {(2, 3, 5): 4, (7, 2, 3, 5): 2, (8, 3, 5): 1}
 
 
-def test_products_of_each_shape_are_timed_as_they_are_made(monkeypatch):
+def test_products_of_each_shape_are_timed_as_they_are_computed(monkeypatch):
     timed, seconds = [], iter([2.0, 1.0, 4.0])
     monkeypatch.setattr(
         step_floor, "_median_seconds", lambda run: timed.append(run()) or next(seconds)
     )
     shapes = {(2, 3, 5): 4, (7, 2, 3, 5): 2}
-    assert products_seconds(shapes, torch.bfloat16) == 12, "4 of the packed ones, 2 of attention's"
+    assert products_seconds(shapes, torch.bfloat16) == 12, "4 prepacked ones, 2 of attention"
     assert [product.shape for product in timed] == [(2, 5), (2, 5), (7, 2, 5)]
     assert {product.dtype for product in timed} == {torch.bfloat16}
 
 
 def test_the_floor_of_a_step_has_attention_to_all_that_is_written(tiny_teacher, monkeypatch):
-    monkeypatch.setattr(step_floor, "ROUNDS", 1)
+    monkeypatch.setattr(step_floor, "MEASURED_DECODES", 1)
     recorded = []
     monkeypatch.setattr(
         step_floor, "products_seconds", lambda shapes, dtype: recorded.append(shapes) or 64.0
@@ -121,9 +121,9 @@ def test_the_floor_of_a_step_has_attention_to_all_that_is_written(tiny_teacher, 
 
 @dataclass
 class Side:
-    """Updates that were measured before."""
+    """Stand-in for updates that were measured before."""
 
-    seconds: list[Seconds]
+    seconds: list[UpdateSeconds]
     tokens: list[float] = field(default_factory=lambda: [9.0, 7.0, 7.0, 7.0])
 
     def __call__(self):
@@ -131,7 +131,12 @@ class Side:
 
 
 def test_cells_are_medians_without_the_first_round():
-    rounds = [Seconds(9, 9, 9), Seconds(1, 2, 3), Seconds(1.5, 2, 4), Seconds(1, 8, 3)]
+    rounds = [
+        UpdateSeconds(9, 9, 9),
+        UpdateSeconds(1, 2, 3),
+        UpdateSeconds(1.5, 2, 4),
+        UpdateSeconds(1, 8, 3),
+    ]
     assert update_cells(Side(rounds)) == {
         "whole s": "7.500",
         "rollout s": "1.000",
@@ -143,9 +148,9 @@ def test_cells_are_medians_without_the_first_round():
 
 def test_rows_compare_with_the_first_and_with_the_one_above(monkeypatch, capsys):
     rates = {"one": [1.0, 1.0, 1.0], "two": [2.0, 2.0, 4.0], "three": [3.0, 6.0, 4.0]}
-    sides = {name: Side([Seconds(1, 1, 1)] * 4) for name in rates}
+    sides = {name: Side([UpdateSeconds(1, 1, 1)] * 4) for name in rates}
     monkeypatch.setattr(command, "interleaved_rates", lambda group, rounds: rates)
-    monkeypatch.setattr(command, "distillers", lambda *_: sides)
+    monkeypatch.setattr(command, "distillation_updates", lambda *_: sides)
     command.benchmark_peers(BenchmarkPeersOptions(("updates",), precisions=("float32",)))
     lines = [line for line in capsys.readouterr().out.splitlines() if "float32" in line]
     assert ["2.00x" in line for line in lines] == [False, True, False]

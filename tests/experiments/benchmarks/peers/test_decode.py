@@ -1,4 +1,4 @@
-"""Engines that are compared write the same texts."""
+"""Tests that the compared engines write the same texts."""
 
 import pytest
 import torch

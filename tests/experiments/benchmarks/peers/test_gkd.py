@@ -1,4 +1,4 @@
-"""On-policy distillation by TRL and here: the same loss and gradient; updates that are timed."""
+"""Tests of on-policy distillation by TRL and here: same loss and gradient, timed updates."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_env.types import Examples, Trajectories, Writer
 
-pytest.importorskip("trl")  # the extra `bench`; make peers-test
+pytest.importorskip("trl")  # in the extra `bench`: make peers-test
 from textgen_experiments.benchmarks.peers.gkd import (
     TEACHER_WEIGHT,
     TRLUpdates,
@@ -16,7 +16,7 @@ from textgen_experiments.benchmarks.peers.gkd import (
 from textgen_experiments.benchmarks.peers.models import Size
 from textgen_experiments.benchmarks.peers.updates import LearnerUpdates
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL warns
 SIZE = Size(
     vocab_size=90,
     width=64,
@@ -41,7 +41,7 @@ def trl(folder):
 
 
 def written_by_trl(trl):
-    """What its trainer hands to its loss, and the same as trajectories."""
+    """Return the inputs of TRL's loss, and the same texts as trajectories."""
     torch.manual_seed(0)
     trainer, inputs = trl.trainer, trl.inputs()
     tokens, mask, labels = trainer.generate_on_policy_outputs(
@@ -83,7 +83,7 @@ def test_loss_and_gradient_of_the_same_tokens_are_trls(folder, trl, teacher_weig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_every_side_makes_updates_and_tells_where_the_time_goes(tmp_path, precision):
+def test_every_side_makes_updates_and_times_their_parts(tmp_path, precision):
     sides = gkd_updates(tmp_path, SIZE, precision, onednn=False)
     for name, side in sides.items():
         assert side() == 1, name
