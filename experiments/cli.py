@@ -16,6 +16,7 @@ from textgen_agents import AGENTS
 from textgen_agents.bases import OnDistributions
 from textgen_agents.losses.labels import TopKWithTail
 from textgen_agents.training.learner import TrainingError
+from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.tasks.packages import MissingPackageError
@@ -86,8 +87,12 @@ def run_training(options: TrainOptions) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with code 2 and one line if the user is to mend something."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        sys.stdout.write(f"textgen {__version__}\n")
+        return
     retain_freed_memory()
-    options = parse(_with_server(_hyphenated(list(sys.argv[1:] if argv is None else argv))))
+    options = parse(_with_server(_hyphenated(arguments)))
     try:
         ACTIONS[type(options)](options)
     except USER_ERRORS as error:
@@ -105,7 +110,7 @@ def parse(arguments: list[str]) -> object:
             return tyro.cli(
                 _commands(_choice(arguments), served=SERVER in arguments),
                 prog="textgen",
-                description="Imitation learning for text generation.",
+                description="Imitation learning for text generation. --version prints the version.",
                 args=arguments,
                 config=(tyro.conf.AvoidSubcommands,),
             )
