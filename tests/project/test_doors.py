@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import textgen_env
+from textgen_experiments.cli import main
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
@@ -68,3 +69,14 @@ def test_importing_the_environment_pulls_in_no_optional_package():
 def test_the_version_is_that_of_the_installed_distribution():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert textgen_env.__version__ == version(project["name"]) == project["version"]
+
+
+def test_the_command_line_prints_the_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"textgen {textgen_env.__version__}\n"
+
+
+def test_the_module_is_the_command_line():
+    command = [sys.executable, "-m", "textgen_env", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"textgen {textgen_env.__version__}\n"
