@@ -4,7 +4,7 @@
 # make integrations: run the environment inside other libraries, in a venv of its own.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
 # other libraries as well.
-# make browser: look at the report in Chromium (Debian: chromium and chromium-driver).
+# make browser: test the report's page in Chromium (Debian: chromium and chromium-driver).
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -38,7 +38,8 @@ peers-test: .venv/.installed-bench
 bench: peers-test
 	$(BIN)/textgen benchmark-peers
 
-# The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.
+# Tests of the environment in TorchRL and imitation. The pins of imitation exclude those of this
+# project, so it is installed without its dependencies.
 integrations: .venv-integrations/.installed
 	.venv-integrations/bin/pytest tests/integrations
 
