@@ -1,14 +1,15 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
+# make figures: count what the rules of language and size are about; installs nothing.
 # make integrations: run the environment inside other libraries, in a venv of its own.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
 # other libraries as well.
-# make browser: look at the report in Chromium (Debian: chromium and chromium-driver).
+# make browser: test the report's page in Chromium (Debian: chromium and chromium-driver).
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check slow browser peers-test bench integrations clean
+.PHONY: demo test check figures slow browser peers-test bench integrations clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -25,6 +26,9 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+figures:
+	$(PYTHON) tests/project/figures.py
+
 browser: .venv/.installed-dev
 	$(BIN)/pytest tests/browser
 
@@ -34,7 +38,8 @@ peers-test: .venv/.installed-bench
 bench: peers-test
 	$(BIN)/textgen benchmark-peers
 
-# The environment inside TorchRL and imitation. The second's pins exclude ours, so it comes alone.
+# Tests of the environment in TorchRL and imitation. The pins of imitation exclude those of this
+# project, so it is installed without its dependencies.
 integrations: .venv-integrations/.installed
 	.venv-integrations/bin/pytest tests/integrations
 

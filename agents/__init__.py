@@ -3,7 +3,7 @@
 A further file of this folder needs no line here: it calls `AGENTS.register` after its class.
 """
 
-from textgen_agents.agent import Agent
+from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.aggrevate import AggreVaTe
 from textgen_agents.atkd import ATKD
 from textgen_agents.dagger import DAgger
@@ -13,14 +13,18 @@ from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
 from textgen_agents.iq_learn import IQLearn
 from textgen_agents.kid import KID
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
+from textgen_agents.rollouts.context import Context
 from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.word_kd import WordKD
 from textgen_env.registry import Registry, import_all
+
+__all__ = ["AGENTS", "Agent", "Context", "LabelledBatch", "LearnsFrom"]
 
 AGENTS: Registry[type[Agent]] = Registry(
     "AGENTS", "agent", "textgen.agents", Agent, of_classes=True

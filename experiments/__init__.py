@@ -1,1 +1,1 @@
-"""Runs: what `textgen` does, on everything that `agents` and `textgen_env` offer."""
+"""Experiments: the command `textgen`, with its runs, recipes, reports and benchmarks."""

@@ -16,6 +16,7 @@ import tyro
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.training.learner import TrainingError
+from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
@@ -47,7 +48,7 @@ USAGE_ERROR = 2
 PLUGIN = "--plugin"
 DESCRIPTION = (
     "Imitation learning for text generation. Every command takes --plugin MODULE_OR_FILE.py, once "
-    "or more, whose agents, tasks and models are then there."
+    "or more, whose agents, tasks and models are then there. --version prints the version."
 )
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
@@ -138,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     retain_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        sys.stdout.write(f"textgen {__version__}\n")
+        return
     try:
         plugins, arguments = split_plugins(words)
         load_plugins(plugins)

@@ -1,1 +1,36 @@
 """Losses: divergences of next-token distributions, labels, and the means that agents minimize."""
+
+from textgen_agents.losses.divergences import (
+    Divergence,
+    cross_entropy,
+    forward_kl,
+    generalized_jsd,
+    masked_mean,
+    reverse_kl,
+    skewed_kl,
+    skewed_reverse_kl,
+    total_variation,
+)
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.objectives import loss_by_writer, loss_for, reference_loss, token_loss
+
+__all__ = [
+    "Dense",
+    "Divergence",
+    "Label",
+    "LabelledBatch",
+    "Top1",
+    "TopKWithTail",
+    "cross_entropy",
+    "forward_kl",
+    "generalized_jsd",
+    "loss_by_writer",
+    "loss_for",
+    "masked_mean",
+    "reference_loss",
+    "reverse_kl",
+    "skewed_kl",
+    "skewed_reverse_kl",
+    "token_loss",
+    "total_variation",
+]

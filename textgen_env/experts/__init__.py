@@ -1,1 +1,23 @@
-"""Experts: oracles that answer, at any state, which token comes next."""
+"""Experts: oracles that answer, at any state, which token comes next.
+
+`RemoteExpert` is imported from its file: it needs `pip install textgen-env[remote]`.
+"""
+
+from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
+from textgen_env.experts.dynamic_oracle import DynamicOracle
+from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert, Queries, TopK
+from textgen_env.experts.remote_config import RemoteTeacher
+from textgen_env.experts.scripted import ScriptedExpert
+
+__all__ = [
+    "CrossTokenizerExpert",
+    "DynamicOracle",
+    "Expert",
+    "ExpertError",
+    "NeuralExpert",
+    "NoExpert",
+    "Queries",
+    "RemoteTeacher",
+    "ScriptedExpert",
+    "TopK",
+]

@@ -1,1 +1,26 @@
-"""Generation: greedy decoding, sampling and beam search over any sequence model."""
+"""Generation: greedy decoding, sampling and beam search over any sequence model.
+
+The function `beam_search` is imported from its file or from `textgen_env`: here it would hide the
+file of the same name.
+"""
+
+from textgen_env.generation.beam_search import BeamSearch, n_best
+from textgen_env.generation.decoding import (
+    Decoder,
+    Sampling,
+    decode_all,
+    greedy,
+    next_action,
+    sample,
+)
+
+__all__ = [
+    "BeamSearch",
+    "Decoder",
+    "Sampling",
+    "decode_all",
+    "greedy",
+    "n_best",
+    "next_action",
+    "sample",
+]

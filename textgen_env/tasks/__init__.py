@@ -14,9 +14,28 @@ from textgen_env.registry import Registry, import_all
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.descriptions import DescriptionsConfig
 from textgen_env.tasks.hub import HubConfig
-from textgen_env.tasks.task import TaskConfig
-from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_env.tasks.noise import with_noisy_sources
+from textgen_env.tasks.prompts import with_expert_prompts, with_prompts
+from textgen_env.tasks.task import DataError, Pair, Task, TaskConfig, TextTask
+from textgen_env.tasks.text_files import PairFiles, TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
+
+__all__ = [
+    "TASKS",
+    "CopyConfig",
+    "DataError",
+    "DescriptionsConfig",
+    "HubConfig",
+    "Pair",
+    "PairFiles",
+    "Task",
+    "TextFilesConfig",
+    "TextTask",
+    "VersesConfig",
+    "with_expert_prompts",
+    "with_noisy_sources",
+    "with_prompts",
+]
 
 TASKS: Registry[TaskConfig] = Registry(
     "TASKS", "task", "textgen.tasks", TaskConfig, of_classes=False
