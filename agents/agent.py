@@ -52,7 +52,7 @@ class Agent(ABC):
 
     @property
     def needs_expert(self) -> bool:
-        """Whether the expert is asked anything."""
+        """True unless it learns from the references alone."""
         return self.learns_from is not LearnsFrom.REFERENCES
 
     def check_expert(self, expert: Expert) -> None:

@@ -67,11 +67,11 @@ class DAgger(Agent):
             Dense().check(expert)
 
     def make_buffer(self, env: TextGenVectorEnv, processes: int = 1) -> Buffer:
-        """Return an empty buffer."""
+        """Return an empty buffer for this process."""
         return Buffer(env, capacity=self.capacity, label=self.label, processes=processes)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """Return the present beta."""
+        """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
     def collect(self, context: Context) -> LabelledBatch:

@@ -106,7 +106,7 @@ class DistiLLM(Agent):
         return {"student_fraction": self.student_fraction, "fresh": self.fresh(progress)}
 
     def make_buffer(self, env: TextGenVectorEnv, processes: int = 1) -> Buffer:
-        """Return an empty buffer."""
+        """Return an empty buffer for this process."""
         return Buffer(env, capacity=self.capacity, label=self.label, processes=processes)
 
     def collect(self, context: Context) -> LabelledBatch:

@@ -52,7 +52,7 @@ class GKD(Agent):
 
     @property
     def divergence(self) -> Divergence:
-        """Divergence that `teacher_weight` names."""
+        """Divergence that `teacher_weight` stands for."""
         between = partial(generalized_jsd, teacher_weight=self.teacher_weight)
         return {0.0: forward_kl, 1.0: reverse_kl}.get(self.teacher_weight, between)
 

@@ -60,7 +60,7 @@ class ImitKD(Agent):
         check_smoothing(self.label_smoothing)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """Return the present beta."""
+        """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
     def collect(self, context: Context) -> LabelledBatch:
@@ -96,7 +96,7 @@ class ImitKDFull(Agent):
     label: Label = field(default_factory=Dense, kw_only=True)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """Return the present beta."""
+        """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
     def collect(self, context: Context) -> LabelledBatch:
@@ -140,7 +140,7 @@ class ImitKDStar(Agent):
         check_smoothing(self.label_smoothing)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """Return the present beta."""
+        """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
@@ -183,7 +183,7 @@ class ImitKDStarFull(Agent):
     label: Label = field(default_factory=Dense, kw_only=True)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """Return the present beta."""
+        """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:

@@ -57,7 +57,7 @@ class ScheduledSampling(Agent):
         check_block(self.block)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
-        """Return the present beta."""
+        """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
     def collect(self, context: Context) -> LabelledBatch:

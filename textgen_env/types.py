@@ -41,7 +41,7 @@ class SpecialTokens(NamedTuple):
 
 
 class Writer(IntEnum):
-    """Who wrote a token of a trajectory."""
+    """Writers of a trajectory's tokens."""
 
     DATA = 0
     STUDENT = 1

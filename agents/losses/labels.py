@@ -211,7 +211,7 @@ class RecordedExpert(Expert):
         self.labels = labels
 
     def logits(self, trajectories: Trajectories) -> Tensor:
-        """Return the recorded logits."""
+        """Return the logits that were recorded."""
         if "logits" not in self.labels:
             raise ExpertError(
                 "label must be Dense() for a loss that needs the whole distribution, got one that "
@@ -232,15 +232,15 @@ class RecordedExpert(Expert):
         return super().top_k(trajectories, k)
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
-        """Raise: nothing is asked."""
+        """Raise `ExpertError`: recorded answers hold no more."""
         raise self._error()
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
-        """Raise: nothing is asked."""
+        """Raise `ExpertError`: recorded answers hold no more."""
         raise self._error()
 
     def step(self, state: State, previous: Tensor, cache: AnyCache) -> tuple[Tensor, AnyCache]:
-        """Raise: nothing is asked."""
+        """Raise `ExpertError`: recorded answers hold no more."""
         raise self._error()
 
     def _error(self) -> ExpertError:

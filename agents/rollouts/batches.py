@@ -1,4 +1,4 @@
-"""Which examples make up which update: a pure function of the seed and the update's number.
+"""Composition of batches: a pure function of the seed and the update's number.
 
 Nothing is kept between updates, so a resumed run draws what it would have drawn. Examples of
 similar length come together: a window of several batches is sorted by length and cut, and the
@@ -16,17 +16,17 @@ WINDOW = 32  # batches that are sorted together; more saves padding, fewer mixes
 
 
 def seed_of(seed: int, purpose: str, counter: int) -> int:
-    """The 63-bit seed of one use of randomness, far from that of any other use."""
+    """Return the 63-bit seed of one use of randomness, far from that of any other use."""
     return text_hash(f"{seed}/{purpose}/{counter}") >> 1
 
 
 def generator_for(seed: int, purpose: str, counter: int) -> torch.Generator:
-    """A CPU generator for one use of randomness, the same whenever it is asked for."""
+    """Return a CPU generator for one use of randomness, the same at every call."""
     return torch.Generator().manual_seed(seed_of(seed, purpose, counter))
 
 
 def batch_indices(lengths: Tensor, batch_size: int, seed: int, first: int = 0) -> Iterator[Tensor]:
-    """Endless batches of example indices, from batch number `first` on.
+    """Yield batches of example indices without end, from batch number `first` on.
 
     Args:
         lengths: (N,) tokens of each example.
@@ -46,7 +46,7 @@ def batch_indices(lengths: Tensor, batch_size: int, seed: int, first: int = 0) -
 
 
 def _window(lengths: Tensor, batch_size: int, seed: int, window: int) -> Tensor:
-    """(WINDOW, B) indices: a stretch of the endless sequence of permutations, sorted and cut."""
+    """Return (WINDOW, B) indices: a part of the sequence of permutations, sorted and cut."""
     count = len(lengths)
     start, stop = window * WINDOW * batch_size, (window + 1) * WINDOW * batch_size
     epochs = range(start // count, (stop - 1) // count + 1)

@@ -65,7 +65,7 @@ class Gated:
         if self.expert is None:
             other, writer = view.data_action, Writer.DATA
         else:
-            other, writer = self.expert(_expert_logits(view)), Writer.EXPERT
+            other, writer = self.expert(_required_expert_logits(view)), Writer.EXPERT
         return proposal.where(stays, other), torch.where(stays, Writer.STUDENT, writer)
 
 
@@ -115,7 +115,7 @@ class InTopK:
 
     def __call__(self, view: StepView, proposal: Tensor) -> Tensor:
         """Return a (K,) bool mask, True where fewer than k tokens are more probable."""
-        logits = _expert_logits(view)
+        logits = _required_expert_logits(view)
         return (logits > logits.gather(1, proposal[:, None])).sum(1) < self.k
 
 
@@ -135,7 +135,7 @@ class BelowThreshold:
     def __call__(self, view: StepView, proposal: Tensor) -> Tensor:
         """Return a (K,) bool mask, True where the divergence is not above the threshold."""
         del proposal
-        divergence = generalized_jsd(view.student_logits, _expert_logits(view))
+        divergence = generalized_jsd(view.student_logits, _required_expert_logits(view))
         return divergence <= self.threshold[view.position]
 
 
@@ -160,7 +160,7 @@ class OneWaySwitch:
         """Return a (K,) bool mask, True before the leap; called at every position of a text."""
         del proposal
         rows, window = view.rows, self.recent.shape[1]
-        divergence = forward_kl(view.student_logits, _expert_logits(view))
+        divergence = forward_kl(view.student_logits, _required_expert_logits(view))
         leaps = divergence > self.factor * self.recent[rows].mean(1)
         begun = view.position > 0
         over = (self.over[rows] & begun) | (leaps & (view.position >= window))
@@ -205,7 +205,7 @@ def check_block(block: int) -> None:
         raise ValueError(f"block must be at least 1, got {block}; 1 is a draw for each token")
 
 
-def _expert_logits(view: StepView) -> Tensor:
+def _required_expert_logits(view: StepView) -> Tensor:
     """Return the expert's (K, V) logits, which the rollout must have asked for."""
     if view.expert_logits is None:
         raise ValueError(

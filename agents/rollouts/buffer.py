@@ -65,7 +65,7 @@ class Buffer:
 
     @property
     def full(self) -> bool:
-        """Whether the next row replaces the oldest."""
+        """True if the next row replaces the oldest."""
         return self.added >= self.capacity
 
     def add(self, batch: LabelledBatch, expert: Expert) -> None:

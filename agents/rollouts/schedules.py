@@ -1,4 +1,4 @@
-"""How beta, the probability that the data or the expert writes, falls during training.
+"""Schedules of beta, the probability that the data or the expert writes, over training.
 
 Each schedule is called with progress, the fraction of training done, in [0, 1], and gives beta in
 [0, 1]. Source of the forms: Lin et al. 2020, section 3.3, arXiv:2009.07253; its r is 1 / base here.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Constant:
-    """The same throughout: 1 is data alone, 0 is the student alone.
+    """Constant beta: at 1 the data writes everything, at 0 the student.
 
     Attributes:
         value: beta, in [0, 1].
@@ -22,14 +22,14 @@ class Constant:
         _check("value", self.value)
 
     def __call__(self, progress: float) -> float:
-        """`value`."""
+        """Return `value` whatever the progress."""
         del progress
         return self.value
 
 
 @dataclass(frozen=True)
 class Linear:
-    """From 1 to `final` along a line.
+    """Beta that falls from 1 to `final` along a line.
 
     Attributes:
         final: beta at the end, in [0, 1].
@@ -41,13 +41,13 @@ class Linear:
         _check("final", self.final)
 
     def __call__(self, progress: float) -> float:
-        """1 - (1 - final) progress."""
+        """Return 1 - (1 - final) progress."""
         return 1.0 - (1.0 - self.final) * progress
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """From 1 to 1 / base; with base 200 the student writes four fifths of a run's prefixes.
+    """Beta that falls from 1 to 1 / base; with base 200 its mean over a run is a fifth.
 
     Attributes:
         base: at least 1.
@@ -60,13 +60,13 @@ class Exponential:
             raise ValueError(f"base must be at least 1, so that beta <= 1, got {self.base}")
 
     def __call__(self, progress: float) -> float:
-        """base^-progress."""
+        """Return base^-progress at `progress`, in [0, 1]."""
         return self.base**-progress
 
 
 @dataclass(frozen=True)
 class ReverseSigmoid:
-    """From almost 1 to almost 0, most of the way around the middle of training.
+    """Beta that falls from almost 1 to almost 0, mostly around the middle of training.
 
     Attributes:
         steepness: above 0; the slope in the middle is a quarter of it.
@@ -79,13 +79,13 @@ class ReverseSigmoid:
             raise ValueError(f"steepness must be above 0, so that beta falls, got {self.steepness}")
 
     def __call__(self, progress: float) -> float:
-        """1 / (1 + e^(steepness (progress - 1/2)))."""
+        """Return 1 / (1 + e^(steepness (progress - 1/2)))."""
         return 0.5 - 0.5 * math.tanh(0.5 * self.steepness * (progress - 0.5))
 
 
 @dataclass(frozen=True)
 class Indicator:
-    """1 at first, then 0: what DAgger does without a parameter.
+    """Beta that is 1 at first, then 0: the parameter-free choice of DAgger.
 
     Attributes:
         until: share of training that counts as its first iteration, in [0, 1].
@@ -99,7 +99,7 @@ class Indicator:
         _check("until", self.until)
 
     def __call__(self, progress: float) -> float:
-        """1 while progress is below `until`, 0 from there on."""
+        """Return 1 while progress is below `until`, 0 from there on."""
         return float(progress < self.until)
 
 

@@ -52,7 +52,7 @@ class ExportOptions:
 
     @property
     def folder(self) -> Path:
-        """Folder to create."""
+        """Folder that the export creates."""
         name = self.format if self.precision == "float32" else f"{self.format}-{self.precision}"
         return self.output or self.model / "export" / name
 

@@ -98,7 +98,7 @@ def descriptions(
     )
 
 
-def clean(text: str) -> str:
+def clean_article(text: str) -> str:
     """Return `text` in one line, without invisible characters and the gaps of removed asides."""
     return _GAP.sub("", " ".join(text.replace(_WORD_JOINER, "").split()))
 
@@ -109,7 +109,7 @@ def clean_description(text: str, extract: str) -> str:
     Years in brackets at its end are removed, because few extracts tell them. Its first letter stays
     a capital only where the extract writes the first word so too.
     """
-    text = _YEARS.sub("", clean(text))
+    text = _YEARS.sub("", clean_article(text))
     first = _WORD.match(text)
     return text if first and first[0] in _WORD.findall(extract) else text[:1].lower() + text[1:]
 
@@ -137,7 +137,7 @@ def _articles(max_source_words: int) -> Iterator[tuple[str, Pair]]:
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))
         for title, article in articles.items():
-            extract = clean(article["extract"])
+            extract = clean_article(article["extract"])
             source = " ".join(extract.split()[:max_source_words])
             yield title, Pair(source, clean_description(article["description"], extract))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

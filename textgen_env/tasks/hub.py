@@ -93,9 +93,9 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     """
     dropped: Counter[str] = Counter()
     splits = {
-        "train": _read(config, config.train, dropped, config.max_train_pairs),
-        "validation": _read(config, config.validation, dropped),
-        "test": _read(config, config.test, dropped),
+        "train": _read_split(config, config.train, dropped, config.max_train_pairs),
+        "validation": _read_split(config, config.validation, dropped),
+        "test": _read_split(config, config.test, dropped),
     }
     longest = config.limits.max_tokens
     if config.cut_source is not None:
@@ -139,17 +139,17 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
     return cut_texts
 
 
-def _read(
+def _read_split(
     config: HubConfig, split: str, dropped: Counter[str], count: int | None = None
 ) -> list[Pair]:
     """Return the pairs within the limits among the first `count` of a split."""
-    pairs = list(islice(_pairs(config, split), count))
+    pairs = list(islice(_iterate_pairs(config, split), count))
     if not pairs:
         raise DataError(f"{config.path} must have at least one row in split {split}, got none")
     return keep_pairs(pairs, config.limits, dropped)
 
 
-def _pairs(config: HubConfig, split: str) -> Iterator[Pair]:
+def _iterate_pairs(config: HubConfig, split: str) -> Iterator[Pair]:
     columns = Columns(config.source, config.reference, config.expert_source)
     where = HubSplit(config.path, split, config.configuration, config.revision, config.streaming)
     for place, record in hub_rows(where):

@@ -115,13 +115,13 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
 
 
 def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
-    train = _read("train", config.train, config)
+    train = _read_files("train", config.train, config)
     if config.validation is not None and config.test is not None:
-        validation = _read("validation", config.validation, config)
+        validation = _read_files("validation", config.validation, config)
         return {
             "train": train,
             "validation": validation,
-            "test": _read("test", config.test, config),
+            "test": _read_files("test", config.test, config),
         }
     splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for pair in train:
@@ -135,7 +135,7 @@ def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
     return splits
 
 
-def _read(split: str, files: PairFiles, config: TextFilesConfig) -> list[Pair]:
+def _read_files(split: str, files: PairFiles, config: TextFilesConfig) -> list[Pair]:
     """Return the pairs of a split without white space at their ends; empty ones included."""
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)

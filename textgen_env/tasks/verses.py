@@ -86,8 +86,8 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
         DataError: the package's database cannot be read.
     """
     config = config or VersesConfig()
-    reference = _read(config.reference_version)
-    sources = [_read(version) for version in config.source_versions]
+    reference = _read_version(config.reference_version)
+    sources = [_read_version(version) for version in config.source_versions]
     dropped: Counter[str] = Counter()
     held_out = Limits(max_words=config.max_words)
     training = Limits(max_words=config.max_train_words)
@@ -95,10 +95,12 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
         "train": [
             pair
             for source in sources
-            for pair in keep_pairs(_pairs(source, reference, "train"), training, dropped)
+            for pair in keep_pairs(_aligned_pairs(source, reference, "train"), training, dropped)
         ],
-        "validation": keep_pairs(_pairs(sources[0], reference, "validation"), held_out, dropped),
-        "test": keep_pairs(_pairs(sources[0], reference, "test"), held_out, dropped),
+        "validation": keep_pairs(
+            _aligned_pairs(sources[0], reference, "validation"), held_out, dropped
+        ),
+        "test": keep_pairs(_aligned_pairs(sources[0], reference, "test"), held_out, dropped),
     }
     task = make_task(
         "verses",
@@ -116,19 +118,19 @@ def split_of(book: int, chapter: int) -> str:
     return hashed_split(f"{book}:{chapter}")
 
 
-def clean(text: str) -> str:
+def clean_verse(text: str) -> str:
     """Return a verse without tags, brackets, number, ornaments, curly quotes and end dash."""
     text = _ORNAMENT.sub("", _VERSE_NUMBER.sub("", _TAG.sub("", text))).translate(_QUOTES)
     return " ".join(_TRAILING_DASH.sub("", text).split())
 
 
-def _pairs(source: Version, reference: Version, split: str) -> Iterator[Pair]:
+def _aligned_pairs(source: Version, reference: Version, split: str) -> Iterator[Pair]:
     for place, text in source.items():
         if split_of(place[0], place[1]) == split:
             yield Pair(text, reference.get(place, ""))  # a verse that is missing counts as empty
 
 
-def _read(version: str) -> Version:
+def _read_version(version: str) -> Version:
     path = package_folder(PACKAGE, "verses") / DATABASE
     try:
         return _read_version(path, version)
@@ -149,4 +151,4 @@ def _read_version(path: Path, version: str) -> Version:
         if not rows:
             known = [name for (name,) in connection.execute("SELECT DISTINCT bbName FROM bible")]
             raise ValueError(f"version must be one of {', '.join(sorted(known))}, got {version!r}")
-    return {(book, chapter, verse): clean(text) for book, chapter, verse, text in rows}
+    return {(book, chapter, verse): clean_verse(text) for book, chapter, verse, text in rows}

@@ -15,7 +15,7 @@ from textgen_env.tasks.descriptions import (
     PACKAGE,
     CopyShare,
     DescriptionsConfig,
-    clean,
+    clean_article,
     clean_description,
     copy_share,
     descriptions,
@@ -120,7 +120,7 @@ def test_the_rest_of_an_article_is_cut_off():
     ],
 )
 def test_cleaning(text, cleaned):
-    assert clean(text) == cleaned
+    assert clean_article(text) == cleaned
 
 
 @pytest.mark.parametrize(

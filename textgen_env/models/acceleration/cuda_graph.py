@@ -22,7 +22,7 @@ from textgen_env.models.cache_ops import map_tensors, tensors_of
 from textgen_env.models.sequence_model import AnyCache, Cache, SequenceModel
 from textgen_env.types import SpecialTokens
 
-M = TypeVar("M")
+GraphableT = TypeVar("GraphableT")
 CaptureFn = Callable[[Callable[[], None]], Callable[[], object]]
 """Function that records some work and returns a callable that repeats it on the same tensors."""
 
@@ -48,7 +48,7 @@ class StaticShapeCache(Cache, Protocol):
         ...
 
 
-def with_cuda_graphs(model: M) -> M:
+def with_cuda_graphs(model: GraphableT) -> GraphableT:
     """Return a model that shares `model`'s weights and replays its steps, if it is on CUDA.
 
     Args:
@@ -57,7 +57,7 @@ def with_cuda_graphs(model: M) -> M:
     """
     if not isinstance(model, nn.Module) or not all(each.is_cuda for each in model.parameters()):
         return model
-    return cast("M", GraphedModel(cast("SequenceModel", model), capture_cuda_graph))
+    return cast("GraphableT", GraphedModel(cast("SequenceModel", model), capture_cuda_graph))
 
 
 def capture_cuda_graph(work: Callable[[], None]) -> Callable[[], object]:

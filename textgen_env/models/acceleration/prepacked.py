@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from textgen_env.models.layers import TiedEmbedding
 
-M = TypeVar("M")
+ModelT = TypeVar("ModelT")
 MIN_FLOAT32_ROWS = 4  # with fewer rows the plain product is faster in float32
 
 
-def with_prepacked_weights(model: M) -> M:
+def with_prepacked_weights(model: ModelT) -> ModelT:
     """Return a copy of `model` that shares its weights and has faster products, if it is on a CPU.
 
     Args:
@@ -30,7 +30,7 @@ def with_prepacked_weights(model: M) -> M:
     if not isinstance(model, nn.Module) or not torch.backends.mkldnn.is_available():
         return model
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return cast("M", _prepacked_copy(model)) if on_cpu else model
+    return cast("ModelT", _prepacked_copy(model)) if on_cpu else model
 
 
 def _prepacked_copy(module: nn.Module) -> nn.Module:
