@@ -20,7 +20,7 @@ torch.set_num_threads(1)  # more make tiny trainings many times slower
 
 @pytest.fixture
 def transformer():
-    """A two-layer Transformer over 50 tokens, in evaluation mode."""
+    """Return a two-layer Transformer over 50 tokens, in evaluation mode."""
     torch.manual_seed(0)
     config = TransformerConfig(vocab_size=50, width=32, num_heads=2, feed_forward=64)
     return Transformer(config).eval()
@@ -28,7 +28,7 @@ def transformer():
 
 @pytest.fixture(scope="session")
 def tiny_task():
-    """Copying 2 to 5 of 8 words."""
+    """Return the task of copying 2 to 5 of 8 words."""
     return copy_task(
         CopyConfig(8, min_length=2, max_length=5, num_train=64, num_validation=12, num_test=12)
     )
@@ -36,7 +36,7 @@ def tiny_task():
 
 @pytest.fixture
 def tiny_teacher(tiny_task):
-    """An untrained Transformer for `tiny_task`, in evaluation mode."""
+    """Return an untrained Transformer for `tiny_task`, in evaluation mode."""
     torch.manual_seed(1)
     vocab_size = tiny_task.tokenizer.vocab_size
     config = TransformerConfig(vocab_size, 16, num_heads=2, feed_forward=32, dropout=0.0)
@@ -56,7 +56,7 @@ def make_student(tiny_task):
 
 @pytest.fixture
 def tiny_student(make_student):
-    """An untrained recurrent model for `tiny_task`, in evaluation mode, without dropout."""
+    """Return an untrained recurrent model for `tiny_task`, in evaluation mode, without dropout."""
     return make_student()
 
 
@@ -141,7 +141,7 @@ def make_table_model():
 
 @pytest.fixture(scope="module")
 def writer():
-    """An untrained model whose texts vary and end after 3 to 20 tokens."""
+    """Return an untrained model whose texts vary and end after 3 to 20 tokens."""
     return lively_transformer()
 
 

@@ -75,12 +75,12 @@ def from_json(value: Any) -> Any:  # noqa: ANN401 - the inverse of `to_json`
         UnknownRecordError: a class is not known.
         ValueError: a class has no field of a name, or refuses a value.
     """
-    return _from_json(value, records())
+    return _value_from_json(value, records())
 
 
-def _from_json(value: Any, known: Mapping[str, type]) -> Any:  # noqa: ANN401 - JSON, as above
+def _value_from_json(value: Any, known: Mapping[str, type]) -> Any:  # noqa: ANN401 - JSON, as above
     if isinstance(value, list):
-        return tuple(_from_json(item, known) for item in value)
+        return tuple(_value_from_json(item, known) for item in value)
     if not isinstance(value, dict):
         return value
     name, named = str(value["type"]), {k: item for k, item in value.items() if k != "type"}
@@ -94,7 +94,7 @@ def _from_json(value: Any, known: Mapping[str, type]) -> Any:  # noqa: ANN401 - 
         current = key if key in own else RENAMED.get(key, key)
         if current not in own:
             raise ValueError(f"{name} must have fields among {sorted(own)}, got {key!r}")
-        arguments[current] = _from_json(item, known)
+        arguments[current] = _value_from_json(item, known)
     return kind(**arguments)
 
 

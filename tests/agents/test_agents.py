@@ -44,7 +44,7 @@ BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
 
 
 def writers_of_rows(trajectories):
-    """The set of writers of each row's counted tokens."""
+    """Return the set of writers of each row's counted tokens."""
     return [
         set(row[mask].tolist())
         for row, mask in zip(trajectories.writer, trajectories.mask, strict=True)
@@ -324,7 +324,7 @@ def prepare(agent, env):
 
 @st.composite
 def tiny_tasks(draw):
-    """Copying tasks of a few examples."""
+    """Draw a copying task of a few examples."""
     return copy_task(
         CopyConfig(
             num_words=draw(st.integers(7, 9)),
@@ -347,7 +347,7 @@ def tiny_tasks(draw):
     smoothing=st.floats(0, 0.99),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_every_agent_learns_on_any_task(
+def test_every_agent_learns_on_any_task(  # noqa: PLR0913 - drawn by hypothesis
     make_env, make_table_model, name, task, rows, progress, smoothing, seed
 ):
     agent = make(name)

@@ -26,7 +26,7 @@ def bleu(text, reference):
 
 
 def completed(model, source, text, limit):
-    """What greedy decoding makes of the beginning of a text, token by token."""
+    """Complete the beginning of a text greedily, token by token."""
     text = list(text)
     while len(text) < limit and END not in text:
         actions = torch.tensor([[*text, 0]])

@@ -17,7 +17,7 @@ KINDS = [KL(), RKL(), JS(0.3), TVD()]
 
 
 def distributions(trajectories, student, expert):
-    """The teacher's and the student's (B, T, V) in double precision."""
+    """Return the teacher's and the student's (B, T, V) in double precision."""
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     return (each.detach().double().softmax(-1) for each in (expert.logits(trajectories), logits))
 
@@ -27,7 +27,7 @@ def kl(one, other):
 
 
 def by_hand(kind, p, q):
-    """What a state of a teacher's text and one of a student's add, for each kind."""
+    """Return the terms of a state of a teacher's text and of a student's, for each kind."""
     if isinstance(kind, KL):
         return kl(p, q), None
     if isinstance(kind, RKL):
@@ -52,7 +52,7 @@ def test_each_text_has_its_own_term(env, expert, tiny_student, kind):
 
 
 def on_equal_prefixes(env):
-    """The same texts twice, once as the data's and once as the student's."""
+    """Return the same texts twice, once as the data's and once as the student's."""
     data = Trajectories.from_examples(env.examples, env.special)
     own = replace(data, writer=torch.full_like(data.writer, Writer.STUDENT))
     return data, Trajectories.cat([data, own], env.special)

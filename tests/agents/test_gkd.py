@@ -14,7 +14,7 @@ ALONE = GKD(student_fraction=1.0)
 
 
 def losses_of(trajectories, student, expert, weight):
-    """The generalized divergence of every counted state in double precision."""
+    """Return the generalized divergence of every counted state in double precision."""
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     q = logits.detach().double().softmax(-1)[trajectories.mask]
     p = expert.logits(trajectories).double().softmax(-1)[trajectories.mask]

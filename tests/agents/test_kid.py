@@ -48,7 +48,7 @@ def test_it_learns_gold_text_and_the_teacher_on_spoiled_text(env, expert, tiny_s
 
 @pytest.fixture
 def lively(tiny_task, make_table_model):
-    """A student that would end many of the texts."""
+    """Return a student that would end many of the texts."""
     return make_table_model(tiny_task, 3)
 
 

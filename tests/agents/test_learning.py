@@ -98,7 +98,7 @@ def test_the_imitator_asked_its_teacher_and_left_it_as_it_was(task, teacher, imi
 
 @pytest.fixture(scope="module")
 def half_trained(train):
-    """A student that copies most texts, 88 of the 100 for validation and 91 of those for tests."""
+    """Return a student that copies most texts: 88 of 100 for validation, 91 for tests."""
     return train(MLE(), 32, config=replace(CONFIG, updates=200))[0]
 
 

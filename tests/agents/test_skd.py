@@ -23,7 +23,7 @@ def ranks(logits, actions):
 
 
 def best(logits):
-    """The most probable token that may be written."""
+    """Return the most probable token that may be written."""
     return logits[..., 2:].argmax(-1) + 2
 
 

@@ -68,7 +68,7 @@ def copy_it_unscrambled(source, prefix, length):
 
 @pytest.fixture
 def teacher(tiny_teacher, tiny_task, make_table_model):
-    """Writes texts that depend on the source, and on all of it."""
+    """Return a teacher whose texts depend on the whole source."""
     return Ensemble((tiny_teacher, make_table_model(tiny_task, 3)))
 
 
@@ -145,7 +145,7 @@ def test_the_experts_answers_are_about_its_own_view(kind, teacher, one_view, two
 
 
 def advice(env):
-    """What the expert would write along episodes of drawn actions, (steps, slots)."""
+    """Return the expert's actions along episodes of drawn actions, (steps, slots)."""
     generator, slot = torch.Generator().manual_seed(0), torch.arange(env.num_envs)
     _, info = env.reset(seed=0)
     said = [info["expert_action"]]

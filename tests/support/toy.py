@@ -118,7 +118,7 @@ class LivelyModel:
 
 
 def lively_transformer():
-    """A `LivelyModel` with a small Transformer over 30 tokens inside."""
+    """Return a `LivelyModel` with a small Transformer over 30 tokens inside."""
     torch.manual_seed(0)
     config = TransformerConfig(30, width=32, num_heads=2, feed_forward=64)
     return LivelyModel(Transformer(config).eval().requires_grad_(False))

@@ -54,7 +54,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         "render_fps": 4,  # nothing here depends on it; Gymnasium warns where it is missing
     }
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings that `gymnasium.make` passes by name
         self,
         task: Task,
         *,

@@ -109,7 +109,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         TypeError: an autoreset mode that is none of Gymnasium's, `num_envs` that is no integer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings that `gymnasium.make_vec` passes by name
         self,
         task: Task,
         num_envs: int = 1,

@@ -133,7 +133,7 @@ def _aligned_pairs(source: Version, reference: Version, split: str) -> Iterator[
 def _read_version(version: str) -> Version:
     path = package_folder(PACKAGE, "verses") / DATABASE
     try:
-        return _read_version(path, version)
+        return _query_version(path, version)
     except sqlite3.Error as error:
         raise DataError(
             f"{path} must be the SQLite file that the package {PACKAGE} carries, got {error}: "
@@ -141,7 +141,7 @@ def _read_version(version: str) -> Version:
         ) from error
 
 
-def _read_version(path: Path, version: str) -> Version:
+def _query_version(path: Path, version: str) -> Version:
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         rows = connection.execute(
             "SELECT bNumber, cNumber, vNumber, vText FROM bible WHERE bbName = ? "

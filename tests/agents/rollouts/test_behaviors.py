@@ -112,7 +112,7 @@ EXPERT = torch.tensor([[0.0, 0, 5, 4, 3], [0, 0, 3, 5, 4], [0, 0, 3, 4, 5]])  # 
 
 
 def keep(*rows):
-    """A gate that lets the proposals of these rows stay."""
+    """Return a gate that lets the proposals of these rows stay."""
 
     def gate(view, proposal):
         del proposal
@@ -221,7 +221,7 @@ def surprising(*surprises):
 
 
 def written_under(gate, *steps):
-    """What stays, step by step and row by row, where the divergences are these."""
+    """Return what stays, by step and row, where the divergences are these."""
     stays = []
     for position, surprises in enumerate(steps):
         student, expert = surprising(*surprises)
@@ -304,7 +304,7 @@ def test_the_student_writes_a_share_of_one_minus_beta_of_the_blocks(beta, block)
 
 @pytest.fixture
 def of_two(tiny_task, make_env):
-    """Generator -> a context of two slots."""
+    """Return a function: generator -> a context of two slots."""
     env = make_env(tiny_task, 2)
     return lambda generator: Context(torch.arange(2), env, None, generator=generator)
 

@@ -30,7 +30,7 @@ def write(env, student, by_student, seed=0):
 
 @torch.no_grad()
 def greedy(student, source, max_steps):
-    """The rows of token ids that `student` writes, by a forward pass over all for every token."""
+    """Return the token ids that `student` writes, with a whole forward pass for every token."""
     rows = []
     for row in source:
         written = []
@@ -56,7 +56,7 @@ def text_rows(tokens, pad=0):
 
 @pytest.fixture
 def table_model(tiny_task, make_table_model):
-    """Ends some of its texts early, some late and some never."""
+    """Return a model that ends some of its texts early, some late and some never."""
     return make_table_model(tiny_task, 3)
 
 

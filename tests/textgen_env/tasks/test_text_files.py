@@ -34,7 +34,7 @@ def write(folder, kind, pairs, name="pairs", *, end="\n", finish=""):
 
 
 def held_out(folder):
-    """Validation and test files, for tests that look at the training file."""
+    """Return validation and test files, for tests that look at the training file."""
     (folder / "held_out.tsv").write_text("held\tout\n")
     return {"validation": folder / "held_out.tsv", "test": folder / "held_out.tsv"}
 

@@ -118,7 +118,7 @@ def test_noise_is_in_what_students_read_of_the_same_pairs():
     task = verses(VersesConfig(source_versions=("e", "s"), source_noise=0.3), BYTES)
     for split in ("train", "validation", "test"):
         pairs = getattr(task, split)
-        assert [Pair(p.expert_source, p.reference) for p in pairs] == getattr(clean_verse, split)
+        assert [Pair(p.expert_source, p.reference) for p in pairs] == getattr(clean, split)
         assert any(pair.source != pair.expert_source for pair in pairs)
     assert task.dropped == clean.dropped
 
