@@ -49,6 +49,7 @@ class DAgger(Agent):
     """
 
     learns_from = LearnsFrom.TOKENS
+    queries_while_writing = True
     capacity: int = 8192
     label: Label = field(default_factory=Top1)
     beta: Schedule = field(default_factory=Indicator)
@@ -62,7 +63,7 @@ class DAgger(Agent):
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, unless the expert gives the label, and all if it writes."""
-        super().check_expert(expert)
+        self.label.check(expert)
         if self.beta != Constant(0.0):
             Dense().check(expert)
 

@@ -228,7 +228,7 @@ def _choice(arguments: list[str]) -> Choice:
 def _experiment(choice: Choice, *, served: bool) -> Experiment:
     """Return the default experiment of `train` for the chosen parts."""
     agent = AGENTS[choice.agent]()
-    if served and vars(agent).get("label") == Dense():
+    if served and vars(agent).get("label") == Dense() and not agent.queries_while_writing:
         agent = replace(cast("Any", agent), label=TopKWithTail())  # all that a server tells
     agent = with_variant(agent, choice.variant)
     if choice.paper is not None:

@@ -85,7 +85,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     if student is None or same_pieces(student, teacher):
         return Tokenizers(teacher)
     agent = experiment.agent
-    if agent.learns_from not in ACROSS_TOKENIZERS:
+    if agent.learns_from not in ACROSS_TOKENIZERS or agent.queries_while_writing:
         raise RunError(
             f"{option} must have the teacher's tokenizer, got {folder}, which has another than "
             f"{teacher_folder}: {agent_name(agent)} asks for distributions over the student's "

@@ -17,7 +17,7 @@ SMALL = ["--student.width", "8", "--learner.batch-size", "4", "--validation-pair
 SMALL += ["--learner.updates", "2", "--learner.evaluate-every", "2", "--precision", "float32"]
 MAKE = (
     "import gymnasium, textgen_env; e = gymnasium.make('TextGen/Reverse-v0'); e.reset(seed=0); "
-    "print(e.unwrapped.slot.reward.__name__)"
+    "print(e.unwrapped.vector_env.reward.__name__)"
 )
 PYPROJECT = """
 [build-system]

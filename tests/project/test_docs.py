@@ -28,14 +28,15 @@ def test_an_agent_of_ones_own_is_trained_by_the_command_line(tmp_path):
     teacher = build_model(RecurrentConfig(tokenizer.vocab_size, width=16), 0)
     save_model(teacher, tmp_path / "teacher", tokenizer)
     command = [
-        *("train", "--task", "copy", "--agent", "helped", "--agent.sure", "0.1"),
+        *("train", "--plugin", str(program), "--task", "copy"),
+        *("--agent", "helped", "--agent.sure", "0.1"),
         *("--teacher", str(tmp_path / "teacher"), "--output", str(run)),
         *("--task.num-words", "8", "--task.max-length", "5", "--task.num-train", "40"),
         *("--task.num-validation", "4", "--task.num-test", "4", "--student.width", "16"),
         *("--learner.batch-size", "4", "--learner.updates", "4", "--learner.evaluate-every", "4"),
     ]
     done = subprocess.run(
-        [sys.executable, str(program), *command],
+        [sys.executable, "-m", "textgen_env", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
