@@ -44,9 +44,9 @@ class DistiLLM(Agent):
     teacher's k most probable tokens and the rest; with `Dense` its distribution, as in the paper.
     Loss: skewed KL.
     Differs from the paper in: the label; a stored text's label is not asked for again; the share
-    rises where validation loss is above its lowest since the last rise, in the authors' program
-    above that at the last rise or before training, which a student from scratch never sees again;
-    no loss on other text.
+    rises where validation loss is above its lowest since the last rise, or since before training;
+    in the authors' program above that at the last rise or before training, which a student from
+    scratch never sees again; no loss on other text.
 
     Attributes:
         capacity: rows kept, at least those that are collected together. Each of several processes
