@@ -5,7 +5,7 @@ the form that the environment works with.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from textgen_env.types import Examples, ShapeError, check_shape
 
 Numbers = Sequence[int] | np.ndarray | Tensor
 
-RENDER_MODES = ("human", "ansi")
+RENDER_MODES = ("human", "ansi", "rgb_array")
+RenderMode = Literal["human", "ansi", "rgb_array"]
 OPTIONS = ("indices", "order", "reset_mask")
 MAX_VOCABULARY_PADDING = 1024  # entries beyond the tokenizer's vocabulary: Phi-2 has 905
 

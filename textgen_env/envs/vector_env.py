@@ -6,7 +6,7 @@ gathers its row. User input is checked in `validation.py`, text to read is made 
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor
 from textgen_env import dynamics
 from textgen_env.dynamics import Observation, State
 from textgen_env.envs.continuous_batching import PrefillPool, next_positions, shuffled_epochs
-from textgen_env.envs.rendering import as_text
+from textgen_env.envs.rendering import as_picture, as_text
 from textgen_env.envs.rewards import Reward, Step, sentence_bleu
 from textgen_env.envs.validation import (
     RENDER_MODES,
+    RenderMode,
     check_after_end,
     check_examples,
     check_expert_given,
@@ -97,8 +98,9 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         reward: the reward of a step.
         noise: replaces actions before they are written; None for no noise.
         autoreset_mode: when a slot begins its next episode.
-        render_mode: "ansi" to have `render` return the text of each slot, "human" to have it
-            printed after `reset` and `step`, which then wait for the device; None for neither.
+        render_mode: "ansi" to have `render` return the text of each slot, "rgb_array" a picture of
+            it, "human" to have it printed after `reset` and `step`, which then wait for the device;
+            None for none of these.
         device: where the state is held.
 
     Raises:
@@ -120,7 +122,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         reward: Reward = sentence_bleu,
         noise: Noise | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
-        render_mode: Literal["human", "ansi"] | None = None,
+        render_mode: RenderMode | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         check_settings(task, num_envs, autoreset_mode, render_mode)
@@ -251,13 +253,14 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise RuntimeError("reset must come before all else, got none yet: call reset() first")
         return self._state
 
-    def render(self) -> tuple[str, ...] | None:
+    def render(self) -> tuple[str, ...] | tuple[np.ndarray, ...] | None:
         """Return or print the text of each slot (`rendering.as_text`).
 
         It waits for the device and queries the expert.
 
         Returns:
-            B strings in mode "ansi"; None in mode "human", which prints them, and without a mode.
+            B strings in mode "ansi"; B pictures of them, (H, W, 3) uint8, in mode "rgb_array"; None
+            in mode "human", which prints them, and without a mode.
 
         Raises:
             RuntimeError: called before `reset`.
@@ -268,6 +271,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         texts = as_text(shown, self.examples.select(self._index), self.tokenizer, self.expert)
         if self.render_mode == "ansi":
             return texts
+        if self.render_mode == "rgb_array":
+            return tuple(map(as_picture, texts))
         for slot, text in enumerate(texts):
             sys.stdout.write(f"slot {slot}\n{text}\n")
         return None
