@@ -30,6 +30,7 @@ from textgen_env.envs.validation import (
     check_rewards,
     check_settings,
     checked_actions,
+    checked_device,
     checked_indices,
     checked_logits,
     checked_mask,
@@ -104,11 +105,11 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         device: where the state is held.
 
     Raises:
-        ValueError: `num_envs` below 1, a length limit below 2, another render mode, no examples,
-            sources longer than the task's limit, a tokenizer that ends texts with padding, an
-            expert with another vocabulary (`validation.match_vocabulary`), or `ask_expert` without
-            an expert.
-        TypeError: an autoreset mode that is none of Gymnasium's, `num_envs` that is no integer.
+        ValueError: `num_envs` below 1, a length limit below 2, another render mode, no device, no
+            examples, or of other tokens or lengths than the task's, a tokenizer that ends texts
+            with padding, an expert with another vocabulary (`validation.match_vocabulary`), or
+            `ask_expert` without an expert.
+        TypeError: an argument of another kind.
     """
 
     def __init__(  # noqa: PLR0913 - settings that `gymnasium.make_vec` passes by name
@@ -125,7 +126,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         render_mode: RenderMode | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_settings(task, num_envs, autoreset_mode, render_mode)
+        check_settings(task, num_envs, autoreset_mode, render_mode, expert, reward, noise)
         examples = encode(task.train, task) if examples is None else examples
         check_examples(examples, task)
         self.num_envs = num_envs
@@ -133,7 +134,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.special = task.tokenizer.special
         self.vocab_size = task.tokenizer.vocab_size
         self.max_steps = task.max_target_length
-        self.examples = examples.to(device)
+        self.examples = examples.to(checked_device(device))
         self.device = self.examples.source.device  # with its number, as tensors have it
         self.expert = (
             NoExpert(self.special) if expert is None else match_vocabulary(expert, task.tokenizer)
@@ -220,14 +221,15 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
                 on an accelerator are not checked: that would wait for the device.
         """
         before = self.state
-        action = checked_actions(actions, self.num_envs, self.vocab_size, self.device)
+        size = self.num_envs, self.vocab_size
+        action = checked_actions(actions, *size, self.device)
         if self.autoreset_mode == AutoresetMode.DISABLED:
             check_after_end(action, before.done, self.special.pad)
         if policy_logits is not None:
-            shape = self.num_envs, self.vocab_size
-            policy_logits = checked_logits(policy_logits, shape).to(self.device)
+            policy_logits = checked_logits(policy_logits, size).to(self.device)
         if self.noise is not None:
-            action = self.noise(action, self._generator)
+            written = self.noise(action, self._generator)
+            action = checked_actions(written, *size, self.device, "what noise returns")
         step = Step(
             state=dynamics.transition(before, action, self.special),
             written=action.where(before.alive, self.special.pad),

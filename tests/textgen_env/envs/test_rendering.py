@@ -93,7 +93,7 @@ def test_render_needs_a_reset_and_a_mode():
     with pytest.raises(
         ValueError, match=r"render_mode must be among .* or None, got 'depth_array'"
     ):
-        make(render_mode="rgb_array")
+        make(render_mode="depth_array")
 
 
 def test_a_picture_shows_the_text():
