@@ -84,17 +84,15 @@ def checked_device(given: torch.device | str) -> torch.device:
     """Return the device that `given` names.
 
     Raises:
-        ValueError: there is none of that name here, or it holds no values.
+        ValueError: there is none of that name here.
     """
     try:
         device = torch.device(given)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):
-        device = None
-    if device is None or device.type == "meta":
         raise ValueError(
             f"device must be one that this machine has, got {given!r}; cpu is always there"
-        )
+        ) from None
     return device
 
 
