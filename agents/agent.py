@@ -87,8 +87,8 @@ class Agent(ABC):
         """Return the algorithm as the evaluations so far change it; by default unchanged.
 
         Args:
-            validation_losses: mean cross-entropy on the references of validation pairs, nats, at
-                each evaluation.
+            validation_losses: mean cross-entropy on the references of validation pairs, nats,
+                before training and at each evaluation.
         """
         del validation_losses
         return self

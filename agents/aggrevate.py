@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.agent import Agent, LearnsFrom
-from textgen_agents.losses.divergences import masked_mean
 from textgen_agents.losses.labels import LabelledBatch, Top1
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.context import Context
@@ -23,7 +22,7 @@ from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Trajectories
+from textgen_env.types import SpecialTokens, Trajectories
 
 MAX_LENGTH_RATIO = 1.5  # of a completed text to its reference, where it is cut off
 
@@ -38,7 +37,8 @@ class AggreVaTe(Agent):
     less that of the one which they make of the student's most probable token.
     Loss: minus advantage times the log-probability of that token, times the probability that the
     student draws any but its most probable one; the expected gradient is that of the expected
-    cost-to-go of the student's actions.
+    cost-to-go of the student's actions. Its most probable token and that probability are those of
+    the student that drew, whatever dropout does to it when it learns.
     Differs from the paper in: the deviation is drawn from the student, not evenly from all tokens,
     most of which no expert could mend; never is its most probable token drawn, which has advantage
     0 and so would teach nothing; BLEU of tokens is the reward.
@@ -66,25 +66,49 @@ class AggreVaTe(Agent):
         actions = texts.actions.index_put((rows, last), draw(others))
         mask = torch.arange(actions.shape[1], device=env.device) <= last[:, None]
         actions = actions.masked_fill(~mask, env.special.pad)
-        return LabelledBatch(replace(texts, actions=actions, mask=mask))
+        deviations = replace(texts, actions=actions, mask=mask)
+        return labelled(deviations, logits[rows, last], env.expert)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return minus advantage times log-probability of the deviation, as a mean over states."""
-        trajectories = batch.trajectories
-        actions, mask, special = trajectories.actions, trajectories.mask, expert.special
-        last = mask.sum(1, keepdim=True) - 1
-        rows = torch.arange(len(actions), device=actions.device)
-        logits = student.sequence_logits(trajectories.source, actions)[rows, last.squeeze(1)]
-        # Only tokens that may be written: no deviation could lower the others again.
-        never = torch.tensor([special.pad, special.start], device=actions.device)
-        log_probs = logits.float().index_fill(1, never, float("-inf")).log_softmax(-1)
-        most, best = log_probs.detach().max(1, keepdim=True)
-        instead = replace(trajectories, actions=actions.scatter(1, last, best))
-        advantage = (worth(trajectories, expert) - worth(instead, expert))[:, None]
-        share = 1 - most.exp()  # of draws that are no first choice
-        losses = -share * advantage * log_probs.gather(1, actions.gather(1, last))
-        deviation = torch.arange(mask.shape[1], device=actions.device) == last
-        return masked_mean(losses.where(deviation, 0.0), mask)
+        states = batch.trajectories
+        last = states.mask.sum(1, keepdim=True) - 1
+        rows = torch.arange(len(states), device=last.device)
+        logits = student.sequence_logits(states.source, states.actions)[rows, last.squeeze(1)]
+        chosen = permitted_log_probs(logits, expert.special).gather(
+            1, states.actions.gather(1, last)
+        )
+        losses = -batch.labels["advantage"].gather(1, last) * chosen
+        return losses.sum() / states.mask.sum()
+
+
+def labelled(deviations: Trajectories, logits: Tensor, expert: Expert) -> LabelledBatch:
+    """Return `deviations` with the weighted advantage of each one's last counted token, (B, T).
+
+    Args:
+        deviations: beginnings of texts.
+        logits: (B, V), of the student that drew the last tokens.
+        expert: completes the texts.
+    """
+    mask, actions = deviations.mask, deviations.actions
+    most, best = permitted_log_probs(logits, expert.special).max(1, keepdim=True)
+    last = mask.sum(1, keepdim=True) - 1
+    instead = replace(deviations, actions=actions.scatter(1, last, best))
+    advantage = worth(deviations, expert) - worth(instead, expert)
+    share = 1 - most.exp()  # of draws that are no first choice
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return LabelledBatch(
+        deviations, {"advantage": zeros.scatter(1, last, share * advantage[:, None])}
+    )
+
+
+def permitted_log_probs(logits: Tensor, special: SpecialTokens) -> Tensor:
+    """Return log-probabilities among the tokens that may be written, (..., V) float32.
+
+    With the others no deviation could lower them again.
+    """
+    never = torch.tensor([special.pad, special.start], device=logits.device)
+    return logits.float().index_fill(-1, never, float("-inf")).log_softmax(-1)
 
 
 def worth(trajectories: Trajectories, expert: Expert) -> Tensor:

@@ -44,9 +44,9 @@ class DistiLLM(Agent):
     teacher's k most probable tokens and the rest; with `Dense` its distribution, as in the paper.
     Loss: skewed KL.
     Differs from the paper in: the label; a stored text's label is not asked for again; the share
-    rises where validation loss is above its lowest since the last rise, in the authors' program
-    above that at the last rise or before training, which a student from scratch never sees again;
-    no loss on other text.
+    rises where validation loss is above its lowest since the last rise, or since before training;
+    in the authors' program above that at the last rise or before training, which a student from
+    scratch never sees again; no loss on other text.
 
     Attributes:
         capacity: rows kept, at least those that are collected together. Each of several processes
@@ -136,18 +136,18 @@ class DistiLLM2(Agent):
     mean over the states of both.
     Differs from the paper in: no outer iterations, in which both write all texts anew with the
     student trained last (here the student writes each batch as it is); no curricula of the skew and
-    of the student's weight; temperature 1 by default, there 0.8; the gradient flows through the
-    student's share of the mixture too, in the authors' program not.
+    of the student's weight; the gradient flows through the student's share of the mixture too, in
+    the authors' program not.
 
     Attributes:
-        sampling: how both draw.
+        sampling: how both draw; at temperature 0.8 from a nucleus of 0.95.
         skew: of both divergences, in (0, 1).
 
     Source: Ko et al. 2025, eq. 5, arXiv:2503.07067.
     """
 
     expects_trained_student = True
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
     skew: float = 0.1
 
     def __post_init__(self) -> None:

@@ -1,14 +1,13 @@
 """f-distill: an f-divergence of whole texts as a sum over steps, each on the texts of its side.
 
 KL is an expectation over the teacher's texts, reverse KL over the student's, Jensen-Shannon and
-total variation over both. The teacher's texts are drawn once, the student's anew for every batch.
-No gradient flows through the drawing.
+total variation over both. The teacher's texts are written once, the student's anew for every batch.
+No gradient flows through the writing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from textgen_agents.agent import Agent
@@ -102,32 +101,31 @@ Kind = KL | RKL | JS | TVD
 class FDistill(Agent):
     """Distillation step by step on the teacher's texts, on the student's, or on both.
 
-    Roll-in: for each example a text drawn from the teacher before training and one drawn from the
-    student, if the kind has a term for it; both come into the same batch. Label: the teacher's
-    distribution. Loss: the kind's term on each text; one mean over the states of both.
-    Differs from the paper in: teacher and student draw from their whole distributions (there the
-    teacher's texts are of a beam, the student's of the best 40), and the mean is over all states,
-    so that a side with longer texts weighs more.
+    Roll-in: for each example a text that the teacher has written before training, by beam search,
+    and one drawn from the student's 40 most probable tokens, if the kind has a term for it; both
+    come into the same batch. Label: the teacher's distribution. Loss: the kind's term on each text;
+    one mean over the states of both.
+    Differs from the paper in: the mean is over all states, so that a side with longer texts weighs
+    more; beam search divides a hypothesis' score by its length.
 
     Attributes:
-        sampling: how both draw.
+        sampling: how the student draws; `top_k` may be above the size of the vocabulary.
         kind: the divergence.
+        beam_size: hypotheses the teacher keeps, at least 1.
 
     Source: Wen et al. 2023, section 3, arXiv:2307.15190.
     """
 
     expects_trained_student = True
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=lambda: Sampling(top_k=40))
     kind: Kind = field(default_factory=JS)
+    beam_size: int = 5
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
-        """Return the sources with draws of the teacher, the same whatever the run's seed."""
+        """Return the sources with the teacher's texts, if a term is about them."""
         if Writer.DATA not in self.kind.terms:
             return examples
-        generator = torch.Generator(examples.source.device).manual_seed(0)
-        return expert.sample(
-            examples, max_steps=max_steps, sampling=self.sampling, generator=generator
-        )
+        return expert.write(examples, max_steps=max_steps, beam_size=self.beam_size)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Return the texts of each writer that the kind has a term for, of the same examples."""
@@ -135,9 +133,17 @@ class FDistill(Agent):
         if Writer.DATA in self.kind.terms:
             batches.append(data_rollout(context))
         if Writer.STUDENT in self.kind.terms:
-            batches.append(student_rollout(context, self.sampling))
+            sampling = _fitted(self.sampling, context.env.vocab_size)
+            batches.append(student_rollout(context, sampling))
         return LabelledBatch.cat(batches, context.env.special)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the mean of each writer's term on its own prefixes."""
         return loss_by_writer(batch.trajectories, student, expert, self.kind.terms)
+
+
+def _fitted(sampling: Sampling, vocab_size: int) -> Sampling:
+    """Return `sampling` from all tokens where there are fewer than it names."""
+    if sampling.top_k is None or sampling.top_k <= vocab_size:
+        return sampling
+    return replace(sampling, top_k=vocab_size)

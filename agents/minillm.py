@@ -1,12 +1,13 @@
 """MiniLLM: the reverse KL of whole texts by policy gradient, with the present step's part exact.
 
 The cost of a token itself is summed over the vocabulary; the cost of its consequences is known from
-the text that was written. The student must write already: the rewards of a poor one's tokens are
-all far below zero, so that it learns to end its texts at once. Left out: several passes over one
-rollout, whose clipped ratio would follow the student as it changes (here each rollout is used for
-one update); the loss on pre-training text; the scaling of rewards.
+the text that was written. The student must write already: of a poor one's texts, which are all far
+from the teacher's, the short ones fare best. Left out: several passes over one rollout, whose
+clipped ratio would follow the student as it changes (here each rollout is used for one update); the
+loss on pre-training text; the scaling of rewards.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +15,17 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import cross_entropy, masked_mean, reverse_kl
-from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.losses.labels import LabelledBatch, Labels
 from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.types import Trajectories
 
 LARGEST_REWARD = 100.0  # nats, either way; the authors'
+SMALLEST_DEVIATION = 1e-4  # nats, of rewards; where all are alike there is nothing to learn
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,17 @@ class MiniLLM(Agent):
     Roll-in: each token drawn by the teacher with probability `beta`, else by the student. Label:
     the teacher's distribution, and its log-probability of the tokens that come after.
     Loss: with p the teacher, q the student, m = beta p + (1 - beta) q the law that was drawn from,
-    w = q / m and R the mean of log p - log q over the later tokens: w KL(q || p) - w' R, where the
-    gradient flows through KL and through w', which is w, clipped where R would push it further.
-    Differs from the paper in: what the module says is left out; later rewards are discounted as in
-    the authors' program.
+    w = q / m as it was when the text was written and R the mean of log p - log q over this and the
+    later tokens: w KL(q || p) - w' A, where A is R less its mean and divided by its standard
+    deviation, both over the whole batch of the update, and w' is w times what q has changed by,
+    clipped where A would push it further.
+    Differs from the paper in: what the module says is left out; the token's own reward in R, the
+    discount and A are the authors' program's, where the paper has the sum of later rewards.
 
     Attributes:
         beta: probability that the teacher writes a token, in [0, 1).
         discount: factor of a reward for each token in between, in [0, 1].
-        clip_range: largest distance of w from 1 at which it is still changed, at least 0.
+        clip_range: largest distance of w' from 1 at which it is still changed, at least 0.
 
     Source: Gu et al. 2024, section 2.2 and algorithm 1, arXiv:2306.08543.
     """
@@ -70,36 +75,62 @@ class MiniLLM(Agent):
             student=token_sampler(Sampling(), context),
             expert=token_sampler(Sampling(), context),
         )
-        return rollout(context, behavior, record_expert_logits=True)
+        batch = rollout(context, behavior, record_expert_logits=True)
+        states = batch.trajectories
+        with torch.no_grad():
+            logits = context.student.sequence_logits(states.source, states.actions)
+        teacher_logits = batch.labels["logits"]
+        decided = self.decide(states, logits, teacher_logits, context.gather)
+        return LabelledBatch(states, {"logits": teacher_logits, **decided})
+
+    def decide(
+        self,
+        states: Trajectories,
+        logits: Tensor,
+        teacher_logits: Tensor,
+        gather: Callable[[Tensor], Tensor],
+    ) -> Labels:
+        """Return what the whole batch of an update says about each of its tokens, (B, T) each.
+
+        Args:
+            states: of the texts.
+            logits: (B, T, V), of the student that wrote them.
+            teacher_logits: (B, T, V).
+            gather: that of the context.
+        """
+        log_prob = -cross_entropy(logits, states.actions)
+        reward = -cross_entropy(teacher_logits, states.actions) - log_prob
+        reward = reward.clamp(-LARGEST_REWARD, LARGEST_REWARD)
+        value = mean_reward_to_go(reward, states.mask, self.discount)
+        every = gather(value[states.mask])
+        return {
+            "log_prob": log_prob,
+            "weight": 1 / (1 - self.beta + self.beta * reward.exp()),
+            "advantage": (value - every.mean()) / (every.std(correction=0) + SMALLEST_DEVIATION),
+        }
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the exact reverse KL of each token and the policy gradient for those after it."""
-        states = batch.trajectories
-        teacher_logits = expert.logits(states)
+        states, labels = batch.trajectories, batch.labels
         logits = student.sequence_logits(states.source, states.actions)
-        log_prob = -cross_entropy(logits, states.actions)
-        then = log_prob.detach()  # that of writing, but for dropout
-        reward = -cross_entropy(teacher_logits, states.actions) - then
-        reward = reward.clamp(-LARGEST_REWARD, LARGEST_REWARD)
-        weight = 1 / (1 - self.beta + self.beta * reward.exp())
-        ratio = weight * (log_prob - then).exp()
+        weight, advantage = labels["weight"], labels["advantage"]
+        ratio = weight * (-cross_entropy(logits, states.actions) - labels["log_prob"]).exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-        later = mean_later_reward(reward, states.mask, self.discount)
-        gain = torch.minimum(ratio * later, clipped * later)
-        return masked_mean(weight * reverse_kl(logits, teacher_logits) - gain, states.mask)
+        gain = torch.minimum(ratio * advantage, clipped * advantage)
+        return masked_mean(weight * reverse_kl(logits, expert.logits(states)) - gain, states.mask)
 
 
-def mean_later_reward(reward: Tensor, mask: Tensor, discount: float) -> Tensor:
-    """Return the discounted sum of the rewards after each step / their number; 0 if none, (B, T).
+def mean_reward_to_go(reward: Tensor, mask: Tensor, discount: float) -> Tensor:
+    """Return the discounted sum of the rewards from each step on / their number, (B, T).
 
     Args:
         reward: (B, T) float.
         mask: (B, T) bool, the steps that count.
-        discount: of a reward for each step between it and the one before it.
+        discount: of a reward for each step between it and the one it is counted at.
     """
     total, sums = torch.zeros_like(reward[:, 0]), []
     for now in reward.where(mask, 0.0).flip(1).unbind(1):
-        sums.append(total)
         total = now + discount * total
-    number = mask.sum(1, keepdim=True) - mask.cumsum(1)
-    return torch.stack(sums, 1).flip(1) / number.clamp(min=1)
+        sums.append(total)
+    number = mask.sum(1, keepdim=True) - mask.cumsum(1) + 1
+    return torch.stack(sums, 1).flip(1) / number

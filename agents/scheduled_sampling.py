@@ -1,7 +1,8 @@
 """Scheduled sampling: the data's tokens as labels, on prefixes that are partly the student's.
 
 No teacher is asked. The label does not depend on the prefix, so it may be wrong after a mistake of
-the student: the known inconsistency of this method, which an expert's labels do not have.
+the student: the known inconsistency of this method, which an expert's labels do not have. Where the
+student writes alone most labels are wrong, so that by default half of the tokens stay the data's.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from textgen_agents.rollouts.behaviors import (
 )
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
-from textgen_agents.rollouts.schedules import Linear, Schedule
+from textgen_agents.rollouts.schedules import ReverseSigmoid, Schedule
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -32,10 +33,11 @@ class ScheduledSampling(Agent):
     """Training on the references with some of the student's own tokens in the prefixes.
 
     Roll-in: each token by the data with probability beta, else by the student; texts end where the
-    data's do. Label: the data's token at that position, whoever wrote the prefix.
-    Loss: cross-entropy.
+    data's do; beta falls from 1 to 1/2 along an inverse sigmoid. Label: the data's token at that
+    position, whoever wrote the prefix. Loss: cross-entropy.
     Differs from the paper in: the student's token is its most probable one by default, and never
-    the end token.
+    the end token; the inverse sigmoid falls with the share of training that is done and ends at
+    1/2, where the paper's falls with the number of updates towards 0.
 
     Attributes:
         beta: progress -> probability that the data writes.
@@ -47,7 +49,7 @@ class ScheduledSampling(Agent):
     """
 
     learns_from = LearnsFrom.REFERENCES
-    beta: Schedule = field(default_factory=Linear)
+    beta: Schedule = field(default_factory=lambda: ReverseSigmoid(final=0.5))
     block: int = 1
     sampling: Sampling | None = None
     label_smoothing: float = field(default=0.0, kw_only=True)

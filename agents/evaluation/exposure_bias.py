@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.losses.divergences import cross_entropy, forward_kl
@@ -126,9 +127,10 @@ def excess_accumulated_error(
 ) -> Tensor:
     """Compute the excess of the error that accumulates on the student's own prefixes, in percent.
 
-    R(l) is the sum of the mean divergences over the first l positions of the student's prefixes,
-    E(l) the same on the teacher's: 100 (R(l) - E(l)) / E(l). At 0 there is no exposure bias; where
-    E(l) is 0 the result is not finite.
+    R(l) is the sum of the divergences over the first l positions of the student's prefixes, as the
+    mean over all texts, where a text that has ended adds 0; E(l) is the same on the teacher's:
+    100 (R(l) - E(l)) / E(l). At 0 there is no exposure bias; where E(l) is 0 the result is not
+    finite. A student whose texts are too long accumulates more.
 
     It may be negative: on strange prefixes an unsure teacher has a flat distribution, and a student
     that is as flat is close to it, which hides the bias.
@@ -136,18 +138,25 @@ def excess_accumulated_error(
     Args:
         on_student: on prefixes drawn from the student, three texts for each source
             (`exposure_report.NUM_DRAWS`).
-        on_teacher: on as many prefixes drawn from the teacher.
+        on_teacher: on prefixes drawn from the teacher.
 
     Returns:
-        (L,) float64, percent, for the positions that texts of both reach.
+        (L,) float64, percent, for the positions that a text of either reaches.
 
     Source: Arora et al. 2022, section 4, arXiv:2204.01171; with the teacher in the place of the
         data as Gu et al. 2023, section 3.3, arXiv:2306.08543.
     """
-    positions = min(int((texts.count > 0).sum()) for texts in (on_student, on_teacher))
-    accumulated = on_student.divergence[:positions].cumsum(0)
-    inherent = on_teacher.divergence[:positions].cumsum(0)
+    positions = max(int((texts.count > 0).sum()) for texts in (on_student, on_teacher))
+    accumulated, inherent = (
+        _accumulated_divergence(each, positions) for each in (on_student, on_teacher)
+    )
     return 100 * (accumulated - inherent) / inherent
+
+
+def _accumulated_divergence(texts: TeacherComparison, positions: int) -> Tensor:
+    """Return the divergence of a text up to each of the first positions, mean of all texts."""
+    sums = (texts.divergence * texts.count)[:positions]
+    return F.pad(sums, (0, positions - len(sums))).cumsum(0) / texts.count[0]
 
 
 def likelihood_risk(drawn: TeacherComparison) -> float:

@@ -117,8 +117,7 @@ class ExposureBiasReport:
         """Return one number for each diagnostic that is not None, by its name in the log.
 
         Curves by position give their mean over all states. The excess accumulated error gives its
-        value at the last position that half of the student's greedy texts reach, because few texts
-        are left beyond it.
+        last value, that of whole texts.
         """
         named = {
             "length_ratio": self.length_ratio,
@@ -129,10 +128,8 @@ class ExposureBiasReport:
         for writer, curves in (self.positions or {}).items():
             named[f"{writer}_prefix_agreement"] = curves.mean(curves.agreement)
             named[f"{writer}_prefix_divergence"] = curves.mean(curves.divergence)
-        if self.excess_accumulated_error and self.positions:
-            states = self.positions["student"].count
-            half = sum(2 * count >= states[0] for count in states)
-            named["excess_accumulated_error"] = self.excess_accumulated_error[:half][-1]
+        if self.excess_accumulated_error:
+            named["excess_accumulated_error"] = self.excess_accumulated_error[-1]
         for each in self.teacher_finishes or []:
             named[f"teacher_finishes_{each.share:g}"] = each.bleu
         return {name: value for name, value in named.items() if value is not None}

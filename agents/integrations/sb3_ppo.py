@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.integrations.sb3 import SB3VecEnv, split_observation
-from textgen_env.models.layers import Dropout
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model
 from textgen_env.types import trimmed
@@ -76,7 +75,8 @@ class SequenceModelPolicy(BasePolicy):
 
     The value is 0 where the length limit is reached, because no step can follow. The critic is
     never trained there, and Stable-Baselines3 would add its untrained value to the last reward.
-    Dropout stays off: otherwise the ratio of new to old probability would compare two draws of it.
+    Dropout stays off, whatever module or function it is made by: otherwise the ratio of new to old
+    probability would compare two draws of it.
 
     Args:
         observation_space: observation space of the environment, flat or a dict.
@@ -108,11 +108,17 @@ class SequenceModelPolicy(BasePolicy):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Set training or evaluation mode, with dropout off in both."""
-        super().set_training_mode(mode)
+        """Set training or evaluation mode of what has no dropout, evaluation mode of the rest.
+
+        cuDNN's recurrent kernels have no backward pass in evaluation mode. Any other module may
+        apply dropout by a function, as the attention of pretrained models does.
+        """
+        super().set_training_mode(False)
         for module in self.modules():
-            if isinstance(module, Dropout):
-                module.eval()
+            if isinstance(module, nn.RNNCellBase) or (
+                isinstance(module, nn.RNNBase) and not module.dropout
+            ):
+                module.train(mode)
 
     def forward(
         self, observation: SB3Observation, deterministic: bool = False

@@ -66,21 +66,25 @@ class Exponential:
 
 @dataclass(frozen=True)
 class ReverseSigmoid:
-    """Beta that falls from almost 1 to almost 0, mostly around the middle of training.
+    """Beta that falls from almost 1 to almost `final`, mostly around the middle of training.
 
     Attributes:
-        steepness: above 0; the slope in the middle is a quarter of it.
+        steepness: above 0; the slope in the middle is a quarter of it, for `final` 0.
+        final: beta at the end, in [0, 1].
     """
 
     steepness: float = 20.0
+    final: float = 0.0
 
     def __post_init__(self) -> None:
+        _check("final", self.final)
         if not self.steepness > 0:
             raise ValueError(f"steepness must be above 0, so that beta falls, got {self.steepness}")
 
     def __call__(self, progress: float) -> float:
-        """Return 1 / (1 + e^(steepness (progress - 1/2)))."""
-        return 0.5 - 0.5 * math.tanh(0.5 * self.steepness * (progress - 0.5))
+        """Return final + (1 - final) / (1 + e^(steepness (progress - 1/2)))."""
+        falling = 0.5 - 0.5 * math.tanh(0.5 * self.steepness * (progress - 0.5))
+        return self.final + (1.0 - self.final) * falling
 
 
 @dataclass(frozen=True)

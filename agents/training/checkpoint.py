@@ -35,8 +35,8 @@ class Counters:
         seconds: time spent on training, without evaluation.
         teacher_tokens: number of states at which the expert was queried.
         validation: score of each evaluation so far.
-        validation_losses: cross-entropy on the validation pairs' references at each evaluation,
-            nats an action.
+        validation_losses: cross-entropy on the validation pairs' references before training and
+            at each evaluation, nats an action.
     """
 
     update: int = 0

@@ -166,6 +166,7 @@ class Learner:
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
                 last good checkpoint.
         """
+        self._measure_start()
         for batch in self.rollouts():
             for record in self.learn(batch):
                 if self.accelerator.is_main_process:
@@ -173,6 +174,12 @@ class Learner:
             if self._due():
                 self._evaluate(evaluate, log)
         return self.counters
+
+    def _measure_start(self) -> None:
+        """Measure the loss before training, the first one that the agent is told."""
+        if self.validation is not None and not self.counters.validation_losses:
+            loss = reference_loss(self._acting(), self.validation)
+            self.counters.validation_losses.append(loss)
 
     def rollouts(self) -> Iterator[LabelledBatch]:
         """Yield what `batches_per_rollout` updates learn from, from the present update on."""

@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from textgen_agents.agent import Agent
+from textgen_agents.dagger import DAgger
+from textgen_agents.distillm import DistiLLM
 from textgen_agents.imitkd import ImitKDVariant
 from textgen_agents.mle import MLE
-from textgen_agents.rollouts.schedules import Linear
+from textgen_agents.rollouts.schedules import Indicator, Linear
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
@@ -30,17 +32,23 @@ def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) 
 def study_student(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
     """Return the experiment of `textgen study`: the demo with fewer updates.
 
-    Beta falls linearly, so that an agent with few updates starts from the data for longer.
+    Beta falls linearly, so that an agent with few updates starts from the data for longer; DAgger
+    learns from the teacher's texts alone in the first half of the updates, as its paper trains on
+    the expert's data first. DistiLLM, which looks at validation to decide what to learn from, does
+    so ten times or more.
     """
     if isinstance(agent, ImitKDVariant):
         agent = replace(agent, beta=Linear())
+    if isinstance(agent, DAgger):
+        agent = replace(agent, beta=Indicator(until=0.5))
+    evaluations = 10 if isinstance(agent, DistiLLM) else 4
     experiment = verses_student(agent, seed, train_pairs)
     learner = replace(
         experiment.learner,
         updates=updates,
         batch_size=32,
         warmup=updates // 5,
-        evaluate_every=max(updates // 4, 1),
+        evaluate_every=max(updates // evaluations, 1),
     )
     return replace(experiment, learner=learner)
 

@@ -168,9 +168,14 @@ def _study_run(options: StudyOptions, agent: str, pairs: int, seed: int) -> Expe
 
 
 def _halve_updates(experiment: Experiment) -> Experiment:
-    """Return the experiment with half of the updates."""
+    """Return the experiment with half of the updates, and as many evaluations."""
     learner = experiment.learner
-    half = replace(learner, updates=learner.updates // 2, warmup=learner.warmup // 2)
+    half = replace(
+        learner,
+        updates=learner.updates // 2,
+        warmup=learner.warmup // 2,
+        evaluate_every=max(learner.evaluate_every // 2, 1),
+    )
     return replace(experiment, learner=half)
 
 

@@ -6,11 +6,10 @@ import torch
 from sacrebleu import sentence_bleu
 
 from tests.support.toy import Given, record
-from tests.support.updates import collect, learn
-from textgen_agents.aggrevate import AggreVaTe, worth
-from textgen_agents.losses.labels import LabelledBatch
+from tests.support.updates import collect, collect_batch, learn
+from textgen_agents.aggrevate import AggreVaTe, labelled, worth
 from textgen_agents.rollouts.context import Context
-from textgen_env.experts.expert import NeuralExpert, Queries
+from textgen_env.experts.expert import NeuralExpert
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.types import Examples, Writer
 
@@ -84,7 +83,8 @@ def test_the_expected_gradient_is_that_of_the_expected_cost():
     weighted, cost = 0.0, 0.0
     for word in range(2, 9):
         text = replace(record([word]), reference=torch.tensor([[4, 5, 6, 8, 2]]))
-        weighted = weighted + drawn[word] * AggreVaTe().loss(LabelledBatch(text), student, expert)
+        batch = labelled(text, student.table[0].detach(), expert)
+        weighted = weighted + drawn[word] * AggreVaTe().loss(batch, student, expert)
         ended = [word] if word == END else [word, 5, 7]
         cost = cost + probs[word] * (1 - bleu(ended, [4, 5, 6, 8]))
     (estimated,) = torch.autograd.grad(weighted, student.table)
@@ -95,9 +95,10 @@ def test_the_expected_gradient_is_that_of_the_expected_cost():
 
 
 def test_only_the_deviation_is_learned(lively_env, tiny_task, make_table_model):
-    texts = collect(AggreVaTe(), lively_env, make_table_model(tiny_task, 0))
+    batch = collect_batch(AggreVaTe(), lively_env, make_table_model(tiny_task, 0))
+    texts = batch.trajectories
     student = Given(torch.zeros(*texts.actions.shape, tiny_task.tokenizer.vocab_size))
-    AggreVaTe().loss(LabelledBatch(texts), student, lively_env.expert).backward()
+    AggreVaTe().loss(batch, student, lively_env.expert).backward()
     learned = student.table.grad.any(-1)
     last = texts.mask.sum(1) - 1
     assert learned.any(1).sum() > 5
@@ -120,14 +121,41 @@ def test_the_students_first_choice_has_no_advantage_and_is_no_deviation(
     lively_env, tiny_task, make_table_model
 ):
     student, expert = make_table_model(tiny_task, 0), lively_env.expert
-    texts = collect(AggreVaTe(), lively_env, student)
+    batch = collect_batch(AggreVaTe(), lively_env, student)
+    texts = batch.trajectories
     last = texts.mask.sum(1, keepdim=True) - 1
-    best = permitted(student.sequence_logits(texts.source, texts.actions)).argmax(-1)
-    best = best.gather(1, last)
+    logits = student.sequence_logits(texts.source, texts.actions).detach()
+    best = permitted(logits).argmax(-1).gather(1, last)
     assert (texts.actions.gather(1, last) != best).all()
-    assert AggreVaTe().loss(LabelledBatch(texts), student, expert) != 0
+    assert AggreVaTe().loss(batch, student, expert) != 0
     chosen = replace(texts, actions=texts.actions.scatter(1, last, best))
-    assert AggreVaTe().loss(LabelledBatch(chosen), student, expert) == 0
+    at_last = logits[torch.arange(len(texts)), last.squeeze(1)]
+    assert not labelled(chosen, at_last, expert).labels["advantage"].any()
+
+
+def test_first_choice_share_and_baseline_are_those_of_the_student_that_drew(
+    lively_env, tiny_task, make_table_model
+):
+    """A learner under dropout is another student: it changes the log-probability alone."""
+    student = make_table_model(tiny_task, 0)
+    batch = collect_batch(AggreVaTe(), lively_env, student)
+    texts = batch.trajectories
+    last = texts.mask.sum(1) - 1
+    rows = torch.arange(len(texts))
+    at_last = student.sequence_logits(texts.source, texts.actions).detach()[rows, last]
+    best = permitted(at_last)
+    most, choice = best.exp().max(1)
+    instead = replace(texts, actions=texts.actions.index_put((rows, last), choice))
+    expert = lively_env.expert
+    weighted = (1 - most) * (worth(texts, expert) - worth(instead, expert))
+    torch.testing.assert_close(batch.labels["advantage"][rows, last].double(), weighted)
+    under_dropout = make_table_model(tiny_task, 5)
+    other = permitted(under_dropout.sequence_logits(texts.source, texts.actions))[rows, last]
+    assert (other.argmax(1) != choice).any()
+    log_prob = other[rows, texts.actions[rows, last]]
+    expected = -(weighted * log_prob).sum() / texts.mask.sum()
+    found = AggreVaTe().loss(batch, under_dropout, expert)
+    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_table_model):
@@ -164,9 +192,10 @@ def test_each_place_of_a_text_is_as_likely(tiny_task, make_env, make_table_model
     assert texts.writer[texts.mask].eq(Writer.STUDENT).all()
 
 
-def test_the_expert_is_asked_for_the_label_alone(lively_env, tiny_task, make_table_model):
+def test_the_expert_is_asked_when_the_batch_is_collected(lively_env, tiny_task, make_table_model):
     student, expert = make_table_model(tiny_task, 0), lively_env.expert
-    texts = collect(AggreVaTe(), lively_env, student)
-    assert expert.queries == Queries()
-    AggreVaTe().loss(LabelledBatch(texts), student, expert)
-    assert expert.queries.tokens >= 2 * int(texts.mask.sum())
+    batch = collect_batch(AggreVaTe(), lively_env, student)
+    asked = expert.queries.tokens
+    assert asked >= 2 * int(batch.trajectories.mask.sum())
+    AggreVaTe().loss(batch, student, batch.expert(expert))
+    assert expert.queries.tokens == asked

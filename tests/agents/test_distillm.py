@@ -173,7 +173,7 @@ def test_the_share_rises_where_validation_loss_does(losses, expected):
 def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path, monkeypatch):
     """agent, folder -> its figures by update, and the student's weights."""
 
-    def run(agent, folder, losses=(0.0,) * 3):
+    def run(agent, folder, losses=(0.0,) * 4):
         config = LearnerConfig(updates=12, batch_size=6, warmup=1, evaluate_every=4)
         env = make_env(tiny_task, 6, NeuralExpert(tiny_teacher))
         student, records, left = make_student(dropout=0.2), {}, iter(losses)
@@ -196,9 +196,17 @@ def train(tiny_task, make_env, make_student, tiny_teacher, tmp_path, monkeypatch
 
 
 def test_the_learner_tells_it_what_validation_gave(train):
-    records, _ = train(DistiLLM(rise=0.25, student_fraction=0.25), "run", losses=(5.0, 5.2, 4.0))
+    losses = (6.0, 5.0, 5.2, 4.0)
+    records, _ = train(DistiLLM(rise=0.25, student_fraction=0.25), "run", losses)
     shares = [records[update]["student_fraction"] for update in range(1, 13)]
     assert shares == [0.25] * 8 + [0.5] * 4
+
+
+def test_a_loss_above_that_before_training_raises_the_share(train):
+    """A student that was trained before may be worse at the first evaluation already."""
+    records, _ = train(DistiLLM(rise=0.25, student_fraction=0.25), "run", (4.8, 5.0, 5.0, 5.0))
+    shares = [records[update]["student_fraction"] for update in range(1, 13)]
+    assert shares == [0.25] * 4 + [0.5] * 8
 
 
 def test_a_buffer_that_nothing_comes_into_changes_nothing(train):

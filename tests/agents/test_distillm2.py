@@ -4,7 +4,9 @@ import torch
 from tests.support.updates import collect, learn
 from textgen_agents.distillm import DistiLLM2
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_env.types import Writer
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.decoding import Sampling
+from textgen_env.types import Trajectories, Writer
 
 
 def expected_loss(trajectories, student, expert, skew):
@@ -42,6 +44,34 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(env, expert, tiny_student):
         part = trajectories.select(rows).trimmed(env.special)
         shares.append(agent.loss(LabelledBatch(part), tiny_student, expert) * part.mask.sum())
     torch.testing.assert_close(sum(shares) / trajectories.mask.sum(), whole)
+
+
+def test_the_teachers_texts_are_drawn_once_and_alike(tiny_task, env, make_table_model):
+    expert = NeuralExpert(make_table_model(tiny_task, 3))
+    one, other = (DistiLLM2().prepare(env.examples, expert, env.max_steps) for _ in range(2))
+    assert torch.equal(one.reference, other.reference)
+    assert torch.equal(one.source, env.examples.source)
+    best = expert.write(env.examples, max_steps=env.max_steps, beam_size=1)
+    assert not torch.equal(one.reference, best.reference)
+    sure = DistiLLM2(sampling=Sampling(top_k=1)).prepare(env.examples, expert, env.max_steps)
+    assert torch.equal(sure.reference, best.reference)
+
+
+def test_both_draw_from_the_papers_nucleus(tiny_task, env, make_table_model):
+    """None of the teacher's tokens is outside the most probable ones that reach 0.95."""
+    teacher = make_table_model(tiny_task, 3)
+    agent = DistiLLM2()
+    assert agent.sampling == Sampling(temperature=0.8, top_p=0.95)
+    expert = NeuralExpert(teacher)
+    drawn = agent.prepare(env.examples, expert, env.max_steps)
+    states = Trajectories.from_examples(drawn, env.special)
+    logits = teacher.sequence_logits(states.source, states.actions).detach()
+    logits[..., :2] = float("-inf")  # never written
+    probs = (logits / 0.8).softmax(-1)
+    chosen = probs.gather(-1, states.actions[..., None])
+    better = probs.where(probs > chosen, 0.0).sum(-1)[states.mask]
+    assert better.max() < 0.95
+    assert better.max() > 0.5
 
 
 @pytest.mark.parametrize("skew", [0.0, 1.0])

@@ -70,10 +70,11 @@ def test_js_on_equal_prefixes_is_gkds(env, expert, tiny_student, weight):
 
 
 def test_js_of_even_weight_is_distillm2_of_even_skew(env, tiny_student):
-    assert_learn_the_same(FDistill(kind=JS(0.5)), DistiLLM2(skew=0.5), env, tiny_student)
+    one = FDistill(kind=JS(0.5), sampling=Sampling())
+    assert_learn_the_same(one, DistiLLM2(skew=0.5, sampling=Sampling()), env, tiny_student)
 
 
-def test_kl_is_word_kd_on_the_teachers_draws(tiny_task, make_env, env, expert, tiny_student):
+def test_kl_is_word_kd_on_the_teachers_texts(tiny_task, make_env, env, expert, tiny_student):
     agent = FDistill(kind=KL())
     prepared = make_env(tiny_task, ROWS, expert, agent.prepare(env.examples, expert, env.max_steps))
     assert not torch.equal(prepared.examples.reference, env.examples.reference)
@@ -111,15 +112,20 @@ def test_a_text_that_no_term_is_about_is_not_written(env, expert, tiny_student, 
     assert len(collect(FDistill(kind=KL()), env, tiny_student)) == ROWS
 
 
-def test_the_teachers_texts_are_drawn_once_and_alike(tiny_task, env, make_table_model):
+def test_the_teachers_texts_are_those_of_its_beam(tiny_task, env, make_table_model):
     expert = NeuralExpert(make_table_model(tiny_task, 3))
-    one, other = (FDistill().prepare(env.examples, expert, env.max_steps) for _ in range(2))
-    assert torch.equal(one.reference, other.reference)
-    assert torch.equal(one.source, env.examples.source)
-    best = expert.write(env.examples, max_steps=env.max_steps, beam_size=1)
-    assert not torch.equal(one.reference, best.reference)
-    sure = FDistill(sampling=Sampling(top_k=1)).prepare(env.examples, expert, env.max_steps)
-    assert torch.equal(sure.reference, best.reference)
+    found = FDistill().prepare(env.examples, expert, env.max_steps)
+    beam = expert.write(env.examples, max_steps=env.max_steps, beam_size=5)
+    assert torch.equal(found.reference, beam.reference)
+    assert torch.equal(found.source, env.examples.source)
+    greedy = expert.write(env.examples, max_steps=env.max_steps, beam_size=1)
+    assert not torch.equal(beam.reference, greedy.reference)
+    one = FDistill(beam_size=1).prepare(env.examples, expert, env.max_steps)
+    assert torch.equal(one.reference, greedy.reference)
+
+
+def test_the_student_draws_from_its_best_40():
+    assert FDistill().sampling == Sampling(top_k=40)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, -1.0])

@@ -1,4 +1,5 @@
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tests.support.toy import Given, record
 from tests.support.updates import collect
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.minillm import MiniLLM, mean_later_reward
+from textgen_agents.minillm import SMALLEST_DEVIATION, MiniLLM, mean_reward_to_go
 from textgen_agents.rollouts.context import Context
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Examples, Writer
@@ -20,30 +21,49 @@ TEXTS = [3, 4, 5, 2], [6, 2], [4, 4, 3], [5, 6, 6, 4]
 @pytest.fixture
 def models():
     """Student and expert with logits at random for `TEXTS`."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     return [Given(2 * torch.randn(4, 4, 7, generator=generator)) for _ in range(2)]
 
 
-def by_hand(text, q, p):
-    """For each token: its weight, its later rewards, whether they count, and KL(q || p)."""
-    reward = [math.log(p[t][a] / q[t][a]) for t, a in enumerate(text)]
-    for t, action in enumerate(text):
-        weight = q[t][action] / (BETA * p[t][action] + (1 - BETA) * q[t][action])
-        after = reward[t + 1 :]
-        later = sum(r * DISCOUNT**k for k, r in enumerate(after)) / max(1, len(after))
-        clipped = min(max(weight, 1 - CLIP), 1 + CLIP)
-        kl = sum(one * math.log(one / other) for one, other in zip(q[t], p[t], strict=True))
-        yield weight, later, weight * later <= clipped * later, kl, clipped
+def alone(values):
+    return values
+
+
+def batch_of(agent, texts, student, expert):
+    """Return `texts` with what one process decides about them."""
+    with torch.no_grad():
+        logits = student.sequence_logits(texts.source, texts.actions)
+        labels = agent.decide(texts, logits, expert.logits(texts), alone)
+    return LabelledBatch(texts, labels)
+
+
+def by_hand(q, p):
+    """For each token, text by text: its weight, its advantage, and KL(q || p)."""
+    weights, values, divergences = [], [], []
+    for text, own, other in zip(TEXTS, q, p, strict=True):
+        reward = [math.log(other[t][a] / own[t][a]) for t, a in enumerate(text)]
+        for t, action in enumerate(text):
+            mixed = BETA * other[t][action] + (1 - BETA) * own[t][action]
+            weights.append(own[t][action] / mixed)
+            ahead = reward[t:]
+            values.append(sum(r * DISCOUNT**k for k, r in enumerate(ahead)) / len(ahead))
+            pairs = zip(own[t], other[t], strict=True)
+            divergences.append(sum(one * math.log(one / each) for one, each in pairs))
+    mean, deviation = statistics.mean(values), statistics.pstdev(values) + SMALLEST_DEVIATION
+    return weights, [(value - mean) / deviation for value in values], divergences
+
+
+def clip(weight):
+    return min(max(weight, 1 - CLIP), 1 + CLIP)
 
 
 def test_the_loss_is_as_computed_by_hand(models):
     student, expert = models
     q, p = (model.table.detach().double().softmax(-1).tolist() for model in models)
-    terms = [term for text, *row in zip(TEXTS, q, p, strict=True) for term in by_hand(text, *row)]
-    total = sum(w * kl - min(w * later, c * later) for w, later, _, kl, c in terms)
-    loss = AGENT.loss(LabelledBatch(record(*TEXTS)), student, expert)
-    assert loss.item() == pytest.approx(total / len(terms), rel=1e-5)
-    assert {counts for *_, counts, _, _ in terms} == {True, False}, "some are clipped, some not"
+    terms = [*zip(*by_hand(q, p), strict=True)]
+    total = sum(w * kl - min(w * advantage, clip(w) * advantage) for w, advantage, kl in terms)
+    loss = AGENT.loss(batch_of(AGENT, record(*TEXTS), *models), student, expert)
+    assert loss.item() == pytest.approx(total / len(terms), rel=1e-4)
 
 
 def test_the_gradient_is_that_of_kl_now_and_of_what_is_not_clipped_later(models):
@@ -51,17 +71,51 @@ def test_the_gradient_is_that_of_kl_now_and_of_what_is_not_clipped_later(models)
     q, p = (model.table.detach().double().softmax(-1).tolist() for model in models)
     log_q = student.table.log_softmax(-1)
     log_p = expert.logits(None).log_softmax(-1)
-    surrogate, count = 0.0, 0
+    surrogate, seen = 0.0, set()
+    terms = zip(*by_hand(q, p), strict=True)
     for row, text in enumerate(TEXTS):
-        for t, (weight, later, counts, _, _) in enumerate(by_hand(text, q[row], p[row])):
+        for t, (weight, advantage, _) in zip(range(len(text)), terms, strict=False):
             one, other = log_q[row, t], log_p[row, t]
+            counts = weight * advantage <= clip(weight) * advantage
             surrogate = surrogate + weight * (one.exp() * (one - other)).sum()
-            surrogate = surrogate - counts * weight * later * one[text[t]]
-            count += 1
+            surrogate = surrogate - counts * weight * advantage * one[text[t]]
+            seen.add(counts)
+    assert seen == {True, False}, "some are clipped, some not"
+    count = sum(map(len, TEXTS))
     (expected,) = torch.autograd.grad(surrogate / count, student.table)
-    AGENT.loss(LabelledBatch(record(*TEXTS)), student, expert).backward()
-    torch.testing.assert_close(student.table.grad, expected)
+    AGENT.loss(batch_of(AGENT, record(*TEXTS), *models), student, expert).backward()
+    torch.testing.assert_close(student.table.grad, expected, rtol=1e-4, atol=1e-6)
     assert expert.table.grad is None
+
+
+def test_the_ratio_is_to_the_student_that_wrote(models):
+    """Half of the probability that it had then halves the gain; a gain is bounded above."""
+    student, expert = models
+    agent = MiniLLM(beta=0.0, clip_range=0.2)
+    batch = batch_of(agent, record(*TEXTS), *models)
+    labels = {**batch.labels, "log_prob": batch.labels["log_prob"] + math.log(2)}
+    mask, advantage = batch.trajectories.mask, batch.labels["advantage"]
+    gain = torch.minimum(0.5 * advantage, 0.8 * advantage)[mask].mean()
+    before = agent.loss(batch, student, expert) + advantage[mask].mean()
+    after = agent.loss(LabelledBatch(batch.trajectories, labels), student, expert) + gain
+    torch.testing.assert_close(after, before)
+
+
+def test_the_advantages_of_all_processes_have_mean_0_and_deviation_1(models):
+    """What another process has gathered counts as the rows here do."""
+    student, expert = models
+    texts = record(*TEXTS)
+    with torch.no_grad():
+        logits = student.sequence_logits(texts.source, texts.actions)
+    gathered = []
+
+    def gather(values):
+        gathered.append(torch.cat([values, values + 10]))
+        return gathered[0]
+
+    labels = AGENT.decide(texts, logits, expert.logits(texts), gather)
+    own = labels["advantage"][texts.mask] * (gathered[0].std(correction=0) + SMALLEST_DEVIATION)
+    torch.testing.assert_close(own + gathered[0].mean(), gathered[0][: len(own)])
 
 
 def all_texts_of_two(vocab_size):
@@ -69,8 +123,14 @@ def all_texts_of_two(vocab_size):
     return [[2], *([first, second] for first in words for second in (2, *words))]
 
 
-def test_alone_the_student_lowers_the_reverse_kl_of_whole_texts(tiny_task, make_table_model):
-    """All texts of up to two tokens, each as often as the student writes it."""
+def test_alone_the_student_follows_the_reverse_kl_of_each_token_and_its_advantage(
+    tiny_task, make_table_model
+):
+    """All texts of up to two tokens, each as often as the student writes it, in float64.
+
+    The mean that is taken from the rewards changes no expected gradient, as probabilities add up to
+    one: it is that of the rewards themselves, divided by their deviation.
+    """
     student, teacher = (make_table_model(tiny_task, seed) for seed in (0, 1))
     with torch.no_grad():
         for model in (student, teacher):
@@ -80,28 +140,39 @@ def test_alone_the_student_lowers_the_reverse_kl_of_whole_texts(tiny_task, make_
     source = torch.full_like(texts.source, 5)
     texts = replace(texts, source=source, expert_source=source)
 
-    def log_prob(model):
-        log_probs = model.sequence_logits(texts.source, texts.actions).log_softmax(-1)
-        chosen = log_probs.gather(-1, texts.actions[..., None]).squeeze(-1)
-        return chosen.where(texts.mask, 0.0).sum(1)
+    def log_probs(model):
+        return model.sequence_logits(texts.source, texts.actions).double().log_softmax(-1)
 
-    own, teachers = log_prob(student), log_prob(teacher).detach()
-    assert own.exp().sum().item() == pytest.approx(1, abs=1e-5), "these are all"
-    (exact,) = torch.autograd.grad((own.exp() * (own - teachers)).sum(), student.tables)
-    agent, losses = MiniLLM(beta=0.0, discount=1.0), []
+    def written(table):
+        return table.gather(-1, texts.actions[..., None]).squeeze(-1).where(texts.mask, 0.0)
+
+    own, teachers = log_probs(student), log_probs(teacher).detach()
+    frequency = written(own).sum(1).exp().detach()
+    assert frequency.sum().item() == pytest.approx(1, abs=1e-5), "these are all"
+    agent = MiniLLM(beta=0.0, discount=1.0)
+    batch = batch_of(agent, texts, student, expert)
+    reward = (written(teachers) - written(own)).detach()
+    value = torch.stack([reward.sum(1) / texts.mask.sum(1), reward[:, 1]], 1)
+    deviation = value[texts.mask].std(correction=0) + SMALLEST_DEVIATION
+    exact_terms = (own.exp() * (own - teachers)).sum(-1) - value / deviation * written(own)
+    exact = (frequency[:, None] * exact_terms.where(texts.mask, 0.0)).sum()
+    (exact,) = torch.autograd.grad(exact, student.tables)
+    losses = []
     for row in range(len(texts)):
-        text = texts.select(torch.tensor([row]))
-        losses.append(agent.loss(LabelledBatch(text), student, expert) * text.mask.sum())
-    expected = (own.exp().detach() * torch.stack(losses)).sum()
-    (estimated,) = torch.autograd.grad(expected, student.tables)
-    torch.testing.assert_close(estimated, exact, rtol=1e-4, atol=1e-5)
+        text = batch.select(torch.tensor([row]))
+        losses.append(agent.loss(text, student, expert) * text.trajectories.mask.sum())
+    (estimated,) = torch.autograd.grad((frequency * torch.stack(losses)).sum(), student.tables)
+    torch.testing.assert_close(estimated, exact, rtol=1e-3, atol=1e-5)
 
 
-def test_later_rewards_by_hand():
+def test_rewards_to_go_by_hand():
     reward = torch.tensor([[1.0, 2.0, 4.0, 7.0], [3.0, 5.0, 9.0, 9.0]])
     mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
-    expected = torch.tensor([[(2 + 0.5 * 4) / 2, 4.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]])
-    assert torch.equal(mean_later_reward(reward, mask, 0.5), expected)
+    found = mean_reward_to_go(reward, mask, 0.5)
+    expected = torch.tensor(
+        [[(1 + 0.5 * 2 + 0.25 * 4) / 3, (2 + 0.5 * 4) / 2, 4.0], [5.5 / 2, 5, 0]]
+    )
+    torch.testing.assert_close(found[:, :3], expected)
 
 
 @pytest.mark.parametrize("far", [1e4, -1e4, float("-inf")])
@@ -109,7 +180,7 @@ def test_what_one_side_cannot_write_leaves_the_loss_finite(models, far):
     student, expert = models
     with torch.no_grad():
         expert.table[:, :, 4] = far
-    loss = AGENT.loss(LabelledBatch(record(*TEXTS)), student, expert)
+    loss = AGENT.loss(batch_of(AGENT, record(*TEXTS), *models), student, expert)
     loss.backward()
     assert loss.isfinite()
     assert student.table.grad.isfinite().all()

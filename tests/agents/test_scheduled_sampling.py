@@ -102,6 +102,14 @@ def test_the_coin_follows_the_schedule(env, tiny_student):
     assert agent.coefficients(0.25) == {"beta": 0.75}
 
 
+def test_half_of_the_tokens_stay_the_datas_by_default():
+    beta = ScheduledSampling().beta
+    assert [beta(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx(
+        [1.0, 0.75, 0.5], abs=1e-4
+    )
+    assert min(beta(step / 100) for step in range(101)) >= 0.5
+
+
 def test_a_block_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"^block must be at least 1, got 0"):
         ScheduledSampling(block=0)

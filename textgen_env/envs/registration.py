@@ -1,7 +1,7 @@
 """Entry points of `gymnasium.make` and `gymnasium.make_vec`: environments of tasks by name."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import gymnasium
 import torch
@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 from textgen_env.envs.rewards import Reward
 from textgen_env.envs.single_env import TextGenEnv
+from textgen_env.envs.validation import RenderMode
 from textgen_env.envs.vector_env import Noise, TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.tasks import TASKS
@@ -24,7 +25,7 @@ class Settings(TypedDict, total=False):
     ask_expert: bool
     reward: Reward
     noise: Noise | None
-    render_mode: Literal["human", "ansi"] | None
+    render_mode: RenderMode | None
     device: torch.device | str
 
 

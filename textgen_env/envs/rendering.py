@@ -1,11 +1,45 @@
-"""Text of episodes for people to read, for the environments' `render`; it waits for the device."""
+"""Text and pictures of episodes, for the environments' `render`; it waits for the device."""
 
+import textwrap
+import warnings
+
+import numpy as np
 import torch
 
 from textgen_env.dynamics import Observation
 from textgen_env.experts.expert import Expert, NoExpert
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer
 from textgen_env.types import Examples
+
+PICTURE_INCHES = (6.4, 2.4)
+PICTURE_DPI = 100
+LINE_WIDTH = 72  # characters of a fixed width that a line of a picture has room for
+PICTURE_LINES = 12
+
+
+def as_picture(text: str) -> np.ndarray:
+    """Return black `text` on white, (240, 640, 3) uint8, whatever its length: the last lines of it.
+
+    Characters that the font lacks are boxes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, rarely needed
+    from matplotlib.figure import Figure
+
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, LINE_WIDTH) or [""]]
+    figure = Figure(PICTURE_INCHES, PICTURE_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    figure.text(
+        0.02,
+        0.95,
+        "\n".join(lines[-PICTURE_LINES:]),
+        family="monospace",
+        va="top",
+        parse_math=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3].copy()
 
 
 def as_text(

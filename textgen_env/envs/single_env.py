@@ -6,7 +6,7 @@ dynamics, rewards and checks are those of `vector_env.py`.
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textgen_env.dynamics import Observation
 from textgen_env.envs.rewards import Reward, sentence_bleu
-from textgen_env.envs.validation import RENDER_MODES, checked_logits
+from textgen_env.envs.validation import RENDER_MODES, RenderMode, checked_logits
 from textgen_env.envs.vector_env import Info, Noise, TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.tasks.task import Task
@@ -41,8 +41,8 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             logits.
         reward: the reward of a step.
         noise: replaces actions before they are written; None for no noise.
-        render_mode: "ansi" to have `render` return the text, "human" to have it printed after
-            `reset` and every `step`; None for neither.
+        render_mode: "ansi" to have `render` return the text, "rgb_array" a picture of it, "human"
+            to have it printed after `reset` and every `step`; None for none of these.
         device: where the expert answers; returned values are on the host in any case.
 
     Raises:
@@ -63,7 +63,7 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
         ask_expert: bool = False,
         reward: Reward = sentence_bleu,
         noise: Noise | None = None,
-        render_mode: Literal["human", "ansi"] | None = None,
+        render_mode: RenderMode | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
@@ -132,23 +132,23 @@ class TextGenEnv(gymnasium.Env[ArrayObservation, np.int64]):
             _single_info(info),
         )
 
-    def render(self) -> str | None:
+    def render(self) -> str | np.ndarray | None:
         """Return or print the source, the text so far and the expert's choice of its last token.
 
         Returns:
-            One line for each in mode "ansi"; None in mode "human", which prints them, and without a
-            mode.
+            One line for each in mode "ansi"; a picture of them, (H, W, 3) uint8, in mode
+            "rgb_array"; None in mode "human", which prints them, and without a mode.
 
         Raises:
             RuntimeError: called before `reset`.
         """
-        texts = self.vector_env.render()
-        if texts is None:
+        shown = self.vector_env.render()
+        if shown is None:
             return None
-        if self.render_mode == "ansi":
-            return texts[0]
-        sys.stdout.write(f"{texts[0]}\n")
-        return None
+        if self.render_mode == "human":
+            sys.stdout.write(f"{shown[0]}\n")
+            return None
+        return shown[0]
 
     def close(self) -> None:
         """Drop the episode: after this only `reset` may follow."""

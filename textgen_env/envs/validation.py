@@ -5,7 +5,7 @@ the form that the environment works with.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,23 @@ from textgen_env.types import Examples, ShapeError, check_shape
 
 Numbers = Sequence[int] | np.ndarray | Tensor
 
-RENDER_MODES = ("human", "ansi")
+RENDER_MODES = ("human", "ansi", "rgb_array")
+RenderMode = Literal["human", "ansi", "rgb_array"]
 OPTIONS = ("indices", "order", "reset_mask")
 MAX_VOCABULARY_PADDING = 1024  # entries beyond the tokenizer's vocabulary: Phi-2 has 905
 
 
 def check_settings(
-    task: Task, num_envs: int, autoreset_mode: AutoresetMode, render_mode: str | None
+    task: Task,
+    num_envs: int,
+    autoreset_mode: AutoresetMode,
+    render_mode: str | None,
+    expert: object,
+    reward: object,
+    noise: object,
 ) -> None:
     """Raise `ValueError` or `TypeError` unless an environment can be made of these settings."""
+    _check_parts(task, expert, reward, noise)
     if not isinstance(num_envs, int | np.integer):
         raise TypeError(f"num_envs must be an integer, got {num_envs!r}")
     if num_envs < 1:
@@ -51,8 +59,56 @@ def check_settings(
         )
 
 
-def check_examples(examples: Examples, task: Task) -> None:
-    """Raise `ValueError` if there are no examples or their sources are too long for `task`."""
+def _check_parts(task: object, expert: object, reward: object, noise: object) -> None:
+    """Raise `TypeError` unless each is what the environment calls."""
+    if not hasattr(task, "max_target_length"):
+        raise TypeError(
+            f"task must be a Task, got {task!r}; gymnasium.make knows tasks by their names"
+        )
+    if expert is not None and not isinstance(expert, Expert):
+        raise TypeError(
+            f"expert must be an Expert or None, got a {type(expert).__name__}; of a model it is "
+            "NeuralExpert(model)"
+        )
+    if not callable(reward):
+        raise TypeError(
+            f"reward must be a function of a step, got {reward!r}; see textgen_env.envs.rewards"
+        )
+    if noise is not None and not callable(noise):
+        raise TypeError(
+            f"noise must be a function of actions and a generator, or None, got {noise!r}"
+        )
+
+
+def checked_device(given: torch.device | str) -> torch.device:
+    """Return the device that `given` names.
+
+    Raises:
+        ValueError: there is none of that name here.
+    """
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError):
+        raise ValueError(
+            f"device must be one that this machine has, got {given!r}; cpu is always there"
+        ) from None
+    return device
+
+
+def check_examples(examples: object, task: Task) -> None:
+    """Raise unless the pairs fit `task`.
+
+    Raises:
+        TypeError: they are no `Examples`.
+        ValueError: there are none, or a token is outside the vocabulary.
+        ShapeError: sources or references have no tokens, or no integers, or sources are too long.
+    """
+    if not isinstance(examples, Examples):
+        raise TypeError(
+            f"examples must be Examples, got a {type(examples).__name__}; encode(pairs, task) "
+            "makes them of texts"
+        )
     if not len(examples):
         raise ValueError("examples must hold at least one pair, got none")
     if examples.source.shape[1] > task.max_source_length:
@@ -60,6 +116,13 @@ def check_examples(examples: Examples, task: Task) -> None:
             f"the sources of examples must have at most {task.max_source_length} tokens, the "
             f"task's limit, got {examples.source.shape[1]}"
         )
+    limit = task.tokenizer.vocab_size
+    for name, ids in (("sources", examples.source), ("references", examples.reference)):
+        if not ids.shape[1]:
+            raise ShapeError(
+                f"the {name} of examples must have at least one token, the end token, got none"
+            )
+        checked_ids(f"the {name} of examples", ids.cpu().flatten(), None, limit)
 
 
 def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:
@@ -182,19 +245,22 @@ def checked_indices(
     return checked_ids(name, values, num, limit).to(device)
 
 
-def checked_actions(given: Numbers, num_envs: int, vocab_size: int, device: torch.device) -> Tensor:
-    """Return actions as (num_envs,) int64 in [0, vocab_size) on `device`.
+def checked_actions(
+    given: Numbers, num_envs: int, vocab_size: int, device: torch.device, name: str = "actions"
+) -> Tensor:
+    """Return actions as (num_envs,) int64 in [0, vocab_size) on `device`; errors call them `name`.
 
     Raises:
+        TypeError: no numbers.
         ShapeError: another shape, or not integers.
         ValueError: a tensor on another device, or an action outside the vocabulary.
     """
     if isinstance(given, Tensor) and given.device != device:
         raise ValueError(
-            f"actions must be on {device}, where the environment is, got a tensor on "
+            f"{name} must be on {device}, where the environment is, got a tensor on "
             f"{given.device}: call .to(env.device)"
         )
-    return checked_ids("actions", given, num_envs, vocab_size).to(device)
+    return checked_ids(name, given, num_envs, vocab_size).to(device)
 
 
 def check_after_end(action: Tensor, done: Tensor, pad: int) -> None:

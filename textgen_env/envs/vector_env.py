@@ -6,7 +6,7 @@ gathers its row. User input is checked in `validation.py`, text to read is made 
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,18 @@ from torch import Tensor
 from textgen_env import dynamics
 from textgen_env.dynamics import Observation, State
 from textgen_env.envs.continuous_batching import PrefillPool, next_positions, shuffled_epochs
-from textgen_env.envs.rendering import as_text
+from textgen_env.envs.rendering import as_picture, as_text
 from textgen_env.envs.rewards import Reward, Step, sentence_bleu
 from textgen_env.envs.validation import (
     RENDER_MODES,
+    RenderMode,
     check_after_end,
     check_examples,
     check_expert_given,
     check_rewards,
     check_settings,
     checked_actions,
+    checked_device,
     checked_indices,
     checked_logits,
     checked_mask,
@@ -97,16 +99,17 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         reward: the reward of a step.
         noise: replaces actions before they are written; None for no noise.
         autoreset_mode: when a slot begins its next episode.
-        render_mode: "ansi" to have `render` return the text of each slot, "human" to have it
-            printed after `reset` and `step`, which then wait for the device; None for neither.
+        render_mode: "ansi" to have `render` return the text of each slot, "rgb_array" a picture of
+            it, "human" to have it printed after `reset` and `step`, which then wait for the device;
+            None for none of these.
         device: where the state is held.
 
     Raises:
-        ValueError: `num_envs` below 1, a length limit below 2, another render mode, no examples,
-            sources longer than the task's limit, a tokenizer that ends texts with padding, an
-            expert with another vocabulary (`validation.match_vocabulary`), or `ask_expert` without
-            an expert.
-        TypeError: an autoreset mode that is none of Gymnasium's, `num_envs` that is no integer.
+        ValueError: `num_envs` below 1, a length limit below 2, another render mode, no device, no
+            examples, or of other tokens or lengths than the task's, a tokenizer that ends texts
+            with padding, an expert with another vocabulary (`validation.match_vocabulary`), or
+            `ask_expert` without an expert.
+        TypeError: an argument of another kind.
     """
 
     def __init__(  # noqa: PLR0913 - settings that `gymnasium.make_vec` passes by name
@@ -120,10 +123,10 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         reward: Reward = sentence_bleu,
         noise: Noise | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
-        render_mode: Literal["human", "ansi"] | None = None,
+        render_mode: RenderMode | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_settings(task, num_envs, autoreset_mode, render_mode)
+        check_settings(task, num_envs, autoreset_mode, render_mode, expert, reward, noise)
         examples = encode(task.train, task) if examples is None else examples
         check_examples(examples, task)
         self.num_envs = num_envs
@@ -131,7 +134,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.special = task.tokenizer.special
         self.vocab_size = task.tokenizer.vocab_size
         self.max_steps = task.max_target_length
-        self.examples = examples.to(device)
+        self.examples = examples.to(checked_device(device))
         self.device = self.examples.source.device  # with its number, as tensors have it
         self.expert = (
             NoExpert(self.special) if expert is None else match_vocabulary(expert, task.tokenizer)
@@ -218,14 +221,15 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
                 on an accelerator are not checked: that would wait for the device.
         """
         before = self.state
-        action = checked_actions(actions, self.num_envs, self.vocab_size, self.device)
+        size = self.num_envs, self.vocab_size
+        action = checked_actions(actions, *size, self.device)
         if self.autoreset_mode == AutoresetMode.DISABLED:
             check_after_end(action, before.done, self.special.pad)
         if policy_logits is not None:
-            shape = self.num_envs, self.vocab_size
-            policy_logits = checked_logits(policy_logits, shape).to(self.device)
+            policy_logits = checked_logits(policy_logits, size).to(self.device)
         if self.noise is not None:
-            action = self.noise(action, self._generator)
+            written = self.noise(action, self._generator)
+            action = checked_actions(written, *size, self.device, "what noise returns")
         step = Step(
             state=dynamics.transition(before, action, self.special),
             written=action.where(before.alive, self.special.pad),
@@ -251,13 +255,14 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             raise RuntimeError("reset must come before all else, got none yet: call reset() first")
         return self._state
 
-    def render(self) -> tuple[str, ...] | None:
+    def render(self) -> tuple[str, ...] | tuple[np.ndarray, ...] | None:
         """Return or print the text of each slot (`rendering.as_text`).
 
         It waits for the device and queries the expert.
 
         Returns:
-            B strings in mode "ansi"; None in mode "human", which prints them, and without a mode.
+            B strings in mode "ansi"; B pictures of them, (H, W, 3) uint8, in mode "rgb_array"; None
+            in mode "human", which prints them, and without a mode.
 
         Raises:
             RuntimeError: called before `reset`.
@@ -268,6 +273,8 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         texts = as_text(shown, self.examples.select(self._index), self.tokenizer, self.expert)
         if self.render_mode == "ansi":
             return texts
+        if self.render_mode == "rgb_array":
+            return tuple(map(as_picture, texts))
         for slot, text in enumerate(texts):
             sys.stdout.write(f"slot {slot}\n{text}\n")
         return None

@@ -84,23 +84,35 @@ def test_prefixes_of_a_model_are_its_greedy_texts(tiny_task, tiny_student):
     assert written.mask.any(1).all()
 
 
-def comparison(divergence):
+def comparison(divergence, count=None):
     divergence = torch.tensor(divergence, dtype=torch.float64)
+    count = torch.ones_like(divergence) if count is None else divergence.new_tensor(count)
     nothing = torch.zeros_like(divergence)
-    return TeacherComparison(torch.ones_like(divergence), nothing, divergence, nothing, nothing)
+    return TeacherComparison(count, nothing, divergence, nothing, nothing)
 
 
 def test_errors_that_accumulate_on_the_students_prefixes_by_hand():
-    on_student, on_teacher = comparison([1.0, 3.0, 5.0]), comparison([1.0, 1.0, 1.0, 9.0])
+    on_student, on_teacher = comparison([1.0, 3.0, 5.0]), comparison([1.0, 1.0, 1.0])
     error = excess_accumulated_error(on_student, on_teacher)
     assert error.tolist() == [0, 100, 200]  # 1/1, 4/2 and 9/3
     assert excess_accumulated_error(on_teacher, on_teacher).eq(0).all()
 
 
-def test_positions_that_texts_of_one_side_do_not_reach_have_no_error():
-    on_student, on_teacher = comparison([1.0, 3.0, 0.0]), comparison([1.0, 1.0, 1.0])
-    on_student.count[2] = 0
-    assert excess_accumulated_error(on_student, on_teacher).tolist() == [0, 100]
+def test_a_text_that_has_ended_accumulates_no_more():
+    """Of two texts each, one of the teacher's ends after the first token: 1, 1 1/2 and 2."""
+    on_student = comparison([1.0, 1.0, 1.0], [2, 2, 2])
+    on_teacher = comparison([1.0, 1.0, 1.0], [2, 1, 1])
+    error = excess_accumulated_error(on_student, on_teacher)
+    assert error.tolist() == pytest.approx([0, 100 / 3, 50])
+
+
+def test_texts_of_the_student_that_are_too_long_are_seen():
+    """The divergence of each token is the same; the student writes twice as many."""
+    on_student, on_teacher = comparison([1.0] * 4), comparison([1.0, 1.0, 0.0, 0.0], [1, 1, 0, 0])
+    assert excess_accumulated_error(on_student, on_teacher).tolist() == [0, 0, 50, 100]
+    narrow = comparison([1.0, 1.0])
+    assert excess_accumulated_error(on_student, narrow).tolist() == [0, 0, 50, 100]
+    assert excess_accumulated_error(narrow, on_student)[-1] == -50
 
 
 def test_a_student_that_is_its_teacher_has_no_error_to_compare_with():

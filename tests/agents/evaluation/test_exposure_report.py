@@ -18,7 +18,6 @@ from textgen_agents.evaluation.exposure_report import (
     NUM_DRAWS,
     STUDENT_SHARES,
     ExposureBiasReport,
-    PositionCurves,
     TeacherTexts,
     measure_exposure_bias,
 )
@@ -200,15 +199,9 @@ def test_each_diagnostic_has_a_figure(
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
-    [([1.0, 2.0, 3.0, 4.0], 3.0), ([1.0, 2.0], 2.0), ([1.0, 2.0, None, 4.0], None)],
+    ("error", "expected"), [([1.0, 2.0, 3.0, 4.0], 4.0), ([1.0, 2.0, None], None)]
 )
-def test_the_figure_of_the_error_is_its_value_at_the_last_position_of_half_the_texts(
-    error, expected
-):
-    """A shorter curve gives its last value; a value that is not finite gives no figure."""
-    curves = PositionCurves([0.5] * 4, [0.1] * 4, [10, 6, 5, 4])
-    found = ExposureBiasReport(
-        1.0, 0.0, [], [], positions={"student": curves}, excess_accumulated_error=error
-    )
+def test_the_figure_of_the_error_is_that_of_whole_texts(error, expected):
+    """A value that is not finite gives no figure."""
+    found = ExposureBiasReport(1.0, 0.0, [], [], excess_accumulated_error=error)
     assert found.figures().get("excess_accumulated_error") == expected

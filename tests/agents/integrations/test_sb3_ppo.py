@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
+from tests.support.pretrained import FAMILIES, save_family
 from textgen_agents.evaluation.quality import translate
 from textgen_agents.imitkd import ImitKD
 from textgen_agents.integrations.sb3_ppo import PPOConfig, SequenceModelPolicy, train_ppo
@@ -11,6 +15,7 @@ from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.integrations.sb3 import FlatObservation, SB3VecEnv
+from textgen_env.models.huggingface.load import load_pretrained
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import load_model
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -85,9 +90,59 @@ def test_values_and_probabilities_are_the_same_in_rollout_and_update(venv, tiny_
     again = policy.evaluate_actions(observation, actions)
     torch.testing.assert_close(again[0], values)
     torch.testing.assert_close(again[1], log_probs)
-    assert policy.student.training, (
+    cells = [each for each in policy.modules() if isinstance(each, torch.nn.GRUCell)]
+    assert cells
+    assert all(cell.training for cell in cells), (
         "cuDNN's recurrent kernels have no backward pass in evaluation mode"
     )
+
+
+class OtherDropout(Recurrent):
+    """Student with dropout by modules of PyTorch and by a function, as pretrained models have."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.other = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.AlphaDropout(0.5))
+
+    def sequence_logits(self, source, actions):
+        logits = self.other(super().sequence_logits(source, actions))
+        return F.dropout(logits, 0.5, training=self.training)
+
+
+def test_dropout_is_off_whatever_makes_it(venv, tiny_task, tiny_student):
+    policy = policy_for(venv, OtherDropout(tiny_student.config), tiny_task)
+    observation = tensors(list(random_rollout(venv, 3))[-1])
+    policy.set_training_mode(False)
+    actions, values, log_probs = policy(observation)
+    policy.set_training_mode(True)
+    again = policy.evaluate_actions(observation, actions)
+    assert torch.equal(again[0], values)
+    assert torch.equal(again[1], log_probs)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "bart", "marian"])
+def test_a_pretrained_student_has_the_same_logits_in_every_pass(family, tmp_path):
+    """Its configuration asks for dropout, which is made by modules and by functions."""
+    path = save_family(FAMILIES[family], tmp_path) / "config.json"
+    rates = {"dropout", "dropout_rate", "attention_dropout", "activation_dropout"}
+    rates |= {"resid_pdrop", "embd_pdrop", "attn_pdrop"}
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **dict.fromkeys(rates & {*content}, 0.5)}))
+    student = load_pretrained(tmp_path)
+    space = spaces.Discrete(student.vocab_size)
+    policy = SequenceModelPolicy(space, space, lambda remaining: 1e-3, student=student)
+    source = torch.full((2, 3), 5)
+
+    def logits():
+        with torch.no_grad():
+            return policy.student.sequence_logits(source, source)
+
+    expected = logits()
+    policy.student.train()
+    assert not torch.equal(logits(), expected), "there is dropout to be switched off"
+    for mode in (True, False):
+        policy.set_training_mode(mode)
+        assert torch.equal(logits(), expected)
 
 
 def test_entropy_and_gradients_are_finite_beside_impossible_tokens(venv, tiny_task, tiny_student):

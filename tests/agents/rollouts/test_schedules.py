@@ -37,6 +37,12 @@ def test_reverse_sigmoid_is_the_papers(progress):
     assert ReverseSigmoid()(progress) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.4, 0.5, 1.0])
+def test_reverse_sigmoid_may_keep_a_share(progress):
+    expected = 0.3 + 0.7 / (1 + math.exp(9 * (progress - 0.5)))
+    assert ReverseSigmoid(9.0, final=0.3)(progress) == pytest.approx(expected, rel=1e-6)
+
+
 def test_reverse_sigmoid_may_be_a_step():
     step = ReverseSigmoid(steepness=1e9)
     assert [step(progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
@@ -54,6 +60,7 @@ def test_the_indicator_is_1_in_its_first_share_alone():
         (lambda: Linear(final=-0.1), "final"),
         (lambda: Exponential(base=0.5), "base"),
         (lambda: ReverseSigmoid(steepness=0.0), "steepness"),
+        (lambda: ReverseSigmoid(final=1.5), "final"),
         (lambda: Indicator(until=1.5), "until"),
     ],
 )

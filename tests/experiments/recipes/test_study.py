@@ -131,6 +131,31 @@ def test_an_agent_may_start_from_a_student_trained_by_mle(small):
     assert "| gkd after mle |" in (small.output / "tables.md").read_text()
 
 
+def test_what_starts_from_a_trained_student_is_evaluated_as_often(small):
+    small = replace(small, seeds=1, agents=("mle", "gkd"), updates=400, more_pairs=())
+    learners = [experiment.learner for experiment in study_runs(small).values()]
+    learners += [experiment.learner for experiment in study.starting_runs(small).values()]
+    assert len(learners) == 3
+    assert {each.updates // each.evaluate_every for each in learners} == {4}
+
+
+@pytest.mark.parametrize("updates", [40, 47, 500, 510])
+def test_distillm_looks_at_validation_ten_times_at_least(small, updates):
+    small = replace(small, seeds=1, agents=("distillm",), updates=updates, more_pairs=())
+    (experiment,) = study_runs(small).values()
+    learner = experiment.learner
+    assert learner.updates // learner.evaluate_every >= 10
+
+
+def test_dagger_learns_from_the_teachers_texts_first(small):
+    """Check that no token is the student's in the first half of the updates, and all are after."""
+    small = replace(small, seeds=1, agents=("dagger",), updates=400, more_pairs=())
+    (experiment,) = study_runs(small).values()
+    beta = experiment.agent.beta
+    assert experiment.student_init is None
+    assert [beta(progress) for progress in (0.0, 0.25, 0.499, 0.5, 1.0)] == [1, 1, 1, 0, 0]
+
+
 def test_no_student_is_trained_for_agents_that_need_none(small):
     assert study.starting_runs(small) == {}
 

@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from textgen_env.envs.rendering import as_picture
+from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -87,5 +90,32 @@ def test_render_needs_a_reset_and_a_mode():
     ):
         make().render()
     assert make(render_mode=None).render() is None
-    with pytest.raises(ValueError, match=r"render_mode must be among .* or None, got 'rgb_array'"):
-        make(render_mode="rgb_array")
+    with pytest.raises(
+        ValueError, match=r"render_mode must be among .* or None, got 'depth_array'"
+    ):
+        make(render_mode="depth_array")
+
+
+def test_a_picture_shows_the_text():
+    env = make(2, render_mode="rgb_array")
+    env.reset(seed=0)
+    first = env.render()
+    env.step(torch.tensor([3, 4]))
+    second = env.render()
+    for before, after in zip(first, second, strict=True):
+        assert before.shape == after.shape == (240, 640, 3)
+        assert before.dtype == np.uint8
+        assert 0 < (before < 128).sum() < (after < 128).sum(), "a word more"
+        assert before[-1].min() == 255, "the rest is white"
+
+
+@pytest.mark.parametrize("text", ["", "$x^2$ is $\\frac$ [/b] \x07", "八六零一。", "word " * 500])
+def test_any_text_has_a_picture_of_the_same_size(text, recwarn):
+    assert as_picture(f"source: {text}").shape == (240, 640, 3)
+    assert not recwarn
+
+
+def test_the_single_environment_gives_one_picture():
+    env = TextGenEnv(TASK, render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape == (240, 640, 3)

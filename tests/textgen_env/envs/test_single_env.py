@@ -240,8 +240,8 @@ def test_render_needs_a_reset_and_a_mode(env):
 
 
 def test_another_render_mode_is_refused():
-    with pytest.raises(ValueError, match=r"render_mode must be among .*, got 'rgb_array'"):
-        TextGenEnv(TASK, render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"render_mode must be among .*, got 'depth_array'"):
+        TextGenEnv(TASK, render_mode="depth_array")
 
 
 def test_human_mode_prints_after_reset_and_every_step(env, capsys):

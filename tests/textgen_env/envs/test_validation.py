@@ -141,3 +141,56 @@ def test_an_expert_with_other_special_tokens_is_refused():
     model.special = SpecialTokens(pad=2, start=1, end=0)
     with pytest.raises(ValueError, match="special tokens must be the tokenizer's"):
         make(expert=NeuralExpert(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"noise": 0.1}, TypeError, r"noise must be a function of .* or None, got 0.1"),
+        ({"reward": "bleu"}, TypeError, "reward must be a function of a step, got 'bleu'"),
+        ({"expert": TabularModel()}, TypeError, r"expert must be .* TabularModel; .*NeuralExpert"),
+        ({"examples": ["a"]}, TypeError, "examples must be Examples, got a list; encode"),
+        ({"device": "gpu"}, ValueError, "device must be one that this machine has, got 'gpu'; cpu"),
+        ({"device": "cuda:77"}, ValueError, "device must be one .*, got 'cuda:77'"),
+        ({"device": 3.5}, ValueError, "device must be one .*, got 3.5"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_refused_before_the_first_step(settings, kind, message):
+    with pytest.raises(kind, match=message):
+        make(**settings)
+
+
+def test_a_task_by_its_name_is_refused():
+    with pytest.raises(TypeError, match=r"task must be a Task, got 'copy'; gymnasium.make"):
+        TextGenVectorEnv("copy")
+
+
+@pytest.mark.parametrize(
+    ("examples", "kind", "message"),
+    [
+        ((EXAMPLES.source[:, :0], EXAMPLES.reference), ShapeError, "the sources .* got none"),
+        ((EXAMPLES.source, EXAMPLES.reference[:, :0]), ShapeError, "the references .* got none"),
+        ((EXAMPLES.source.float(), EXAMPLES.reference), ShapeError, "the sources .* be integers"),
+        ((EXAMPLES.source + 99, EXAMPLES.reference), ValueError, r"the sources .* be in \[0, 9\)"),
+        ((EXAMPLES.source, EXAMPLES.reference - 1), ValueError, r"the references .*, got -1 to"),
+    ],
+)
+def test_examples_of_other_tokens_are_refused(examples, kind, message):
+    with pytest.raises(kind, match=message):
+        make(examples=Examples(*examples))
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind", "message"),
+    [
+        (lambda actions, _: actions.float(), ShapeError, "what noise returns must be integers"),
+        (lambda actions, _: actions[:1], ShapeError, r"what noise returns must have shape \(3\)"),
+        (lambda actions, _: actions + 99, ValueError, r"what noise returns must be in \[0, 9\)"),
+        (lambda actions, _: None, TypeError, "what noise returns must be made of numbers"),
+    ],
+)
+def test_noise_writes_tokens_that_there_are(returned, kind, message):
+    env = make(noise=returned)
+    env.reset(seed=0)
+    with pytest.raises(kind, match=message):
+        env.step(torch.tensor([3, 4, 5]))

@@ -1,10 +1,14 @@
 """Tests of the Stable-Baselines3 adapter, with those of its own `VecEnv` tests that apply."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from gymnasium.vector import AutoresetMode
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
@@ -40,6 +44,29 @@ def same(ours, theirs):
 
 def test_the_single_environment_passes_its_checker(tiny_task):
     check_env(TextGenEnv(tiny_task))
+
+
+@pytest.mark.parametrize("name", ["TextGen/Copy-v0", "TextGen/Recovery-v0"])
+def test_vectors_are_made_by_name(name):
+    """Stable-Baselines3 asks for render mode `rgb_array` unless it is told another."""
+    venv = make_vec_env(name, n_envs=2, seed=0)
+    venv.reset()
+    venv.step(np.array([3, 4]))
+    pictures = venv.get_images()
+    assert [picture.shape for picture in pictures] == [(240, 640, 3)] * 2
+    assert venv.render().ndim == 3, "both in one picture"
+
+
+def test_its_algorithms_learn_in_an_environment_given_by_name():
+    ppo = PPO("MultiInputPolicy", "TextGen/Copy-v0", n_steps=8, batch_size=8, n_epochs=1, seed=0)
+    ppo.learn(8)
+    assert ppo.num_timesteps == 8
+
+
+def test_gymnasium_checks_what_it_makes_with_every_render_mode():
+    for mode in (None, *TextGenEnv.metadata["render_modes"]):
+        env = gymnasium.make("TextGen/Copy-v0", render_mode=mode)
+        check_gymnasium_env(env.unwrapped)
 
 
 def test_observations_of_each_slot_lie_in_its_space(venv):
