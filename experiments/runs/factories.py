@@ -82,3 +82,9 @@ def report_dropped(task: TextTask) -> None:
     if task.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
         console.print(f"left out: {reasons}", soft_wrap=True)
+    if task.rewritten:
+        console.print(
+            f"references in another Unicode form than the tokenizer's: {task.rewritten:,}, "
+            "scored in the tokenizer's",
+            soft_wrap=True,
+        )
