@@ -1,8 +1,7 @@
 """Command `generate`: a line of output for each line of input, batch by batch, for pipes."""
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
@@ -19,8 +18,7 @@ from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.models.formats import format_of, load_generator
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
-
-PIPE_CLOSED = 1  # exit code, as that of Python and rich
+from textgen_experiments.runs.pipes import quiet_when_unread
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,10 @@ def generate(options: GenerateOptions) -> None:
         if filled:
             tokens = generate_tokens(encode_sources(filled, tokenizer), options.max_tokens)
             written = iter(tokenizer.decode(tokens.tolist()))
-        _write_lines([in_one_line(next(written)) if line else "" for line in batch])
+        with quiet_when_unread():
+            sys.stdout.writelines(
+                f"{in_one_line(next(written)) if line else ''}\n" for line in batch
+            )
 
 
 def _input_lines() -> Iterator[NumberedLine]:
@@ -80,17 +81,6 @@ def _input_lines() -> Iterator[NumberedLine]:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     return read_lines(sys.stdin.buffer, "standard input")
-
-
-def _write_lines(lines: Sequence[str]) -> None:
-    """Write lines to standard output; end the program quietly where nobody reads them."""
-    try:
-        sys.stdout.writelines(f"{line}\n" for line in lines)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at its end, which must not fail, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(PIPE_CLOSED) from None
 
 
 def model_folder(folder: Path) -> Path:

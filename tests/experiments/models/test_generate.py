@@ -1,6 +1,8 @@
 """Standard input and output of the command `generate`."""
 
+import contextlib
 import io
+import os
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from textgen_env.models.storage import save_model
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.cli import main
 from textgen_experiments.models import generate as command
+from textgen_experiments.runs.pipes import PIPE_CLOSED
 
 BYTES = Tokenizer.train([], vocab_size=259)
 
@@ -87,19 +90,24 @@ def test_any_bytes_are_answered_line_by_line_or_one_error(echo, content):
     assert [bool(answer) for answer in answers] == [bool(line.strip()) for line in lines]
 
 
-def test_a_broken_pipe_ends_quietly(tmp_path):
+@pytest.mark.parametrize("arguments", [["generate", "MODEL", "--batch-size", "1"], ["--help"]])
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_broken_pipe_ends_quietly(arguments, buffered, tmp_path):
     model = Recurrent(RecurrentConfig(BYTES.vocab_size, 8, 1, 1)).eval()
     save_model(model, tmp_path / "model", BYTES)
+    words = [str(tmp_path) if word == "MODEL" else word for word in arguments]
     program = "from textgen_experiments.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", program, "generate", str(tmp_path), "--batch-size", "1"],
+        [sys.executable, "-c", program, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
     ) as process:
         process.stdout.close()
-        process.stdin.write(b"a\n" * 3)
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(b"a\n" * 3)
+            process.stdin.close()
         complaints = process.stderr.read()
     assert complaints == b""
-    assert process.returncode == command.PIPE_CLOSED
+    assert process.returncode == PIPE_CLOSED
