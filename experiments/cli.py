@@ -42,6 +42,7 @@ from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.malloc import retain_freed_memory
+from textgen_experiments.runs.pipes import quiet_when_unread
 from textgen_experiments.runs.train import train_with_bar
 
 USAGE_ERROR = 2
@@ -140,14 +141,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     retain_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
-        sys.stdout.write(f"textgen {__version__}\n")
+        with quiet_when_unread():
+            sys.stdout.write(f"textgen {__version__}\n")
         return
     try:
         plugins, arguments = split_plugins(words)
         load_plugins(plugins)
     except RegistryError as error:
         _fail(str(error))
-    options = parse(_with_server(_hyphenated(arguments)))
+    with quiet_when_unread():  # help is long
+        options = parse(_with_server(_hyphenated(arguments)))
     command = next(each for each in COMMANDS if each.options is type(options))
     try:
         command.run(options)

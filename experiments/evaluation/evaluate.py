@@ -198,7 +198,8 @@ def result_rows(
         batch_size: sentences decoded together.
     """
     tasks = [each.entry.task for each in scored]
-    references = [pair.reference for pair in tasks[0].test]
+    # In the students' Unicode form, from which a teacher's with another tokenizer may differ.
+    references = [pair.reference for pair in tasks[-1].test]
     resampled = bootstrap([each.hypotheses for each in scored], references, baseline)
     same = all(same_pieces(tasks[0].tokenizer, task.tokenizer) for task in tasks)
     timed = [_timed_model(each.entry) for each in scored]

@@ -36,7 +36,9 @@ def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
     )
     for row, point in zip(rows, points.values(), strict=True):
         axes.errorbar(*point, color=COLOR, marker="o", capsize=3)
-        axes.annotate(row.model, point[:2], xytext=(5, 5), textcoords="offset points")
+        axes.annotate(
+            row.model, point[:2], xytext=(5, 5), textcoords="offset points", parse_math=False
+        )
     axes.set_xscale("log")
     axes.margins(x=0.2)  # room for the names
     axes.set_xlabel("tokens per second, greedy")

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 WIDEST = 10_000  # characters; more than any table takes
 
@@ -29,15 +29,16 @@ def print_table(
         left: headings of the columns of text, aligned to the left; the first column by default.
         console: where to print, widened if need be; standard output by default.
     """
-    table = Table(title=escape(title), caption=None if caption is None else escape(caption))
+    below = None if caption is None else Text(caption, style="table.caption")
+    table = Table(title=Text(title, style="table.title"), caption=below)
     for name in columns:
         justify = "left" if name in (left or columns[:1]) else "right"
-        table.add_column(escape(name), justify=justify)
+        table.add_column(Text(name), justify=justify)
     for rows in sections:
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(Text, row))  # strings are read for markup and emoji codes
         table.add_section()
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     options = console.options.update(max_width=WIDEST)
     needed = Measurement.get(console, options, table).maximum
     console.width = max(console.width, needed)  # a pipe has 80 columns and would cut the cells

@@ -91,7 +91,8 @@ def export(options: ExportOptions) -> None:
             )
     console.print(
         f"{options.folder}: {share:.1%} of {len(source)} sentences are written token for token as "
-        f"by {options.model}, greedily"
+        f"by {options.model}, greedily",
+        soft_wrap=True,
     )
 
 

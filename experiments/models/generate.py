@@ -1,7 +1,9 @@
 """Command `generate`: a line of output for each line of input, batch by batch, for pipes."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,11 +12,13 @@ import tyro
 
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks import TASKS
-from textgen_env.tasks.task import TextTask, encode_sources
+from textgen_env.tasks.lines import NumberedLine, in_one_line, read_lines
+from textgen_env.tasks.task import DataError, TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.models.formats import format_of, load_generator
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
+from textgen_experiments.runs.pipes import quiet_when_unread
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,41 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> None:
-    """Write a line for each line of standard input; an empty line for an empty one."""
+    """Write a line for each line of standard input; an empty line for an empty one.
+
+    Standard input follows the rules of data files, and output is UTF-8 whatever the locale. A text
+    that holds line ends is written with spaces for them.
+
+    Raises:
+        RunError: `model` is no folder of a model.
+        DataError: a line cannot be read.
+    """
     folder = model_folder(options.model)
     tokenizer = load_tokenizer(folder)
     generate_tokens = load_generator(
         folder, beam_size=options.beam_size, precision=options.precision
     )
-    while lines := [line.strip() for line in islice(sys.stdin, options.batch_size)]:
-        filled = [line for line in lines if line]
+    lines = _input_lines()
+    while batch := [line.strip() for _, line in islice(lines, options.batch_size)]:
+        filled = [line for line in batch if line]
         written = iter([])
         if filled:
             tokens = generate_tokens(encode_sources(filled, tokenizer), options.max_tokens)
             written = iter(tokenizer.decode(tokens.tolist()))
-        for line in lines:
-            sys.stdout.write((next(written) if line else "") + "\n")
-        sys.stdout.flush()
+        with quiet_when_unread():
+            sys.stdout.writelines(
+                f"{in_one_line(next(written)) if line else ''}\n" for line in batch
+            )
+
+
+def _input_lines() -> Iterator[NumberedLine]:
+    """Return the lines of standard input, and let standard output write UTF-8."""
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if stream is None:  # as after `<&-` in a shell
+            raise DataError(f"standard {name} must be open, got a closed one: give a file or pipe")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    return read_lines(sys.stdin.buffer, "standard input")
 
 
 def model_folder(folder: Path) -> Path:

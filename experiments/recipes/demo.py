@@ -74,5 +74,5 @@ def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setti
     task, rows = evaluate_runs(list(runs))
     print_results(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
-    console.print(f"written to {output / RESULTS}", soft_wrap=True, markup=False)
+    console.print(f"written to {output / RESULTS}", soft_wrap=True)
     report(ReportOptions(tuple(runs), output / "report.html"))

@@ -121,7 +121,7 @@ def recovery(options: RecoveryOptions) -> None:
     content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
     draw_recovery(rows, options.output / "recovery.png")
-    console.print(f"written to {options.output}")
+    console.print(f"written to {options.output}", soft_wrap=True)
 
 
 def recovery_rows(

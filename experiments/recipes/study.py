@@ -121,7 +121,7 @@ def study(options: StudyOptions) -> None:
     write_text(options.output / "tables.md", markdown(options, rows))
     draw_study(rows, options.output / "pairs.png")
     print_study(options, rows)
-    console.print(f"written to {options.output}")
+    console.print(f"written to {options.output}", soft_wrap=True)
 
 
 def agents_and_pairs(options: StudyOptions) -> list[tuple[str, int]]:

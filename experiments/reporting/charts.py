@@ -3,6 +3,7 @@
 Colors of text, grid and background follow the page's theme and are set by `page.js`.
 """
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,11 @@ def trade_off_chart(
         if model in front:
             # Names of neighbors on the front stand on opposite sides of their points.
             position = ("top right", "bottom left")[front.index(model) % 2]
-            trace |= {"mode": "markers+text", "text": [model], "textposition": position}
+            trace |= {
+                "mode": "markers+text",
+                "text": [html.escape(model, quote=False)],
+                "textposition": position,
+            }
         traces.append(trace)
     speeds = [math.log10(point.speed) for point in points.values()]
     room = {"range": [min(speeds) - MARGIN_LEFT, max(speeds) + MARGIN_RIGHT]} if speeds else {}
@@ -155,7 +160,7 @@ def _trace(name: str, look: Look, line: Line) -> Json:
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": name,
+        "name": html.escape(name, quote=False),  # plotly reads tags
         "legendgroup": name,
         "x": list(line[0]),
         "y": list(line[1]),

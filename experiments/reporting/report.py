@@ -42,4 +42,4 @@ def report(options: ReportOptions) -> None:
     page = render(runs, read_sentences(runs, options.sentences))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.output, page)
-    console.print(f"written to {options.output}", soft_wrap=True, markup=False)
+    console.print(f"written to {options.output}", soft_wrap=True)

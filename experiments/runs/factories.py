@@ -76,8 +76,15 @@ def report_dropped(task: TextTask) -> None:
     """Print how many pairs there are and how many were left out, and why."""
     console.print(
         f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation, "
-        f"{len(task.test):,} test pairs"
+        f"{len(task.test):,} test pairs",
+        soft_wrap=True,
     )
     if task.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
-        console.print(f"left out: {reasons}")
+        console.print(f"left out: {reasons}", soft_wrap=True)
+    if task.rewritten:
+        console.print(
+            f"references in another Unicode form than the tokenizer's: {task.rewritten:,}, "
+            "scored in the tokenizer's",
+            soft_wrap=True,
+        )

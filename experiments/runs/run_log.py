@@ -3,7 +3,9 @@
 The names of figures are listed in docs/figures_logged.md.
 """
 
+import html
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -23,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from textgen_agents.training.learner import Record
+from textgen_env.tasks.lines import in_one_line
 from textgen_env.tasks.task import Pair
 from textgen_experiments.runs.folder import Leaf, write_text
 
@@ -43,7 +47,9 @@ COMPARED = (
     "speedup_vs_teacher",
 )
 """Figures of `evaluate` in TensorBoard's table of runs."""
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, emoji=False)  # names are shown as they are
+
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]]")
 
 NamedTexts = Mapping[str, str | None]
 """Texts of one sample by name, such as "source"; None for a text that is missing."""
@@ -54,11 +60,11 @@ class Bars:
 
     def __init__(self) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
         )
         self.runs: dict[str, _BarState] = {}
@@ -78,7 +84,7 @@ class Bars:
     def finish(self, title: str, summary: str) -> None:
         """Replace a run's bar by a line with its summary."""
         self.progress.remove_task(self.runs.pop(title).bar)
-        console.print(f"{title}: {summary}")
+        console.print(f"{title}: {summary}", soft_wrap=True)
 
     def show(self, title: str, update: int, record: Record) -> None:
         """Show the figures of an update or of an evaluation."""
@@ -202,7 +208,14 @@ def log_evaluation(
 
 def _as_markdown(texts: NamedTexts) -> str:
     """Return a line for each text that is not None, after its name."""
-    return "  \n".join(f"{name}: {text}" for name, text in texts.items() if text is not None)
+    return "  \n".join(
+        f"{name}: {_escaped(text)}" for name, text in texts.items() if text is not None
+    )
+
+
+def _escaped(text: str) -> str:
+    """Return `text` in one line that Markdown shows as it is."""
+    return _MARKDOWN.sub(r"\\\g<0>", html.escape(in_one_line(text), quote=False))
 
 
 def _cut_after(path: Path, update: int) -> None:
@@ -224,6 +237,12 @@ def _cut_after(path: Path, update: int) -> None:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar on stderr; the function yielded advances it by one of `total`."""
-    with Progress(console=console, transient=True) as bars:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(title, total=total)
         yield lambda: bars.advance(bar)

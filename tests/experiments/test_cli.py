@@ -151,7 +151,7 @@ def test_evaluate_prints_a_table_and_writes_results(teacher_run, capsys):
 
 @pytest.mark.parametrize("beam_size", ["1", "2"])
 def test_generate_answers_each_line_with_a_line(teacher_run, beam_size, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("w1 w2 w3\n\nw4 w0"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"w1 w2 w3\n\nw4 w0")))
     main(["generate", str(teacher_run), "--max-tokens", "5", "--beam-size", beam_size])
     lines = capsys.readouterr().out.split("\n")
     assert len(lines) == 4
@@ -159,7 +159,7 @@ def test_generate_answers_each_line_with_a_line(teacher_run, beam_size, capsys, 
 
 
 def test_generate_answers_empty_lines_alone(teacher_run, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
     main(["generate", str(teacher_run)])
     assert capsys.readouterr().out == "\n\n"
 

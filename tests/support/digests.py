@@ -132,7 +132,10 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
     lines = "".join(" ".join(f"w{word}" for word in line.split()) + "\n" for line in sources)
     for name, options in (("greedy", []), ("beam", ["--beam-size", "4"])):
         output = io.StringIO()
-        with patch("sys.stdin", io.StringIO(lines)), redirect_stdout(output):
+        with (
+            patch("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode()))),
+            redirect_stdout(output),
+        ):
             main(["generate", str(folder), "--batch-size", "7", *options])
         yield f"texts, {name}", hashlib.sha256(output.getvalue().encode()).hexdigest()[:16]
     model, tokenizer = load_model(folder), load_tokenizer(folder)

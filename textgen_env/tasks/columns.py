@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from textgen_env.tasks.lines import LONGEST_LINE
 from textgen_env.tasks.task import DataError, Pair
 
 EXPERT_SOURCE = "expert_source"  # a field of this name is the expert's, if no other was named
@@ -80,5 +81,10 @@ def _text(record: Mapping[str, object], field: str, place: str) -> str:
     if _SURROGATE.search(value):
         raise DataError(
             f'{place}: the field "{field}" must be Unicode text, got half a surrogate pair'
+        )
+    if len(value) > LONGEST_LINE:
+        raise DataError(
+            f'{place}: the field "{field}" must have at most {LONGEST_LINE:,} characters, got '
+            f"{len(value):,}"
         )
     return value

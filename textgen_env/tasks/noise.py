@@ -7,6 +7,7 @@ speech or of handwriting. Real errors are of words that sound or look alike; the
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
+from unicodedata import normalize
 
 from textgen_env.tasks.task import Pair, TextTask, text_hash
 
@@ -58,7 +59,8 @@ def noisy(text: str, share: float) -> str:
 
 
 def _noisy_pair(pair: Pair, share: float) -> Pair:
-    return Pair(noisy(pair.source, share), pair.reference, pair.expert_view)
+    composed = normalize("NFC", pair.source)  # so that an accent is hit with its letter
+    return Pair(noisy(composed, share), pair.reference, pair.expert_view)
 
 
 def _longest(pairs: Sequence[Pair], task: TextTask) -> int:

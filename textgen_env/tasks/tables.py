@@ -1,8 +1,8 @@
 """Rows of CSV and Parquet files and of the hub's data sets, as records with named fields.
 
 CSV is read by the standard library, so that no cell is taken for a number or for nothing; it has a
-header, commas, and quotes where need be. The others are read by the library `datasets` (the extra
-`hf`), which is imported only then.
+header, commas, and quotes where need be, and its lines are read as those of other files. The others
+are read by the library `datasets` (the extra `hf`), which is imported only then.
 """
 
 import csv
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from textgen_env.tasks.columns import shown
+from textgen_env.tasks.lines import LONGEST_LINE, file_lines
 from textgen_env.tasks.task import DataError
 
 Row = tuple[str, Mapping[str, Any]]
@@ -46,27 +47,25 @@ def csv_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: it cannot be read, or a row has another number of cells than the header.
     """
+    csv.field_size_limit(max(LONGEST_LINE, csv.field_size_limit()))  # the library's is 128 KiB
+    reader = csv.reader((line for _, line in file_lines(path, with_ends=True)), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise DataError(f"{path} must have a name for each column, got {shown(header)}")
-            for cells in reader:
-                place = f"{path}, line {reader.line_num}"
-                if cells and len(cells) != len(header):
-                    raise DataError(
-                        f"{place} must have {len(header)} cells, as the header has, got "
-                        f"{len(cells)}: put cells with commas in quotes"
-                    )
-                if cells:
-                    yield place, dict(zip(header, cells, strict=True))
-    except OSError as error:
-        raise DataError(f"{path} must be a readable file, got: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be UTF-8, got: {error}: convert the file") from error
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{path} must have a name for each column, got {shown(header)}")
+        for cells in reader:
+            place = f"{path}, line {reader.line_num}"
+            if cells and len(cells) != len(header):
+                raise DataError(
+                    f"{place} must have {len(header)} cells, as the header has, got "
+                    f"{len(cells)}: put cells with commas in quotes"
+                )
+            if cells:
+                yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path} must be a CSV file, got: {error}") from error
+        raise DataError(
+            f"{path}, line {reader.line_num}: a row must be CSV, got: {error}"
+        ) from error
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:

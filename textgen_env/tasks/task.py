@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, same_pieces
+from textgen_env.tokenizers.unicode_form import UnicodeForm, unicode_form
 from textgen_env.types import Examples, SpecialTokens
 
 SPLITS = ("train", "validation", "test")
@@ -88,6 +90,9 @@ class Task(Protocol):
 class TextTask:
     """A task held in memory.
 
+    References of validation and test are compared with what models write. They are held in the
+    Unicode normalization form that the tokenizer writes, whatever form they are given in.
+
     Attributes:
         name: short name, for tables and folders.
         tokenizer: the tokenizer of both sides.
@@ -97,6 +102,7 @@ class TextTask:
         max_source_length: S, in tokens, the end token included.
         max_target_length: T, in tokens, the end token included.
         dropped: how many pairs were left out, by reason.
+        rewritten: how many references of validation and test were given in another Unicode form.
     """
 
     name: str
@@ -107,6 +113,7 @@ class TextTask:
     max_source_length: int
     max_target_length: int
     dropped: Mapping[str, int]
+    rewritten: int = 0
 
     def __post_init__(self) -> None:
         for split, pairs in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
@@ -115,6 +122,21 @@ class TextTask:
                     f"task {self.name}: the {split} split must hold at least one pair, got none "
                     f"(dropped: {dict(self.dropped) or 'none'})"
                 )
+        form = unicode_form(self.tokenizer)
+        if form is not None:
+            self._rewrite_references(form)
+
+    def _rewrite_references(self, form: UnicodeForm) -> None:
+        """Bring the references that are scored to `form`, and count those that were in another."""
+        for split, pairs in (("validation", self.validation), ("test", self.test)):
+            others = [not unicodedata.is_normalized(form, pair.reference) for pair in pairs]
+            if any(others):
+                rewritten = [
+                    pair._replace(reference=unicodedata.normalize(form, pair.reference).strip())
+                    for pair in pairs
+                ]
+                object.__setattr__(self, split, rewritten)
+                object.__setattr__(self, "rewritten", self.rewritten + sum(others))
 
 
 @dataclass(frozen=True)
@@ -355,5 +377,6 @@ def hashed_split(key: str) -> str:
 
 
 def text_hash(text: str) -> int:
-    """Return a 64-bit hash of `text` that is the same in every process."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    """Return a 64-bit hash of `text` that is the same in every process and each Unicode form."""
+    composed = unicodedata.normalize("NFC", text)
+    return int.from_bytes(hashlib.sha256(composed.encode()).digest()[:8], "big")

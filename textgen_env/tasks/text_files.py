@@ -1,19 +1,19 @@
-r"""The user's own text as a task: TSV, JSON Lines, CSV, Parquet, or two aligned plain files.
+"""The user's own text as a task: TSV, JSON Lines, CSV, Parquet, or two aligned plain files.
 
-UTF-8, with or without a byte order mark; a line ends at "\n" or "\r\n" and nowhere else. TSV is one
-literal tab between source and reference: no quoting, no header, no escapes. A line that
-cannot be read is one `DataError` that names it; pairs that are left out are counted in the task's
-`dropped`. Compressed files are not read here, and data sets of the hub in `hub.py`.
+`lines.py` reads their lines. TSV is one literal tab between source and reference: no quoting, no
+header, no escapes. A line that cannot be read is one `DataError` that names it; pairs that are left
+out are counted in the task's `dropped`. Compressed files are not read here, and data sets of the
+hub in `hub.py`.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, shown, stripped
+from textgen_env.tasks.lines import file_lines
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
 from textgen_env.tasks.tables import csv_rows, parquet_rows
 from textgen_env.tasks.task import (
@@ -30,7 +30,6 @@ from textgen_env.tasks.task import (
 )
 from textgen_env.tokenizers.subword import TextTokenizer
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a reference file
 
 
@@ -151,9 +150,9 @@ def _read_files(split: str, files: PairFiles, config: TextFilesConfig) -> list[P
 def _read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
     match path.suffix.lower():
         case ".tsv":
-            return [_from_tsv(path, number, line) for number, line in _lines(path)]
+            return [_from_tsv(path, number, line) for number, line in file_lines(path)]
         case ".jsonl":
-            return [_from_json(path, number, line, columns) for number, line in _lines(path)]
+            return [_from_json(path, number, line, columns) for number, line in file_lines(path)]
         case ".csv":
             return [columns.pair(record, place) for place, record in csv_rows(path)]
         case ".parquet":
@@ -167,8 +166,8 @@ def _read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
 
 def _read_aligned(split: str, files: tuple[Path, Path]) -> list[Pair]:
     source_path, reference_path = files
-    sources = [line for _, line in _lines(source_path)]
-    references = [line for _, line in _lines(reference_path)]
+    sources = [line for _, line in file_lines(source_path)]
+    references = [line for _, line in file_lines(reference_path)]
     if len(sources) != len(references):
         raise DataError(
             f"{split} must be two files of as many lines, got {len(sources)} in {source_path} and "
@@ -202,27 +201,3 @@ def _from_json(path: Path, number: int, line: str, columns: Columns) -> Pair:
     if not isinstance(record, dict):
         raise DataError(f"{place}: a line must be a JSON object, got {shown(record)}")
     return columns.pair(record, place)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number, from 1, and the text of each line, without its end."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(BYTE_ORDER_MARK)
-                    if not line:
-                        continue
-                yield number, _decoded(path, number, line.removesuffix(b"\n").removesuffix(b"\r"))
-    except OSError as error:
-        raise DataError(f"{path} must be a readable file, got: {error.strerror}") from error
-
-
-def _decoded(path: Path, number: int, line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: a line must be UTF-8, got the byte 0x{line[error.start]:02x} "
-            f"at position {error.start + 1}: convert the file to UTF-8"
-        ) from error

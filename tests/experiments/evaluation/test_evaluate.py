@@ -1,5 +1,6 @@
 """Files that `evaluate` writes, and input that it refuses, through the real entry point."""
 
+import io
 import json
 import re
 import shutil
@@ -332,6 +333,12 @@ def test_the_picture_has_a_point_with_its_interval_for_each_model():
     assert front == [[10.0, 30.0], [50.0, 25.0], [90.0, 10.0]]
     intervals = [bars.get_segments()[0][:, 1].tolist() for bars in axes.collections]
     assert intervals == [[each.quality.bleu - 2, each.quality.bleu + 2] for each in ROWS]
+
+
+def test_names_in_the_picture_are_not_read_as_formulas():
+    figure = pareto_figure([row("$x^2$", 10.0, 30.0), row(r"a$\frac$b", 20.0, 20.0)])
+    assert not any(text.get_parse_math() for text in figure.axes[0].texts)
+    figure.savefig(io.BytesIO())
 
 
 def test_a_baseline_that_is_none_of_the_runs_is_refused(runs, capsys):

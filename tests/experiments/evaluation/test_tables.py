@@ -1,4 +1,5 @@
 import io
+import re
 
 from rich.console import Console
 
@@ -35,9 +36,14 @@ def test_a_narrow_console_cuts_no_cell():
 
 
 def test_texts_are_not_read_as_markup():
-    lines = printed([("[bold]run[/bold]", "", "")], caption="[red]")
-    assert any("[bold]run[/bold]" in line for line in lines)
-    assert "[red]" in lines[-1]
+    names = "[bold]run[/bold]", "[/de]", "[lr=1]x :snake:\\"
+    lines = printed([names], caption="[red] :cat:")
+    assert all(any(name in line for line in lines) for name in names)
+    assert "[red] :cat:" in lines[-1]
+    console = Console(file=io.StringIO())
+    print_table("[/de] :cat:", ["[a]", ":cat:"], [], console=console)
+    assert "[/de] :cat:" in console.file.getvalue()
+    assert re.search(r"\[a\] +┃ +:cat:", console.file.getvalue())
 
 
 def test_standard_output_is_the_default(capsys):

@@ -60,7 +60,7 @@ def complaint(capsys, *arguments):
 
 
 def generated(folder, capsys, monkeypatch, *options):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(LINES))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LINES.encode())))
     capsys.readouterr()
     main(["generate", str(folder), "--max-tokens", "5", *options])
     return capsys.readouterr().out

@@ -16,7 +16,7 @@ from textgen_env.tasks.task import DataError
 from textgen_experiments.cli import main
 from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.reporting import token_view
-from textgen_experiments.reporting.charts import looks_of
+from textgen_experiments.reporting.charts import line_chart, looks_of, trade_off_chart
 from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.reporting.token_view import read_sentences
@@ -332,6 +332,15 @@ def test_several_precisions_are_marked(runs, tmp_path):
             lambda content: [row.pop("precision") for row in content["rows"]],
         )
     assert "several precisions" not in written(runs, tmp_path / "page.html")
+
+
+def test_names_in_charts_are_not_read_as_tags():
+    name = "<b>a</b> & b"
+    line = line_chart("c", "t", {name: ([1], [1.0])}, x={}, y={})
+    front = trade_off_chart("c", "t", None, {name: Point(1.0, 1.0)}, x={}, y={})
+    shown = [line.traces[0]["name"], front.traces[1]["name"], *front.traces[1]["text"]]
+    assert shown == ["&lt;b&gt;a&lt;/b&gt; &amp; b"] * 3
+    assert line.traces[0]["legendgroup"] == name  # by which the page's program finds it
 
 
 def test_what_was_not_measured_is_a_gap(runs, tmp_path):

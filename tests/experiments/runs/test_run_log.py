@@ -1,13 +1,23 @@
-"""The log of a run, read back from its files."""
+"""The log of a run, read back from its files, and the names on the console."""
 
+import ast
+import html
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
+import markdown
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from textgen_env.tasks.task import Pair
+from textgen_experiments.runs.factories import report_dropped
 from textgen_experiments.runs.folder import flat
-from textgen_experiments.runs.run_log import RunLog
+from textgen_experiments.runs.run_log import Bars, RunLog, progress
+
+NAMES = ["[/de]", "[lr=1]x", "[bold]a[/bold]", ":snake:", "back\\[red]\\", "{task.total}"]
+PACKAGES = [Path(__file__).parents[3] / name for name in ("textgen_env", "agents", "experiments")]
 
 
 class ShownFigures(list):
@@ -75,3 +85,57 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten_everywhere(t
 def test_settings_are_named_by_their_path():
     nested = {"a": {"type": "A", "none": None, "sizes": [3, {"b": True}]}, "c": 0.5}
     assert flat(nested) == {"a.type": "A", "a.sizes.0": 3, "a.sizes.1.b": True, "c": 0.5}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_console_shows_names_as_they_are(name, tiny_task, capsys):
+    report_dropped(replace(tiny_task, name=name, dropped={f"over {name}": 2}))
+    with Bars() as bars:
+        bars.add(name, 2)
+        bars.show(name, 1, {"loss": 1.0, "learning_rate": 0.1, "tokens_per_second": 1.0})
+        bars.progress.stop()
+        bar = capsys.readouterr().err
+        bars.finish(name, f"BLEU {name}")
+    with progress(name, 2) as advance:
+        advance()
+    told = capsys.readouterr().err
+    assert bar.startswith(f"{name}: 64 training, ")
+    assert f"left out: 2 over {name}\n{name} " in bar
+    assert f"{name}: BLEU {name}\n" in told
+
+
+def calls_of(name):
+    """Yield the place and the call of each call of `name` in the packages."""
+    for package in PACKAGES:
+        for path in package.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
+                    yield f"{path.name}:{node.lineno}", node
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("Console", {"markup", "emoji"}), ("TextColumn", {"markup"})]
+)
+def test_no_console_and_no_bar_reads_markup(name, options):
+    calls = dict(calls_of(name))
+    assert calls
+    for place, call in calls.items():
+        switched = {each.arg for each in call.keywords if ast.unparse(each.value) == "False"}
+        assert options <= switched, place
+
+
+@pytest.mark.parametrize("name", ["status", "add_column", "add_row", "Panel"])
+def test_what_always_reads_markup_is_given_constants_or_texts(name):
+    for place, call in calls_of(name):
+        first = call.args[0]
+        assert isinstance(first, ast.Constant) or "Text" in ast.unparse(first), place
+
+
+@pytest.mark.parametrize("text", ["*a* _b_ `c`", "<b>&amp;</b>", "[x](y) ![z](w)", "\\*", "a\n# b"])
+def test_tensorboard_shows_texts_as_they_are(tmp_path, shown, text):
+    with RunLog(tmp_path, 0, shown) as log:
+        log.samples(1, [Pair(text, "out")], ["student"])
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("samples/0/text_summary")
+    page = markdown.markdown(event.tensor_proto.string_val[0].decode())
+    seen = html.unescape(re.sub("</?p>|<br />", "", page))
+    assert seen.splitlines()[0] == f"source: {text}".replace("\n", " ")

@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, permutations
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -86,3 +87,13 @@ def test_the_limit_rises_to_the_longest_source_of_all_splits(clean_task, split):
     longest = encode(getattr(noise, split), noise).source.shape[1]
     assert noise.max_source_length == longest > 3
     assert with_noisy_sources(replace(task, max_source_length=99), 0.3).max_source_length == 99
+
+
+def test_the_noise_does_not_depend_on_the_unicode_form(clean_task):
+    noisy_sources = []
+    for form in ("NFC", "NFD"):
+        text = normalize(form, "S\u00e4tze \u00fcber Gr\u00f6\u00dfe")
+        pairs = [Pair(text, "r")]
+        task = replace(clean_task, train=pairs, validation=pairs, test=pairs, tokenizer=BYTES)
+        noisy_sources.append(with_noisy_sources(task, 0.5).train[0].source)
+    assert noisy_sources[0] == noisy_sources[1] != "S\u00e4tze \u00fcber Gr\u00f6\u00dfe"

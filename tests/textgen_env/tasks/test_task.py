@@ -1,4 +1,5 @@
 import hashlib
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textgen_agents.evaluation.quality import score
 from textgen_env.tasks.task import (
     DataError,
     Limits,
@@ -32,6 +34,30 @@ def task_of(train, tokenizer=WORDS):
 
 def test_hash_is_the_first_eight_bytes_of_sha256():
     assert text_hash("abc") == 0xBA7816BF8F01CFEA  # FIPS 180-2, appendix B.1: ba7816bf 8f01cfea ...
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_hash_and_split_are_the_same_in_each_unicode_form(text):
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    assert len({text_hash(each) for each in [text, *forms]}) == 1
+    plain = hashlib.sha256(forms[0].encode()).digest()[:8]  # composed text keeps its split
+    assert text_hash(text) == int.from_bytes(plain, "big")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_references_are_scored_in_the_form_that_the_tokenizer_writes(form):
+    tokenizer = Tokenizer.train([], vocab_size=259)
+    pair = Pair(*[unicodedata.normalize(form, "gr\u00fcn caf\u00e9 \ufb01")] * 2)
+    plain = Pair("a", "a")
+    task = TextTask("t", tokenizer, [pair], [pair, plain], [pair, pair], 99, 99, {})
+    for pairs in (task.validation, task.test):
+        references = [each.reference for each in pairs]
+        hypotheses = tokenizer.decode(tokenizer.encode_targets(references))
+        assert score(hypotheses, references).exact_match == 100
+        assert pairs[0].source == pair.source
+    assert task.train == [pair]
+    assert task.rewritten == (3 if form == "NFD" else 0)
+    assert replace(task, name="u").rewritten == task.rewritten
 
 
 def test_hashed_split_takes_the_hash_modulo_100():

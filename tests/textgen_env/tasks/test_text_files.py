@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +68,20 @@ def test_one_file_is_split_by_a_hash_of_the_source(tmp_path, kind):
         ("test", task.test),
     ):
         assert pairs == [pair for pair in PAIRS if hashed_split(pair.source) == split]
+
+
+def test_the_split_does_not_depend_on_the_unicode_form(tmp_path):
+    sides = [f"S\u00e4tze {n} \u00e9" for n in range(300)]
+    tasks = []
+    for form in ("NFC", "NFD"):
+        pairs = [Pair(*[unicodedata.normalize(form, side)] * 2) for side in sides]
+        tasks.append(text_files(TextFilesConfig(write(tmp_path, "tsv", pairs)), BYTES))
+    composed, decomposed = (
+        [[unicodedata.normalize("NFC", pair.source) for pair in pairs] for pairs in splits]
+        for splits in ((task.train, task.validation, task.test) for task in tasks)
+    )
+    assert composed == decomposed
+    assert [pair.reference for pair in tasks[0].test] == [p.reference for p in tasks[1].test]
 
 
 def test_equal_sources_are_in_the_same_split(tmp_path):

@@ -1,0 +1,113 @@
+"""Standard input and output of the command `generate`."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.storage import save_model
+from textgen_env.tokenizers.subword import Tokenizer
+from textgen_experiments.cli import main
+from textgen_experiments.models import generate as command
+from textgen_experiments.runs.pipes import PIPE_CLOSED
+
+BYTES = Tokenizer.train([], vocab_size=259)
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    """Return a function from standard input to standard output, by a model that writes `answer`."""
+
+    def run(content, answer=None):
+        def write_rows(source, max_tokens):
+            del max_tokens
+            if answer is None:
+                return source
+            return source.new_tensor(BYTES.encode([answer] * len(source)))
+
+        output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(command, "model_folder", lambda folder: folder)
+        monkeypatch.setattr(command, "load_tokenizer", lambda folder: BYTES)
+        monkeypatch.setattr(command, "load_generator", lambda *_, **__: write_rows)
+        stdin = None if content is None else io.TextIOWrapper(io.BytesIO(content), encoding="ascii")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", output)
+        main(["generate", "model", "--batch-size", "3"])
+        return output.buffer.getvalue().decode()
+
+    return run
+
+
+def complaint(capsys, run, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_standard_input_follows_the_rules_of_data_files(echo):
+    assert echo("\ufeffä\r\n\n b\u2028c \nd".encode()) == "ä\n\nb\u2028c\nd\n"
+    assert echo(b"") == echo("\ufeff".encode()) == ""
+
+
+@pytest.mark.parametrize("answer", ["one\ntwo", "one\r\ntwo", "one\rtwo", "one\n\ntwo"])
+def test_a_text_with_line_ends_is_one_line(echo, answer):
+    assert echo(b"a\nb\n\nc\nd", answer) == "one two\none two\n\none two\none two\n"
+
+
+def test_bytes_that_are_not_utf_8_are_one_line_with_their_number(echo, capsys):
+    message = complaint(capsys, echo, b"a\nb\xe4\n")
+    assert message.startswith("textgen: standard input, line 2: a line must be UTF-8, got the byte")
+
+
+def test_closed_standard_input_is_one_line(echo, capsys):
+    assert "standard input must be open, got a closed one" in complaint(capsys, echo, None)
+
+
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@seed(0)
+@given(content=st.binary(max_size=40) | st.text("aä\r\n\ufeff ").map(str.encode))
+def test_any_bytes_are_answered_line_by_line_or_one_error(echo, content):
+    try:
+        expected = content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        with pytest.raises(SystemExit, match="2"):
+            echo(content)
+        return
+    lines = expected.split("\n")[: None if expected.rpartition("\n")[2] else -1]
+    answers = echo(content).split("\n")
+    assert answers.pop() == ""
+    assert len(answers) == len(lines)
+    assert [bool(answer) for answer in answers] == [bool(line.strip()) for line in lines]
+
+
+@pytest.mark.parametrize("arguments", [["generate", "MODEL", "--batch-size", "1"], ["--help"]])
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_broken_pipe_ends_quietly(arguments, buffered, tmp_path):
+    model = Recurrent(RecurrentConfig(BYTES.vocab_size, 8, 1, 1)).eval()
+    save_model(model, tmp_path / "model", BYTES)
+    words = [str(tmp_path) if word == "MODEL" else word for word in arguments]
+    program = "from textgen_experiments.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
+    ) as process:
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(b"a\n" * 3)
+            process.stdin.close()
+        complaints = process.stderr.read()
+    assert complaints == b""
+    assert process.returncode == PIPE_CLOSED
