@@ -11,7 +11,6 @@ import torch
 
 from textgen_agents.evaluation.exposure_bias import written_by
 from textgen_agents.evaluation.exposure_report import TeacherTexts, measure_exposure_bias
-from textgen_agents.evaluation.quality import bleu
 from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
 from textgen_agents.training.distributed import num_slots, this_device, this_process
 from textgen_agents.training.learner import Learner, Record, References
@@ -44,6 +43,7 @@ from textgen_experiments.runs.setup import (
     fresh_student,
     initial_student,
 )
+from textgen_experiments.runs.validation import Validation
 
 OUTCOME = "outcome.json"
 PREPARED = "prepared.safetensors"  # the agent's training data, and the queries for it
@@ -149,8 +149,10 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         precision=run.dtype,
         references=References(references, validation),
     )
+    judge = Validation.of(experiment, pairs, task.target_language, validation)
     teacher = None
     if process.is_main_process:
+        judge.describe()
         teacher = _uncounted(expert, validation, task.max_target_length)
     log = RunLog(folder, learner.counters.update, show)
 
@@ -160,13 +162,17 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
         some = pairs[:DIAGNOSTIC_PAIRS]
         few = own.select(torch.arange(len(some)))
-        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES)
-        log.diagnostics(found.figures())
-        return bleu(hypotheses, [pair.reference for pair in pairs])
+        found = measure_exposure_bias(
+            *(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES, task.target_language)
+        )
+        scores = judge.scores(hypotheses)
+        log.diagnostics({**found.figures(), **scores})
+        return judge.score(model, scores, learner.counters)
 
     with log if process.is_main_process else nullcontext():
-        outcome = asdict(_outcome(learner.train(evaluate, log), asked, task))
+        outcome = asdict(_outcome(learner.train(evaluate, log, judge.figure), asked, task))
         if process.is_main_process:
+            outcome["validation_bleu"] = judge.bleu_of(learner.counters, log)
             log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
         student.load_state_dict(load_tensors(learner.best)[0])
