@@ -126,7 +126,7 @@ def score(
         rouge1=rouge1,
         rouge2=rouge2,
         rougeL=rouge_l,
-        exact_match=exact_match(hypotheses, references),
+        exact_match=exact_match_rate(hypotheses, references),
         tokenized_lowercase_bleu=lowercase_bleu,
         signature=signature,
         chrf_signature=chrf_signature,
@@ -162,7 +162,7 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return _corpus_score(CHRF(), hypotheses, references)
 
 
-def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+def exact_match_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Compute the percentage of hypotheses that equal their references.
 
     Raises:

@@ -138,8 +138,6 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
-    added = experiment.learner.reference_weight or experiment.learner.ewc_weight
-    references = encode(task.train, task) if added else None
     learner = Learner(
         experiment.agent,
         student,
@@ -147,7 +145,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         folder=folder / "checkpoints",
         config=experiment.learner,
         precision=run.dtype,
-        references=References(references, validation),
+        references=_references(experiment, task, validation),
     )
     judge = Validation.of(experiment, pairs, task.target_language, validation)
     teacher = None
@@ -162,9 +160,8 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
         some = pairs[:DIAGNOSTIC_PAIRS]
         few = own.select(torch.arange(len(some)))
-        found = measure_exposure_bias(
-            *(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES, task.target_language)
-        )
+        options = DIAGNOSTIC_SHARES, task.target_language
+        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, *options)
         scores = judge.scores(hypotheses)
         log.diagnostics({**found.figures(), **scores})
         return judge.score(model, scores, learner.counters)
@@ -179,6 +176,12 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         save_model(student, folder / "model", task.tokenizer)
         write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
+
+
+def _references(experiment: Experiment, task: TextTask, validation: Examples) -> References:
+    """Return the task's own pairs that the learner needs beside those of its environment."""
+    added = experiment.learner.reference_weight or experiment.learner.ewc_weight
+    return References(encode(task.train, task) if added else None, validation)
 
 
 def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTexts | None:

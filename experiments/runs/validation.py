@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from textgen_agents.evaluation.bleu_metric import bleu_obstacle, bleu_signature
-from textgen_agents.evaluation.quality import bleu, chrf, exact_match
+from textgen_agents.evaluation.quality import bleu, chrf, exact_match_rate
 from textgen_agents.losses.objectives import reference_loss
 from textgen_agents.training.checkpoint import Counters
 from textgen_env.models.sequence_model import SequenceModel
@@ -21,7 +21,7 @@ FIGURES: dict[Metric, str] = {
     "reference-loss": "negative_reference_loss",
 }
 """Score -> its name in the log, where larger is better."""
-PATIENCE = 3  # evaluations with a score of 0 before a warning
+ZEROS_BEFORE_WARNING = 3  # evaluations with a score of 0 before a warning
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Validation:
         if self.metric == "chrf":
             named["chrf"] = chrf(hypotheses, self.references)
         if self.metric == "exact":
-            named["exact_match"] = exact_match(hypotheses, self.references)
+            named["exact_match"] = exact_match_rate(hypotheses, self.references)
         return named
 
     def score(self, model: SequenceModel, scores: Mapping[str, float], counters: Counters) -> float:
@@ -100,7 +100,7 @@ class Validation:
 
     def _warn_of_zeros(self, scores: Sequence[float], is_last: bool) -> None:
         count = len(scores)
-        is_time = count == PATIENCE or (is_last and count < PATIENCE)
+        is_time = count == ZEROS_BEFORE_WARNING or (is_last and count < ZEROS_BEFORE_WARNING)
         if is_time and not any(scores) and self.obstacle is None:
             _warn(
                 f"{self.metric} was 0 at every evaluation so far, and the reference loss chooses "

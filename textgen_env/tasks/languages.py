@@ -11,7 +11,7 @@ _UNSPACED = (
 )
 _CHARACTER = regex.compile(_UNSPACED, regex.VERSION1)
 _LETTER = regex.compile(r"[\p{L}\p{N}]")
-_WORD = regex.compile(
+_LETTER_WORD = regex.compile(
     rf"{_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+", regex.VERSION1
 )
 _PIECE = regex.compile(rf"{_UNSPACED}\p{{M}}* ?|(?:(?!{_UNSPACED})[^ ])+ ?", regex.VERSION1)
@@ -38,7 +38,7 @@ def _count_within(word: str) -> int:
 
 def letter_words(text: str) -> list[str]:
     """Return the words of letters and digits, or characters in scripts without spaces."""
-    return _WORD.findall(text)
+    return _LETTER_WORD.findall(text)
 
 
 def has_unspaced_script(text: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from textgen_agents.training.checkpoint import Counters
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.text_files import TextFilesConfig
+from textgen_experiments.cli import TrainOptions, parse
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import read_config
 from textgen_experiments.runs.train import read_outcome, train
@@ -127,6 +129,16 @@ def test_a_run_of_an_earlier_version_goes_on(trained, tmp_path):
     after = load_file(trained(letter_pairs, learner=SHORT) / "model/model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
     assert read_config(folder).experiment.metric == "bleu"
+
+
+@pytest.mark.parametrize("task", ["verses", "text", "hub"])
+def test_metric_and_language_are_options_of_train(task):
+    files = {"text": ["--task.train", "a.tsv"], "hub": ["--task.path", "x/y"], "verses": []}
+    options = ["--metric", "reference-loss", "--task.target-language", "zh"]
+    arguments = ["train", "--output", "out", "--task", task, *files[task], *options]
+    experiment = cast("TrainOptions", parse(arguments)).experiment
+    assert experiment.metric == "reference-loss"
+    assert experiment.task == replace(cast("Any", experiment.task), target_language="zh")
 
 
 def test_a_score_that_does_not_exist_is_refused():
