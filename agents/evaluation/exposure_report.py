@@ -10,6 +10,7 @@ from functools import partial
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from textgen_agents.evaluation.exposure_bias import (
     TeacherComparison,
@@ -183,6 +184,7 @@ def measure_exposure_bias(
     tokenizer: TextTokenizer,
     teacher: TeacherTexts | None,
     shares: Sequence[float] = STUDENT_SHARES,
+    language: str | None = None,
 ) -> ExposureBiasReport:
     """Compute all diagnostics.
 
@@ -195,21 +197,22 @@ def measure_exposure_bias(
             None for a student without a teacher.
         shares: shares of a text that the student writes before the teacher completes it; 0 and 1
             are added.
+        language: code of the references' language, for BLEU.
     """
     hypotheses = tokenizer.decode(student_texts.actions.tolist())
     references = [pair.reference for pair in pairs]
     without_teacher = ExposureBiasReport(
         length_ratio=length_ratio(student_texts, student.special),
         repetition_rate=repetition_rate(student_texts),
-        bleu_by_reference_length=bleu_by_length(hypotheses, references, references),
+        bleu_by_reference_length=bleu_by_length(hypotheses, references, references, language),
         bleu_by_source_length=bleu_by_length(
-            hypotheses, references, [pair.source for pair in pairs]
+            hypotheses, references, [pair.source for pair in pairs], language
         ),
     )
     if teacher is None:
         return without_teacher
     count = len(teacher.written)
-    student_texts, references = student_texts.select(torch.arange(count)), references[:count]
+    student_texts = student_texts.select(torch.arange(count))
     on_student, on_teacher = _compare_drawn(student, student_texts, teacher)
     error = excess_accumulated_error(on_student, on_teacher).tolist()
     return replace(
@@ -219,7 +222,12 @@ def measure_exposure_bias(
         excess_accumulated_error=[value if math.isfinite(value) else None for value in error],
         likelihood_risk=likelihood_risk(on_student),
         coverage_risk=coverage_risk(on_teacher),
-        teacher_finishes=_completion_scores(student_texts, references, tokenizer, teacher, shares),
+        teacher_finishes=[
+            CompletionScore(
+                share, bleu(tokenizer.decode(actions.tolist()), references[:count], language)
+            )
+            for share, actions in _completed_texts(student_texts, teacher, shares).items()
+        ],
     )
 
 
@@ -255,20 +263,12 @@ def _position_curves(
     }
 
 
-def _completion_scores(
-    student_texts: Trajectories,
-    references: Sequence[str],
-    tokenizer: TextTokenizer,
-    teacher: TeacherTexts,
-    shares: Sequence[float],
-) -> list[CompletionScore]:
-    """Score the teacher's texts, the student's completed by the teacher, and the student's."""
-    texts = {
+def _completed_texts(
+    student_texts: Trajectories, teacher: TeacherTexts, shares: Sequence[float]
+) -> dict[float, Tensor]:
+    """Return texts of which the student wrote a share and the teacher the rest, (B, T) int64."""
+    return {
         0.0: teacher.written.actions,
         **{share: complete_with_teacher(student_texts, teacher.expert, share) for share in shares},
         1.0: student_texts.actions,
     }
-    return [
-        CompletionScore(share, bleu(tokenizer.decode(actions.tolist()), references))
-        for share, actions in texts.items()
-    ]

@@ -1,10 +1,10 @@
 """Quality of generated texts: BLEU and chrF by sacreBLEU with their signatures, ROUGE, exact match.
 
 All scores are in [0, 100]. The tokenized lower-cased BLEU of older papers has a name of its own: it
-is higher than sacreBLEU on the same text and must not be compared with it.
+is higher than sacreBLEU on the same text and must not be compared with it. How BLEU splits texts
+follows the language of the references, and stands in its signature.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,21 +15,24 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest, Result
 
+from textgen_agents.evaluation.bleu_metric import bleu_metric
 from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.tasks.task import Pair, Task, encode_sources
+from textgen_env.tasks.languages import count_words, letter_words
+from textgen_env.tasks.task import Pair, Task, TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 
 LENGTH_LIMITS = (10, 15, 20, 25)
 """Largest number of words in each group of pairs of similar length but the last."""
-TOKENIZED_LOWERCASE = {"lowercase": True, "tokenize": "13a", "smooth_method": "none"}
+TOKENIZED_LOWERCASE = {"lowercase": True, "smooth_method": "none"}
 """Options of BLEU that agree with nltk's `corpus_bleu` on lower-cased tokens (Lin et al. 2020).
 
 Tokens are split by sacreBLEU's tokenizer: that of nltk needs data that its package lacks.
 """
-WORD_PATTERN = re.compile(r"[^\W_]+")
-ROUGE_SIGNATURE = f"F|case:lc|stem:no|words:unicode|rouge-score:{version('rouge_score')}"
+ROUGE_SIGNATURE = (
+    f"F|case:lc|stem:no|words:unicode|unspaced:char|rouge-score:{version('rouge_score')}"
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,15 @@ class Bootstrap:
     p_value: float | None
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], language: str | None = None
+) -> Quality:
     """Score hypotheses against one reference each.
+
+    Args:
+        hypotheses: the generated texts.
+        references: one for each hypothesis.
+        language: code of their language; None for one with spaces between words.
 
     Raises:
         ValueError: no text, or another number of hypotheses than of references.
@@ -102,7 +112,11 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
     Source: Post 2018, arXiv:1804.08771; Popović 2015, chrF; Lin 2004, ROUGE.
     """
     _check_pairs(hypotheses, references)
-    metrics = BLEU(), CHRF(), BLEU(**TOKENIZED_LOWERCASE)
+    metrics = (
+        bleu_metric(language),
+        CHRF(),
+        bleu_metric(language, **TOKENIZED_LOWERCASE),
+    )
     bleu, chrf, lowercase_bleu = (_corpus_score(each, hypotheses, references) for each in metrics)
     signature, chrf_signature, lowercase_signature = (str(each.get_signature()) for each in metrics)
     rouge1, rouge2, rouge_l = rouge(hypotheses, references)
@@ -112,7 +126,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
         rouge1=rouge1,
         rouge2=rouge2,
         rougeL=rouge_l,
-        exact_match=100 * fmean(map(str.__eq__, hypotheses, references)),
+        exact_match=exact_match_rate(hypotheses, references),
         tokenized_lowercase_bleu=lowercase_bleu,
         signature=signature,
         chrf_signature=chrf_signature,
@@ -121,21 +135,49 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Quality:
     )
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+def bleu(
+    hypotheses: Sequence[str], references: Sequence[str], language: str | None = None
+) -> float:
     """Compute the corpus sacreBLEU, in [0, 100].
+
+    Args:
+        hypotheses: the generated texts.
+        references: one for each hypothesis.
+        language: code of their language; None for one with spaces between words.
 
     Raises:
         ValueError: no text, or another number of hypotheses than of references.
     """
     _check_pairs(hypotheses, references)
-    return _corpus_score(BLEU(), hypotheses, references)
+    return _corpus_score(bleu_metric(language), hypotheses, references)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Compute chrF2 of sacreBLEU, in [0, 100].
+
+    Raises:
+        ValueError: no text, or another number of hypotheses than of references.
+    """
+    _check_pairs(hypotheses, references)
+    return _corpus_score(CHRF(), hypotheses, references)
+
+
+def exact_match_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Compute the percentage of hypotheses that equal their references.
+
+    Raises:
+        ValueError: no text, or another number of hypotheses than of references.
+    """
+    _check_pairs(hypotheses, references)
+    return 100 * fmean(map(str.__eq__, hypotheses, references))
 
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
     """Compute the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, means over the texts, in [0, 100].
 
-    Words are lower-cased, not stemmed, and made of letters of any script. On ASCII texts the result
-    is that of the package's defaults, which elsewhere split words at every non-ASCII letter.
+    Words are lower-cased, not stemmed, and made of letters of any script; in scripts without spaces
+    each character is a word. On ASCII texts the result is that of the package's defaults, which
+    elsewhere split words at every non-ASCII letter.
 
     Raises:
         ValueError: no text, or another number of hypotheses than of references.
@@ -159,11 +201,14 @@ class _WordTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of `text`, lower-cased."""
-        return WORD_PATTERN.findall(text.lower())
+        return letter_words(text.lower())
 
 
 def bleu_by_length(
-    hypotheses: Sequence[str], references: Sequence[str], lengths_of: Sequence[str]
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    lengths_of: Sequence[str],
+    language: str | None = None,
 ) -> list[LengthGroup]:
     """Compute sacreBLEU for each group of pairs of similar length.
 
@@ -171,6 +216,7 @@ def bleu_by_length(
         hypotheses: the generated texts.
         references: one for each hypothesis.
         lengths_of: the texts whose words are counted: the references or the sources.
+        language: code of the references' language, for BLEU.
 
     Raises:
         ValueError: no text, or not as many of each.
@@ -182,19 +228,24 @@ def bleu_by_length(
         )
     groups: list[list[int]] = [[] for _ in (*LENGTH_LIMITS, None)]
     for index, text in enumerate(lengths_of):
-        groups[sum(len(text.split()) > limit for limit in LENGTH_LIMITS)].append(index)
+        groups[sum(count_words(text) > limit for limit in LENGTH_LIMITS)].append(index)
     return [
         LengthGroup(
             limit,
             len(group),
-            bleu([hypotheses[i] for i in group], [references[i] for i in group]) if group else None,
+            bleu([hypotheses[i] for i in group], [references[i] for i in group], language)
+            if group
+            else None,
         )
         for limit, group in zip((*LENGTH_LIMITS, None), groups, strict=True)
     ]
 
 
 def bootstrap(
-    systems: Sequence[Sequence[str]], references: Sequence[str], baseline: int | None = None
+    systems: Sequence[Sequence[str]],
+    references: Sequence[str],
+    baseline: int | None = None,
+    language: str | None = None,
 ) -> list[Bootstrap]:
     """Estimate the confidence interval of each system's BLEU and its difference from a baseline.
 
@@ -206,6 +257,7 @@ def bootstrap(
         systems: the texts of each system.
         references: one for each text.
         baseline: index of the system that the others are compared with; None for no comparison.
+        language: code of the texts' language.
 
     Raises:
         ValueError: no system, no text, a system with another number of texts than of references, or
@@ -221,7 +273,8 @@ def bootstrap(
         raise ValueError(f"baseline must be from 0 to {len(systems) - 1}, or None, got {baseline}")
     order = sorted(range(len(systems)), key=lambda index: index != baseline)  # the baseline first
     named: list[tuple[str, Sequence[str]]] = [(str(index), systems[index]) for index in order]
-    _, scores = PairedTest(named, {"BLEU": BLEU()}, [list(references)], test_type="bs")()
+    metric = bleu_metric(language)
+    _, scores = PairedTest(named, {"BLEU": metric}, [list(references)], test_type="bs")()
     estimates = {}
     for index, result in zip(order, scores["BLEU"], strict=True):
         assert isinstance(result, Result), "only the column of names holds text"
@@ -236,10 +289,13 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    baseline: Sequence[str], hypotheses: Sequence[str], references: Sequence[str]
+    baseline: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    language: str | None = None,
 ) -> float:
     """Return the p-value of the difference in BLEU of two systems, in (0, 1]."""
-    p_value = bootstrap([baseline, hypotheses], references, baseline=0)[1].p_value
+    p_value = bootstrap([baseline, hypotheses], references, 0, language)[1].p_value
     assert p_value is not None, "the second system is compared with the first"
     return p_value
 
@@ -315,7 +371,7 @@ def translate(
 
 def quality_on(
     model: SequenceModel,
-    task: Task,
+    task: TextTask,
     pairs: Sequence[Pair],
     *,
     beam_size: int = 1,
@@ -324,4 +380,4 @@ def quality_on(
     """Score the texts that `model` generates for the sources of `pairs`."""
     sources = [pair.source for pair in pairs]
     hypotheses = translate(model, task, sources, beam_size=beam_size, batch_size=batch_size)
-    return score(hypotheses, [pair.reference for pair in pairs])
+    return score(hypotheses, [pair.reference for pair in pairs], task.target_language)

@@ -47,6 +47,15 @@ class Counters:
     validation: list[float] = field(default_factory=list)
     validation_losses: list[float] = field(default_factory=list)
 
+    @property
+    def last_is_best(self) -> bool:
+        """True if no evaluation has a better score than the last, or the same and a lower loss."""
+        losses = self.validation_losses
+        if len(losses) != len(self.validation):  # none is measured without validation pairs
+            losses = [0.0] * len(self.validation)
+        *before, last = zip(self.validation, (-loss for loss in losses), strict=True)
+        return all(last >= other for other in before)
+
 
 def save_checkpoint(
     path: Path,

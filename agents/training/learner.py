@@ -154,13 +154,18 @@ class Learner:
         self,
         evaluate: Callable[[Model], float],
         log: Callable[[int, Record], None],
+        metric: str = "bleu",
     ) -> Counters:
         """Run to the last update, from the last checkpoint if there is one.
 
+        The weights with the best score are kept. Of those with the same score it is the ones with
+        the lower loss on the validation references, and of those the later ones.
+
         Args:
-            evaluate: the validation BLEU of a model.
+            evaluate: score of a model on validation, where larger is better.
             log: called with the number of the update and its figures.
                 Of several processes, only the main one calls these two.
+            metric: name of the score among the figures.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
@@ -172,7 +177,7 @@ class Learner:
                 if self.accelerator.is_main_process:
                     log(self.counters.update, record)
             if self._due():
-                self._evaluate(evaluate, log)
+                self._evaluate(evaluate, log, metric)
         return self.counters
 
     def _measure_start(self) -> None:
@@ -353,12 +358,13 @@ class Learner:
         return every or update == self.config.updates
 
     def _evaluate(
-        self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None]
+        self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None], metric: str
     ) -> None:
         """Score the student, keep it if it is the best so far, and write a checkpoint."""
         counters, main = self.counters, self.accelerator.is_main_process
-        (figures,) = broadcast_object_list([self._figures(evaluate) if main else {}])
-        counters.validation.append(figures["bleu"])
+        own = self._figures(evaluate, metric) if main else {}
+        (figures,) = broadcast_object_list([own])
+        counters.validation.append(figures[metric])
         counters.validation_losses += (
             [figures["reference_loss"]] if "reference_loss" in figures else []
         )
@@ -366,15 +372,15 @@ class Learner:
         if not main:
             return
         log(counters.update, figures)
-        if figures["bleu"] > counters.best:
-            counters.best, counters.best_update = figures["bleu"], counters.update
+        if counters.last_is_best:
+            counters.best, counters.best_update = figures[metric], counters.update
             save_atomically(self.best, self.student.state_dict(), {})
         save_checkpoint(self.last, self.student, self.optimizer, counters, held)
 
-    def _figures(self, evaluate: Callable[[Model], float]) -> Record:
+    def _figures(self, evaluate: Callable[[Model], float], metric: str) -> Record:
         """Return the figures of an evaluation."""
         actor = self._acting()
-        figures = {"bleu": evaluate(actor)}
+        figures = {metric: evaluate(actor)}
         if self.validation is not None:
             figures["reference_loss"] = reference_loss(actor, self.validation)
         return figures

@@ -43,6 +43,7 @@ from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
 from textgen_experiments.runs.run_log import log_evaluation, progress
 from textgen_experiments.runs.train import NUM_SAMPLES, read_outcome
+from textgen_experiments.runs.validation import warn_of_obstacle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
@@ -90,6 +91,7 @@ def evaluate(options: EvaluateOptions) -> None:
         batch_size=options.batch_size,
     )
     print_results(rows, title=f"{task.name}: {len(task.test)} test pairs")
+    warn_of_obstacle(task.test, task.target_language)
 
 
 def evaluate_runs(
@@ -132,7 +134,12 @@ def evaluate_runs(
         picture = pareto_figure(rows)
         for folder, texts, row in zip(folders, scored[offset:], rows[offset:], strict=True):
             report = measure_exposure_bias(
-                texts.entry.model, texts.written, task.test, task.tokenizer, teacher
+                texts.entry.model,
+                texts.written,
+                task.test,
+                task.tokenizer,
+                teacher,
+                language=task.target_language,
             )
             samples = _samples(texts, task, scored[0].hypotheses if offset else None)
             _write_evaluation(folder, report, samples, row, picture)
@@ -200,7 +207,9 @@ def result_rows(
     tasks = [each.entry.task for each in scored]
     # In the students' Unicode form, from which a teacher's with another tokenizer may differ.
     references = [pair.reference for pair in tasks[-1].test]
-    resampled = bootstrap([each.hypotheses for each in scored], references, baseline)
+    resampled = bootstrap(
+        [each.hypotheses for each in scored], references, baseline, tasks[-1].target_language
+    )
     same = all(same_pieces(tasks[0].tokenizer, task.tokenizer) for task in tasks)
     timed = [_timed_model(each.entry) for each in scored]
     speeds = decode_speeds(timed, same_tokens=same, batch_size=batch_size)

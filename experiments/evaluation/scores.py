@@ -82,6 +82,7 @@ class ModelScores:
             most probable token is the teacher's.
         reference_prefix_agreement: the same on the references' prefixes.
         hypotheses: the student's text for each test pair.
+        signature: sacreBLEU's signature of `bleu`; None in files of earlier versions.
     """
 
     bleu: float
@@ -90,6 +91,7 @@ class ModelScores:
     student_prefix_agreement: float
     reference_prefix_agreement: float
     hypotheses: list[str]
+    signature: str | None = None
 
 
 def run_entry(
@@ -135,7 +137,7 @@ def score_texts(entry: EvaluatedModel, *, beam_size: int = 1, batch_size: int = 
             batch_size=batch_size,
         )
         hypotheses = task.tokenizer.decode(written.actions.tolist())
-        return written, hypotheses, score(hypotheses, references)
+        return written, hypotheses, score(hypotheses, references, task.target_language)
 
     *_, beam = texts(decoder_of(beam_size)) if beam_size > 1 else (None,)
     return ScoredTexts(entry, *texts(greedy), beam)
@@ -159,7 +161,7 @@ def score_run(folder: Path) -> ModelScores:
     texts = score_texts(run_entry(folder.name, folder, run, read_outcome(folder), task))
     on_references = Trajectories.from_examples(texts.written.examples, task.tokenizer.special)
     student, references = texts.entry.model, [pair.reference for pair in task.test]
-    by_length = bleu_by_length(texts.hypotheses, references, references)
+    by_length = bleu_by_length(texts.hypotheses, references, references, task.target_language)
     return ModelScores(
         bleu=texts.quality.bleu,
         chrf=texts.quality.chrf,
@@ -171,6 +173,7 @@ def score_run(folder: Path) -> ModelScores:
             on_references, student, expert
         ).mean_agreement,
         hypotheses=texts.hypotheses,
+        signature=texts.quality.signature,
     )
 
 

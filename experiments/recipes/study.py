@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 from textgen_agents import AGENTS
+from textgen_agents.evaluation.bleu_metric import bleu_signature
 from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.models.storage import load_tokenizer
+from textgen_env.tasks.task import TextTask
 from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_score
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.recipes import configs
@@ -93,6 +95,7 @@ class StudyRow:
         reference_prefix_agreement: mean over seeds, in [0, 1].
         teacher_tokens: states at which the teacher was queried, mean over seeds.
         train_seconds: mean over seeds, on one core of the machine; mle's first half included.
+        signature: sacreBLEU's signature of `bleu`.
     """
 
     agent: str
@@ -107,6 +110,7 @@ class StudyRow:
     reference_prefix_agreement: float
     teacher_tokens: float
     train_seconds: float
+    signature: str
 
 
 def study(options: StudyOptions) -> None:
@@ -200,13 +204,11 @@ def study_rows(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Stud
     """Return a row for each agent and amount of data."""
     folder, experiment = next(iter(runs.items()))
     task = build_task(experiment.task, load_tokenizer(folder / "model"))
-    references = [pair.reference for pair in task.test]
-    return [_study_row(options, *each, references) for each in agents_and_pairs(options)]
+    return [_study_row(options, *each, task) for each in agents_and_pairs(options)]
 
 
-def _study_row(
-    options: StudyOptions, agent: str, pairs: int, references: Sequence[str]
-) -> StudyRow:
+def _study_row(options: StudyOptions, agent: str, pairs: int, task: TextTask) -> StudyRow:
+    references, language = [pair.reference for pair in task.test], task.target_language
     seeds = range(options.seeds)
     folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
     starts = [
@@ -223,7 +225,7 @@ def _study_row(
         if agent == BASELINE or not baseline.exists():
             continue
         other = read_scores(baseline)
-        p_value = paired_bootstrap(other.hypotheses, each.hypotheses, references)
+        p_value = paired_bootstrap(other.hypotheses, each.hypotheses, references, language)
         better += p_value < SIGNIFICANCE_LEVEL and each.bleu > other.bleu
         worse += p_value < SIGNIFICANCE_LEVEL and each.bleu < other.bleu
     bleu = [each.bleu for each in judged]
@@ -247,6 +249,7 @@ def _study_row(
         reference_prefix_agreement=mean(lambda each: each.reference_prefix_agreement),
         teacher_tokens=statistics.mean(each.teacher_tokens_queried for each in outcomes),
         train_seconds=sum(seconds) / len(folders),
+        signature=judged[0].signature or bleu_signature(language),
     )
 
 
@@ -280,14 +283,15 @@ def markdown(options: StudyOptions, rows: Sequence[StudyRow]) -> str:
         lines += [
             f"| {' | '.join(study_cells(options, row))} |" for row in rows if row.pairs == pairs
         ] + [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"BLEU: `{rows[0].signature}`", ""])
 
 
 def print_study(options: StudyOptions, rows: Sequence[StudyRow]) -> None:
     """Print a table for each amount of training pairs."""
     for pairs in dict.fromkeys(row.pairs for row in rows):
         cells = [study_cells(options, row) for row in rows if row.pairs == pairs]
-        print_table(_title(options, pairs), HEADINGS, cells)
+        caption = f"BLEU: {rows[0].signature}"
+        print_table(_title(options, pairs), HEADINGS, cells, caption=caption)
 
 
 def draw_study(rows: Sequence[StudyRow], path: Path) -> None:

@@ -109,7 +109,8 @@ def teacher(options: TeacherOptions) -> None:
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     write_text(folder / "README.md", _card(options.output, outcome, training, greedy, beam))
     console.print(
-        f"the teacher is in {folder}: BLEU {greedy.bleu:.1f} greedy, {beam.bleu:.1f} beam 5",
+        f"the teacher is in {folder}: BLEU {greedy.bleu:.1f} greedy, {beam.bleu:.1f} beam 5 "
+        f"({greedy.signature})",
         soft_wrap=True,
     )
 

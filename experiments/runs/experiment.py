@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from textgen_agents import AGENTS
 from textgen_agents.agent import Agent
@@ -17,6 +17,8 @@ from textgen_env.tasks.task import TaskConfig
 from textgen_env.tasks.verses import VersesConfig
 
 VERSES_TEACHER = Path(__file__).parents[1] / "teachers" / "verses"
+Metric = Literal["bleu", "chrf", "exact", "reference-loss"]
+"""Names of the scores on validation to choose from."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Experiment:
         learner: settings of the training loop.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
+        metric: score on validation by which the best weights are kept; of weights with equal scores
+            those with the lower loss on the references are.
         precision: of autocast and of the models that only act; None for the one measured faster.
     """
 
@@ -53,6 +57,7 @@ class Experiment:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None
     validation_pairs: int = 300
+    metric: Metric = "bleu"
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +65,10 @@ class Experiment:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "
                 f"{self.server.url}: set teacher to None"
+            )
+        if self.metric not in get_args(Metric):
+            raise ValueError(
+                f"metric must be one of {', '.join(get_args(Metric))}, got {self.metric!r}"
             )
 
 

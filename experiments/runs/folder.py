@@ -119,7 +119,7 @@ def _check_kinds(run: Run) -> None:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {run.precision!r}")
     for name, kind in get_type_hints(Experiment).items():
         part = getattr(run.experiment, name)
-        if name != "precision" and not isinstance(part, kind):
+        if name not in {"precision", "metric"} and not isinstance(part, kind):
             raise TypeError(f"{name} must be a {getattr(kind, '__name__', kind)}, got {part!r}")
 
 

@@ -145,7 +145,7 @@ class RunLog:
 
     def __call__(self, update: int, record: Record) -> None:
         """Log the figures of an update or of an evaluation."""
-        group = "validation" if "bleu" in record else "train"
+        group = "train" if "loss" in record else "validation"
         if group == "validation":
             record = {**record, **self._diagnostics}
         self.file.write(json.dumps({"update": update, **record}) + "\n")
@@ -159,6 +159,18 @@ class RunLog:
     def diagnostics(self, figures: Record) -> None:
         """Keep the diagnostics of the current evaluation, to be logged beside its BLEU."""
         self._diagnostics = figures
+
+    def bleu_at(self, update: int) -> float:
+        """Return the BLEU of the evaluation after an update, which has been logged.
+
+        Raises:
+            ValueError: no evaluation after that update is in the file.
+        """
+        for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["update"] == update and "bleu" in record:
+                return record["bleu"]
+        raise ValueError(f"update must be one with an evaluation in {METRICS}, got {update}")
 
     def samples(self, update: int, pairs: Sequence[Pair], hypotheses: Sequence[str]) -> None:
         """Log some pairs with the student's texts."""

@@ -11,7 +11,6 @@ import torch
 
 from textgen_agents.evaluation.exposure_bias import written_by
 from textgen_agents.evaluation.exposure_report import TeacherTexts, measure_exposure_bias
-from textgen_agents.evaluation.quality import bleu
 from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
 from textgen_agents.training.distributed import num_slots, this_device, this_process
 from textgen_agents.training.learner import Learner, Record, References
@@ -44,6 +43,7 @@ from textgen_experiments.runs.setup import (
     fresh_student,
     initial_student,
 )
+from textgen_experiments.runs.validation import Validation
 
 OUTCOME = "outcome.json"
 PREPARED = "prepared.safetensors"  # the agent's training data, and the queries for it
@@ -138,8 +138,6 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
-    added = experiment.learner.reference_weight or experiment.learner.ewc_weight
-    references = encode(task.train, task) if added else None
     learner = Learner(
         experiment.agent,
         student,
@@ -147,10 +145,12 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         folder=folder / "checkpoints",
         config=experiment.learner,
         precision=run.dtype,
-        references=References(references, validation),
+        references=_references(experiment, task, validation),
     )
+    judge = Validation.of(experiment, pairs, task.target_language, validation)
     teacher = None
     if process.is_main_process:
+        judge.describe()
         teacher = _uncounted(expert, validation, task.max_target_length)
     log = RunLog(folder, learner.counters.update, show)
 
@@ -160,19 +160,28 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         log.samples(learner.counters.update, pairs[:NUM_SAMPLES], hypotheses[:NUM_SAMPLES])
         some = pairs[:DIAGNOSTIC_PAIRS]
         few = own.select(torch.arange(len(some)))
-        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, DIAGNOSTIC_SHARES)
-        log.diagnostics(found.figures())
-        return bleu(hypotheses, [pair.reference for pair in pairs])
+        options = DIAGNOSTIC_SHARES, task.target_language
+        found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, *options)
+        scores = judge.scores(hypotheses)
+        log.diagnostics({**found.figures(), **scores})
+        return judge.score(model, scores, learner.counters)
 
     with log if process.is_main_process else nullcontext():
-        outcome = asdict(_outcome(learner.train(evaluate, log), asked, task))
+        outcome = asdict(_outcome(learner.train(evaluate, log, judge.figure), asked, task))
         if process.is_main_process:
+            outcome["validation_bleu"] = judge.bleu_of(learner.counters, log)
             log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
         student.load_state_dict(load_tensors(learner.best)[0])
         save_model(student, folder / "model", task.tokenizer)
         write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
+
+
+def _references(experiment: Experiment, task: TextTask, validation: Examples) -> References:
+    """Return the task's own pairs that the learner needs beside those of its environment."""
+    added = experiment.learner.reference_weight or experiment.learner.ewc_weight
+    return References(encode(task.train, task) if added else None, validation)
 
 
 def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTexts | None:

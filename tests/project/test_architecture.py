@@ -55,7 +55,7 @@ CONFINED = {
         "agents/integrations/sb3_ppo.py",
         "experiments/benchmarks/env.py",
     },
-    "sacrebleu": {"agents/evaluation/quality.py"},
+    "sacrebleu": {"agents/evaluation/bleu_metric.py", "agents/evaluation/quality.py"},
     "urllib3": {"textgen_env/experts/completions_client.py"},
     "rouge_score": {"agents/evaluation/quality.py"},
     "tensorboard": {"experiments/runs/run_log.py"},

@@ -6,11 +6,12 @@ your own are read by `text_files.py`; a folder of files laid out as on the hub i
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, each_text, stripped
+from textgen_env.tasks.languages import check_language, split_words
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
 from textgen_env.tasks.tables import HubSplit, hub_rows
 from textgen_env.tasks.task import (
@@ -51,6 +52,8 @@ class HubConfig(TaskConfig):
         name: short name of the task, for tables and folders.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+        target_language: code of the references' language, such as "zh" or "ja", which decides how
+            texts are cut into words for their scores; None for one with spaces between words.
     """
 
     is_complete: ClassVar[bool] = False
@@ -71,9 +74,11 @@ class HubConfig(TaskConfig):
     name: str = "hub"
     limits: Limits = KEEP_ANY_RATIO
     vocab_size: int = 8000
+    target_language: str | None = None
 
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
+        check_language("target_language", self.target_language)
         if self.cut_source is not None and self.cut_source < 2:
             raise ValueError(f"cut_source must be at least 2, got {self.cut_source}")
         if self.max_train_pairs is not None and self.max_train_pairs < 1:
@@ -103,7 +108,7 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
         around = len(tokenizer.encode([prompted("", config.prompt)])[0])
         limit, longest = config.cut_source - around - 1, config.cut_source
         splits = {name: _with_cut_sources(p, tokenizer, limit) for name, p in splits.items()}
-    return make_task(
+    task = make_task(
         config.name,
         {name: with_prompts(pairs, config.prompt) for name, pairs in splits.items()},
         tokenizer,
@@ -112,6 +117,7 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
         max_target_tokens=config.limits.max_tokens,
         dropped=dropped,
     )
+    return replace(task, target_language=config.target_language)
 
 
 def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]:
@@ -120,7 +126,8 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
     A text keeps its first word even if that alone has more.
 
     Args:
-        texts: words separated by white space, of which one space is left in texts that are cut.
+        texts: words separated by white space, of which one space is left in texts that are cut; in
+            scripts without spaces each character is a word.
         tokenizer: counts.
         limit: without an end token, at least 1.
     """
@@ -130,10 +137,10 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
         lengths = map(len, tokenizer.encode([cut_texts[row] for row in rows]))
         too_long = []
         for row, length in zip(rows, lengths, strict=True):
-            words = cut_texts[row].split()
+            words = split_words(cut_texts[row])
             if length > limit and len(words) > 1:
                 kept = max(1, min(len(words) - 1, len(words) * limit // length))
-                cut_texts[row] = " ".join(words[:kept])
+                cut_texts[row] = "".join(words[:kept]).rstrip()
                 too_long.append(row)
         rows = too_long
     return cut_texts

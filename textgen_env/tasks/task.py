@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from textgen_env.tasks.languages import count_words
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, same_pieces
 from textgen_env.tokenizers.unicode_form import UnicodeForm, unicode_form
 from textgen_env.types import Examples, SpecialTokens
@@ -103,6 +104,8 @@ class TextTask:
         max_target_length: T, in tokens, the end token included.
         dropped: how many pairs were left out, by reason.
         rewritten: how many references of validation and test were given in another Unicode form.
+        target_language: code of the references' language, by which words are told apart when texts
+            are scored; None for one with spaces between words.
     """
 
     name: str
@@ -114,6 +117,7 @@ class TextTask:
     max_target_length: int
     dropped: Mapping[str, int]
     rewritten: int = 0
+    target_language: str | None = None
 
     def __post_init__(self) -> None:
         for split, pairs in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
@@ -173,7 +177,8 @@ class Limits:
     """Limits on the pairs that are kept.
 
     Attributes:
-        max_words: longest side, in words separated by spaces; None for no limit.
+        max_words: longest side, in words separated by spaces, or characters in scripts without
+            spaces; None for no limit.
         max_tokens: longest side in tokens, its end token included.
         length_ratio: smallest and largest reference length over source length, in words; None for
             no limit.
@@ -193,7 +198,7 @@ class Limits:
 
     def objection(self, pair: Pair) -> str | None:
         """Return why `pair` is left out by its words, or None if it is kept."""
-        source, reference = len(pair.source.split()), len(pair.reference.split())
+        source, reference = count_words(pair.source), count_words(pair.reference)
         if not (source and reference and pair.expert_view.split()):
             return "empty"
         if self.max_words is not None and max(source, reference) > self.max_words:

@@ -8,11 +8,12 @@ hub in `hub.py`.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from textgen_env.tasks.columns import Columns, shown, stripped
+from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.lines import file_lines
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
 from textgen_env.tasks.tables import csv_rows, parquet_rows
@@ -53,6 +54,8 @@ class TextFilesConfig(TaskConfig):
         prompt: template of the source, with {source}; a view of the expert's own stays bare.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
+        target_language: code of the references' language, such as "zh" or "ja", which decides how
+            texts are cut into words for their scores; None for one with spaces between words.
     """
 
     is_complete: ClassVar[bool] = False
@@ -66,9 +69,11 @@ class TextFilesConfig(TaskConfig):
     prompt: str = BARE
     limits: Limits = KEEP_ANY_RATIO
     vocab_size: int = 4000
+    target_language: str | None = None
 
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
+        check_language("target_language", self.target_language)
         if (self.validation is None) != (self.test is None):
             raise ValueError(
                 "validation and test must be given both or neither, "
@@ -100,7 +105,7 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
         DataError: a file is missing, of no known format or broken, or a split is empty.
     """
     dropped: Counter[str] = Counter()
-    return make_task(
+    task = make_task(
         config.name,
         {
             split: with_prompts(keep_pairs(pairs, config.limits, dropped), config.prompt)
@@ -111,6 +116,7 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
         max_tokens=config.limits.max_tokens,
         dropped=dropped,
     )
+    return replace(task, target_language=config.target_language)
 
 
 def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:

@@ -10,9 +10,10 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.noise import with_noisy_sources
 from textgen_env.tasks.packages import INSTALL, package_folder
 from textgen_env.tasks.task import (
@@ -56,6 +57,8 @@ class VersesConfig(TaskConfig):
         source_noise: share of the letters, in [0, 1], that are dropped or swapped with the next one
             in what students read, in every split; teachers that are asked read the clean text,
             and all limits are of that.
+        target_language: code of the references' language, such as "zh", which decides how texts are
+            cut into words for their scores; None for one with spaces between words.
     """
 
     source_versions: tuple[str, ...] = (ELBERFELDER,)
@@ -65,12 +68,14 @@ class VersesConfig(TaskConfig):
     max_tokens: int = 64
     vocab_size: int = 4000
     source_noise: float = 0.0
+    target_language: str | None = None
 
     def __post_init__(self) -> None:
         if not self.source_versions:
             raise ValueError("source_versions must name at least one version, got none")
         if not 0 <= self.source_noise <= 1:
             raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
+        check_language("target_language", self.target_language)
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `verses` does."""
@@ -110,6 +115,7 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
         max_tokens=config.max_tokens,
         dropped=dropped,
     )
+    task = replace(task, target_language=config.target_language)
     return with_noisy_sources(task, config.source_noise) if config.source_noise else task
 
 

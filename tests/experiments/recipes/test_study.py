@@ -70,7 +70,10 @@ def test_every_agent_has_a_row_for_each_amount_of_data(small, capsys):
         assert 0 <= row["student_prefix_agreement"] <= 1
     assert "20 pairs, 2 seeds" in (small.output / "tables.md").read_text()
     assert (small.output / "pairs.png").stat().st_size > 1000
-    assert "20 pairs, 2 seeds" in capsys.readouterr().out
+    assert "tok:13a" in (small.output / "tables.md").read_text()
+    printed = capsys.readouterr().out
+    assert "20 pairs, 2 seeds" in printed
+    assert "BLEU: nrefs:1" in printed
 
 
 def test_a_scored_run_is_not_scored_again(small, monkeypatch):

@@ -159,6 +159,11 @@ def test_what_is_cut_fits_and_nothing_else_is_cut():
             assert len(BYTES.encode([text])[0]) > limit or text == short
 
 
+def test_a_text_without_spaces_is_cut_at_a_character():
+    (short,) = cut(["八六零一 二三"], BYTES, 7)
+    assert short == "八六"
+
+
 def test_a_tokenizer_is_trained_before_sources_are_cut(folder):
     task = hub(HubConfig(str(folder), **COLUMNS, cut_source=6, vocab_size=300))
     assert 259 < task.tokenizer.vocab_size <= 300
