@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from textgen_env.bounds import check_at_least
 from textgen_env.generation.decoding import (
     Decoder,
     check_decoding,
@@ -35,6 +36,9 @@ class BeamSearch:
 
     beam_size: int = 5
     length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, beam_size=1, length_penalty=0)
 
     def __call__(self, model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
         """Return (B, max_steps) int64 tokens, PAD after the end token."""

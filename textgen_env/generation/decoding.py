@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from textgen_env.bounds import check_above, check_at_least, check_finite
 from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, check_shape
@@ -44,13 +45,9 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}; for the most probable token "
-                "decode greedily"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1 or None, got {self.top_k}")
+        check_above(self, "for the most probable token decode greedily", temperature=0)
+        check_at_least(self, top_k=1)
+        check_finite(self, "top_p")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1] or None, got {self.top_p}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
 from textgen_env.tasks.tables import csv_rows, parquet_rows
@@ -70,6 +71,7 @@ class TextFilesConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
+        check_at_least(self, vocab_size=1)
         if (self.validation is None) != (self.test is None):
             raise ValueError(
                 "validation and test must be given both or neither, "
