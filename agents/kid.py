@@ -18,7 +18,7 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import best_actions
+from textgen_env.generation.decoding import best_actions, logits_from
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Writer
 
@@ -60,7 +60,8 @@ class KID(Agent):
         env, states = context.env, data_rollout(context).trajectories
         with torch.no_grad():
             logits = context.student.sequence_logits(states.source, states.actions)
-        proposals = best_actions(logits, env.special)
+        with logits_from("student"):
+            proposals = best_actions(logits, env.special, states.mask)
         count = len(states) * env.max_steps
         kept = bernoulli_mask(1 - self.student_fraction, count, context.generator)
         chosen = ~kept.view(len(states), -1)[:, : states.actions.shape[1]].to(env.device)
