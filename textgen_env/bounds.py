@@ -81,7 +81,7 @@ def _check_number(
         raise TypeError(f"{name} must be {kind}, {rule}, got {value!r}{ending}")
     if not holds(cast("float", value)):
         raise ValueError(f"{name} must be {rule}, got {value}{ending}")
-    if isinstance(value, Integral) and abs(value) > LARGEST_WHOLE:
+    if isinstance(value, Integral) and abs(int(value)) > LARGEST_WHOLE:
         raise ValueError(f"{name} must be below 2^63, got one of {int(value).bit_length()} bits")
     if not math.isfinite(cast("float", value)):
         raise ValueError(f"{name} must be finite and {rule}, got {value}{ending}")
