@@ -80,7 +80,7 @@ def test_a_truncated_model_is_reported(tmp_path):
     save_ctranslate2(*varied_transformer(), tmp_path, "float32")
     whole = (tmp_path / "model.bin").read_bytes()
     (tmp_path / "model.bin").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelFileError, match="model.bin must be as it was saved"):
+    with pytest.raises(ModelFileError, match=r"model\.bin must be as it was saved"):
         load_ctranslate2(tmp_path)
     (tmp_path / DIGESTS).unlink()
     with pytest.raises(ExportError, match="must hold a model for CTranslate2"):

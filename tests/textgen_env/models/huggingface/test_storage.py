@@ -151,7 +151,7 @@ def test_missing_weights_are_named(llama):
 def test_truncated_weights_are_named(llama, size):
     path = llama / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ModelFileError, match="model.safetensors must be a whole") as error:
+    with pytest.raises(ModelFileError, match=r"model\.safetensors must be a whole") as error:
         load_model(llama)
     one_line(error)
 
