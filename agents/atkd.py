@@ -12,6 +12,7 @@ from textgen_agents.losses.topk import atkd_split, rest_prob
 from textgen_agents.rollouts.behaviors import Gated, check_block, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
+from textgen_env.bounds import check_finite, check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -47,12 +48,8 @@ class ATKD(Agent):
     block: int = 1
 
     def __post_init__(self) -> None:
-        for name, share in (
-            ("student_fraction", self.student_fraction),
-            ("easy_weight", self.easy_weight),
-        ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {share}")
+        check_shares(self, "student_fraction", "easy_weight")
+        check_finite(self, "block")
         check_block(self.block)
 
     def collect(self, context: Context) -> LabelledBatch:

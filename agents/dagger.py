@@ -19,6 +19,7 @@ from textgen_agents.rollouts.buffer import Buffer, check_capacity
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout, student_rollout
 from textgen_agents.rollouts.schedules import Constant, Indicator, Schedule
+from textgen_env.bounds import check_at_least, check_finite
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
@@ -58,8 +59,10 @@ class DAgger(Agent):
     batches_per_rollout: int = 4
 
     def __post_init__(self) -> None:
+        check_finite(self, "capacity", "block")
         check_capacity(self.capacity)
         check_block(self.block)
+        check_at_least(self, batches_per_rollout=1)
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, unless the expert gives the label, and all if it writes."""

@@ -28,6 +28,7 @@ from textgen_agents.rollouts.buffer import Buffer, check_capacity
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout, student_rollout
 from textgen_agents.rollouts.schedules import Linear, Schedule
+from textgen_env.bounds import check_at_least, check_finite, check_shares
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
@@ -76,12 +77,10 @@ class DistiLLM(Agent):
     sampling: Sampling | None = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
+        check_finite(self, "capacity")
         check_capacity(self.capacity)
-        if not 0 <= self.student_fraction <= 1:
-            raise ValueError(f"student_fraction must be in [0, 1], got {self.student_fraction}")
-        for name in ("rise", "tolerance"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_shares(self, "student_fraction")
+        check_at_least(self, rise=0, tolerance=0)
         if not 0 <= self.skew < 1:
             raise ValueError(f"skew must be in [0, 1), got {self.skew}; 0.1 is the authors'")
 

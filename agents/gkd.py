@@ -15,6 +15,7 @@ from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.behaviors import bernoulli_mask
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout, student_rollout
+from textgen_env.bounds import check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -46,9 +47,7 @@ class GKD(Agent):
     label: Label = field(default_factory=Dense, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("student_fraction", "teacher_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        check_shares(self, "student_fraction", "teacher_weight")
 
     @property
     def divergence(self) -> Divergence:

@@ -26,6 +26,7 @@ from textgen_agents.losses.objectives import labels_by_writer, loss_for, token_l
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import mixed_rollout
 from textgen_agents.rollouts.schedules import Exponential, Schedule
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -58,6 +59,7 @@ class ImitKD(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        check_at_least(self, batches_per_rollout=1)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """Return beta at `progress`, to be logged."""
@@ -94,6 +96,9 @@ class ImitKDFull(Agent):
     sampling: Sampling | None = None
     batches_per_rollout: int = 4
     label: Label = field(default_factory=Dense, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batches_per_rollout=1)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """Return beta at `progress`, to be logged."""
@@ -138,6 +143,7 @@ class ImitKDStar(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        check_at_least(self, beam_size=1, batches_per_rollout=1)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """Return beta at `progress`, to be logged."""
@@ -181,6 +187,9 @@ class ImitKDStarFull(Agent):
     batches_per_rollout: int = 4
     beam_size: int = 5
     label: Label = field(default_factory=Dense, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, beam_size=1, batches_per_rollout=1)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """Return beta at `progress`, to be logged."""

@@ -18,6 +18,7 @@ from textgen_agents.losses.divergences import cross_entropy, masked_mean
 from textgen_agents.losses.labels import LabelledBatch, check_smoothing
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, Trajectories
@@ -48,10 +49,8 @@ class IQLearn(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
-        if not self.td_weight >= 0:
-            raise ValueError(f"td_weight must be at least 0, got {self.td_weight}; 0 is mle")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must be in [0, 1], got {self.discount}")
+        check_at_least(self, "0 is mle", td_weight=0)
+        check_shares(self, "discount")
 
     def collect(self, context: Context) -> LabelledBatch:
         """Return the references as prefixes, with the offset of the student's values."""

@@ -16,8 +16,9 @@ from textgen_agents.losses.objectives import data_actions, loss_for, token_loss
 from textgen_agents.rollouts.behaviors import bernoulli_mask
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import best_actions
+from textgen_env.generation.decoding import best_actions, logits_from
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Writer
 
@@ -51,17 +52,16 @@ class KID(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
-        if not 0 <= self.student_fraction <= 1:
-            raise ValueError(f"student_fraction must be in [0, 1], got {self.student_fraction}")
-        if not self.weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight}; 0 is mle")
+        check_shares(self, "student_fraction")
+        check_at_least(self, "0 is mle", weight=0)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Return references with some of the student's tokens in them, from one forward pass."""
         env, states = context.env, data_rollout(context).trajectories
         with torch.no_grad():
             logits = context.student.sequence_logits(states.source, states.actions)
-        proposals = best_actions(logits, env.special)
+        with logits_from("student"):
+            proposals = best_actions(logits, env.special, states.mask)
         count = len(states) * env.max_steps
         kept = bernoulli_mask(1 - self.student_fraction, count, context.generator)
         chosen = ~kept.view(len(states), -1)[:, : states.actions.shape[1]].to(env.device)

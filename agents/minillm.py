@@ -19,6 +19,7 @@ from textgen_agents.losses.labels import LabelledBatch, Labels
 from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -63,10 +64,8 @@ class MiniLLM(Agent):
                 f"beta must be in [0, 1), got {self.beta}; at 1 the student would write nothing: "
                 "use f_distill"
             )
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must be in [0, 1], got {self.discount}")
-        if not self.clip_range >= 0:
-            raise ValueError(f"clip_range must be at least 0, got {self.clip_range}")
+        check_shares(self, "discount")
+        check_at_least(self, clip_range=0)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Draw each token by student or teacher, and keep the teacher's distribution."""

@@ -23,6 +23,7 @@ from textgen_agents.rollouts.behaviors import (
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.rollouts.schedules import ReverseSigmoid, Schedule
+from textgen_env.bounds import check_finite
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -56,6 +57,7 @@ class ScheduledSampling(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        check_finite(self, "block")
         check_block(self.block)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_smoo
 from textgen_agents.losses.objectives import loss_for, token_loss
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
+from textgen_env.bounds import check_at_least
 from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
@@ -44,6 +45,7 @@ class SeqKD(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        check_at_least(self, beam_size=1)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the sources with the teacher's texts."""
@@ -77,6 +79,9 @@ class SeqKDFull(Agent):
 
     beam_size: int = 5
     label: Label = field(default_factory=Dense, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, beam_size=1)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the sources with the teacher's texts."""
@@ -113,6 +118,7 @@ class SeqInter(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        check_at_least(self, beam_size=1)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the sources with the chosen hypotheses; of equals the more probable one."""

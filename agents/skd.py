@@ -15,6 +15,7 @@ from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.behaviors import Gated, InTopK, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -48,10 +49,7 @@ class SKD(Agent):
     label: Label = field(default_factory=Dense, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(
-                f"k must be at least 1, got {self.k}; 1 keeps the teacher's best alone"
-            )
+        check_at_least(self, "1 keeps the teacher's best alone", k=1)
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, unless the expert gives its distribution over k or more."""

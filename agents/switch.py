@@ -17,6 +17,7 @@ from textgen_agents.rollouts.behaviors import BelowThreshold, Gated, OneWaySwitc
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.rollouts.schedules import Exponential, Schedule
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -106,8 +107,7 @@ class AdaSwitch(Agent):
             raise ValueError(
                 f"factor must be above 0, got {self.factor}; raise it to let the student write more"
             )
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
+        check_at_least(self, window=1)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Write by the student up to the leap of the divergence, and by the teacher from it on."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textgen_agents.losses.divergences import cross_entropy, forward_kl
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Decoder, best_actions, decode_all, greedy
+from textgen_env.generation.decoding import Decoder, best_actions, decode_all, greedy, logits_from
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, trimmed
 
@@ -80,7 +80,10 @@ def compare_with_teacher(
     for batch in _batches_by_length(trajectories, special, batch_size):
         logits = student.sequence_logits(batch.source, batch.actions)
         teacher_logits = expert.logits(batch)
-        agreement = best_actions(logits, special) == best_actions(teacher_logits, special)
+        with logits_from("student"):
+            own = best_actions(logits, special, batch.mask)
+        with logits_from("teacher"):
+            agreement = own == best_actions(teacher_logits, special, batch.mask)
         divergence = forward_kl(logits, teacher_logits)
         nlls = (cross_entropy(each, batch.actions) for each in (logits, teacher_logits))
         figures = torch.ones_like(agreement), agreement, divergence, *nlls

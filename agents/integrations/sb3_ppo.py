@@ -28,6 +28,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
+from textgen_env.bounds import check_above, check_at_least, check_finite, check_shares
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.integrations.sb3 import SB3VecEnv, split_observation
 from textgen_env.models.sequence_model import SequenceModel
@@ -64,6 +65,13 @@ class PPOConfig:
     clip_range: float = 0.2
     entropy_weight: float = 0.01
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, steps=1, rollout_steps=1, batch_size=2, num_epochs=1)
+        check_at_least(self, learning_rate=0, entropy_weight=0)
+        check_above(self, clip_range=0)
+        check_shares(self, "discount", "gae_lambda")
+        check_finite(self, "seed")
 
 
 class SequenceModelPolicy(BasePolicy):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textgen_agents.losses.divergences import Divergence, by_parts, cross_entropy, forward_kl
 from textgen_agents.losses.topk import with_tail
+from textgen_env.bounds import check_at_least
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, ExpertError, TopK
 from textgen_env.models.sequence_model import AnyCache
@@ -70,8 +71,7 @@ class TopKWithTail:
     k: int = 10
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
+        check_at_least(self, k=1)
 
     def check(self, expert: Expert) -> None:
         """Raise unless the expert gives as many tokens.

@@ -18,6 +18,7 @@ from textgen_agents.losses.divergences import (
 )
 from textgen_agents.losses.labels import Label
 from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import check_logits, logits_from
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
@@ -127,3 +128,25 @@ def loss_by_writer(
         for writer, divergence in terms.items()
     ]
     return masked_mean(torch.stack(losses).sum(0), trajectories.mask)
+
+
+@torch.no_grad()
+def check_finite_logits(
+    trajectories: Trajectories, student: SequenceModel, expert: Expert | None
+) -> None:
+    """Raise unless the logits of student and expert are finite at every state that counts.
+
+    Args:
+        trajectories: states at which both are asked.
+        student: in any mode.
+        expert: None where none is needed; one that gives no logits is not asked.
+
+    Raises:
+        LogitsError: those of one of them are not; it names whose.
+    """
+    with logits_from("student"):
+        logits = student.sequence_logits(trajectories.source, trajectories.actions)
+        check_logits(logits[trajectories.mask])
+    if expert is not None and expert.largest_k is None:
+        with logits_from("teacher"):
+            check_logits(expert.logits(trajectories)[trajectories.mask])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textgen_agents.losses.divergences import forward_kl, generalized_jsd
 from textgen_agents.rollouts.context import Context
-from textgen_env.generation.decoding import Sampling, next_action
+from textgen_env.generation.decoding import Sampling, logits_from, next_action
 from textgen_env.types import Writer
 
 
@@ -60,12 +60,14 @@ class Gated:
 
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
         """Return the actions and their writers, (K,) int64 each."""
-        proposal = self.student(view.student_logits)
+        with logits_from("student"):
+            proposal = self.student(view.student_logits)
         stays = self.gate(view, proposal)
         if self.expert is None:
             other, writer = view.data_action, Writer.DATA
         else:
-            other, writer = self.expert(_required_expert_logits(view)), Writer.EXPERT
+            with logits_from("teacher"):
+                other, writer = self.expert(_required_expert_logits(view)), Writer.EXPERT
         return proposal.where(stays, other), torch.where(stays, Writer.STUDENT, writer)
 
 

@@ -7,6 +7,8 @@ Each schedule is called with progress, the fraction of training done, in [0, 1],
 import math
 from dataclasses import dataclass
 
+from textgen_env.bounds import check_above, check_at_least, check_shares
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -19,7 +21,7 @@ class Constant:
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("value", self.value)
+        check_shares(self, "value")
 
     def __call__(self, progress: float) -> float:
         """Return `value` whatever the progress."""
@@ -38,7 +40,7 @@ class Linear:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("final", self.final)
+        check_shares(self, "final")
 
     def __call__(self, progress: float) -> float:
         """Return 1 - (1 - final) progress."""
@@ -56,8 +58,7 @@ class Exponential:
     base: float = 200.0
 
     def __post_init__(self) -> None:
-        if not self.base >= 1:
-            raise ValueError(f"base must be at least 1, so that beta <= 1, got {self.base}")
+        check_at_least(self, "below it beta would be above 1", base=1)
 
     def __call__(self, progress: float) -> float:
         """Return base^-progress at `progress`, in [0, 1]."""
@@ -77,9 +78,8 @@ class ReverseSigmoid:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("final", self.final)
-        if not self.steepness > 0:
-            raise ValueError(f"steepness must be above 0, so that beta falls, got {self.steepness}")
+        check_shares(self, "final")
+        check_above(self, "otherwise beta would not fall", steepness=0)
 
     def __call__(self, progress: float) -> float:
         """Return final + (1 - final) / (1 + e^(steepness (progress - 1/2)))."""
@@ -100,7 +100,7 @@ class Indicator:
     until: float = 0.05
 
     def __post_init__(self) -> None:
-        _check("until", self.until)
+        check_shares(self, "until")
 
     def __call__(self, progress: float) -> float:
         """Return 1 while progress is below `until`, 0 from there on."""
@@ -108,11 +108,3 @@ class Indicator:
 
 
 Schedule = Constant | Linear | Exponential | ReverseSigmoid | Indicator
-
-
-def _check(name: str, beta: float) -> None:
-    if not 0 <= beta <= 1:
-        raise ValueError(
-            f"{name} must be in [0, 1], got {beta}: beta is the probability that data or expert "
-            "write, 1 is them alone"
-        )

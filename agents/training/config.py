@@ -2,16 +2,7 @@
 
 from dataclasses import dataclass
 
-BOUNDS = (
-    (("updates", "batch_size", "accumulate", "evaluate_every"), "at least 1", lambda n: n >= 1),
-    (("clip",), "above 0", lambda norm: norm > 0),
-    (
-        ("learning_rate", "warmup", "weight_decay", "reference_weight", "ewc_weight"),
-        "at least 0",
-        lambda value: value >= 0,
-    ),
-)
-"""Names of settings, the rule for their values, and its test."""
+from textgen_env.bounds import check_at_least, check_finite, check_shares
 
 
 @dataclass(frozen=True)
@@ -28,7 +19,7 @@ class LearnerConfig:
             let it fall from the warm-up on as one over the square root of the update (Vaswani et
             al. 2017, section 5.3, arXiv:1706.03762).
         weight_decay: AdamW's.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; infinity does not clip.
         reference_weight: of the mean cross-entropy on the references' tokens after their own
             prefixes, in a batch of its own, which is added to the agent's loss, at least 0.
         ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
@@ -51,16 +42,17 @@ class LearnerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for names, rule, holds in BOUNDS:
-            for name in names:
-                if not holds(getattr(self, name)):
-                    raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+        check_at_least(self, updates=1, batch_size=1, accumulate=1, evaluate_every=1)
+        check_at_least(self, learning_rate=0, warmup=0, weight_decay=0)
+        check_at_least(self, reference_weight=0, ewc_weight=0)
+        check_shares(self, "decay")
+        check_finite(self, "seed")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}; infinity does not clip")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
             )
-        if self.decay is not None and not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be in [0, 1] or None, got {self.decay}")
 
     def learning_rate_at(self, update: int) -> float:
         """Return the learning rate of update number `update`, counted from 0."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import reference_loss, token_loss
+from textgen_agents.losses.objectives import check_finite_logits, reference_loss, token_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
 from textgen_agents.training.checkpoint import (
@@ -249,7 +249,7 @@ class Learner:
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             raise TrainingError(
                 f"loss and gradient must be finite, got {loss_value} and {norm_value} at update "
-                f"{update}; the last good checkpoint is kept, try a lower learning_rate"
+                f"{update}; the last good checkpoint is kept, {self._remedy(batch)}"
             )
         rate = config.learning_rate_at(update)
         for group in self.optimizer.param_groups:
@@ -275,6 +275,15 @@ class Learner:
             "teacher_tokens": self.counters.teacher_tokens,
             **self.agent.coefficients(update / config.updates),
         }
+
+    def _remedy(self, batch: LabelledBatch) -> str:
+        """Return the remedy of a loss that is not finite, by whose logits are not."""
+        expert = self.env.expert if self.agent.needs_expert else None
+        try:
+            check_finite_logits(batch.trajectories, self.student, expert)
+        except ValueError as error:
+            return str(error)
+        return "try a lower learning_rate"
 
     def _backward(self, batch: LabelledBatch) -> tuple[Tensor, int, Record]:
         """Add all gradients; return the loss, the number of actions, and the terms added to it."""

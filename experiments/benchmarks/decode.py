@@ -17,6 +17,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from textgen_env.bounds import check_at_least
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode
@@ -37,7 +38,6 @@ from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
-from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.run_log import progress
 from textgen_experiments.runs.train import read_outcome
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from textgen_agents.rollouts.behaviors import by_example, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
+from textgen_env.bounds import check_at_least
 from textgen_env.envs.rewards import no_reward, sentence_bleu
 from textgen_env.envs.single_env import TextGenEnv
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -98,7 +99,8 @@ class BenchmarkEnvOptions:
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.sentences < 1 or self.sentences % self.slots:
+        check_at_least(self, slots=1, sentences=1, stepping_slots=1, stepping_steps=1, rounds=1)
+        if self.sentences % self.slots:
             raise ValueError(
                 f"sentences must be a multiple of slots ({self.slots}), got {self.sentences}"
             )

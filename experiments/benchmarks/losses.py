@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 
 from textgen_agents.losses.divergences import chunked, forward_kl
+from textgen_env.bounds import check_at_least
 from textgen_experiments.benchmarks.memory import process_memory, return_freed_memory
 from textgen_experiments.benchmarks.worker_process import run_in_new_process
 from textgen_experiments.evaluation.tables import print_table
@@ -35,6 +36,11 @@ class BenchmarkLossesOptions:
     states: int = 512
     width: int = 64
     rows: int = 64
+
+    def __post_init__(self) -> None:
+        check_at_least(self, states=1, width=1, rows=1)
+        if min(self.vocab_sizes, default=1) < 1:
+            raise ValueError(f"vocab_sizes must be at least 1 each, got {self.vocab_sizes}")
 
 
 @dataclass(frozen=True)

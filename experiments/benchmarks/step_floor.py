@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from textgen_env.bounds import check_at_least
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model
@@ -51,6 +52,9 @@ class BenchmarkOptions:
     models: Annotated[tuple[Path, ...], tyro.conf.Positional]
     batch_size: int = 64
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1)
 
 
 def benchmark(options: BenchmarkOptions) -> None:

@@ -14,6 +14,7 @@ from textgen_agents.evaluation.exposure_report import (
     measure_exposure_bias,
 )
 from textgen_agents.evaluation.quality import bootstrap
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask, encode
@@ -72,9 +73,7 @@ class EvaluateOptions:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("beam_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, beam_size=1, batch_size=1)
 
 
 def evaluate(options: EvaluateOptions) -> None:

@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
@@ -45,10 +46,8 @@ class ExportOptions:
     least_same: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.sentences < 1:
-            raise ValueError(f"sentences must be at least 1, got {self.sentences}")
-        if not 0 <= self.least_same <= 1:
-            raise ValueError(f"least_same must be in [0, 1], got {self.least_same}")
+        check_at_least(self, sentences=1)
+        check_shares(self, "least_same")
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from textgen_env.bounds import check_at_least
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.lines import NumberedLine, in_one_line, read_lines
@@ -40,9 +41,7 @@ class GenerateOptions:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("beam_size", "batch_size", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, beam_size=1, batch_size=1, max_tokens=1)
 
 
 def generate(options: GenerateOptions) -> None:

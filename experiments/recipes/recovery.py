@@ -22,6 +22,7 @@ from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKD
 from textgen_agents.mle import MLE
 from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_env.bounds import check_at_least
 from textgen_env.envs.recovery import (
     SPECIAL_TOKENS,
     UNDO,
@@ -45,7 +46,6 @@ from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.factories import build_model, learning_env
 from textgen_experiments.runs.folder import write_text
-from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import console, progress
 

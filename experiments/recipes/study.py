@@ -18,6 +18,7 @@ from textgen_agents.evaluation.bleu_metric import bleu_signature
 from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_agents.training.checkpoint import load_tensors, save_atomically
+from textgen_env.bounds import check_at_least
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask
 from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_score
@@ -27,7 +28,6 @@ from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import write_text
-from textgen_experiments.runs.option_checks import check_at_least
 from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import PREPARED, Outcome, Show, read_outcome
@@ -75,7 +75,11 @@ class StudyOptions:
     more_pairs: tuple[int, ...] = (500, 8000, 0)
 
     def __post_init__(self) -> None:
-        check_at_least(self, seeds=1, updates=2)
+        check_at_least(self, seeds=1, updates=2, pairs=1)
+        if any(pairs < 0 for pairs in self.more_pairs):
+            raise ValueError(
+                f"more_pairs must be at least 0 each, got {self.more_pairs}; 0 is all pairs"
+            )
 
 
 @dataclass(frozen=True)

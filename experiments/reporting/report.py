@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from textgen_env.bounds import check_at_least
 from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.page import render
 from textgen_experiments.reporting.token_view import read_sentences
@@ -28,8 +29,7 @@ class ReportOptions:
     sentences: int = 50
 
     def __post_init__(self) -> None:
-        if self.sentences < 1:
-            raise ValueError(f"sentences must be at least 1, got {self.sentences}")
+        check_at_least(self, sentences=1)
 
 
 def report(options: ReportOptions) -> None:

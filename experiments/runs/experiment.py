@@ -8,6 +8,7 @@ from textgen_agents import AGENTS
 from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.training.learner import LearnerConfig
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
@@ -61,6 +62,7 @@ class Experiment:
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
+        check_at_least(self, lora_rank=1, train_pairs=1, validation_pairs=1)
         if self.teacher is not None and self.server is not None:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "

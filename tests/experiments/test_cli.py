@@ -206,6 +206,18 @@ def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
         (["train", "--output", "x", "--agent", "nobody"], "nobody"),
         (["train", "--output", "x", "--learner.updates", "many"], "many"),
         (["train", "--output", "x", "--learner.updates", "0"], "updates must be at least 1"),
+        (
+            ["train", "--output", "x", "--validation-pairs", "-1"],
+            "validation_pairs must be at least 1, got -1",
+        ),
+        (
+            ["train", "--output", "x", "--student", "transformer", "--student.num-heads", "0"],
+            "num_heads must be at least 1, got 0",
+        ),
+        (
+            ["train", "--output", "x", "--agent", "skd", "--agent.sampling.temperature", "inf"],
+            "temperature must be finite and above 0, got inf",
+        ),
         (["train"], "--output"),
         (["evaluate", "nowhere"], "nowhere"),
         (["evaluate"], "runs must be"),

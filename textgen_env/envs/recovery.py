@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.envs.rewards import Step
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -43,8 +44,8 @@ class Slips:
     num_words: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {self.probability}")
+        check_shares(self, "probability")
+        check_at_least(self, num_words=1)
 
     @property
     def error(self) -> float:
@@ -72,6 +73,9 @@ class RecoveryConfig(TaskConfig):
 
     copy: CopyConfig = field(default_factory=lambda: CopyConfig(num_words=5))
     slip: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_shares(self, "slip")
 
     @property
     def slips(self) -> Slips:

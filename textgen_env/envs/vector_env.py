@@ -39,7 +39,7 @@ from textgen_env.envs.validation import (
 )
 from textgen_env.experts.expert import Expert, NoExpert
 from textgen_env.experts.session import ExpertSession
-from textgen_env.generation.decoding import next_action
+from textgen_env.generation.decoding import logits_from, next_action
 from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 
@@ -381,7 +381,10 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         """Return the expert's most probable token at the observed state, PAD after the end."""
         if self._expert_logits is None:
             return {}
-        best = next_action(self._expert_logits, special=self.expert.special)
+        with logits_from("teacher"):
+            best = next_action(
+                self._expert_logits, special=self.expert.special, mask=self.state.alive
+            )
         action = best.masked_fill(self.state.done, self.expert.special.pad)
         return {"expert_action": action, "_expert_action": self.state.alive}
 

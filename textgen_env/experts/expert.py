@@ -22,6 +22,7 @@ from textgen_env.generation.decoding import (
     Sampling,
     best_actions,
     decode_all,
+    logits_from,
     next_action,
     sample,
     sync_interval,
@@ -186,7 +187,10 @@ class Expert(ABC):
         previous = torch.full_like(length, self.special.start)
         for step, given in enumerate(prefix.unbind(1)):
             logits, cache = self.step(state, previous, cache)
-            action = next_action(logits, sampling, generator, special=self.special)
+            with logits_from("teacher"):
+                action = next_action(
+                    logits, sampling, generator, special=self.special, mask=state.alive
+                )
             previous = given.where(step < length, action)
             state = dynamics.transition(state, previous, self.special)
             if (step + 1) % interval == 0 and bool(state.done.all()):
@@ -218,7 +222,8 @@ class Expert(ABC):
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """Return (B, T) int64, the expert's most probable next token at every state."""
-        return best_actions(self.logits(trajectories), self.special)
+        with logits_from("teacher"):
+            return best_actions(self.logits(trajectories), self.special, trajectories.mask)
 
     def best_actions_at(
         self, source: Tensor, prefix: Tensor, length: Tensor, reference: Tensor
@@ -342,7 +347,8 @@ class NeuralExpert(Expert):
     ) -> Tensor:
         """Decode the expert's view of all sources and count the queries."""
         start = time.perf_counter()
-        texts = decode_all(self.model, examples.expert_view, max_steps, decoder=decoder)
+        with logits_from("teacher"):
+            texts = decode_all(self.model, examples.expert_view, max_steps, decoder=decoder)
         self.count(queries_per_token * (texts != self.special.pad).sum(), start)
         return texts
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from textgen_env.bounds import check_above, check_at_least
 from textgen_env.experts.expert import Expert, ExpertError
 from textgen_env.experts.label_cache import LabelCache
 from textgen_env.tasks.prompts import BARE, check_prompt
@@ -53,11 +54,8 @@ class RemoteTeacher:
                 f"{parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()!r}"
             )
         check_prompt("prompt", self.prompt)
-        for name, least in (("k", MIN_K), ("batch_size", 1), ("retries", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0, got {self.timeout}")
+        check_at_least(self, k=MIN_K, batch_size=1, retries=0)
+        check_above(self, timeout=0)
 
     def build(self, tokenizer: TextTokenizer) -> Expert:
         """Return an expert that queries the server; building it sends no request.

@@ -13,13 +13,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from textgen_env.bounds import check_at_least
 from textgen_env.generation.decoding import (
     Decoder,
     check_decoding,
+    check_logits,
+    check_unseen_logits,
     greedy,
     rows_to_keep,
     sync_interval,
 )
+from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens
 
@@ -35,6 +39,9 @@ class BeamSearch:
 
     beam_size: int = 5
     length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, beam_size=1, length_penalty=0)
 
     def __call__(self, model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
         """Return (B, max_steps) int64 tokens, PAD after the end token."""
@@ -240,12 +247,14 @@ def _search(
         logits, cache = model.step(previous, cache)
         beam, parent = beam.extend(logits, step, length_penalty)
         if step + 1 == max_steps:
+            check_unseen_logits(logits)
             beam = beam.truncated(length_penalty)
             break
         cache = cache.reorder_rows(_cache_rows(parent))
         previous = beam.tokens[:, :, step].flatten()
         if (step + 1) % interval:
             continue
+        check_unseen_logits(logits)
         kept = rows_to_keep(beam.decided(length_penalty))
         if kept is None:
             continue
@@ -286,6 +295,8 @@ def _best_continuations(
     sources, beam_size = log_prob.shape
     logits = logits.to(torch.float32, copy=True)
     normalizer = logits.logsumexp(-1, keepdim=True)
+    if host_sync_is_free(logits.device):
+        check_logits(normalizer)
     logits[:, special.pad] = float("-inf")
     logits[:, special.start] = float("-inf")
     top, token = logits.topk(min(beam_size, logits.shape[-1]))  # K of one hypothesis are enough

@@ -6,12 +6,14 @@ decodes any number of sources in batches of similar length. They use `start` and
 decoding meets too many shapes; on CUDA devices `with_cuda_graphs` replays it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from textgen_env.bounds import check_above, check_at_least, check_finite
 from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, check_shape
@@ -23,6 +25,31 @@ DEFAULT_SPECIAL = SpecialTokens()
 DROP_ROWS_BELOW = 0.75  # finished rows are dropped once at most this fraction is unfinished
 ARGMAX_BLOCK = 128  # tokens; a multiple of the width of vector instructions
 NUCLEUS_CANDIDATES = 128  # tokens tried as the nucleus before all are sorted, which is slower
+
+
+class LogitsError(ValueError):
+    """Logits from which no token can be chosen.
+
+    Args:
+        largest: the largest logit of a row; not a number where any of the row's is none.
+        owner: the model that gave them.
+    """
+
+    def __init__(self, largest: float, owner: str = "model") -> None:
+        super().__init__(
+            f"logits of the {owner} must be finite numbers, got {largest}: its weights are spoiled "
+            "or its precision is too low, take another model or float32"
+        )
+        self.largest = largest
+
+
+@contextmanager
+def logits_from(owner: str) -> Iterator[None]:
+    """Name the owner of the logits in errors about them: student or teacher."""
+    try:
+        yield
+    except LogitsError as error:
+        raise LogitsError(error.largest, owner) from None
 
 
 @dataclass(frozen=True)
@@ -44,13 +71,9 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}; for the most probable token "
-                "decode greedily"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1 or None, got {self.top_k}")
+        check_above(self, "for the most probable token decode greedily", temperature=0)
+        check_at_least(self, top_k=1)
+        check_finite(self, "top_p")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1] or None, got {self.top_p}")
 
@@ -61,27 +84,35 @@ def next_action(
     generator: torch.Generator | None = None,
     *,
     special: SpecialTokens = DEFAULT_SPECIAL,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Choose each row's next token, never padding nor the start token.
+
+    Where looking is free, the logits are checked. On accelerators nothing waits for them: a row
+    that is not finite gets any token of the vocabulary there, until `check_logits` is called.
 
     Args:
         logits: (B, V) float, any dtype; computed in float32, not modified.
         sampling: distribution to sample from; None for the most probable token.
         generator: source of randomness, one number a row; not used without `sampling`.
         special: the model's special tokens.
+        mask: (B,) bool, True where a row has a meaning and is checked; None for all rows.
 
     Returns:
         (B,) int64.
 
     Raises:
+        LogitsError: logits of a row are NaN or infinite, or all are minus infinity.
         ValueError: `sampling` without a generator, or `top_k` above V.
     """
     allowed = _float32_in_blocks(logits)
     allowed[:, special.pad] = float("-inf")
     allowed[:, special.start] = float("-inf")
     if sampling is None:
-        return _argmax(allowed)
+        return _argmax(allowed, mask)
     allowed = allowed[:, : logits.shape[-1]]
+    if host_sync_is_free(logits.device):
+        _check_largest(allowed.amax(-1), mask)
     if generator is None:
         raise ValueError("generator must be a torch.Generator when sampling, got None")
     if sampling.top_k is not None and sampling.top_k > logits.shape[-1]:
@@ -92,9 +123,26 @@ def next_action(
     return _sample_tokens(*_candidates(allowed, sampling), generator)
 
 
-def best_actions(logits: Tensor, special: SpecialTokens) -> Tensor:
-    """Return (B, T) int64, the most probable action at every state, of (B, T, V) logits."""
-    return next_action(logits.flatten(0, 1), special=special).view(logits.shape[:2])
+def best_actions(logits: Tensor, special: SpecialTokens, mask: Tensor | None = None) -> Tensor:
+    """Return (B, T) int64, the most probable action at every state, of (B, T, V) logits.
+
+    Raises:
+        LogitsError: as `next_action`, at a state where `mask`, (B, T) bool, is True.
+    """
+    rows = None if mask is None else mask.flatten()
+    actions = next_action(logits.flatten(0, 1), special=special, mask=rows)
+    return actions.view(logits.shape[:2])
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise `LogitsError` unless each row of (..., V) has finite logits; the host waits for it."""
+    _check_largest(logits.amax(-1), None)
+
+
+def check_unseen_logits(logits: Tensor) -> None:
+    """Check (..., V) logits on accelerators, where choosing tokens does not; the host waits."""
+    if not host_sync_is_free(logits.device):
+        check_logits(logits)
 
 
 def greedy(model: SequenceModel, source: Tensor, max_steps: int) -> Tensor:
@@ -224,8 +272,11 @@ def _decode_rows(
         previous = choose(logits).masked_fill(done, special.pad)
         tokens[rows, step] = previous
         done = done | (previous == special.end)
-        if (step + 1) % interval or step + 1 == max_steps:
+        if (step + 1) % interval and step + 1 < max_steps:
             continue
+        check_unseen_logits(logits)
+        if step + 1 == max_steps:
+            break
         kept = rows_to_keep(done)
         if kept is None:
             continue
@@ -245,14 +296,34 @@ def _float32_in_blocks(logits: Tensor) -> Tensor:
     return copy
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """Return (B,) int64, the first index of the maximum of each row of whole blocks."""
+def _check_largest(largest: Tensor, mask: Tensor | None) -> None:
+    """Raise `LogitsError` unless the largest logits of the rows in `mask` are finite.
+
+    Args:
+        largest: (...) float; NaN where any logit of the row is.
+        mask: (...) bool; None for all rows.
+    """
+    spoiled = ~largest.isfinite()
+    if mask is not None:
+        spoiled &= mask
+    if bool(spoiled.any()):
+        raise LogitsError(float(largest[spoiled][0]))
+
+
+def _argmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return (B,) int64, the first index of the maximum of each row of whole blocks.
+
+    Raises:
+        LogitsError: the maximum of a row in `mask` is not finite; only where looking is free.
+    """
     if logits.device.type != "cpu":
         return logits.argmax(-1)
     # PyTorch's argmax is not vectorized on CPUs, and amax is: argmax searches the best block only.
     blocks = logits.unflatten(-1, (-1, ARGMAX_BLOCK))
-    best = blocks.amax(-1).argmax(-1)
+    largest = blocks.amax(-1)
+    best = largest.argmax(-1)
     rows = torch.arange(len(logits))
+    _check_largest(largest[rows, best], mask)
     return best * ARGMAX_BLOCK + blocks[rows, best].argmax(-1)
 
 
@@ -293,4 +364,5 @@ def _sample_tokens(probs: Tensor, tokens: Tensor | None, generator: torch.Genera
     uniform = torch.rand(len(probs), 1, generator=generator, device=generator.device)
     # Rounding keeps the product below the last sum: the first sum above the product exists.
     index = torch.searchsorted(sums, uniform.to(sums.device) * sums[:, -1:], right=True)
+    index = index.clamp_(max=sums.shape[-1] - 1)  # beyond the last where sums are not numbers
     return (index if tokens is None else tokens.gather(1, index)).squeeze(1)

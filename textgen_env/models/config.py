@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from textgen_env.bounds import check_finite
 from textgen_env.types import SpecialTokens
 
 
@@ -31,3 +32,16 @@ class ModelConfig(ABC):
         Args:
             special: special tokens of its tokenizer; None for those of tokenizers trained here.
         """
+
+
+def check_dropout(config: ModelConfig) -> None:
+    """Raise unless the `dropout` of `config` is a probability that leaves something.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is outside [0, 0.99].
+    """
+    check_finite(config, "dropout")
+    dropout: float = getattr(config, "dropout")  # noqa: B009 - not every configuration has it
+    if not 0 <= dropout <= 0.99:
+        raise ValueError(f"dropout must be in [0, 0.99], got {dropout}")

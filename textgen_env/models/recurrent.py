@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
+from textgen_env.bounds import check_at_least, check_finite
 from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
-from textgen_env.models.config import ModelConfig
+from textgen_env.models.config import ModelConfig, check_dropout
 from textgen_env.models.layers import Dropout, TiedEmbedding
 from textgen_env.types import SpecialTokens
 
@@ -45,13 +46,11 @@ class RecurrentConfig(ModelConfig):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_at_least(self, vocab_size=1, num_encoder_layers=1, num_decoder_layers=1)
+        check_dropout(self)
+        check_finite(self, "width")
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width must be even and at least 2, got {self.width}")
-        layers = self.num_encoder_layers, self.num_decoder_layers
-        if min(layers) < 1:
-            raise ValueError(
-                f"num_encoder_layers and num_decoder_layers must be at least 1, got {layers}"
-            )
 
     def build(self, special: SpecialTokens | None = None) -> "Recurrent":
         """Return a `Recurrent` of this size."""

@@ -10,23 +10,39 @@ partial one. Optimizer state is saved elsewhere: see `textgen_agents.training.ch
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
+from textgen_env.models.huggingface.folder import check_pretrained, check_regular_files
 from textgen_env.models.huggingface.load import (
+    PretrainedError,
     load_pretrained,
     load_pretrained_tokenizer,
     local_folder,
     save_pretrained,
 )
 from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.model_files import (
+    DIGESTS,
+    ModelFileError,
+    Shapes,
+    check_digests,
+    check_finite_weights,
+    check_shapes,
+    check_sizes,
+    existing_file,
+    read_model_config,
+    weight_shapes,
+    write_digests,
+)
 from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.transformer import Transformer
 from textgen_env.registry import MissingPluginError
@@ -38,10 +54,6 @@ Model = OwnModel | HuggingFaceModel
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 PRETRAINED_TOKENIZER = "tokenizer_config.json"  # marks a tokenizer of `transformers`
-
-
-class ModelFileError(ValueError):
-    """Folder that has no model to load, or that must not be overwritten."""
 
 
 def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = None) -> None:
@@ -75,6 +87,7 @@ def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = Non
             _write(model, written)
         if tokenizer is not None:
             tokenizer.save(written / TOKENIZER)
+        write_digests(written)
         for path in written.iterdir():
             _flush(path)
         _keep_others(folder, written)
@@ -101,21 +114,23 @@ def load_model(
     """
     folder = local_folder(folder)
     if _is_pretrained(folder):
-        return load_pretrained(folder, dtype, lora_rank)
+        return _load_pretrained(folder, dtype, lora_rank)
     if lora_rank is not None:
         raise ValueError(f"lora_rank must be None for a model that is no pretrained one: {folder}")
     path = folder / WEIGHTS
+    existing_file(folder / CONFIG)
+    found = weight_shapes(path)
     with torch.device("meta"):  # initial weights are replaced, so none are drawn
-        model = _empty_model(folder / CONFIG)
+        model = _empty_model(folder / CONFIG, found)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    check_shapes(path, wanted, found)
+    check_digests(folder)
     model = model.to(dtype).to_empty(device="cpu")
     try:
-        weights = load_file(_existing(path))
-    except SafetensorError as error:
-        raise ModelFileError(f"{path} must be a whole safetensors file, got: {error}") from error
-    try:
-        model.load_state_dict(weights)
+        model.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ModelFileError(f"{path} must fit {folder / CONFIG}, got: {error}") from error
+    check_finite_weights(model, folder)
     return model.eval()
 
 
@@ -128,8 +143,10 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     """
     folder = local_folder(folder)
     if (folder / PRETRAINED_TOKENIZER).is_file() or _is_pretrained(folder):
-        return load_pretrained_tokenizer(folder)
-    path = _existing(folder / TOKENIZER)
+        check_regular_files(folder)
+        with _errors_of_transformers(folder):
+            return load_pretrained_tokenizer(folder)
+    path = existing_file(folder / TOKENIZER)
     try:
         return Tokenizer.load(path)
     except Exception as error:  # the `tokenizers` library has no narrower class of errors
@@ -139,9 +156,38 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
 def _is_pretrained(folder: Path) -> bool:
     """Return True if the configuration in `folder` is that of a model of `transformers`."""
     try:
-        return "model_type" in json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, TypeError):
+        return "model_type" in read_model_config(folder / CONFIG)
+    except (OSError, ModelFileError):
         return False  # the caller reads the file again and raises
+
+
+def _load_pretrained(folder: Path, dtype: torch.dtype, lora_rank: int | None) -> HuggingFaceModel:
+    """Return a model of `transformers`, whose files are checked before they are read.
+
+    Raises:
+        ModelFileError: the folder is damaged.
+        PretrainedError: the model cannot be loaded.
+    """
+    check_pretrained(folder)
+    with _errors_of_transformers(folder):
+        model = load_pretrained(folder, dtype, lora_rank)
+    check_finite_weights(model, folder)
+    return model
+
+
+@contextmanager
+def _errors_of_transformers(folder: Path) -> Iterator[None]:
+    """Turn errors of any class, which damaged files cause in `transformers`, into one of ours."""
+    try:
+        yield
+    except PretrainedError:
+        raise
+    except Exception as error:
+        cause = (str(error).strip().splitlines() or ["no reason"])[0]
+        raise ModelFileError(
+            f"{folder} must hold a model that transformers can load, got "
+            f"{type(error).__name__}: {cause}"
+        ) from error
 
 
 def _write(model: OwnModel, folder: Path) -> None:
@@ -162,19 +208,18 @@ def _description(model: OwnModel) -> dict[str, object]:
     return {**description, **asdict(config), "special": model.special._asdict()}
 
 
-def _empty_model(path: Path) -> OwnModel:
+def _empty_model(path: Path, shapes: Shapes) -> OwnModel:
     """Return the model that the configuration in `path` describes, its weights uninitialized.
 
+    Args:
+        path: the configuration.
+        shapes: shapes of the weights, which bound the sizes.
+
     Raises:
-        ModelFileError: the file cannot be understood.
+        ModelFileError: the file cannot be understood, or its sizes do not fit the weights.
         MissingPluginError: the model is that of a plugin that is not loaded.
     """
-    try:
-        description = json.loads(_existing(path).read_text())
-    except ValueError as error:
-        raise ModelFileError(f"{path} must be JSON, got: {error}") from error
-    if not isinstance(description, dict):
-        raise ModelFileError(f"{path} must hold an object, got {description!r}")
+    description = read_model_config(path)
     architecture, plugin = description.pop("architecture", None), description.pop("plugin", None)
     known = sorted(STUDENTS)
     if architecture not in known and plugin is not None:
@@ -185,9 +230,15 @@ def _empty_model(path: Path) -> OwnModel:
     _check_fields(path, description, {**_field_types(kind), "special": dict})
     special = description.pop("special")
     _check_fields(path, special, dict.fromkeys(SpecialTokens._fields, int), "special.")
+    check_sizes(path, description, shapes)
+    for name, token in special.items():
+        if not 0 <= token < description["vocab_size"]:
+            raise ModelFileError(
+                f"{path}: special.{name} must be from 0 to vocab_size - 1, got {token}"
+            )
     try:
         return cast("OwnModel", kind(**description).build(SpecialTokens(**special)))
-    except ValueError as error:
+    except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 
@@ -224,12 +275,6 @@ def _check_fields(
             raise ModelFileError(f"{path}: {prefix}{name} must be {kind.__name__}, got {value!r}")
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ModelFileError(f"{path} must be an existing file, got none")
-    return path
-
-
 def _check_replaceable(folder: Path) -> None:
     """Raise `ModelFileError` if `folder` has content but no saved model, so it is never moved."""
     if not folder.exists() or (folder / WEIGHTS).is_file():
@@ -243,7 +288,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _keep_others(folder: Path, written: Path) -> None:
     """Copy files other than the model's, such as a model card, from `folder` to `written`."""
-    replaced = {WEIGHTS, CONFIG, TOKENIZER, PRETRAINED_TOKENIZER}
+    replaced = {WEIGHTS, CONFIG, TOKENIZER, PRETRAINED_TOKENIZER, DIGESTS}
     replaced |= {path.name for path in written.iterdir()}
     for path in folder.iterdir() if folder.exists() else ():
         if path.is_dir():

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textgen_env.models.config import ModelConfig
+from textgen_env.bounds import check_at_least, check_finite
+from textgen_env.models.config import ModelConfig, check_dropout
 from textgen_env.models.kv_cache import KeyValueCache
 from textgen_env.models.layers import Dropout, TiedEmbedding, attend
 from textgen_env.types import SpecialTokens
@@ -50,6 +51,10 @@ class TransformerConfig(ModelConfig):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_at_least(self, vocab_size=1, num_heads=1, feed_forward=1)
+        check_at_least(self, num_encoder_layers=1, num_decoder_layers=1)
+        check_dropout(self)
+        check_finite(self, "width")
         if self.width % self.num_heads or self.width % 2 or self.width < 4:
             raise ValueError(
                 f"width must be even, at least 4 and divisible by num_heads ({self.num_heads}), "

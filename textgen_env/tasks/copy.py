@@ -7,6 +7,7 @@ cannot show the quality of real text.
 from dataclasses import dataclass
 from random import Random
 
+from textgen_env.bounds import check_at_least, check_finite
 from textgen_env.tasks.task import Pair, TaskConfig, TextTask
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 
@@ -34,15 +35,9 @@ class CopyConfig(TaskConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("num_words", self.num_words),
-            ("min_length", self.min_length),
-            ("num_train", self.num_train),
-            ("num_validation", self.num_validation),
-            ("num_test", self.num_test),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(self, num_words=1, min_length=1)
+        check_at_least(self, num_train=1, num_validation=1, num_test=1)
+        check_finite(self, "max_length", "seed")
         if self.max_length < self.min_length:
             raise ValueError(
                 f"max_length must be at least min_length = {self.min_length}, got {self.max_length}"

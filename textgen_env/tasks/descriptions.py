@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from textgen_env.bounds import check_at_least
 from textgen_env.tasks.packages import INSTALL, package_folder
 from textgen_env.tasks.task import (
     SPLITS,
@@ -50,8 +51,8 @@ class DescriptionsConfig(TaskConfig):
     vocab_size: int = 4000
 
     def __post_init__(self) -> None:
-        if self.max_source_words < 1:
-            raise ValueError(f"max_source_words must be at least 1, got {self.max_source_words}")
+        check_at_least(self, max_source_words=1, vocab_size=1)
+        check_at_least(self, max_source_tokens=2, max_target_tokens=2)
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `descriptions` does."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar
 
+from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.languages import check_language, split_words
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
@@ -79,10 +80,7 @@ class HubConfig(TaskConfig):
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
         check_language("target_language", self.target_language)
-        if self.cut_source is not None and self.cut_source < 2:
-            raise ValueError(f"cut_source must be at least 2, got {self.cut_source}")
-        if self.max_train_pairs is not None and self.max_train_pairs < 1:
-            raise ValueError(f"max_train_pairs must be at least 1, got {self.max_train_pairs}")
+        check_at_least(self, cut_source=2, max_train_pairs=1, vocab_size=1)
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `hub` does."""

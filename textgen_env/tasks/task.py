@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from textgen_env.bounds import check_at_least
 from textgen_env.tasks.languages import count_words
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, same_pieces
 from textgen_env.tokenizers.unicode_form import UnicodeForm, unicode_form
@@ -189,10 +190,7 @@ class Limits:
     length_ratio: tuple[float, float] | None = (0.4, 2.5)
 
     def __post_init__(self) -> None:
-        if self.max_words is not None and self.max_words < 1:
-            raise ValueError(f"max_words must be at least 1, got {self.max_words}")
-        if self.max_tokens < 2:
-            raise ValueError(f"max_tokens must be at least 2, got {self.max_tokens}")
+        check_at_least(self, max_words=1, max_tokens=2)
         if self.length_ratio and not 0 <= self.length_ratio[0] <= self.length_ratio[1]:
             raise ValueError(f"length_ratio must be (smallest, largest), got {self.length_ratio}")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.lines import file_lines
@@ -74,6 +75,7 @@ class TextFilesConfig(TaskConfig):
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
         check_language("target_language", self.target_language)
+        check_at_least(self, vocab_size=1)
         if (self.validation is None) != (self.test is None):
             raise ValueError(
                 "validation and test must be given both or neither, "

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.noise import with_noisy_sources
 from textgen_env.tasks.packages import INSTALL, package_folder
@@ -73,9 +74,9 @@ class VersesConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not self.source_versions:
             raise ValueError("source_versions must name at least one version, got none")
-        if not 0 <= self.source_noise <= 1:
-            raise ValueError(f"source_noise must be in [0, 1], got {self.source_noise}")
         check_language("target_language", self.target_language)
+        check_at_least(self, max_words=1, max_train_words=1, max_tokens=2, vocab_size=1)
+        check_shares(self, "source_noise")
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `verses` does."""

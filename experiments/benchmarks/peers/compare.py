@@ -19,6 +19,7 @@ from typing import Annotated, Literal, cast
 import torch
 import tyro
 
+from textgen_env.bounds import check_at_least
 from textgen_env.models.acceleration.precision import measure_precision
 from textgen_experiments.benchmarks.candidates import TimedGeneration
 from textgen_experiments.benchmarks.peers.updates import (
@@ -31,7 +32,6 @@ from textgen_experiments.evaluation.timing import Workload, interleaved_rates, r
 from textgen_experiments.models.export import same_share
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.folder import DTYPES
-from textgen_experiments.runs.option_checks import check_at_least
 
 PeerComparison = Literal["gkd", "marian", "teacher", "updates"]
 Sides = Mapping[str, Workload]
@@ -70,7 +70,7 @@ class BenchmarkPeersOptions:
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        check_at_least(self, rounds=1)
+        check_at_least(self, rounds=1, warm_up=0)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device must be cpu where PyTorch finds no CUDA device, got cuda")
 

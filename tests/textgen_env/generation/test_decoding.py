@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from tests.support.toy import SPECIAL, TabularModel
-from textgen_env.generation import decoding
-from textgen_env.generation.decoding import Sampling, decode_all, greedy, next_action, sample
+from textgen_env.generation import beam_search, decoding
+from textgen_env.generation.beam_search import BeamSearch
+from textgen_env.generation.decoding import (
+    LogitsError,
+    Sampling,
+    decode_all,
+    greedy,
+    next_action,
+    sample,
+)
 from textgen_env.types import ShapeError, SpecialTokens
 
 PAD, START, END = SPECIAL
@@ -257,3 +265,52 @@ def test_the_most_probable_token_is_the_first_of_equals(vocab_size):
     allowed[:, [SPECIAL.pad, SPECIAL.start]] = float("-inf")
     assert torch.equal(next_action(logits), allowed.argmax(-1))
     assert torch.equal(next_action(logits.bfloat16()), allowed.argmax(-1))
+
+
+SPOILED = {
+    "nan": lambda logits: logits.index_fill(1, torch.tensor([5]), math.nan),
+    "inf": lambda logits: logits.index_fill(1, torch.tensor([5]), math.inf),
+    "none is possible": lambda logits: torch.full_like(logits, -math.inf),
+    "all nan": lambda logits: torch.full_like(logits, math.nan),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize(
+    "sampling", [None, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5)], ids=str
+)
+@pytest.mark.parametrize("vocab_size", [7, 128, 300])
+def test_logits_that_are_not_finite_are_an_error_and_never_a_token(spoil, sampling, vocab_size):
+    logits = torch.randn(4, vocab_size, generator=seeded())
+    logits[2] = spoil(logits)[2]
+    with pytest.raises(LogitsError, match=r"logits of the model must be finite numbers, got "):
+        next_action(logits, sampling, seeded())
+    mask = torch.tensor([True, True, False, True])
+    action = next_action(logits, sampling, seeded(), mask=mask)
+    assert ((action >= 0) & (action < vocab_size)).all()
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize(
+    "sampling", [None, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5)], ids=str
+)
+def test_where_looking_is_not_free_every_token_exists(spoil, sampling, monkeypatch):
+    monkeypatch.setattr(decoding, "host_sync_is_free", lambda device: False)
+    logits = spoil(torch.randn(4, 300, generator=seeded()))
+    unchecked = torch.zeros(4, dtype=torch.bool)  # the device is a CPU, where argmax would look
+    action = next_action(logits, sampling, seeded(), mask=unchecked)
+    assert ((action >= 0) & (action < 300)).all()
+
+
+@pytest.mark.parametrize("decoder", [greedy, BeamSearch(3)])
+def test_decoding_with_a_spoiled_model_is_an_error_on_every_device(decoder, monkeypatch):
+    model = TabularModel()
+    model.table[:] = math.nan
+    source = torch.tensor([[3], [4]])
+    with pytest.raises(LogitsError):
+        decode_all(model, source, 5, decoder=decoder)
+    for module in (decoding, beam_search):
+        monkeypatch.setattr(module, "host_sync_is_free", lambda device: False)
+    monkeypatch.setattr(decoding, "_argmax", lambda logits, mask: logits.argmax(-1))
+    with pytest.raises(LogitsError):
+        decode_all(model, source, 5, decoder=decoder)

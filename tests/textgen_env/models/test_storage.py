@@ -104,7 +104,8 @@ def test_a_saved_model_is_replaced_and_its_card_kept(folder):
     save_model(transformer(), folder)
     assert isinstance(load_model(folder), Transformer)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["README.md", "config.json", "figures", "model.safetensors"]
+    kept = ["README.md", "config.json", "figures", "model.safetensors", "weights.sha256"]
+    assert names == kept
     assert (folder / "figures" / "one.txt").read_text() == "1"
     assert list(folder.parent.iterdir()) == [folder]
 

@@ -288,8 +288,8 @@ def test_without_the_extra_one_line_names_it(tmp_path, monkeypatch):
     ("settings", "message"),
     [
         ({"prompt": "no field"}, "prompt must have the field"),
-        ({"cut_source": 1}, "cut_source must be at least 2, got 1"),
-        ({"max_train_pairs": 0}, "max_train_pairs must be at least 1, got 0"),
+        ({"cut_source": 1}, "cut_source must be at least 2 or None, got 1"),
+        ({"max_train_pairs": 0}, "max_train_pairs must be at least 1 or None, got 0"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -21,6 +21,7 @@ from textgen_env.models.export.common import (
     exportable,
     served_tokenizer,
 )
+from textgen_env.models.model_files import check_digests, write_digests
 from textgen_env.models.storage import CONFIG, TOKENIZER, Model
 from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
@@ -55,6 +56,7 @@ def save_ctranslate2(
     spec.validate()
     spec.optimize(quantization=precision)
     spec.save(str(folder))
+    write_digests(folder)
     if isinstance(tokenizer, Tokenizer):
         served_tokenizer(tokenizer).save(str(folder / TOKENIZER))
     else:
@@ -106,7 +108,9 @@ def load_ctranslate2(folder: Path, beam_size: int = 1) -> GenerateFn:
 
     Raises:
         ExportError: a file is missing or damaged.
+        ModelFileError: the weights are not those that were exported.
     """
+    check_digests(folder)
     try:
         translator = Translator(str(folder), intra_threads=torch.get_num_threads())
         pieces, config = (

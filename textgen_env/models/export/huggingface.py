@@ -25,6 +25,7 @@ from textgen_env.models.export.common import (
     exportable,
     served_tokenizer,
 )
+from textgen_env.models.model_files import check_digests, write_digests
 from textgen_env.models.storage import TOKENIZER, Model
 from textgen_env.models.transformer import Transformer, sinusoids
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
@@ -62,6 +63,7 @@ def save_hf(model: Model, tokenizer: TextTokenizer, folder: Path, max_steps: int
     exported = to_blenderbot(exportable(model, tokenizer), max_steps)
     with _no_progress_bars():
         exported.save_pretrained(folder)
+    write_digests(folder)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer.save(folder / TOKENIZER)
         return
@@ -126,6 +128,7 @@ def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
         dtype: dtype of the loaded weights.
         device: device of the model and of its sources.
     """
+    check_digests(folder)
     with _no_progress_bars():
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
     model.eval().to(torch.device(device))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor, nn
 
+from textgen_env.bounds import check_at_least
 from textgen_env.models.config import ModelConfig
 from textgen_env.tokenizers.pretrained import Conventions
 from textgen_env.types import SpecialTokens
@@ -36,8 +37,7 @@ class HuggingFaceConfig(ModelConfig):
     lora_rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"lora_rank must be at least 1 or None, got {self.lora_rank}")
+        check_at_least(self, vocab_size=1, width=1, lora_rank=1)
 
     def build(self, special: SpecialTokens | None = None) -> NoReturn:
         """Refuse to build a pretrained model, which is loaded instead.

@@ -18,6 +18,7 @@ from textgen_env.models.export.ctranslate2 import (
     load_ctranslate2,
     save_ctranslate2,
 )
+from textgen_env.models.model_files import DIGESTS, ModelFileError
 
 
 def test_greedy_tokens_are_the_same_in_float32(tmp_path):
@@ -79,6 +80,9 @@ def test_a_truncated_model_is_reported(tmp_path):
     save_ctranslate2(*varied_transformer(), tmp_path, "float32")
     whole = (tmp_path / "model.bin").read_bytes()
     (tmp_path / "model.bin").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelFileError, match=r"model\.bin must be as it was saved"):
+        load_ctranslate2(tmp_path)
+    (tmp_path / DIGESTS).unlink()
     with pytest.raises(ExportError, match="must hold a model for CTranslate2"):
         load_ctranslate2(tmp_path)
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from tests.support.pretrained import FAMILIES, TEXTS, save_family
 from textgen_env.generation.decoding import greedy
 from textgen_env.models.huggingface.load import PretrainedError, local_folder
+from textgen_env.models.model_files import ModelFileError
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.tasks.task import encode_sources
@@ -150,7 +151,7 @@ def test_missing_weights_are_named(llama):
 def test_truncated_weights_are_named(llama, size):
     path = llama / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(PretrainedError, match="llama must hold a model") as error:
+    with pytest.raises(ModelFileError, match=r"model\.safetensors must be a whole") as error:
         load_model(llama)
     one_line(error)
 
