@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PIPE_CLOSED = 1  # exit code, as that of Python and rich
+STANDARD_OUTPUT = 1  # its file descriptor
 
 
 @contextmanager
@@ -19,5 +20,5 @@ def quiet_when_unread() -> Iterator[None]:
                 sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more at its end, which must not fail, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STANDARD_OUTPUT)
         raise SystemExit(PIPE_CLOSED) from None

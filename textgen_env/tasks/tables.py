@@ -119,6 +119,7 @@ def _rows(
             "`pip install 'textgen-env[hf]'`"
         ) from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised here as well
     try:
         for number, record in enumerate(read(datasets), 1):
             yield f"{name}, row {number}", record

@@ -71,6 +71,15 @@ def test_every_kind_of_file_follows_the_same_rules(tmp_path, kind, monkeypatch):
         read_pairs(tmp_path, kind, TEXTS[kind] + b"x" * 41)
 
 
+def test_a_broken_parquet_file_is_one_error_and_no_line_of_the_log(tmp_path, caplog, capfd):
+    pytest.importorskip("datasets")
+    with pytest.raises(
+        DataError, match=r"(?s)x\.parquet must be readable, got .*: give a Parquet file"
+    ):
+        read_pairs(tmp_path, "parquet", b"PAR1" + bytes(40) + b"PAR1")
+    assert caplog.text == capfd.readouterr().err == ""
+
+
 def test_a_long_cell_of_csv_is_read(tmp_path):
     ((pair,), dropped) = read_pairs(
         tmp_path, "csv", b"source,reference\n%s,b\nc,d" % (b"a" * 200_000)
