@@ -215,7 +215,7 @@ def _with_server(arguments: list[str]) -> list[str]:
     """Replace `--teacher URL` by the option of a server, which has further options."""
     words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
     return [
-        SERVER if word == "--teacher" and re.match("https?://", after) else word
+        SERVER if word == "--teacher" and re.match("(?i)https?:", after) else word
         for word, after in zip(words, [*words, ""][1:], strict=True)
     ]
 

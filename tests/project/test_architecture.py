@@ -56,7 +56,10 @@ CONFINED = {
         "experiments/benchmarks/env.py",
     },
     "sacrebleu": {"agents/evaluation/bleu_metric.py", "agents/evaluation/quality.py"},
-    "urllib3": {"textgen_env/experts/completions_client.py"},
+    "urllib3": {
+        "textgen_env/experts/bounded_http.py",
+        "textgen_env/experts/completions_client.py",
+    },
     "rouge_score": {"agents/evaluation/quality.py"},
     "tensorboard": {"experiments/runs/run_log.py"},
     "accelerate": {"agents/training/learner.py", "agents/training/distributed.py"},

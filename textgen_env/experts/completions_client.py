@@ -2,30 +2,33 @@
 
 Prompts are lists of token ids, many in a request. Timeouts, broken connections and the statuses 429
 and 5xx are retried, with growing pauses or after the pause that the server asks for; other errors
-are not. A response that violates the protocol raises an error. Streaming and chats are left out.
+are not. A response that violates the protocol raises an error, and so does one that is larger than
+the request can ask for. Streaming and chats are left out.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from textgen_env.experts.bounded_http import Allowance, OversizeError, bounded_pool
 from textgen_env.experts.expert import ExpertError
+from textgen_env.experts.redaction import Redaction
+from textgen_env.experts.remote_config import API_KEY
 from textgen_env.tokenizers.subword import TextTokenizer
 
-API_KEY = "TEXTGEN_API_KEY"  # not OPENAI_API_KEY, because the server may be anybody's
-RETRIED_STATUSES = (429, 500, 502, 503, 504)
-BACKOFF = 0.5  # seconds; the pauses before attempts 2, 3, 4, ... are 0, 2, 4, ... times this
-MAX_BACKOFF = 60.0  # seconds
-MAX_RETRY_AFTER = 600  # seconds; the longest pause that the server may ask for
-CONNECT_TIMEOUT = 10.0  # seconds
+MAX_READ = 10_000  # bytes of a broken response that are looked at for an error message
 ROUNDING = 1e-3  # how far log-probabilities may exceed 0 and sums of probabilities 1
+LOWEST = -3e38  # log-probabilities are stored as float32
 MAX_SHOWN = 200  # characters of a response that an error message repeats
+MAX_DIGITS = 9  # of a token id
+BASE_BYTES, BYTES_PER_TOKEN = 1 << 20, 1024  # largest size of a response; a token has about 70
+LOGGERS = ("urllib3.connection", "urllib3.connectionpool", "urllib3.util.retry")
 
 Completion = Mapping[str, Any]
 """One entry of "choices" in a response."""
@@ -52,10 +55,13 @@ class CompletionsClient:
         self._timeout, self._key = timeout, os.environ.get(API_KEY, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ExpertError(f"{API_KEY} must be printable ASCII; its value is not shown here")
-        self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
-            retries=retry_policy(retries),
-        )
+        self._redact = Redaction(self._key, MAX_SHOWN)
+        if self._key and self._key in url:
+            raise ExpertError(f"url must not hold the key of {API_KEY}; it is not shown here")
+        self._allowance = Allowance(timeout)
+        self._pool = bounded_pool(self._allowance, retries)
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(self._redact_record)
 
     def ask(
         self, prompts: Sequence[Sequence[int]], parameters: Mapping[str, Any]
@@ -70,6 +76,7 @@ class CompletionsClient:
             ExpertError: the server cannot be reached, refuses, or violates the protocol.
         """
         body = {"model": self.model, "prompt": prompts, **parameters}
+        self._allowance.max_bytes = _max_bytes(prompts, parameters)
         response = self._parse(self._post(body))
         if response.get("model") != self.model:
             raise self._malformed(f'be of the model "{self.model}"', response.get("model"))
@@ -78,7 +85,7 @@ class CompletionsClient:
         if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
             raise self._malformed("hold a list of choices", choices)
         indices = [choice.get("index") for choice in choices]
-        if set(indices) != set(range(count)) or len(indices) != count:
+        if not all(type(index) is int for index in indices) or sorted(indices) != [*range(count)]:
             raise self._malformed(f"hold {count} choices, numbered from 0", indices)
         ordered = sorted(choices, key=lambda choice: choice["index"])
         return [ordered[start : start + n] for start in range(0, count, n)]
@@ -128,8 +135,8 @@ class CompletionsClient:
         if not ended and completion.get("finish_reason") != "length":
             raise self._malformed('have the finish_reason "stop" or "length"', completion)
         tokens, text = completion.get("token_ids"), completion.get("text")
-        if tokens is None and isinstance(text, str):
-            (tokens,) = tokenizer.encode_targets([text])
+        if tokens is None and isinstance(text, str) and _is_unicode(text):
+            tokens = self._tokenized(text, tokenizer)
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
             raise self._malformed("hold token_ids or a text", tokens)
         own = list(takewhile(lambda token: token != special.end, tokens))
@@ -138,6 +145,13 @@ class CompletionsClient:
                 f"be written in tokens below {tokenizer.vocab_size}, none of them padding", own
             )
         return [*own, special.end] if ended or len(own) < len(tokens) else own
+
+    def _tokenized(self, text: str, tokenizer: TextTokenizer) -> list[int]:
+        """Return the tokens of a text that the server wrote."""
+        try:
+            return tokenizer.encode_targets([text])[0]
+        except ValueError:  # of a tokenizer of words alone
+            raise self._malformed("hold a text in the tokenizer's words", text) from None
 
     def _top_k_entries(
         self, entries: object, token: int, k: int, vocab_size: int
@@ -171,7 +185,7 @@ class CompletionsClient:
         """Return the log-probability and rank of one token."""
         fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
         log_prob, rank = fields.get("logprob", math.nan), fields.get("rank")
-        if type(log_prob) not in (int, float) or not -math.inf < log_prob <= ROUNDING:
+        if type(log_prob) not in (int, float) or not LOWEST <= log_prob <= ROUNDING:
             raise self._malformed("hold log-probabilities, finite and at most 0", entry)
         return float(log_prob), rank if isinstance(rank, int) else None
 
@@ -181,7 +195,7 @@ class CompletionsClient:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
             response = self._pool.request(
-                "POST", self.url, json=body, headers=headers, redirect=False
+                "POST", self.url, json=body, headers=headers, redirect=False, decode_content=False
             )
         except HTTPError as error:
             reason = error.reason if isinstance(error, MaxRetryError) else error
@@ -189,6 +203,11 @@ class CompletionsClient:
                 f"the teacher must answer at {self.url} within {self._timeout:g} seconds, got "
                 f"{self._redact(str(reason))}: check that it runs; the same command then resumes"
             ) from None
+        except OversizeError:
+            most = self._allowance.max_bytes
+            raise self._malformed(f"have at most {most} bytes for this request", "more") from None
+        except (ValueError, ArithmeticError, MemoryError) as error:  # of lengths of no meaning
+            raise self._malformed("be HTTP", error) from None
         if response.status != 200:
             raise ExpertError(
                 f"the teacher must accept the request at {self.url}, got status {response.status}: "
@@ -200,38 +219,49 @@ class CompletionsClient:
         try:
             response = json.loads(data, parse_constant=_reject_constant)
         except (ValueError, RecursionError) as error:
-            raise self._malformed(f"be JSON ({error})", data[:MAX_SHOWN]) from None
+            raise self._malformed(f"be JSON ({error})", data[:MAX_READ]) from None
         if not isinstance(response, dict):
             raise self._malformed("be a JSON object", response)
         return response
 
     def _malformed(self, rule: str, value: object) -> ExpertError:
+        shown = self._redact(_readable(value))
         return ExpertError(
-            f"a response of {self.url} must {rule}, got {self._redact(str(value))}: none of it was "
-            "stored; check that the server is vLLM or speaks its protocol, for this model"
+            f"a response of {self.url} must {rule}, got {shown}: none of it was stored; check that "
+            "the server is vLLM or speaks its protocol, for this model"
         )
 
-    def _redact(self, text: str) -> str:
-        """Return `text` without the key, truncated."""
-        return (text.replace(self._key, "***") if self._key else text)[:MAX_SHOWN]
+    def _redact_record(self, record: logging.LogRecord) -> bool:
+        """Redact what urllib3 logs, which repeats parts of responses; a filter of its loggers."""
+        record.msg, record.args = self._redact(record.getMessage()), ()
+        record.exc_info = record.exc_text = None
+        return True
 
 
-def retry_policy(retries: int) -> urllib3.Retry:
-    """Return the policy by which a request is sent again, at most `retries` times."""
-    return urllib3.Retry(
-        total=retries,
-        status_forcelist=RETRIED_STATUSES,
-        allowed_methods=None,  # POST too: repeating a query has no effect on the server
-        backoff_factor=BACKOFF,
-        backoff_max=MAX_BACKOFF,
-        retry_after_max=MAX_RETRY_AFTER,
-        raise_on_status=False,
-    )
+def _max_bytes(prompts: Sequence[Sequence[int]], parameters: Mapping[str, Any]) -> int:
+    """Return the largest size of the response to a request, many times the usual one."""
+    read = sum(map(len, prompts)) * (2 + parameters.get("prompt_logprobs", 0))
+    written = len(prompts) * parameters.get("n", 1) * parameters.get("max_tokens", 0)
+    return BASE_BYTES + BYTES_PER_TOKEN * (read + written)
+
+
+def _readable(value: object) -> str:
+    """Return `value` as text, or the name of its type if it is nested too deeply for that."""
+    try:
+        return str(value)
+    except RecursionError:
+        return type(value).__name__
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False for a text with half a surrogate, which no tokenizer reads."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _token_id(key: str) -> int:
     """Return the token id that `key` spells, -1 if it spells none."""
-    return int(key) if key.isdecimal() and key.isascii() else -1
+    is_id = key.isdecimal() and key.isascii() and len(key) <= MAX_DIGITS
+    return int(key) if is_id else -1
 
 
 def _reject_constant(constant: str) -> float:

@@ -1,8 +1,8 @@
 """Configuration of a remote teacher; the expert it builds needs the extra `remote`."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from textgen_env.bounds import check_above, check_at_least
 from textgen_env.experts.expert import Expert, ExpertError
@@ -11,6 +11,15 @@ from textgen_env.tasks.prompts import BARE, check_prompt
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
 from textgen_env.tokenizers.subword import TextTokenizer
 
+API_KEY = "TEXTGEN_API_KEY"  # not OPENAI_API_KEY, because the server may be anybody's
+PLAIN_ADDRESS = re.compile(
+    r"https?://"
+    r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"  # a name, or an address of version 4 or 6
+    r"(:[0-9]{1,5})?"
+    r"(/[A-Za-z0-9._~%+,=-]*)*",
+    re.ASCII | re.IGNORECASE,
+)
+MAX_TIMEOUT = 86400.0  # seconds
 MIN_K = 3  # of three tokens at least one is neither padding nor start
 
 
@@ -18,9 +27,10 @@ MIN_K = 3  # of three tokens at least one is neither padding nor start
 class RemoteTeacher:
     """Configuration of a teacher behind HTTP.
 
-    If the server requires a key, set the environment variable TEXTGEN_API_KEY. Configurations that
-    differ only in the address and the handling of requests are equal, so that a run can be resumed
-    after its server has moved.
+    If the server requires a key, set the environment variable TEXTGEN_API_KEY; an address that may
+    hold one, with a user, a query or the like, is refused. Configurations that differ only in the
+    address and the handling of requests are equal, so that a run can be resumed after its server
+    has moved.
 
     Attributes:
         url: address of an OpenAI-compatible server that returns prompt_logprobs, such as
@@ -31,7 +41,8 @@ class RemoteTeacher:
             is started with --max-logprobs.
         prompt: template of the teacher's source, with {source}.
         batch_size: prompts per request.
-        timeout: seconds without data from the server before an attempt fails.
+        timeout: seconds without data from the server before an attempt fails; a whole answer may
+            take twice as long, and a second for each 100 kB.
         retries: attempts after the first.
         cache: file of all answers; runs may share it.
     """
@@ -47,15 +58,16 @@ class RemoteTeacher:
     cache: Path = field(default=Path("runs/labels.sqlite"), compare=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        if not _is_plain_address(self.url):
             raise ValueError(
-                "url must begin with http:// or https:// and hold no user or password, got "
-                f"{parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()!r}"
+                "url must be http:// or https:// with a host, a port and a path alone, got another "
+                f"address, which is not shown because it may hold a key: set {API_KEY} to the key"
             )
         check_prompt("prompt", self.prompt)
         check_at_least(self, k=MIN_K, batch_size=1, retries=0)
         check_above(self, timeout=0)
+        if self.timeout > MAX_TIMEOUT:
+            raise ValueError(f"timeout must be at most {MAX_TIMEOUT:g} seconds, got {self.timeout}")
 
     def build(self, tokenizer: TextTokenizer) -> Expert:
         """Return an expert that queries the server; building it sends no request.
@@ -86,3 +98,8 @@ class RemoteTeacher:
             batch_size=self.batch_size,
             prompt_prefix=tokenizer.conventions.prefix if pretrained else (),
         )
+
+
+def _is_plain_address(url: str) -> bool:
+    """Return True for an address of host, port and path, which can hold no user or password."""
+    return PLAIN_ADDRESS.fullmatch(url) is not None

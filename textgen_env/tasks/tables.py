@@ -77,7 +77,9 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     files = {"train": str(path)}
 
     def read(library: Any) -> Any:  # noqa: ANN401 - the library's own
-        return library.load_dataset("parquet", data_files=files, split="train", streaming=True)
+        return library.load_dataset(
+            "parquet", data_files=files, split="train", streaming=True, trust_remote_code=False
+        )
 
     return _rows(str(path), read, "give a Parquet file")
 
@@ -98,6 +100,7 @@ def hub_rows(split: HubSplit) -> Iterator[Row]:
                 split=split.name,
                 revision=split.revision,
                 streaming=split.streaming,
+                trust_remote_code=False,
             )
 
     remedy = (

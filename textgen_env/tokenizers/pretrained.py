@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from textgen_env.tokenizers.folder_check import check_is_data
 from textgen_env.types import SpecialTokens
 
 if TYPE_CHECKING:
@@ -66,11 +67,16 @@ class PretrainedTokenizer:
         Raises:
             ImportError: `transformers`, or a package that this tokenizer needs, is not installed.
             OSError: the folder has no tokenizer.
+            UnsafeFolderError: the folder brings or names code.
             ValueError: the tokenizer cannot be read.
         """
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+        check_is_data(folder)
+        backend = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        return cls(backend)
 
     def save(self, path: Path) -> None:
         """Write the tokenizer in the format of `transformers`: `path` and files beside it."""

@@ -4,7 +4,7 @@ import pytest
 from urllib3 import HTTPResponse
 from urllib3.exceptions import MaxRetryError
 
-from textgen_env.experts.completions_client import retry_policy
+from textgen_env.experts.bounded_http import retry_policy
 
 
 def after(status, policy):

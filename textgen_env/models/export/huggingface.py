@@ -28,6 +28,7 @@ from textgen_env.models.export.common import (
 from textgen_env.models.model_files import check_digests, write_digests
 from textgen_env.models.storage import TOKENIZER, Model
 from textgen_env.models.transformer import Transformer, sinusoids
+from textgen_env.tokenizers.folder_check import check_is_data
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 
 POSITION_TABLE_SIZE = 1024  # Blenderbot has a table of positions, where sinusoids have no limit
@@ -128,9 +129,16 @@ def load_hf(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
         dtype: dtype of the loaded weights.
         device: device of the model and of its sources.
     """
+    check_is_data(folder)
     check_digests(folder)
     with _no_progress_bars():
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     model.eval().to(torch.device(device))
     pad = model.config.pad_token_id
 

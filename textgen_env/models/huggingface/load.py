@@ -2,7 +2,7 @@
 
 The packages of the extra `hf` are imported only when a model is loaded, so this module can be
 imported without them. A name that is not a folder is fetched from the hub once and then read from
-the local cache.
+the local cache. A folder is data: one that brings or names code is refused, and so are pickles.
 
 Left out: quantized models, code that comes with a model, and models whose state is not a key-value
 cache, such as Mamba.
@@ -20,6 +20,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from textgen_env.models.huggingface.model import HuggingFaceConfig, HuggingFaceModel
+from textgen_env.tokenizers.folder_check import (
+    SAFE,
+    UnsafeFolderError,
+    check_is_data,
+    check_no_pickle,
+)
 from textgen_env.tokenizers.pretrained import Conventions, PretrainedTokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +45,7 @@ def local_folder(name: Path) -> Path:
     """Return the folder of `name` on this disk, and fetch it from the hub if it is not there.
 
     Args:
-        name: folder, or name of a model on the hub, such as Helsinki-NLP/opus-mt-de-en.
+        name: folder, or name of a model on the hub, such as google/flan-t5-small.
 
     Raises:
         PretrainedError: the model is not on this disk and cannot be fetched.
@@ -63,7 +69,7 @@ def local_folder(name: Path) -> Path:
 
 
 def _hub_snapshot(hub_name: str, *, local: bool) -> Path:
-    """Return the folder of a model's files, with weights in one format.
+    """Return the folder of a model's files, with weights that are read without unpickling.
 
     Args:
         hub_name: name of a model on the hub.
@@ -75,16 +81,15 @@ def _hub_snapshot(hub_name: str, *, local: bool) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    for weights in ("*.safetensors", "*.bin"):
-        folder = snapshot_download(
-            hub_name,
-            allow_patterns=[*CONFIG_PATTERNS, weights],
-            ignore_patterns=["*/*"],
-            local_files_only=local,
-        )
-        if any(Path(folder).glob(weights)):
-            return Path(folder)
-    raise FileNotFoundError(f"{hub_name} has no weights")
+    folder = snapshot_download(
+        hub_name,
+        allow_patterns=[*CONFIG_PATTERNS, SAFE],
+        ignore_patterns=["*/*"],
+        local_files_only=local,
+    )
+    if any(Path(folder).glob(SAFE)):
+        return Path(folder)
+    raise FileNotFoundError(f"{hub_name} has no weights in the format safetensors")
 
 
 def load_pretrained(
@@ -98,10 +103,12 @@ def load_pretrained(
         lora_rank: rank of new adapters, which are trained instead of the weights; None for none.
 
     Raises:
-        PretrainedError: the model cannot be loaded, or does not fit its tokenizer.
+        PretrainedError: the model cannot be loaded, does not fit its tokenizer, or asks for more
+            than data: code, kernels, pickles, or files of another folder.
     """
     tokenizer = load_pretrained_tokenizer(folder)
     try:
+        check_no_pickle(folder)
         model = _load_transformers_model(folder, dtype)
         config = HuggingFaceConfig(
             model_type=model.config.model_type,
@@ -111,6 +118,8 @@ def load_pretrained(
         )
         _fit_vocabulary(model, tokenizer)
         return _wrap_model(model, config, tokenizer.conventions).eval()
+    except UnsafeFolderError as error:
+        raise PretrainedError(str(error)) from None
     except LOAD_ERRORS as error:
         raise _load_error(folder, "a model", error) from error
 
@@ -119,10 +128,12 @@ def load_pretrained_tokenizer(folder: Path) -> PretrainedTokenizer:
     """Return the tokenizer in `folder`.
 
     Raises:
-        PretrainedError: there is no tokenizer, or it cannot be used.
+        PretrainedError: there is no tokenizer, it cannot be used, or the folder asks for code.
     """
     try:
         return PretrainedTokenizer.load(folder)
+    except UnsafeFolderError as error:
+        raise PretrainedError(str(error)) from None
     except LOAD_ERRORS as error:
         raise _load_error(folder, "a tokenizer", error) from error
 
@@ -145,7 +156,8 @@ def _load_transformers_model(folder: Path, dtype: torch.dtype) -> "PreTrainedMod
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    check_is_data(folder)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     layer_types = set(getattr(config, "layer_types", None) or ())
     if layer_types - {"full_attention", "sliding_attention"}:
         raise ValueError(f"all layers must be of attention, got {sorted(layer_types)}")
@@ -159,6 +171,8 @@ def _load_transformers_model(folder: Path, dtype: torch.dtype) -> "PreTrainedMod
         attn_implementation=None if fused else CPU_ATTENTION,
         local_files_only=True,
         output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     if found["missing_keys"]:
         raise ValueError(f"no weights for {sorted(found['missing_keys'])[0]}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,20 +117,19 @@ def test_a_model_that_is_here_in_part_is_not_taken_for_whole(hub):
     load_model(NAME)
 
 
-def test_weights_in_the_old_format_are_taken_where_there_are_no_others(hub):
+def test_pickled_weights_are_neither_fetched_nor_read(hub, tmp_path):
     weights = load(hub.files.pop("model.safetensors"))
     pickled = BytesIO()
     torch.save(weights, pickled)
     hub.files["pytorch_model.bin"] = pickled.getvalue()
-    loaded = load_model(NAME).state_dict()
-    assert torch.equal(loaded["model.model.norm.weight"], weights["model.norm.weight"])
-
-
-def test_nothing_but_weights_is_unpickled(hub):
-    del hub.files["model.safetensors"]
-    hub.files["pytorch_model.bin"] = pickle.dumps(print, protocol=2)
-    with pytest.raises(PretrainedError, match="must hold a model that transformers can load"):
+    with pytest.raises(PretrainedError, match="no weights in the format safetensors"):
         load_model(NAME)
+    assert not any("pytorch_model" in path for path in hub.requests)
+    for name, content in hub.files.items():
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_bytes(content)
+    with pytest.raises(PretrainedError, match="safetensors, got pytorch_model"):
+        load_model(tmp_path / "here")
 
 
 def test_a_name_that_the_hub_does_not_know_is_reported(hub):
