@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from textgen_env.files import naming_write_errors, settle
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
@@ -123,14 +124,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: `folder` exists.
+        WriteError: the folder cannot be written.
     """
     if folder.exists():
         raise ExportError(f"output must not exist, got {folder}; remove it or choose another")
     written = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
-    try:
-        yield written
-        written.rename(folder)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    with naming_write_errors(folder):
+        written.mkdir(parents=True)
+        try:
+            yield written
+            for path in [each for each in written.rglob("*") if each.is_file()]:
+                settle(path)
+            written.rename(folder)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import torch
 
 from textgen_agents import AGENTS
+from textgen_env.files import write_atomically
 from textgen_env.models import STUDENTS
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.registry import MissingPluginError, plugins
@@ -59,10 +60,9 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
     """Write `config.json`; `extra` is kept beside the experiment for the reader, not read back.
 
     Raises:
-        OSError: the folder cannot be written.
+        WriteError: the folder cannot be written.
         ValueError: JSON does not keep a setting, or its class is that of no registered part.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     experiment = to_json(run.experiment)
     from_json(experiment)  # a run that nobody could read is refused now
     content = {
@@ -158,10 +158,13 @@ def check_tokenizers(models: Sequence[Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it, so that no reader sees half of it."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    """Write `text` beside `path` and rename it, so that no reader sees half of it.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    content = text.encode()
+    write_atomically(path, lambda beside: beside.write_bytes(content), len(content))
 
 
 def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON, as above
