@@ -15,6 +15,7 @@ import tyro
 
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
+from textgen_agents.training.checkpoint import TrainingStopped
 from textgen_agents.training.learner import TrainingError
 from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
@@ -41,6 +42,7 @@ from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.train import train_with_bar
 
@@ -150,15 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(_with_server(_hyphenated(arguments)))
     command = next(each for each in COMMANDS if each.options is type(options))
     try:
-        command.run(options)
+        with INTERRUPTS.unwinding(is_resumable=command.is_resumable):
+            command.run(options)
     except MissingPluginError as error:
         again = shlex.join(["textgen", *words, "--plugin", error.plugin])
         _fail(f"{error}: run `{again}`, or install it if it is a package")
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint"
-        _fail("stopped" + (goes_on if command.is_resumable else ""))
+    except (KeyboardInterrupt, TrainingStopped):
+        _fail(INTERRUPTS.message, INTERRUPTS.exit_code)
 
 
 def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -264,7 +266,7 @@ def _first_complaint(message: str) -> str:
     return " ".join(takewhile(bool, ruled[first:]))
 
 
-def _fail(message: str) -> NoReturn:
-    """Print one line and end with the code of a usage error."""
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
+    """Print one line and end with an exit code, by default that of a usage error."""
     sys.stderr.write(f"textgen: {message}\n")
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(code)

@@ -24,6 +24,10 @@ class CheckpointError(ValueError):
     """Error of a checkpoint from which the run cannot resume."""
 
 
+class TrainingStopped(Exception):
+    """End of a training that was asked to stop, after its checkpoint."""
+
+
 @dataclass
 class Counters:
     """Progress of a run.

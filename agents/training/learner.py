@@ -25,6 +25,7 @@ from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_o
 from textgen_agents.rollouts.context import Context
 from textgen_agents.training.checkpoint import (
     Counters,
+    TrainingStopped,
     load_checkpoint,
     save_atomically,
     save_checkpoint,
@@ -154,6 +155,7 @@ class Learner:
         self,
         evaluate: Callable[[Model], float],
         log: Callable[[int, Record], None],
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> Counters:
         """Run to the last update, from the last checkpoint if there is one.
 
@@ -161,8 +163,10 @@ class Learner:
             evaluate: the validation BLEU of a model.
             log: called with the number of the update and its figures.
                 Of several processes, only the main one calls these two.
+            is_stopping: asked after each rollout's updates; True to stop all processes there.
 
         Raises:
+            TrainingStopped: `is_stopping` said so; a checkpoint has been written.
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
                 last good checkpoint.
         """
@@ -172,6 +176,9 @@ class Learner:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log)
+            if self._sum(torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)):
+                self._save()
+                raise TrainingStopped
         return self.counters
 
     def rollouts(self) -> Iterator[LabelledBatch]:
@@ -352,17 +359,20 @@ class Learner:
         counters, main = self.counters, self.accelerator.is_main_process
         (figures,) = broadcast_object_list([self._figures(evaluate) if main else {}])
         counters.validation.append(figures["bleu"])
-        counters.validation_losses += (
-            [figures["reference_loss"]] if "reference_loss" in figures else []
-        )
+        if "reference_loss" in figures:
+            counters.validation_losses.append(figures["reference_loss"])
+        if main:
+            log(counters.update, figures)
+            if figures["bleu"] > counters.best:
+                counters.best, counters.best_update = figures["bleu"], counters.update
+                save_atomically(self.best, self.student.state_dict(), {})
+        self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint of all processes."""
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
-        if not main:
-            return
-        log(counters.update, figures)
-        if figures["bleu"] > counters.best:
-            counters.best, counters.best_update = figures["bleu"], counters.update
-            save_atomically(self.best, self.student.state_dict(), {})
-        save_checkpoint(self.last, self.student, self.optimizer, counters, held)
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.last, self.student, self.optimizer, self.counters, held)
 
     def _figures(self, evaluate: Callable[[Model], float]) -> Record:
         """Return the figures of an evaluation."""

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import torch
 
 from textgen_agents import AGENTS
-from textgen_env.files import write_atomically
+from textgen_env.files import PARTIAL, write_atomically
 from textgen_env.models import STUDENTS
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.registry import MissingPluginError, plugins
@@ -54,6 +54,19 @@ class Run:
     def dtype(self) -> torch.dtype:
         """The dtype that `precision` names."""
         return DTYPES[self.precision]
+
+
+def contents(folder: Path) -> set[str]:
+    """Return the names in a run's folder, none if it is missing, without what a kill left half.
+
+    Raises:
+        RunError: there is a file in its place.
+    """
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise RunError(f"{folder} must be a folder, got a file: choose another name")
+    return {path.name for path in folder.iterdir()} - {CONFIG + PARTIAL}
 
 
 def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:

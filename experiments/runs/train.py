@@ -29,11 +29,13 @@ from textgen_experiments.runs.folder import (
     CONFIG,
     Run,
     RunError,
+    contents,
     flat,
     read_config,
     write_config,
     write_text,
 )
+from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import Bars, RunLog, console
 from textgen_experiments.runs.setup import (
@@ -103,6 +105,7 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         ExpertError: the teacher gives less than the agent needs.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
+        TrainingStopped: a signal came; a checkpoint has been written.
     """
     check_parts(experiment)
     tokenizers = choose_tokenizers(experiment)
@@ -164,8 +167,9 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         log.diagnostics(found.figures())
         return bleu(hypotheses, [pair.reference for pair in pairs])
 
-    with log if process.is_main_process else nullcontext():
-        outcome = asdict(_outcome(learner.train(evaluate, log), asked, task))
+    with INTERRUPTS.awaited(), log if process.is_main_process else nullcontext():
+        counters = learner.train(evaluate, log, INTERRUPTS.is_stopping)
+        outcome = asdict(_outcome(counters, asked, task))
         if process.is_main_process:
             log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
@@ -219,17 +223,23 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     A run that holds nothing but its configuration, because its settings were refused, is replaced.
 
     Raises:
-        RunError: the folder holds a run with other settings.
+        RunError: the folder holds a run with other settings, or anything that is not a run's.
     """
+    content = contents(folder)
     if (folder / CONFIG).exists():
         run = read_config(folder)
         if run.experiment == experiment:
             return replace(run, experiment=experiment)  # a server may have moved
-        if {path.name for path in folder.iterdir()} != {CONFIG}:
+        if content != {CONFIG}:
             raise RunError(
                 f"{folder} must hold a run with these settings to be resumed, got a run with "
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
+    elif content:
+        raise RunError(
+            f"{folder} must be missing, empty or the folder of a run, got one with {min(content)} "
+            f"and without {CONFIG}: choose another folder"
+        )
     precision = measure_precision(experiment.student.width, device=this_device())
     run = Run(experiment, experiment.precision or precision.name, precision.onednn)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
