@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, cast
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
@@ -54,6 +55,29 @@ DESCRIPTION = (
 )
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
+
+
+PATHS = ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def named_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Return tyro's rule for paths; an empty word is none, which would be the working directory."""
+    if info.type is not Path:
+        return None
+
+    def read(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError("a path must have at least one character, got ''")
+        return Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,7 @@ def parse(arguments: list[str]) -> object:
                 description=DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.AvoidSubcommands,),
+                registry=PATHS,
             )
     except SystemExit as stop:
         if stop.code:

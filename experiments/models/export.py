@@ -20,6 +20,7 @@ from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 from textgen_experiments.models.formats import Format, extra, load_generator, save_as
 from textgen_experiments.models.generate import model_folder, task_of
+from textgen_experiments.runs.folder import CONFIG, read_unchanged
 from textgen_experiments.runs.run_log import console
 
 SENTENCES_PER_BATCH = 64
@@ -62,10 +63,13 @@ def export(options: ExportOptions) -> None:
     """Write the folder and print how many sentences have the same tokens.
 
     Raises:
+        ChangedFileError: a file that the model's run was trained with has other content now.
         ExportError: the format cannot hold the model, too few sentences have the same tokens, or
             the folder exists.
     """
     folder = model_folder(options.model)
+    if (folder.parent / CONFIG).is_file():
+        read_unchanged(folder.parent)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     task = task_of(folder, tokenizer)
     source, max_steps = (

@@ -36,6 +36,7 @@ from textgen_experiments.runs.folder import (
     write_text,
 )
 from textgen_experiments.runs.interrupts import INTERRUPTS
+from textgen_experiments.runs.outside import check_unchanged, outside_digests
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import Bars, RunLog, console
 from textgen_experiments.runs.setup import (
@@ -224,11 +225,13 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
 
     Raises:
         RunError: the folder holds a run with other settings, or anything that is not a run's.
+        ChangedFileError: a file that the run began with has other content now.
     """
     content = contents(folder)
     if (folder / CONFIG).exists():
         run = read_config(folder)
         if run.experiment == experiment:
+            check_unchanged(folder, experiment, run.digests)
             return replace(run, experiment=experiment)  # a server may have moved
         if content != {CONFIG}:
             raise RunError(
@@ -241,7 +244,8 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
             f"and without {CONFIG}: choose another folder"
         )
     precision = measure_precision(experiment.student.width, device=this_device())
-    run = Run(experiment, experiment.precision or precision.name, precision.onednn)
+    dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
+    run = Run(experiment, dtype, precision.onednn, digests)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
     console.print(
         f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "

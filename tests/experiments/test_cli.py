@@ -269,3 +269,9 @@ def test_help_of_each_command_is_shown(command, capsys):
         main([command, "--help"])
     assert not stop.value.code
     assert f"textgen {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--output", ""], ["--output="]])
+def test_an_empty_path_is_not_the_working_directory(capsys, words):
+    assert "at least one character" in complaint(capsys, "train", *COPY, "--agent", "mle", *words)
+    complaint(capsys, "report", "")
