@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, cast
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
+from textgen_agents.training.checkpoint import TrainingStopped
 from textgen_agents.training.learner import TrainingError
 from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
@@ -41,6 +43,7 @@ from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.pipes import quiet_when_unread
 from textgen_experiments.runs.train import train_with_bar
@@ -53,6 +56,29 @@ DESCRIPTION = (
 )
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
+
+
+PATHS = ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def named_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Return tyro's rule for paths; an empty word is none, which would be the working directory."""
+    if info.type is not Path:
+        return None
+
+    def read(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError("a path must have at least one character, got ''")
+        return Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 @dataclass(frozen=True)
@@ -153,15 +179,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse(_with_server(_hyphenated(arguments)))
     command = next(each for each in COMMANDS if each.options is type(options))
     try:
-        command.run(options)
+        with INTERRUPTS.unwinding(is_resumable=command.is_resumable):
+            command.run(options)
     except MissingPluginError as error:
         again = shlex.join(["textgen", *words, "--plugin", error.plugin])
         _fail(f"{error}: run `{again}`, or install it if it is a package")
     except USER_ERRORS as error:
         _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint"
-        _fail("stopped" + (goes_on if command.is_resumable else ""))
+    except (KeyboardInterrupt, TrainingStopped):
+        _fail(INTERRUPTS.message, INTERRUPTS.exit_code)
 
 
 def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -194,6 +220,7 @@ def parse(arguments: list[str]) -> object:
                 description=DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.AvoidSubcommands,),
+                registry=PATHS,
             )
     except SystemExit as stop:
         if stop.code:
@@ -267,7 +294,7 @@ def _first_complaint(message: str) -> str:
     return " ".join(takewhile(bool, ruled[first:]))
 
 
-def _fail(message: str) -> NoReturn:
-    """Print one line and end with the code of a usage error."""
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
+    """Print one line and end with an exit code, by default that of a usage error."""
     sys.stderr.write(f"textgen: {message}\n")
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(code)

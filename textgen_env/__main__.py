@@ -1,6 +1,6 @@
 """Command line as a module: `python -m textgen_env` is `textgen`."""
 
-from textgen_experiments.cli import main
+from textgen_experiments.program import main
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,6 @@ number of the update.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from textgen_agents.rollouts.buffer import Buffer
+from textgen_env.files import write_atomically
 
 
 class CheckpointError(ValueError):
     """Error of a checkpoint from which the run cannot resume."""
+
+
+class TrainingStopped(Exception):
+    """End of a training that was asked to stop, after its checkpoint."""
 
 
 @dataclass
@@ -121,13 +125,14 @@ def load_checkpoint(
 
 
 def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside `path`, flush it to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write a safetensors file beside `path`, flush it to disk and rename it to `path`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    num_bytes = sum(value.nbytes for value in whole.values())
+    write_atomically(path, lambda beside: save_file(whole, beside, metadata), num_bytes)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -158,3 +163,10 @@ def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def copy_weights(origin: nn.Module, target: nn.Module) -> None:
+    """Overwrite the weights of `target` by those of `origin`, in the precision of `target`."""
+    with torch.no_grad():
+        for old, new in zip(target.parameters(), origin.parameters(), strict=True):
+            old.copy_(new)

@@ -8,7 +8,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
@@ -25,42 +24,32 @@ from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_o
 from textgen_agents.rollouts.context import Context
 from textgen_agents.training.checkpoint import (
     Counters,
+    TrainingStopped,
+    copy_weights,
     load_checkpoint,
     save_atomically,
     save_checkpoint,
 )
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.distributed import disable_cudnn_attention
-from textgen_agents.training.regularizers import EWC, ewc_tensors, reference_batch
+from textgen_agents.training.regularizers import (
+    EWC,
+    NO_REFERENCES,
+    References,
+    ewc_tensors,
+    reference_batch,
+)
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model
-from textgen_env.types import Examples, Trajectories, Writer
+from textgen_env.types import Trajectories, Writer
 
 Record = Mapping[str, float]
 
 
 class TrainingError(RuntimeError):
     """A loss or gradient with which training cannot continue."""
-
-
-@dataclass(frozen=True)
-class References:
-    """The task's own pairs, which a learner looks at whatever its agent learns from.
-
-    Attributes:
-        train: pairs of the terms that `LearnerConfig` may add to the agent's loss; None for the
-            environment's examples.
-        validation: pairs whose cross-entropy is logged, and told to the agent, at each evaluation;
-            None for no such loss.
-    """
-
-    train: Examples | None = None
-    validation: Examples | None = None
-
-
-NO_REFERENCES = References()
 
 
 class Learner:
@@ -155,6 +144,7 @@ class Learner:
         evaluate: Callable[[Model], float],
         log: Callable[[int, Record], None],
         metric: str = "bleu",
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> Counters:
         """Run to the last update, from the last checkpoint if there is one.
 
@@ -166,8 +156,10 @@ class Learner:
             log: called with the number of the update and its figures.
                 Of several processes, only the main one calls these two.
             metric: name of the score among the figures.
+            is_stopping: asked after each rollout's updates; True to stop all processes there.
 
         Raises:
+            TrainingStopped: `is_stopping` said so; a checkpoint has been written.
             TrainingError: the loss or the gradient is not finite; nothing has been saved over the
                 last good checkpoint.
         """
@@ -178,6 +170,9 @@ class Learner:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log, metric)
+            if self._sum(torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)):
+                self._save()
+                raise TrainingStopped
         return self.counters
 
     def _measure_start(self) -> None:
@@ -374,17 +369,20 @@ class Learner:
         own = self._figures(evaluate, metric) if main else {}
         (figures,) = broadcast_object_list([own])
         counters.validation.append(figures[metric])
-        counters.validation_losses += (
-            [figures["reference_loss"]] if "reference_loss" in figures else []
-        )
+        if "reference_loss" in figures:
+            counters.validation_losses.append(figures["reference_loss"])
+        if main:
+            log(counters.update, figures)
+            if counters.last_is_best:
+                counters.best, counters.best_update = figures[metric], counters.update
+                save_atomically(self.best, self.student.state_dict(), {})
+        self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint of all processes."""
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
-        if not main:
-            return
-        log(counters.update, figures)
-        if counters.last_is_best:
-            counters.best, counters.best_update = figures[metric], counters.update
-            save_atomically(self.best, self.student.state_dict(), {})
-        save_checkpoint(self.last, self.student, self.optimizer, counters, held)
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.last, self.student, self.optimizer, self.counters, held)
 
     def _figures(self, evaluate: Callable[[Model], float], metric: str) -> Record:
         """Return the figures of an evaluation."""
@@ -403,10 +401,3 @@ def _check_vocabulary(student: Model, env: TextGenVectorEnv) -> None:
             f"of {student.vocab_size}: build it for that tokenizer; a teacher with another one can "
             "be learned from by its texts (imitkd, seqkd, seqinter)"
         )
-
-
-def copy_weights(origin: nn.Module, target: nn.Module) -> None:
-    """Overwrite the weights of `target` by those of `origin`, in the precision of `target`."""
-    with torch.no_grad():
-        for old, new in zip(target.parameters(), origin.parameters(), strict=True):
-            old.copy_(new)

@@ -29,6 +29,24 @@ has a relative standard error of about 14 %.
 """
 
 
+@dataclass(frozen=True)
+class References:
+    """The task's own pairs, which a learner looks at whatever its agent learns from.
+
+    Attributes:
+        train: pairs of the terms that `LearnerConfig` may add to the agent's loss; None for the
+            environment's examples.
+        validation: pairs whose cross-entropy is logged, and told to the agent, at each evaluation;
+            None for no such loss.
+    """
+
+    train: Examples | None = None
+    validation: Examples | None = None
+
+
+NO_REFERENCES = References()
+
+
 def reference_batch(pairs: Examples, rows: int, seed: int, update: int) -> Examples:
     """Draw `rows` of the task's pairs uniformly, as a function of `seed` and `update` alone."""
     draws = generator_for(seed, "gold", update)  # another name would give other draws

@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor
 
 from textgen_env.bounds import check_at_least, check_shares
+from textgen_env.files import naming_write_errors, settle
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
@@ -20,6 +21,7 @@ from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import encode
 from textgen_experiments.models.formats import Format, extra, load_generator, save_as
 from textgen_experiments.models.generate import model_folder, task_of
+from textgen_experiments.runs.folder import CONFIG, read_unchanged
 from textgen_experiments.runs.run_log import console
 
 SENTENCES_PER_BATCH = 64
@@ -60,10 +62,13 @@ def export(options: ExportOptions) -> None:
     """Write the folder and print how many sentences have the same tokens.
 
     Raises:
+        ChangedFileError: a file that the model's run was trained with has other content now.
         ExportError: the format cannot hold the model, too few sentences have the same tokens, or
             the folder exists.
     """
     folder = model_folder(options.model)
+    if (folder.parent / CONFIG).is_file():
+        read_unchanged(folder.parent)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     task = task_of(folder, tokenizer)
     source, max_steps = (
@@ -123,14 +128,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: `folder` exists.
+        WriteError: the folder cannot be written.
     """
     if folder.exists():
         raise ExportError(f"output must not exist, got {folder}; remove it or choose another")
     written = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
-    try:
-        yield written
-        written.rename(folder)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    with naming_write_errors(folder):
+        written.mkdir(parents=True)
+        try:
+            yield written
+            for path in [each for each in written.rglob("*") if each.is_file()]:
+                settle(path)
+            written.rename(folder)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)

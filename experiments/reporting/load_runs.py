@@ -15,7 +15,7 @@ from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, S
 from textgen_experiments.reporting import schema
 from textgen_experiments.reporting.schema import Json
 from textgen_experiments.runs.experiment import agent_name
-from textgen_experiments.runs.folder import Run, RunError, read_config
+from textgen_experiments.runs.folder import Run, RunError, read_unchanged
 from textgen_experiments.runs.old_names import with_current_names
 from textgen_experiments.runs.run_log import METRICS
 from textgen_experiments.runs.train import OUTCOME
@@ -117,7 +117,7 @@ def read_reported_runs(folders: Sequence[Path]) -> list[ReportedRun]:
 
 
 def _read_reported_run(name: str, folder: Path) -> ReportedRun:
-    run, finished = read_config(folder), (folder / OUTCOME).is_file()
+    run, finished = read_unchanged(folder), (folder / OUTCOME).is_file()
     metrics, check = folder / METRICS, schema.check_record
     records = _read_lines(metrics, check, growing=not finished) if metrics.is_file() else []
     return ReportedRun(name, folder, run, records, _read_evaluation(folder) if finished else None)

@@ -7,7 +7,7 @@
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,12 +15,14 @@ from typing import Any, get_type_hints
 import torch
 
 from textgen_agents import AGENTS
+from textgen_env.files import PARTIAL, write_atomically
 from textgen_env.models import STUDENTS
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.registry import MissingPluginError, plugins
 from textgen_env.tasks import TASKS
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_experiments.runs.experiment import Experiment, plugins_of
+from textgen_experiments.runs.outside import check_unchanged
 from textgen_experiments.runs.records import UnknownRecordError, from_json, to_json
 
 CONFIG = "config.json"
@@ -43,11 +45,13 @@ class Run:
         experiment: the resolved experiment.
         precision: name of the dtype of autocast and of inference.
         onednn: whether float32 products on CPUs go through oneDNN.
+        digests: of the files from outside that it began with, by path; empty in older runs.
     """
 
     experiment: Experiment
     precision: str
     onednn: bool
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,20 +59,33 @@ class Run:
         return DTYPES[self.precision]
 
 
+def contents(folder: Path) -> set[str]:
+    """Return the names in a run's folder, none if it is missing, without what a kill left half.
+
+    Raises:
+        RunError: there is a file in its place.
+    """
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise RunError(f"{folder} must be a folder, got a file: choose another name")
+    return {path.name for path in folder.iterdir()} - {CONFIG + PARTIAL}
+
+
 def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
     """Write `config.json`; `extra` is kept beside the experiment for the reader, not read back.
 
     Raises:
-        OSError: the folder cannot be written.
+        WriteError: the folder cannot be written.
         ValueError: JSON does not keep a setting, or its class is that of no registered part.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     experiment = to_json(run.experiment)
     from_json(experiment)  # a run that nobody could read is refused now
     content = {
         "experiment": experiment,
         "precision": run.precision,
         "onednn": run.onednn,
+        "digests": dict(run.digests),
         "versions": {package: version(package) for package in PACKAGES},
         "commit": _commit(),
         **extra,
@@ -94,12 +111,25 @@ def read_config(folder: Path) -> Run:
         experiment, needed = content["experiment"], content.get("plugins", [])
         for registry in (AGENTS, TASKS, STUDENTS):
             registry.load(needed)
-        run = Run(from_json(experiment), content["precision"], content["onednn"])
+        digests = {str(path): str(digest) for path, digest in content.get("digests", {}).items()}
+        run = Run(from_json(experiment), content["precision"], content["onednn"], digests)
         _check_kinds(run)
     except UnknownRecordError as error:
         raise _missing(path, needed, error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
+    return run
+
+
+def read_unchanged(folder: Path) -> Run:
+    """Return the configuration of the run in `folder`, whose files from outside are as they were.
+
+    Raises:
+        RunError, MissingPluginError: as `read_config`.
+        ChangedFileError: a data file, teacher, student or tokenizer has other content now.
+    """
+    run = read_config(folder)
+    check_unchanged(folder, run.experiment, run.digests)
     return run
 
 
@@ -128,10 +158,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         RunError: there is none, or they differ in task or teacher, be it here or on a server.
+        ChangedFileError: a file that one of them was trained with has other content now.
     """
     if not folders:
         raise RunError("runs must be at least one folder, got none")
-    runs = [read_config(folder) for folder in folders]
+    runs = [read_unchanged(folder) for folder in folders]
     compared = [(each.task, each.teacher, each.server) for each in (run.experiment for run in runs)]
     for folder, parts in zip(folders, compared, strict=True):
         if parts != compared[0]:
@@ -158,10 +189,13 @@ def check_tokenizers(models: Sequence[Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it, so that no reader sees half of it."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    """Write `text` beside `path` and rename it, so that no reader sees half of it.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    content = text.encode()
+    write_atomically(path, lambda beside: beside.write_bytes(content), len(content))
 
 
 def flat(value: Any, name: str = "") -> dict[str, Leaf]:  # noqa: ANN401 - JSON, as above

@@ -21,6 +21,7 @@ from textgen_agents.training.learner import Record
 from textgen_env.registry import load_plugins, plugins
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
+from textgen_experiments.runs.interrupts import interrupts_held
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.run_log import Bars, console
 from textgen_experiments.runs.train import Outcome, Show, train
@@ -49,7 +50,8 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
     workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
     spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang
     manager = SyncManager(ctx=spawn)
-    manager.start(_obey)
+    with interrupts_held():
+        manager.start(_obey)
     with manager, Bars() as bars:
         reports: Queue[Report] = manager.Queue()
         with ProcessPoolExecutor(workers, spawn, _begin, (tuple(plugins),)) as pool:
@@ -57,7 +59,8 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
             running = {}
             for folder, experiment in runs.items():
                 bars.add(folder.name, experiment.learner.updates)
-                run = pool.submit(_work, work, experiment, folder, cores // workers, reports)
+                with interrupts_held():
+                    run = pool.submit(_work, work, experiment, folder, cores // workers, reports)
                 running[run] = folder.name
             try:
                 _watch(running, reports, bars)

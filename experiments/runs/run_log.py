@@ -6,10 +6,12 @@ The names of figures are listed in docs/figures_logged.md.
 import html
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -26,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from textgen_agents.training.learner import Record
+from textgen_env.files import naming_write_errors
 from textgen_env.tasks.lines import in_one_line
 from textgen_env.tasks.task import Pair
 from textgen_experiments.runs.folder import Leaf, write_text
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
 METRICS = "metrics.jsonl"  # a line for each update and each evaluation of a run
+CLOSE_SECONDS = 2.0  # that the end of a run waits for TensorBoard's writer
 SMOOTHING = 0.98  # of the loss in the progress bar
 EVALUATION = ".evaluation"  # suffix of the events file that `evaluate` writes
 COMPARED = (
@@ -134,27 +138,39 @@ class RunLog:
 
     def __enter__(self) -> Self:
         path = self.folder / METRICS
-        _cut_after(path, self.done)
-        self.file = path.open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
+        with ExitStack() as opened, naming_write_errors(path):
+            opened.enter_context(_quiet_threads())
+            _cut_after(path, self.done)
+            self.file = opened.enter_context(path.open("a", encoding="utf-8"))
+            self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
+            opened.callback(_close_in_time, self.tensorboard)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
-        self.tensorboard.close()
+        with naming_write_errors(self.folder / METRICS):
+            self._opened.close()
 
     def __call__(self, update: int, record: Record) -> None:
-        """Log the figures of an update or of an evaluation."""
+        """Log the figures of an update or of an evaluation.
+
+        Raises:
+            WriteError: the file, or TensorBoard's beside it, cannot be written.
+        """
         group = "train" if "loss" in record else "validation"
         if group == "validation":
             record = {**record, **self._diagnostics}
+        with naming_write_errors(self.folder / METRICS):
+            self._write(group, update, record)
+        self.show(update, record)
+
+    def _write(self, group: str, update: int, record: Record) -> None:
         self.file.write(json.dumps({"update": update, **record}) + "\n")
         for name, value in record.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, update)
         if group == "validation":
             self.file.flush()
             self.tensorboard.flush()
-        self.show(update, record)
 
     def diagnostics(self, figures: Record) -> None:
         """Keep the diagnostics of the current evaluation, to be logged beside its BLEU."""
@@ -208,6 +224,13 @@ def log_evaluation(
         samples: some test pairs with the texts written for them.
         picture: quality against speed, of all runs that were evaluated together.
     """
+    with naming_write_errors(folder):
+        _replace_events(folder, figures, samples, picture)
+
+
+def _replace_events(
+    folder: Path, figures: Record, samples: Sequence[NamedTexts], picture: "Figure"
+) -> None:
     for old in folder.glob(f"events.out.tfevents.*{EVALUATION}"):
         old.unlink()
     with SummaryWriter(folder, filename_suffix=EVALUATION) as tensorboard:
@@ -216,6 +239,46 @@ def log_evaluation(
         for number, sample in enumerate(samples):
             tensorboard.add_text(f"test_samples/{number}", _as_markdown(sample))
         tensorboard.add_figure("pareto", picture, close=False)
+
+
+def _close_in_time(writer: SummaryWriter) -> None:
+    """Close TensorBoard's writer, which waits forever where an exception cut its queue short.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    failures: list[OSError] = []
+
+    def close() -> None:
+        try:
+            writer.close()
+        except OSError as error:
+            failures.append(error)
+
+    closing = Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Print no error of the operating system that ends TensorBoard's thread.
+
+    The next call of the writer raises it.
+    """
+    before = threading.excepthook
+
+    def show(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):
+            before(failure)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _as_markdown(texts: NamedTexts) -> str:

@@ -13,7 +13,8 @@ from textgen_agents.evaluation.exposure_bias import written_by
 from textgen_agents.evaluation.exposure_report import TeacherTexts, measure_exposure_bias
 from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
 from textgen_agents.training.distributed import num_slots, this_device, this_process
-from textgen_agents.training.learner import Learner, Record, References
+from textgen_agents.training.learner import Learner, Record
+from textgen_agents.training.regularizers import References
 from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
@@ -28,11 +29,14 @@ from textgen_experiments.runs.folder import (
     CONFIG,
     Run,
     RunError,
+    contents,
     flat,
     read_config,
     write_config,
     write_text,
 )
+from textgen_experiments.runs.interrupts import INTERRUPTS
+from textgen_experiments.runs.outside import check_unchanged, outside_digests
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import Bars, RunLog, console
 from textgen_experiments.runs.setup import (
@@ -103,6 +107,7 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         ExpertError: the teacher gives less than the agent needs.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
+        TrainingStopped: a signal came; a checkpoint has been written.
     """
     check_parts(experiment)
     tokenizers = choose_tokenizers(experiment)
@@ -166,8 +171,9 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         log.diagnostics({**found.figures(), **scores})
         return judge.score(model, scores, learner.counters)
 
-    with log if process.is_main_process else nullcontext():
-        outcome = asdict(_outcome(learner.train(evaluate, log, judge.figure), asked, task))
+    with INTERRUPTS.awaited(), log if process.is_main_process else nullcontext():
+        counters = learner.train(evaluate, log, judge.figure, INTERRUPTS.is_stopping)
+        outcome = asdict(_outcome(counters, asked, task))
         if process.is_main_process:
             outcome["validation_bleu"] = judge.bleu_of(learner.counters, log)
             log.finish(flat(to_json(experiment)), outcome)
@@ -228,19 +234,28 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     A run that holds nothing but its configuration, because its settings were refused, is replaced.
 
     Raises:
-        RunError: the folder holds a run with other settings.
+        RunError: the folder holds a run with other settings, or anything that is not a run's.
+        ChangedFileError: a file that the run began with has other content now.
     """
+    content = contents(folder)
     if (folder / CONFIG).exists():
         run = read_config(folder)
         if run.experiment == experiment:
+            check_unchanged(folder, experiment, run.digests)
             return replace(run, experiment=experiment)  # a server may have moved
-        if {path.name for path in folder.iterdir()} != {CONFIG}:
+        if content != {CONFIG}:
             raise RunError(
                 f"{folder} must hold a run with these settings to be resumed, got a run with "
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
             )
+    elif content:
+        raise RunError(
+            f"{folder} must be missing, empty or the folder of a run, got one with {min(content)} "
+            f"and without {CONFIG}: choose another folder"
+        )
     precision = measure_precision(experiment.student.width, device=this_device())
-    run = Run(experiment, experiment.precision or precision.name, precision.onednn)
+    dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
+    run = Run(experiment, dtype, precision.onednn, digests)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
     console.print(
         f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "

@@ -13,7 +13,8 @@ from textgen_agents.losses.labels import Dense, LabelledBatch
 from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import Constant, Linear
-from textgen_agents.training.learner import Learner, LearnerConfig, References
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.training.regularizers import References
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Writer

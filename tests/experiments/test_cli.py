@@ -26,12 +26,12 @@ def train(folder, *options, updates=3):
     main(["train", *arguments, "--output", str(folder)])
 
 
-def complaint(capsys, *arguments):
-    """Return the one line that the command prints before it ends with code 2."""
+def complaint(capsys, *arguments, code=2):
+    """Return the one line that the command prints before it ends with `code`."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     output = capsys.readouterr()
-    assert stop.value.code == 2
+    assert stop.value.code == code
     assert output.err.startswith("textgen: ")
     assert output.err.count("\n") == 1
     return output.err
@@ -133,7 +133,7 @@ def test_the_message_on_a_stop_says_whether_the_command_resumes(capsys, monkeypa
     monkeypatch.setattr(cli, "parse", lambda arguments: object.__new__(kind))
     commands = [replace(command, run=stop) for command in cli.COMMANDS]
     monkeypatch.setattr(cli, "COMMANDS", commands)
-    line = complaint(capsys, "whatever")
+    line = complaint(capsys, "whatever", code=130)
     assert line.startswith("textgen: stopped")
     assert ("the same command goes on from the last checkpoint" in line) == goes_on
 
@@ -281,3 +281,9 @@ def test_help_of_each_command_is_shown(command, capsys):
         main([command, "--help"])
     assert not stop.value.code
     assert f"textgen {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--output", ""], ["--output="]])
+def test_an_empty_path_is_not_the_working_directory(capsys, words):
+    assert "at least one character" in complaint(capsys, "train", *COPY, "--agent", "mle", *words)
+    complaint(capsys, "report", "")

@@ -15,7 +15,8 @@ from textgen_agents import AGENTS
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
-from textgen_agents.training.learner import Learner, References
+from textgen_agents.training.learner import Learner
+from textgen_agents.training.regularizers import References
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert

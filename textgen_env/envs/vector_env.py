@@ -100,8 +100,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         noise: replaces actions before they are written; None for no noise.
         autoreset_mode: when a slot begins its next episode.
         render_mode: "ansi" to have `render` return the text of each slot, "rgb_array" a picture of
-            it, "human" to have it printed after `reset` and `step`, which then wait for the device;
-            None for none of these.
+            it, "human" to have it printed after `reset` and `step`, which wait for it; or None.
         device: where the state is held.
 
     Raises:

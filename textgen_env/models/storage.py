@@ -8,7 +8,6 @@ partial one. Optimizer state is saved elsewhere: see `textgen_agents.training.ch
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, cast, get_type_hints
 import torch
 from safetensors.torch import load_file, save_file
 
+from textgen_env.files import naming_write_errors, settle
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
 from textgen_env.models.huggingface.folder import check_pretrained, check_regular_files
@@ -69,12 +69,20 @@ def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = Non
             has a field that is no number, string or truth value.
         RegistryError: the class of the model's configuration is not registered.
         ValueError: the tokenizer has ids that the model has not.
+        WriteError: the folder cannot be written.
     """
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"tokenizer must have at most the model's {model.vocab_size} pieces, "
             f"got {tokenizer.vocab_size}"
         )
+    num_bytes = sum(value.nbytes for value in model.state_dict().values())
+    with naming_write_errors(folder, num_bytes):
+        _replace(folder, model, tokenizer)
+
+
+def _replace(folder: Path, model: Model, tokenizer: TextTokenizer | None) -> None:
+    """Write the model beside `folder` and rename it."""
     _restore(folder)
     _check_replaceable(folder)
     written = folder.with_name(f".{folder.name}.partial")
@@ -88,8 +96,8 @@ def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = Non
         if tokenizer is not None:
             tokenizer.save(written / TOKENIZER)
         write_digests(written)
-        for path in written.iterdir():
-            _flush(path)
+        for path in sorted(written.iterdir()):
+            settle(path)
         _keep_others(folder, written)
         _move_into_place(written, folder)
     finally:
@@ -316,8 +324,3 @@ def _restore(folder: Path) -> None:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -26,6 +26,7 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_agents.training.checkpoint import TrainingStopped
 from textgen_agents.training.learner import Learner, LearnerConfig, TrainingError, copy_weights
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 
@@ -265,6 +266,33 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     for file in ("last", "best"):
         paths = getattr(resumed, file), getattr(unbroken, file)
         assert_same_bits(*map(load_file, paths))
+    assert replace(counters, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [MLE(), ImitKD(beta=Linear(0.0), batches_per_rollout=4), DAgger(capacity=40)],
+)
+def test_a_run_that_is_asked_to_stop_goes_on_from_there(make_learner, agent):
+    unbroken = make_learner(agent, folder="a")
+    expected = unbroken.train(no_score, Log())
+    looks = 0
+
+    def is_stopping():
+        nonlocal looks
+        looks += 1
+        return looks % 2 == 0
+
+    for _ in range(12):
+        stopped = make_learner(agent, folder="b")
+        try:
+            counters = stopped.train(no_score, Log(), is_stopping)
+            break
+        except TrainingStopped:
+            assert stopped.last.is_file()
+    assert looks >= 2
+    assert_same_bits(weights_of(stopped.student), weights_of(unbroken.student))
+    assert_same_bits(load_file(stopped.last), load_file(unbroken.last))
     assert replace(counters, seconds=0.0) == replace(expected, seconds=0.0)
 
 

@@ -24,8 +24,8 @@ from textgen_agents.kid import KID
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mle import MLE
 from textgen_agents.training import regularizers
-from textgen_agents.training.learner import Learner, LearnerConfig, References
-from textgen_agents.training.regularizers import EWC, diagonal_fisher, reference_batch
+from textgen_agents.training.learner import Learner, LearnerConfig
+from textgen_agents.training.regularizers import EWC, References, diagonal_fisher, reference_batch
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories
 

@@ -3,15 +3,21 @@
 import ast
 import html
 import json
+import queue
 import re
+import threading
+import time
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 
 import markdown
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from textgen_env.files import WriteError
 from textgen_env.tasks.task import Pair
+from textgen_experiments.runs import run_log
 from textgen_experiments.runs.factories import report_dropped
 from textgen_experiments.runs.folder import flat
 from textgen_experiments.runs.run_log import Bars, RunLog, progress
@@ -139,3 +145,35 @@ def test_tensorboard_shows_texts_as_they_are(tmp_path, shown, text):
     page = markdown.markdown(event.tensor_proto.string_val[0].decode())
     seen = html.unescape(re.sub("</?p>|<br />", "", page))
     assert seen.splitlines()[0] == f"source: {text}".replace("\n", " ")
+
+
+def log_until_the_disk_is_full(folder, shown):
+    """Log updates, of which TensorBoard's file has room for a few."""
+    with RunLog(folder, 0, shown) as log:
+        events = log.tensorboard.file_writer.event_writer._async_writer._writer
+
+        def full(data):
+            raise OSError(ENOSPC, "No space left on device")
+
+        events.write = full
+        for update in range(1, 2000):
+            updates(log, update, update, evaluations=[update])
+
+
+def test_a_disk_that_fills_up_ends_the_log_with_one_error(tmp_path, shown, capsys):
+    hook = threading.excepthook
+    with pytest.raises(WriteError, match=r"metrics\.jsonl must be written, got: No space left"):
+        log_until_the_disk_is_full(tmp_path, shown)
+    assert "Traceback" not in capsys.readouterr().err
+    assert threading.excepthook is hook
+
+
+def test_a_log_whose_writer_waits_forever_is_closed_in_time(tmp_path, shown, monkeypatch):
+    monkeypatch.setattr(run_log, "CLOSE_SECONDS", 0.2)
+    never, begun = queue.Queue(), time.monotonic()
+    with RunLog(tmp_path, 0, shown) as log:
+        updates(log, 1, 1)
+        monkeypatch.setattr(log.tensorboard, "close", never.get)
+    assert time.monotonic() - begun < 5
+    assert len(lines(tmp_path)) == 1
+    never.put(None)

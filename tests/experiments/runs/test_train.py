@@ -20,7 +20,8 @@ from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.task import Pair
 from textgen_env.types import tensors
 from textgen_experiments.runs.experiment import Experiment
-from textgen_experiments.runs.train import _prepare, train
+from textgen_experiments.runs.folder import RunError
+from textgen_experiments.runs.train import _prepare, start_or_resume, train
 
 
 @pytest.mark.parametrize("two_views", [False, True])
@@ -106,3 +107,26 @@ def test_the_teachers_texts_for_the_diagnostics_are_made_once_a_run(run, monkeyp
     (teacher,) = made
     assert len(teacher.written) == 16
     assert len(teacher.drawn) == 3 * 16
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.safetensors", "notes.txt", "model/config.json"])
+def test_a_folder_that_holds_anything_but_a_run_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("something")
+    with pytest.raises(RunError, match=f"with {name.split('/')[0]} and without config.json"):
+        start_or_resume(Experiment(), tmp_path)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").write_text("something")
+    with pytest.raises(RunError, match="run must be a folder, got a file"):
+        start_or_resume(Experiment(), tmp_path / "run")
+
+
+def test_a_folder_whose_configuration_was_half_written_is_free(tmp_path):
+    (tmp_path / "config.json.partial").mkdir()
+    (tmp_path / "config.json.partial" / "config.json").write_text("{")
+    start_or_resume(Experiment(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
