@@ -46,6 +46,7 @@ from textgen_env.models.storage import Model
 from textgen_env.types import Trajectories, Writer
 
 Record = Mapping[str, float]
+LogFn = Callable[[int, Record], None]
 
 
 class TrainingError(RuntimeError):
@@ -142,7 +143,7 @@ class Learner:
     def train(
         self,
         evaluate: Callable[[Model], float],
-        log: Callable[[int, Record], None],
+        log: LogFn,
         metric: str = "bleu",
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> Counters:
@@ -337,8 +338,7 @@ class Learner:
         return self.agent.loss(part, self.student, part.expert(self.env.expert))
 
     def _reference_loss(self, part: LabelledBatch) -> Tensor:
-        states = part.trajectories
-        return token_loss(states, self.student, states.actions)
+        return token_loss(part.trajectories, self.student, part.trajectories.actions)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes."""
@@ -361,13 +361,10 @@ class Learner:
         every = update % self.config.evaluate_every < self.agent.batches_per_rollout
         return every or update == self.config.updates
 
-    def _evaluate(
-        self, evaluate: Callable[[Model], float], log: Callable[[int, Record], None], metric: str
-    ) -> None:
+    def _evaluate(self, evaluate: Callable[[Model], float], log: LogFn, metric: str) -> None:
         """Score the student, keep it if it is the best so far, and write a checkpoint."""
         counters, main = self.counters, self.accelerator.is_main_process
-        own = self._figures(evaluate, metric) if main else {}
-        (figures,) = broadcast_object_list([own])
+        (figures,) = broadcast_object_list([self._figures(evaluate, metric) if main else {}])
         counters.validation.append(figures[metric])
         if "reference_loss" in figures:
             counters.validation_losses.append(figures["reference_loss"])

@@ -26,8 +26,8 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Linear
-from textgen_agents.training.checkpoint import TrainingStopped
-from textgen_agents.training.learner import Learner, LearnerConfig, TrainingError, copy_weights
+from textgen_agents.training.checkpoint import TrainingStopped, copy_weights
+from textgen_agents.training.learner import Learner, LearnerConfig, TrainingError
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 
 FIGURES = {
