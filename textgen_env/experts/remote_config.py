@@ -65,9 +65,9 @@ class RemoteTeacher:
             )
         check_prompt("prompt", self.prompt)
         check_at_least(self, k=MIN_K, batch_size=1, retries=0)
-        check_above(self, timeout=0)
         if self.timeout > MAX_TIMEOUT:
             raise ValueError(f"timeout must be at most {MAX_TIMEOUT:g} seconds, got {self.timeout}")
+        check_above(self, timeout=0)
 
     def build(self, tokenizer: TextTokenizer) -> Expert:
         """Return an expert that queries the server; building it sends no request.

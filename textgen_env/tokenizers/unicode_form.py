@@ -19,10 +19,10 @@ LIGATURE = "ﬁ"  # two letters under compatibility
 def unicode_form(tokenizer: TextTokenizer) -> UnicodeForm | None:
     """Return the form that `tokenizer` writes; None if it writes all, or none of the letters."""
     for letter in ACCENTED_LETTERS:
-        composed, decomposed = (
+        composed, decomposed = [
             _round_trip(tokenizer, text) == text
             for text in (normalize("NFC", letter), normalize("NFD", letter))
-        )
+        ]
         if composed != decomposed:
             is_compatible = _round_trip(tokenizer, LIGATURE) == normalize("NFKC", LIGATURE)
             if composed:
@@ -35,6 +35,6 @@ def _round_trip(tokenizer: TextTokenizer, text: str) -> str | None:
     """Return what becomes of `text`; None if a tokenizer of words does not know it."""
     try:
         (decoded,) = tokenizer.decode(tokenizer.encode_targets([text]))
-    except ValueError:
+    except (ValueError, StopIteration):  # the second where texts end in padding, refused later
         return None
     return decoded

@@ -286,7 +286,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(make_learner, agent):
     for _ in range(12):
         stopped = make_learner(agent, folder="b")
         try:
-            counters = stopped.train(no_score, Log(), is_stopping)
+            counters = stopped.train(no_score, Log(), is_stopping=is_stopping)
             break
         except TrainingStopped:
             assert stopped.last.is_file()

@@ -285,10 +285,10 @@ def test_a_share_of_each_label_is_spread_evenly(env, tiny_student, kind):
 
 @pytest.mark.parametrize("kind", [KID, IQLearn])
 def test_only_the_cross_entropy_of_a_sum_is_smoothed(env, tiny_student, kind):
-    seen = collect_batch(kind(), env, tiny_student).trajectories
+    batch = collect_batch(kind(), env, tiny_student)
+    seen = batch.trajectories
     plain, smoothed = (
-        kind(label_smoothing=share).loss(LabelledBatch(seen), tiny_student, env.expert)
-        for share in (0.0, 0.2)
+        kind(label_smoothing=share).loss(batch, tiny_student, env.expert) for share in (0.0, 0.2)
     )
     picked, uniform = likelihood(tiny_student, seen.source, seen.reference)
     expected = plain.item() + 0.2 * (picked - uniform).item()
