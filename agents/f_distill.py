@@ -23,6 +23,7 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import loss_by_writer
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout, student_rollout
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -120,6 +121,9 @@ class FDistill(Agent):
     sampling: Sampling = field(default_factory=lambda: Sampling(top_k=40))
     kind: Kind = field(default_factory=JS)
     beam_size: int = 5
+
+    def __post_init__(self) -> None:
+        check_at_least(self, beam_size=1)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the sources with the teacher's texts, if a term is about them."""

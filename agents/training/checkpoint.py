@@ -54,7 +54,7 @@ class Counters:
     @property
     def last_is_best(self) -> bool:
         """True if no evaluation has a better score than the last, or the same and a lower loss."""
-        losses = self.validation_losses
+        losses = self.validation_losses[-len(self.validation) :]  # without that before training
         if len(losses) != len(self.validation):  # none is measured without validation pairs
             losses = [0.0] * len(self.validation)
         *before, last = zip(self.validation, (-loss for loss in losses), strict=True)

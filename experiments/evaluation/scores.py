@@ -143,9 +143,11 @@ def score_texts(entry: EvaluatedModel, *, beam_size: int = 1, batch_size: int = 
     return ScoredTexts(entry, *texts(greedy), beam)
 
 
-def train_and_score(experiment: Experiment, folder: Path, show: Show) -> Outcome:
-    """Train a run, and write its scores on the test split unless they are there."""
-    outcome = train(experiment, folder, show)
+def train_and_score(
+    experiment: Experiment, folder: Path, show: Show, prepared: Path | None = None
+) -> Outcome:
+    """Train a run as `train` does, and write its scores on the test split unless they exist."""
+    outcome = train(experiment, folder, show, prepared)
     path = folder / SCORES
     if not path.exists():
         write_text(path, json.dumps(asdict(score_run(folder)), ensure_ascii=False) + "\n")

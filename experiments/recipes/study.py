@@ -17,7 +17,6 @@ from textgen_agents import AGENTS
 from textgen_agents.evaluation.bleu_metric import bleu_signature
 from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
-from textgen_agents.training.checkpoint import load_tensors, save_atomically
 from textgen_env.bounds import check_at_least
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask
@@ -197,11 +196,8 @@ def train_and_score_one(experiment: Experiment, folder: Path, show: Show) -> Out
 
     These texts do not depend on the seed. Teacher tokens and seconds of the run count them anyway.
     """
-    own = folder / PREPARED
     first = folder.with_name(f"{folder.name.rsplit('-', 1)[0]}-0") / PREPARED
-    if first.exists() and not own.exists():
-        save_atomically(own, *load_tensors(first))
-    return train_and_score(experiment, folder, show)
+    return train_and_score(experiment, folder, show, first)
 
 
 def study_rows(options: StudyOptions, runs: dict[Path, Experiment]) -> list[StudyRow]:

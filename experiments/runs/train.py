@@ -89,7 +89,9 @@ def train_with_bar(experiment: Experiment, folder: Path) -> Outcome:
         return train(experiment, folder, partial(bars.show, folder.name))
 
 
-def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
+def train(
+    experiment: Experiment, folder: Path, show: Show, prepared: Path | None = None
+) -> Outcome:
     """Run `experiment` in `folder`, or resume it where it was stopped.
 
     Of several processes (`torchrun`) each does its share of every batch, and the main one writes.
@@ -98,6 +100,8 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
         experiment: settings of the run.
         folder: made if need be; `folder/model` holds the best student at the end.
         show: is called with every update and its figures, in the main process.
+        prepared: training data that another run with the same teacher and pairs has prepared; used
+            if the file exists and this run has none of its own.
 
     Raises:
         RegistryError: the agent, the task or the student is not registered.
@@ -117,6 +121,9 @@ def train(experiment: Experiment, folder: Path, show: Show) -> Outcome:
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
     with this_process().main_process_first():
         run = start_or_resume(experiment, folder)
+        own = folder / PREPARED
+        if prepared is not None and prepared.exists() and not own.exists():
+            save_atomically(own, *load_tensors(prepared))
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
             _train(run, start, tokenizers, folder, show)
