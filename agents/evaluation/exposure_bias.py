@@ -71,10 +71,15 @@ def compare_with_teacher(
         expert: the teacher.
         batch_size: number of trajectories in a pass; those of similar length are batched together.
 
+    Raises:
+        ValueError: there is no trajectory.
+
     Source: Arora et al. 2022, section 4, arXiv:2204.01171, for the divergence by writer of the
         prefix; agreement is one minus the 0-1 loss of Ross et al. 2011, section 2,
         arXiv:1011.0686.
     """
+    if not len(trajectories):
+        raise ValueError("trajectories must hold at least one text, got 0")
     steps, special = trajectories.actions.shape[1], expert.special
     sums = torch.zeros(5, steps, dtype=torch.float64)
     for batch in _batches_by_length(trajectories, special, batch_size):

@@ -129,6 +129,9 @@ def n_best(
         raise ValueError(f"count must be from 1 to beam_size ({beam_size}), got {count}")
     if not 0 <= length_penalty < math.inf:
         raise ValueError(f"length_penalty must be at least 0 and finite, got {length_penalty}")
+    if not len(source):
+        scores = torch.empty(0, count, device=source.device)
+        return source.new_empty(0, count, max_steps), scores
     with torch.inference_mode():
         beam = _Beam.empty(source, beam_size, count, max_steps, model.special)
         tokens, score = _search(model, source, beam, length_penalty)

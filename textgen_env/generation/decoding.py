@@ -15,6 +15,7 @@ from torch import Tensor
 
 from textgen_env.bounds import check_above, check_at_least, check_finite
 from textgen_env.models.cache_ops import host_sync_is_free
+from textgen_env.models.layers import check_source
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, check_shape
 
@@ -224,8 +225,9 @@ def decode_all(
 
 
 def check_decoding(source: Tensor, max_steps: int) -> None:
-    """Raise unless `source` has two dimensions and `max_steps` is at least 1."""
+    """Raise `ValueError` unless `source` is (B, S) with S above 0 and `max_steps` at least 1."""
     check_shape("source", source, (None, None))
+    check_source(source)
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
 
@@ -254,6 +256,8 @@ def _decode(
 ) -> Tensor:
     """Return (B, T) int64 tokens, each chosen by `choose` from (K, V) logits of unfinished rows."""
     check_decoding(source, max_steps)
+    if not len(source):
+        return source.new_empty(0, max_steps)
     with torch.inference_mode():
         tokens = _decode_rows(model, source, max_steps, choose)
     return tokens.clone()  # a tensor made in inference mode cannot be used in training

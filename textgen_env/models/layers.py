@@ -11,6 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def check_source(source: Tensor) -> None:
+    """Raise `ValueError` unless each row of (B, S) `source` has a token to read."""
+    if not source.shape[1]:
+        raise ValueError(
+            f"source must have at least one column, got shape {tuple(source.shape)}: an empty text "
+            "is its end token"
+        )
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Compute scaled dot-product attention.
 

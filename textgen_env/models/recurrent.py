@@ -23,7 +23,7 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differe
 from textgen_env.bounds import check_at_least, check_finite
 from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
 from textgen_env.models.config import ModelConfig, check_dropout
-from textgen_env.models.layers import Dropout, TiedEmbedding
+from textgen_env.models.layers import Dropout, TiedEmbedding, check_source
 from textgen_env.types import SpecialTokens
 
 
@@ -179,13 +179,14 @@ class Recurrent(nn.Module):
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
         cache = self._encode(source)
-        previous = F.pad(actions[:, :-1], (1, 0), value=self.special.start)
+        previous = F.pad(actions, (1, 0), value=self.special.start)[:, :-1]
         hidden = self._embed(previous.t())
         for cell, state in zip(_gru_cells(self.decoder), cache.states.unbind(), strict=True):
             hidden = self.dropout(run_gru(cell, hidden, state))
         return self._logits(hidden.transpose(0, 1).contiguous(), cache)
 
     def _encode(self, source: Tensor) -> RecurrentCache:
+        check_source(source)
         mask = source != self.special.pad
         order = reversal(mask)
         hidden = self._embed(source.t())

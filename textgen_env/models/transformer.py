@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from textgen_env.bounds import check_at_least, check_finite
 from textgen_env.models.config import ModelConfig, check_dropout
 from textgen_env.models.kv_cache import KeyValueCache
-from textgen_env.models.layers import Dropout, TiedEmbedding, attend
+from textgen_env.models.layers import Dropout, TiedEmbedding, attend, check_source
 from textgen_env.types import SpecialTokens
 
 
@@ -231,7 +231,7 @@ class Transformer(nn.Module):
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
         memory, mask = self._encode(source)
-        previous = F.pad(actions[:, :-1], (1, 0), value=self.special.start)
+        previous = F.pad(actions, (1, 0), value=self.special.start)[:, :-1]
         positions = torch.arange(actions.shape[1], device=actions.device)
         hidden = self._embed(previous, positions)
         causal = positions <= positions[:, None]  # padding is at the end, so it is hidden too
@@ -244,6 +244,7 @@ class Transformer(nn.Module):
         return cast("Iterator[DecoderLayer]", iter(self.decoder))
 
     def _encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        check_source(source)
         mask = source != self.special.pad
         hidden = self._embed(source, torch.arange(source.shape[1], device=source.device))
         for layer in self.encoder:
