@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PIPE_CLOSED = 1  # exit code, as that of Python and rich
+OUTPUT_FAILED = 2  # exit code, as that of other errors that the user can mend
 STANDARD_OUTPUT = 1  # its file descriptor
 
 
@@ -19,6 +20,16 @@ def quiet_when_unread() -> Iterator[None]:
             if sys.stdout is not None:  # as after `>&-` in a shell
                 sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its end, which must not fail, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STANDARD_OUTPUT)
+        _discard_output()
         raise SystemExit(PIPE_CLOSED) from None
+    except OSError as error:
+        if error.filename is not None:  # a file's error says which; standard output has no name
+            raise
+        _discard_output()
+        sys.stderr.write(f"textgen: standard output must be writable, got: {error.strerror}\n")
+        raise SystemExit(OUTPUT_FAILED) from None
+
+
+def _discard_output() -> None:
+    """Let Python's last flush of standard output, at the program's end, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STANDARD_OUTPUT)

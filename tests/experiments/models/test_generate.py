@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -111,3 +112,21 @@ def test_a_broken_pipe_ends_quietly(arguments, buffered, tmp_path):
         complaints = process.stderr.read()
     assert complaints == b""
     assert process.returncode == PIPE_CLOSED
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("command", [["--help"], ["--version"]])
+def test_a_full_standard_output_is_one_line(command):
+    code = "from textgen_experiments.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("textgen: standard output must be writable, got: No space left")
+    assert len(done.stderr.splitlines()) == 1
