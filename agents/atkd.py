@@ -9,10 +9,10 @@ from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import masked_mean
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.topk import atkd_split, rest_prob
-from textgen_agents.rollouts.behaviors import Gated, check_block, token_mask, token_sampler
+from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
-from textgen_env.bounds import check_finite, check_shares
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -49,8 +49,7 @@ class ATKD(Agent):
 
     def __post_init__(self) -> None:
         check_shares(self, "student_fraction", "easy_weight")
-        check_finite(self, "block")
-        check_block(self.block)
+        check_at_least(self, "1 is a draw for each token", block=1)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Write each token by student or teacher, and keep the teacher's distribution."""

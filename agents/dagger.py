@@ -14,7 +14,7 @@ from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.losses.divergences import forward_kl
 from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1
 from textgen_agents.losses.objectives import loss_for
-from textgen_agents.rollouts.behaviors import Gated, check_block, token_mask, token_sampler
+from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.buffer import Buffer, check_capacity
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout, student_rollout
@@ -59,9 +59,9 @@ class DAgger(Agent):
     batches_per_rollout: int = 4
 
     def __post_init__(self) -> None:
-        check_finite(self, "capacity", "block")
+        check_finite(self, "capacity")
         check_capacity(self.capacity)
-        check_block(self.block)
+        check_at_least(self, "1 is a draw for each token", block=1)
         check_at_least(self, batches_per_rollout=1)
 
     def check_expert(self, expert: Expert) -> None:

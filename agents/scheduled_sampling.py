@@ -16,14 +16,13 @@ from textgen_agents.losses.objectives import data_actions, token_loss
 from textgen_agents.rollouts.behaviors import (
     Gated,
     StepView,
-    check_block,
     token_mask,
     token_sampler,
 )
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.rollouts.schedules import ReverseSigmoid, Schedule
-from textgen_env.bounds import check_finite
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -57,8 +56,7 @@ class ScheduledSampling(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
-        check_finite(self, "block")
-        check_block(self.block)
+        check_at_least(self, "1 is a draw for each token", block=1)
 
     def coefficients(self, progress: float) -> Mapping[str, float]:
         """Return beta at `progress`, to be logged."""

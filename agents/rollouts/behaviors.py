@@ -201,12 +201,6 @@ def bernoulli_mask(probability: float, count: int, generator: torch.Generator) -
     return torch.rand(count, generator=generator, device=generator.device) < probability
 
 
-def check_block(block: int) -> None:
-    """Raise `ValueError` unless `block` is a number of tokens that can share a draw."""
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}; 1 is a draw for each token")
-
-
 def _required_expert_logits(view: StepView) -> Tensor:
     """Return the expert's (K, V) logits, which the rollout must have asked for."""
     if view.expert_logits is None:
