@@ -4,7 +4,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from textgen_agents.evaluation.exposure_bias import compare_with_teacher, written_by
+from textgen_agents.evaluation.exposure_bias import (
+    compare_with_teacher,
+    length_ratio,
+    repetition_rate,
+    written_by,
+)
 from textgen_agents.evaluation.quality import Quality, bleu_by_length, score
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import decoder_of
@@ -83,6 +88,9 @@ class ModelScores:
         reference_prefix_agreement: the same on the references' prefixes.
         hypotheses: the student's text for each test pair.
         signature: sacreBLEU's signature of `bleu`; None in files of earlier versions.
+        length_ratio: tokens written over those of the references; None in files of earlier versions.
+        repetition: share of 4-grams that occur earlier in their text, mean over the texts; None in
+            files of earlier versions.
     """
 
     bleu: float
@@ -92,6 +100,8 @@ class ModelScores:
     reference_prefix_agreement: float
     hypotheses: list[str]
     signature: str | None = None
+    length_ratio: float | None = None
+    repetition: float | None = None
 
 
 def run_entry(
@@ -176,6 +186,8 @@ def score_run(folder: Path) -> ModelScores:
         ).mean_agreement,
         hypotheses=texts.hypotheses,
         signature=texts.quality.signature,
+        length_ratio=length_ratio(texts.written, task.tokenizer.special),
+        repetition=repetition_rate(texts.written),
     )
 
 

@@ -24,6 +24,7 @@ from textgen_env.tokenizers.subword import same_pieces
 from textgen_experiments.runs.experiment import Experiment, plugins_of
 from textgen_experiments.runs.outside import check_unchanged
 from textgen_experiments.runs.records import UnknownRecordError, from_json, to_json
+from textgen_experiments.runs.shipped import portable_name
 
 CONFIG = "config.json"
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
@@ -111,7 +112,10 @@ def read_config(folder: Path) -> Run:
         experiment, needed = content["experiment"], content.get("plugins", [])
         for registry in (AGENTS, TASKS, STUDENTS):
             registry.load(needed)
-        digests = {str(path): str(digest) for path, digest in content.get("digests", {}).items()}
+        digests = {
+            portable_name(Path(path)): str(digest)
+            for path, digest in content.get("digests", {}).items()
+        }
         run = Run(from_json(experiment), content["precision"], content["onednn"], digests)
         _check_kinds(run)
     except UnknownRecordError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from textgen_env.models.huggingface.load import PretrainedError, local_folder
 from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.shipped import portable_name
 
 MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
 
@@ -43,7 +44,9 @@ def check_unchanged(folder: Path, experiment: Experiment, digests: Mapping[str, 
         return
     found, roots = outside_digests(experiment), _roots(experiment)
     there = [
-        str(name) for name, is_model in roots if (_on_disk(name) if is_model else name).exists()
+        portable_name(name)
+        for name, is_model in roots
+        if (_on_disk(name) if is_model else name).exists()
     ]
     for name in sorted(found.keys() | digests.keys()):
         belongs = any(name == root or name.startswith(f"{root}/") for root in there)
@@ -73,12 +76,12 @@ def _outside_files(experiment: Experiment) -> Iterator[tuple[str, Path]]:
     for named, is_model in _roots(experiment):
         root = _on_disk(named) if is_model else named
         if root.is_file():
-            yield str(named), root
+            yield portable_name(named), root
         for path in (
             sorted(root.iterdir() if is_model else root.rglob("*")) if root.is_dir() else ()
         ):
             if path.is_file() and (not is_model or path.suffix in MODEL_FILES):
-                yield (named / path.relative_to(root)).as_posix(), path
+                yield portable_name(named / path.relative_to(root)), path
 
 
 def _roots(experiment: Experiment) -> list[tuple[Path, bool]]:

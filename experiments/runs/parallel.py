@@ -31,7 +31,9 @@ Work = Callable[[Experiment, Path, Show], Outcome]
 LOOK_EVERY = 0.2  # seconds
 
 
-def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> None:
+def train_in_parallel(
+    runs: Mapping[Path, Experiment], work: Work = train, at_most: int | None = None
+) -> None:
     """Train or resume all `runs`, by folder; the longest are best named first.
 
     With CUDA one after the other, each with the whole device.
@@ -39,6 +41,8 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
     Args:
         runs: experiment of each folder, perhaps none; folders have different names.
         work: function called for each, `train` or one that calls it; importable by its name.
+        at_most: runs at the same time; None for one a core. OMP_NUM_THREADS limits the threads of
+            each.
 
     Raises:
         RunError, TrainingError, ...: as `work`, for the first run that fails or whose process is
@@ -47,7 +51,7 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
     if not runs:
         return
     cores = os.cpu_count() or 1
-    workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
+    workers = 1 if torch.cuda.is_available() else min(len(runs), at_most or cores)
     spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang
     manager = SyncManager(ctx=spawn)
     with interrupts_held():
@@ -60,7 +64,7 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
             for folder, experiment in runs.items():
                 bars.add(folder.name, experiment.learner.updates)
                 with interrupts_held():
-                    run = pool.submit(_work, work, experiment, folder, cores // workers, reports)
+                    run = pool.submit(_work, work, experiment, folder, max(1, cores // workers), reports)
                 running[run] = folder.name
             try:
                 _watch(running, reports, bars)
@@ -102,7 +106,7 @@ def _work(
 ) -> Outcome:
     """Call `work` in a process of the pool, without output of its own."""
     retain_freed_memory()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     console.quiet = True
     return work(
         experiment, folder, lambda update, record: reports.put((folder.name, update, record))

@@ -17,6 +17,7 @@ from textgen_env.registry import class_of
 from textgen_env.tasks import TASKS
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.old_names import RENAMED
+from textgen_experiments.runs.shipped import path_of_name, portable_name
 
 ROOTS = (Experiment, HuggingFaceConfig)  # a pretrained student is loaded, so no registry has it
 
@@ -59,7 +60,7 @@ def to_json(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, Path):
-        return {"type": "Path", "path": str(value)}
+        return {"type": "Path", "path": portable_name(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(
@@ -85,7 +86,7 @@ def _value_from_json(value: Any, known: Mapping[str, type]) -> Any:  # noqa: ANN
         return value
     name, named = str(value["type"]), {k: item for k, item in value.items() if k != "type"}
     if name == "Path":
-        return Path(named["path"])
+        return path_of_name(named["path"])
     kind = known.get(RENAMED.get(name, name))
     if kind is None:
         raise UnknownRecordError(f"type must be that of a registered part, got {name!r}")

@@ -137,7 +137,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     if process.is_main_process:
         report_dropped(task)
     if experiment.train_pairs is not None:
-        task = take_train_pairs(task, experiment.train_pairs)
+        task = take_train_pairs(task, experiment.train_pairs, experiment.train_draw)
     if experiment.server:
         task = with_expert_prompts(task, experiment.server.prompt)
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)

@@ -348,12 +348,17 @@ def _padded(side: str, rows: list[list[int]], limit: int, special: SpecialTokens
     return pad_sequence(ended, batch_first=True, padding_value=special.pad)
 
 
-def take_train_pairs(task: TextTask, count: int) -> TextTask:
+def take_train_pairs(task: TextTask, count: int, draw: int = 0) -> TextTask:
     """Return the task with `count` of its training pairs, those whose text hashes lowest.
 
-    The choice depends on the text alone, so it is the same on every machine, and a smaller choice
-    is a part of a larger one. Of two views the expert's counts: the examples are the same however
-    much of them the student may read.
+    The choice depends on the text and the draw alone, so it is the same on every machine, and a
+    smaller choice is a part of a larger one. Of two views the expert's counts: the examples are the
+    same however much of them the student may read.
+
+    Args:
+        task: with at least `count` training pairs.
+        count: pairs to keep.
+        draw: number of the draw, at least 0; another one keeps other pairs.
 
     Raises:
         ValueError: `count` is not between 1 and the number of training pairs.
@@ -363,12 +368,12 @@ def take_train_pairs(task: TextTask, count: int) -> TextTask:
             f"train_pairs must be between 1 and {len(task.train)}, the number of training pairs "
             f"of {task.name}, got {count}"
         )
-    chosen = sorted(task.train, key=_key)[:count]
-    return replace(task, train=chosen)
+    salt = f"{draw}\t" if draw else ""
 
+    def key(pair: Pair) -> int:
+        return text_hash(f"{salt}{pair.expert_view}\t{pair.reference}")
 
-def _key(pair: Pair) -> int:
-    return text_hash(f"{pair.expert_view}\t{pair.reference}")
+    return replace(task, train=sorted(task.train, key=key)[:count])
 
 
 def hashed_split(key: str) -> str:

@@ -77,6 +77,13 @@ def test_taken_train_pairs_hash_lowest():
     assert take_train_pairs(task_of(PAIRS), 3).train == [PAIRS[3], PAIRS[0], PAIRS[2]]
 
 
+def test_another_draw_takes_other_pairs():
+    many = task_of([Pair(str(n), str(-n)) for n in range(400)])
+    first, second = (set(take_train_pairs(many, 200, draw).train) for draw in (0, 1))
+    assert first == set(take_train_pairs(many, 200).train)
+    assert 60 < len(first & second) < 140  # half of each by chance
+
+
 @given(st.permutations([Pair(str(n), str(-n)) for n in range(8)]), st.integers(1, 8))
 def test_taken_train_pairs_are_nested_and_ignore_the_order(pairs, count):
     task = task_of(pairs)
