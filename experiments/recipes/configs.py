@@ -53,6 +53,35 @@ def study_student(agent: Agent, seed: int, train_pairs: int | None, updates: int
     return replace(experiment, learner=learner)
 
 
+def paper_student(
+    agent: Agent, seed: int, *, train_pairs: int, updates: int, learning_rate: float
+) -> Experiment:
+    """Return a run of `textgen paper-order`: a student of a quarter of its teacher's size.
+
+    Args:
+        agent: the algorithm.
+        seed: of the weights, of training, and of the draw of the pairs.
+        train_pairs: pairs that it sees.
+        updates: of 64 texts each.
+        learning_rate: its maximum.
+    """
+    return Experiment(
+        task=TASKS["verses"],
+        agent=agent,
+        student=RecurrentConfig(width=288, dropout=0.2),
+        learner=LearnerConfig(
+            updates=updates,
+            learning_rate=learning_rate,
+            warmup=min(200, updates // 5),
+            evaluate_every=max(updates // 10, 1),
+            seed=seed,
+        ),
+        train_pairs=train_pairs,
+        train_draw=seed,
+        precision="bfloat16",
+    )
+
+
 def verses_teacher(start_from: Path | None = None) -> Experiment:
     """Return the shipped teacher's experiment: two German versions, all lengths and chapters."""
     return Experiment(
