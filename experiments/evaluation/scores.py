@@ -91,6 +91,8 @@ class ModelScores:
         length_ratio: tokens written over those of the references; None in files of earlier versions.
         repetition: share of 4-grams that occur earlier in their text, mean over the texts; None in
             files of earlier versions.
+        expert_share: share of the tokens learned from that the teacher wrote, in [0, 1]; None in
+            files of earlier versions.
     """
 
     bleu: float
@@ -102,6 +104,7 @@ class ModelScores:
     signature: str | None = None
     length_ratio: float | None = None
     repetition: float | None = None
+    expert_share: float | None = None
 
 
 def run_entry(
