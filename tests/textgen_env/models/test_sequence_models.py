@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from textgen_env.models import cache_ops, kv_cache, recurrent
+from textgen_env.models import cache_ops, kv_cache, recurrent, source_memory
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.types import SpecialTokens
@@ -122,7 +122,7 @@ def test_selecting_rows_then_stepping_is_stepping_then_selecting(model, source, 
 @pytest.fixture(params=[True, False], ids=["host sync is free", "host sync is avoided"])
 def host_sync(request, monkeypatch):
     """Set whether caches may read masks on the host when they scatter rows."""
-    for module in (kv_cache, recurrent, cache_ops):
+    for module in (kv_cache, source_memory, recurrent, cache_ops):
         monkeypatch.setattr(module, "host_sync_is_free", lambda device: request.param)
 
 
