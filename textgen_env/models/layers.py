@@ -20,6 +20,11 @@ def check_source(source: Tensor) -> None:
         )
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return float32, or `dtype` itself if it is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Compute scaled dot-product attention.
 
@@ -61,7 +66,8 @@ def attend_cached(query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
     queries = (queries * (1 / math.sqrt(width))).reshape(rows * heads, -1, width)
     scores = torch.bmm(queries, keys.view(-1, capacity, width).transpose(1, 2))
     # The softmax is in float32: in bfloat16 it is slow on CPUs for most capacities.
-    weights = scores.add_(bias.view(scores.shape)).softmax(-1, dtype=torch.float32)
+    precise = at_least_float32(scores.dtype)
+    weights = scores.add_(bias.view(scores.shape)).softmax(-1, dtype=precise)
     attended = torch.bmm(weights.to(values.dtype), values.view(-1, capacity, width))
     return attended.view(rows, heads, -1, width).transpose(1, 2).reshape(query.shape)
 
