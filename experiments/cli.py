@@ -22,6 +22,7 @@ from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
+from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.registry import MissingPluginError, RegistryError, load_plugins
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.packages import MissingPackageError
@@ -56,6 +57,7 @@ DESCRIPTION = (
     "or more, whose agents, tasks and models are then there. --version prints the version."
 )
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
+LAYERS = "--student-from-teacher"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
 
 
@@ -217,7 +219,9 @@ def parse(arguments: list[str]) -> object:
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                _commands(_choice(arguments), served=SERVER in arguments),
+                _commands(
+                    _choice(arguments), served=SERVER in arguments, layered=_has_layers(arguments)
+                ),
                 prog="textgen",
                 description=DESCRIPTION,
                 args=arguments,
@@ -257,7 +261,14 @@ def _choice(arguments: list[str]) -> Choice:
     return choice
 
 
-def _experiment(choice: Choice, *, served: bool) -> Experiment:
+def _has_layers(arguments: list[str]) -> bool:
+    """Return True if an option of `student_from_teacher` is given, or help on all options."""
+    return any(
+        word in {"-h", "--help"} or word.replace("_", "-").startswith(LAYERS) for word in arguments
+    )
+
+
+def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:
     """Return the default experiment of `train` for the chosen parts."""
     agent = AGENTS[choice.agent]()
     if served and vars(agent).get("label") == Dense() and not agent.queries_while_writing:
@@ -273,16 +284,19 @@ def _experiment(choice: Choice, *, served: bool) -> Experiment:
             agent=agent,
         )
     server = RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None
-    return replace(experiment, server=server)
+    layers = TeacherLayers() if layered else None
+    return replace(experiment, server=server, student_from_teacher=layers)
 
 
-def _commands(choice: Choice, *, served: bool) -> Any:  # noqa: ANN401 - made at run time
+def _commands(choice: Choice, *, served: bool, layered: bool) -> Any:  # noqa: ANN401 - made at run time
     """Return the union of all commands, with defaults of `train` that follow from `choice`."""
     named = []
     for command in COMMANDS:
         default = command.options(*[tyro.MISSING] * command.required)
         if command.options is TrainOptions:
-            default = TrainOptions(tyro.MISSING, choice, _experiment(choice, served=served))
+            default = TrainOptions(
+                tyro.MISSING, choice, _experiment(choice, served=served, layered=layered)
+            )
         subcommand = tyro.conf.subcommand(command.name, default=default, prefix_name=False)
         named.append(Annotated[command.options, subcommand])
     return Union[tuple(named)]  # noqa: UP007 - the members are known at run time only

@@ -13,6 +13,7 @@ from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TaskConfig
 from textgen_env.tasks.verses import VersesConfig
@@ -34,6 +35,8 @@ class Experiment:
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from, or
             the name of one on the hub; None for random weights.
+        student_from_teacher: layers of the teacher that the student starts from, whose widths and
+            vocabulary are then the student's; None for a student of the size above.
         student_tokenizer: folder or name of a model whose tokenizer the student has; None for that
             of `student_init` or else the teacher's.
         lora_rank: of adapters that are trained in place of a pretrained student's weights; None to
@@ -53,6 +56,7 @@ class Experiment:
     server: RemoteTeacher | None = None
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
+    student_from_teacher: TeacherLayers | None = None
     student_tokenizer: Path | None = None
     lora_rank: int | None = None
     agent: Agent = field(default_factory=ImitKDFull)
@@ -70,6 +74,11 @@ class Experiment:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "
                 f"{self.server.url}: set teacher to None"
+            )
+        if self.student_init is not None and self.student_from_teacher is not None:
+            raise ValueError(
+                "student_init and student_from_teacher must not both be given, got "
+                f"{self.student_init} and {self.student_from_teacher}: leave one out"
             )
         if self.metric not in get_args(Metric):
             raise ValueError(

@@ -13,6 +13,7 @@ from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
+from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask
@@ -51,6 +52,12 @@ def check_parts(experiment: Experiment) -> None:
             f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
             "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
         )
+    if experiment.student_from_teacher is not None and experiment.teacher is None:
+        found = "none" if experiment.server is None else experiment.server.url
+        raise RunError(
+            "teacher must be a model on this disk for student_from_teacher, which copies its "
+            f"layers, got {found}: give --teacher FOLDER"
+        )
     if experiment.student_init is not None:
         return
     if experiment.lora_rank is not None:
@@ -58,10 +65,11 @@ def check_parts(experiment: Experiment) -> None:
             "student_init must be given for adapters to be added to, got None with lora_rank "
             f"{experiment.lora_rank}"
         )
-    if experiment.learner.ewc_weight:
+    if experiment.learner.ewc_weight and experiment.student_from_teacher is None:
         raise RunError(
             "student_init must be given where ewc_weight is not 0, for what a fresh student starts "
-            "with is worth nothing, got None: give --student-init FOLDER"
+            "with is worth nothing, got None: give --student-init FOLDER or layers of the teacher "
+            "(--student-from-teacher.decoder)"
         )
 
 
@@ -84,6 +92,11 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     teacher = load_tokenizer(teacher_folder)
     if student is None or same_pieces(student, teacher):
         return Tokenizers(teacher)
+    if experiment.student_from_teacher is not None:
+        raise RunError(
+            "student_tokenizer must be the teacher's for student_from_teacher, got "
+            f"{folder}, which has another than {teacher_folder}: leave it out"
+        )
     agent = experiment.agent
     if agent.learns_from not in ACROSS_TOKENIZERS or agent.queries_while_writing:
         raise RunError(
@@ -113,11 +126,19 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     )
 
 
-def initial_student(experiment: Experiment) -> Model:
-    """Load the model that `student_init` names, with adapters if they are to be trained."""
-    assert experiment.student_init is not None, "asked for where it is given"
-    torch.manual_seed(experiment.learner.seed)  # of the adapters
-    return load_model(experiment.student_init, lora_rank=experiment.lora_rank)
+def initial_student(experiment: Experiment) -> Model | None:
+    """Return the model that the student starts from; None for random weights.
+
+    It is loaded, with adapters if they are to be trained, or made of layers of the teacher.
+    """
+    init, layers = experiment.student_init, experiment.student_from_teacher
+    if init is not None:
+        torch.manual_seed(experiment.learner.seed)  # of the adapters
+        return load_model(init, lora_rank=experiment.lora_rank)
+    if layers is None:
+        return None
+    assert experiment.teacher is not None, "checked with the parts"
+    return student_from_layers(load_model(experiment.teacher), layers)
 
 
 def fresh_student(experiment: Experiment, task: TextTask) -> Model:

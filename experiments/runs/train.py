@@ -115,7 +115,7 @@ def train(
     """
     check_parts(experiment)
     tokenizers = choose_tokenizers(experiment)
-    start = initial_student(experiment) if experiment.student_init else None
+    start = initial_student(experiment)
     if start is not None:
         experiment = replace(experiment, student=start.config)
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written

@@ -34,7 +34,7 @@ class ModelConfig(ABC):
         """
 
 
-def check_dropout(config: ModelConfig) -> None:
+def check_dropout(config: object) -> None:
     """Raise unless the `dropout` of `config` is a probability that leaves something.
 
     Raises:
