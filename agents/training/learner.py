@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import check_finite_logits, reference_loss, token_loss
+from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
 from textgen_agents.training.checkpoint import (
@@ -31,19 +30,19 @@ from textgen_agents.training.checkpoint import (
     save_checkpoint,
 )
 from textgen_agents.training.config import LearnerConfig
-from textgen_agents.training.distributed import disable_cudnn_attention
+from textgen_agents.training.distributed import disable_cudnn_attention, sum_of_processes
+from textgen_agents.training.gradients import Gradients
 from textgen_agents.training.regularizers import (
     EWC,
     NO_REFERENCES,
     References,
     ewc_tensors,
-    reference_batch,
 )
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Writer
 
 Record = Mapping[str, float]
 LogFn = Callable[[int, Record], None]
@@ -104,12 +103,15 @@ class Learner:
         )
         self.buffer = agent.make_buffer(env, self.accelerator.num_processes)
         self.counters = Counters()
-        self.ewc = self._ewc() if config.ewc_weight else None
+        ewc = self._ewc() if config.ewc_weight else None
         if self.last.exists():
             process = self.accelerator.process_index
             self.counters = load_checkpoint(
                 self.last, self.student, self.optimizer, self.buffer, process
             )
+        self.gradients = Gradients(
+            self.student, env, config, precision, self.accelerator, self.references, ewc
+        )
         self._agent = agent
         self._asked = env.expert.queries.tokens  # before training
 
@@ -171,7 +173,8 @@ class Learner:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log, metric)
-            if self._sum(torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)):
+            stopping = torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)
+            if sum_of_processes(stopping, self.accelerator):
                 self._save()
                 raise TrainingStopped
         return self.counters
@@ -238,7 +241,7 @@ class Learner:
         """Make one optimizer update and return its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
-        loss, tokens, terms = self._backward(batch)
+        loss, tokens, terms = self.gradients.add(self.agent, batch, update)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
         loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
@@ -259,7 +262,8 @@ class Learner:
         asked = self._asked - asked  # since the last update, its rollout included
         states = batch.trajectories
         written = ((states.writer == Writer.STUDENT) & states.mask).sum()
-        asked, written = self._sum(torch.stack([written.new_tensor(asked), written])).tolist()
+        counts = torch.stack([written.new_tensor(asked), written])
+        asked, written = sum_of_processes(counts, self.accelerator).tolist()
         self.counters.teacher_tokens += asked
         return {
             "loss": loss_value,
@@ -281,79 +285,11 @@ class Learner:
             return str(error)
         return "try a lower learning_rate"
 
-    def _backward(self, batch: LabelledBatch) -> tuple[Tensor, int, Record]:
-        """Add all gradients; return the loss, the number of actions, and the terms added to it."""
-        self.student.train()
-        config, added = self.config, {}
-        loss, tokens = self._add_mean(self._agent_loss, batch)
-        if config.reference_weight:
-            gold = self._reference_batch()
-            added["reference_term"], _ = self._add_mean(
-                self._reference_loss, gold, config.reference_weight
-            )
-        if self.ewc is not None:
-            share = config.ewc_weight / self.accelerator.num_processes
-            added["ewc_term"] = self._add(share * self.ewc.penalty(self.student))
-        if self.accelerator.num_processes > 1:
-            for parameter in self.student.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self._sum(parameter.grad)
-        terms = {name: self._sum(term) for name, term in added.items()}
-        return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
-
-    def _reference_batch(self) -> LabelledBatch:
-        """Return this process's part of the references that are learned from beside the batch."""
-        config, special = self.config, self.env.special
-        examples = reference_batch(
-            self.references, config.batch_size, config.seed, self.counters.update
-        )
-        own = examples.select(self._share(torch.arange(len(examples), device=self.env.device)))
-        return LabelledBatch(Trajectories.from_examples(own.trimmed(special), special))
-
-    def _add_mean(
-        self, loss_of: Callable[[LabelledBatch], Tensor], batch: LabelledBatch, weight: float = 1.0
-    ) -> tuple[Tensor, int]:
-        """Add the gradients of `weight` times a mean over the batch's counted actions.
-
-        The denominator is the same however the batch is cut into parts and spread over processes.
-
-        Returns:
-            This process's share of the value, and the number of actions.
-        """
-        tokens = self._sum(batch.trajectories.mask.sum())
-        total = torch.zeros((), device=self.env.device)
-        for rows in torch.arange(len(batch)).tensor_split(self.config.accumulate):
-            part = batch.select(rows).trimmed(self.env.special)
-            with self._autocast():
-                loss = loss_of(part)
-            total += self._add(weight * loss * (part.trajectories.mask.sum() / tokens))
-        return total, int(tokens)
-
-    def _add(self, loss: Tensor) -> Tensor:
-        """Add the gradients of `loss` and return its value."""
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-    def _agent_loss(self, part: LabelledBatch) -> Tensor:
-        return self.agent.loss(part, self.student, part.expert(self.env.expert))
-
-    def _reference_loss(self, part: LabelledBatch) -> Tensor:
-        return token_loss(part.trajectories, self.student, part.trajectories.actions)
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over processes."""
-        return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
-
     def _gather(self, values: Tensor) -> Tensor:
         """Return the (K,) values of all processes, each of which may have another number."""
         if self.accelerator.num_processes == 1:
             return values
         return torch.cat(gather_object([values.cpu()])).to(values.device)
-
-    def _autocast(self) -> torch.autocast:
-        """Return PyTorch's context: `accelerate` fixes one precision for a whole process."""
-        enabled = self.precision != torch.float32
-        return torch.autocast(self.env.device.type, self.precision, enabled=enabled)
 
     def _due(self) -> bool:
         """Return whether an update of the present rollout calls for an evaluation."""
