@@ -24,6 +24,9 @@ class LearnerConfig:
             prefixes, in a batch of its own, which is added to the agent's loss, at least 0.
         ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
             they matter on the references' prefixes (`regularizers.EWC`), at least 0.
+        ema: decay of a moving average of the weights, in [0, 1), such as 0.999, which is evaluated,
+            kept and saved in their place; rollouts are still written with the weights themselves.
+            None for no average.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
         seed: of every random choice.
     """
@@ -38,6 +41,7 @@ class LearnerConfig:
     clip: float = 1.0
     reference_weight: float = 0.0
     ewc_weight: float = 0.0
+    ema: float | None = None
     evaluate_every: int = 200
     seed: int = 0
 
@@ -45,8 +49,10 @@ class LearnerConfig:
         check_at_least(self, updates=1, batch_size=1, accumulate=1, evaluate_every=1)
         check_at_least(self, learning_rate=0, warmup=0, weight_decay=0)
         check_at_least(self, reference_weight=0, ewc_weight=0)
-        check_shares(self, "decay")
+        check_shares(self, "decay", "ema")
         check_finite(self, "seed")
+        if self.ema == 1:
+            raise ValueError("ema must be below 1, got 1: the first weights would stay; try 0.999")
         if not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; infinity does not clip")
         if self.batch_size % self.accumulate:

@@ -21,6 +21,7 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
+from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
     Counters,
     TrainingStopped,
@@ -94,6 +95,7 @@ class Learner:
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
         self._captured = with_cuda_graphs(self.actor)
+        self.average = None if config.ema is None else WeightAverage(self.student, config.ema)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=config.learning_rate,
@@ -107,7 +109,7 @@ class Learner:
         if self.last.exists():
             process = self.accelerator.process_index
             self.counters = load_checkpoint(
-                self.last, self.student, self.optimizer, self.buffer, process
+                self.last, self.student, self.optimizer, self.buffer, process, self._averaged
             )
         self.gradients = Gradients(
             self.student, env, config, precision, self.accelerator, self.references, ewc
@@ -119,6 +121,15 @@ class Learner:
     def agent(self) -> Agent:
         """Algorithm as the evaluations so far have adapted it."""
         return self._agent.adapted(self.counters.validation_losses)
+
+    @property
+    def evaluated(self) -> Model:
+        """Model that is evaluated and kept: the average of the weights, or else the student."""
+        return self._averaged or self.student
+
+    @property
+    def _averaged(self) -> Model | None:
+        return None if self.average is None else self.average.model
 
     @property
     def last(self) -> Path:
@@ -182,7 +193,7 @@ class Learner:
     def _measure_start(self) -> None:
         """Measure the loss before training, the first one that the agent is told."""
         if self.validation is not None and not self.counters.validation_losses:
-            loss = reference_loss(self._acting(), self.validation)
+            loss = reference_loss(self._acting(self.evaluated), self.validation)
             self.counters.validation_losses.append(loss)
 
     def rollouts(self) -> Iterator[LabelledBatch]:
@@ -197,7 +208,7 @@ class Learner:
             context = Context(
                 indices=indices.to(self.env.device),
                 env=self.env,
-                student=self._acting(),
+                student=self._acting(self.student),
                 progress=update / config.updates,
                 generator=generator_for(config.seed, self._own("collect"), update),
                 buffer=self.buffer,
@@ -207,9 +218,9 @@ class Learner:
             self.counters.seconds += time.perf_counter() - start
             yield batch
 
-    def _acting(self) -> Model:
-        """Return a copy of the student as it is now, to act with."""
-        copy_weights(self.student, self.actor)
+    def _acting(self, model: Model) -> Model:
+        """Return a copy of the student with the weights of `model`, to act with."""
+        copy_weights(model, self.actor)
         return with_prepacked_weights(self._captured)
 
     def learn(self, batch: LabelledBatch) -> Iterator[Record]:
@@ -254,6 +265,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if self.average is not None:
+            self.average.add(update)
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - start
         self.counters.update += 1
@@ -298,7 +311,7 @@ class Learner:
         return every or update == self.config.updates
 
     def _evaluate(self, evaluate: Callable[[Model], float], log: LogFn, metric: str) -> None:
-        """Score the student, keep it if it is the best so far, and write a checkpoint."""
+        """Score the weights, keep them if they are the best so far, and write a checkpoint."""
         counters, main = self.counters, self.accelerator.is_main_process
         (figures,) = broadcast_object_list([self._figures(evaluate, metric) if main else {}])
         counters.validation.append(figures[metric])
@@ -308,18 +321,20 @@ class Learner:
             log(counters.update, figures)
             if counters.last_is_best:
                 counters.best, counters.best_update = figures[metric], counters.update
-                save_atomically(self.best, self.student.state_dict(), {})
+                save_atomically(self.best, self.evaluated.state_dict(), {})
         self._save()
 
     def _save(self) -> None:
         """Write a checkpoint of all processes."""
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if self.accelerator.is_main_process:
-            save_checkpoint(self.last, self.student, self.optimizer, self.counters, held)
+            save_checkpoint(
+                self.last, self.student, self.optimizer, self.counters, held, self._averaged
+            )
 
     def _figures(self, evaluate: Callable[[Model], float], metric: str) -> Record:
         """Return the figures of an evaluation."""
-        actor = self._acting()
+        actor = self._acting(self.evaluated)
         figures = {metric: evaluate(actor)}
         if self.validation is not None:
             figures["reference_loss"] = reference_loss(actor, self.validation)
