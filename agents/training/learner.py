@@ -21,6 +21,7 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.lengths import expected_lengths, shares_of
 from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
     Counters,
@@ -69,7 +70,8 @@ class Learner:
     Raises:
         ExpertError: the agent needs more than the environment's expert gives.
         ValueError: the agent keeps fewer rows than are collected together, or asks for more tokens
-            than there are; or the student's vocabulary is not the environment's.
+            than there are; the student's vocabulary is not the environment's; or a setting is about
+            texts of the student that the agent or the data does not have.
         CheckpointError: the folder's checkpoint cannot be resumed from.
     """
 
@@ -85,6 +87,7 @@ class Learner:
         references: References = NO_REFERENCES,
     ) -> None:
         agent.check_expert(env.expert)
+        config.check_agent(agent)
         _check_vocabulary(student, env)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
@@ -113,6 +116,9 @@ class Learner:
             )
         self.gradients = Gradients(
             self.student, env, config, precision, self.accelerator, self.references, ewc
+        )
+        self._lengths = (
+            expected_lengths(env.examples, env.special) if config.cuts_roll_ins else None
         )
         self._agent = agent
         self._asked = env.expert.queries.tokens  # before training
@@ -203,20 +209,28 @@ class Learner:
         first = self.counters.update
         batches = batch_indices(lengths, config.batch_size, config.seed, first)
         while (update := self.counters.update) < config.updates:
-            start = time.perf_counter()
+            start, progress = time.perf_counter(), update / config.updates
             indices = torch.cat([self._share(next(batches)) for _ in range(count)])
+            indices = indices.to(self.env.device)
             context = Context(
-                indices=indices.to(self.env.device),
+                indices=indices,
                 env=self.env,
                 student=self._acting(self.student),
-                progress=update / config.updates,
+                progress=progress,
                 generator=generator_for(config.seed, self._own("collect"), update),
                 buffer=self.buffer,
                 gather=self._gather,
+                max_written=self._max_written(indices, progress),
             )
             batch = self.agent.collect(context)
             self.counters.seconds += time.perf_counter() - start
             yield batch
+
+    def _max_written(self, indices: Tensor, progress: float) -> Tensor | None:
+        """Return the tokens that the student writes of the examples at `indices`, (B,) int64."""
+        if self._lengths is None:
+            return None
+        return shares_of(self._lengths[indices], self.config.roll_in_share_at(progress))
 
     def _acting(self, model: Model) -> Model:
         """Return a copy of the student with the weights of `model`, to act with."""
@@ -286,6 +300,7 @@ class Learner:
             "tokens_per_second": tokens / seconds,
             "student_share": written / tokens,
             "teacher_tokens": self.counters.teacher_tokens,
+            **config.coefficients(update / config.updates),
             **self.agent.coefficients(update / config.updates),
         }
 

@@ -68,6 +68,7 @@ class Experiment:
                 f"teacher and server must not both be given, got {self.teacher} and "
                 f"{self.server.url}: set teacher to None"
             )
+        self.learner.check_agent(self.agent)
         if self.metric not in get_args(Metric):
             raise ValueError(
                 f"metric must be one of {', '.join(get_args(Metric))}, got {self.metric!r}"
