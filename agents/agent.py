@@ -36,6 +36,7 @@ class Agent(ABC):
     Attributes:
         learns_from: the most that it asks of the expert.
         queries_while_writing: whether the expert is queried at every step of its rollouts.
+        student_writes: whether the student writes texts or parts of them, in `rollouts.rollout`.
         expects_trained_student: whether its paper begins with a student that can write already.
         learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
         label: what the expert is asked at every state, if it learns from tokens or distributions.
@@ -45,6 +46,7 @@ class Agent(ABC):
 
     learns_from: ClassVar[LearnsFrom] = LearnsFrom.DISTRIBUTION
     queries_while_writing: ClassVar[bool] = False
+    student_writes: ClassVar[bool] = True
     expects_trained_student: ClassVar[bool] = False
     learning_rate_factor: ClassVar[float] = 1.0
     label: Label = Dense()

@@ -43,6 +43,7 @@ class IQLearn(Agent):
     """
 
     learns_from = LearnsFrom.REFERENCES
+    student_writes = False
     td_weight: float = 0.1
     discount: float = 1.0
     label_smoothing: float = field(default=0.0, kw_only=True)

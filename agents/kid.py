@@ -45,6 +45,7 @@ class KID(Agent):
     Source: Zhong et al. 2024, arXiv:2410.11371.
     """
 
+    student_writes = False
     student_fraction: float = 0.2
     weight: float = 1.0
     label: Label = field(default_factory=Dense, kw_only=True)

@@ -27,6 +27,7 @@ class MLE(Agent):
     """
 
     learns_from = LearnsFrom.REFERENCES
+    student_writes = False
     label_smoothing: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ class WordKD(Agent):
     Source: Kim and Rush 2016, section 3.1, arXiv:1606.07947; Hinton et al. 2015, arXiv:1503.02531.
     """
 
+    student_writes = False
     label: Label = field(default_factory=Dense, kw_only=True)
 
     def collect(self, context: Context) -> LabelledBatch:

@@ -53,6 +53,17 @@ def check_shares(record: object, *names: str) -> None:
         _check_number(record, name, "in [0, 1]", lambda n: 0 <= n <= 1)
 
 
+def check_positive_shares(record: object, remedy: str, /, *names: str) -> None:
+    """Raise unless each named field of `record` is in (0, 1]; `remedy` ends the error.
+
+    Raises:
+        TypeError: a value is no number.
+        ValueError: a value is outside.
+    """
+    for name in names:
+        _check_number(record, name, "in (0, 1]", lambda n: 0 < n <= 1, remedy)
+
+
 def check_finite(record: object, *names: str) -> None:
     """Raise unless each named field of `record` holds a finite number of its kind.
 

@@ -27,6 +27,8 @@ class Context:
         generator: source of every random choice of the collection; on the CPU.
         buffer: the batches kept so far, from `Agent.make_buffer`; None where none are.
         gather: (K,) values of this process -> those of all processes that share the update.
+        max_written: (B,) int64, tokens after which a text ends that the data has not written alone;
+            None for no such limit.
     """
 
     indices: Tensor
@@ -36,3 +38,4 @@ class Context:
     generator: torch.Generator = field(default_factory=torch.Generator)
     buffer: Buffer | None = None
     gather: Callable[[Tensor], Tensor] = _of_one_process
+    max_written: Tensor | None = None

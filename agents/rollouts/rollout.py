@@ -15,13 +15,14 @@ from textgen_agents.rollouts.behaviors import (
     token_sampler,
 )
 from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.lengths import cut_off
 from textgen_env import dynamics
 from textgen_env.dynamics import State
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.experts.session import ExpertSession
 from textgen_env.generation.decoding import Sampling, rows_to_keep, sync_interval
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Examples, Trajectories, Writer
 
 
 def data_rollout(context: Context) -> LabelledBatch:
@@ -62,6 +63,8 @@ def rollout(
 ) -> LabelledBatch:
     """Write one episode in each slot.
 
+    All but those that the data alone writes are truncated where `context.max_written` says.
+
     Args:
         context: of the collection.
         behavior: the policy that writes.
@@ -95,8 +98,9 @@ def _steps(
     rows = torch.arange(len(examples), device=env.device)  # that are still being written
     reference = F.pad(examples.reference, (0, env.max_steps), value=env.special.pad)
     previous = torch.full_like(rows, env.special.start)
+    state, data_alone = env.state, torch.ones_like(env.state.done)
     for step in range(env.max_steps):
-        state, written = env.state, previous[rows]
+        written = previous[rows]
         logits, cache = context.student.step(written, cache)
         view = StepView(
             rows=rows,
@@ -108,9 +112,11 @@ def _steps(
         action, writer = torch.full_like(previous, env.special.pad), torch.zeros_like(previous)
         action[rows], writer[rows] = behavior(view)
         *_, info = env.step(action.masked_fill_(state.done, env.special.pad))
-        previous = info["written"]
+        previous = info["written"].masked_fill(state.done, env.special.pad)
         yield previous, writer, state.alive
-        kept = rows_to_keep(env.state.done[rows]) if (step + 1) % every == 0 else None
+        data_alone = data_alone & (writer == Writer.DATA)
+        state = cut_off(env.state, context.max_written, data_alone)
+        kept = rows_to_keep(state.done[rows]) if (step + 1) % every == 0 else None
         if kept is not None:
             rows, reference, cache = rows[kept], reference[kept], cache.select_rows(kept)
             if recorder is not None:

@@ -67,6 +67,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     counters: Counters,
     buffers: Sequence[Mapping[str, Tensor]] = (),
+    average: nn.Module | None = None,
 ) -> None:
     """Write everything that a resumed run needs to `path`, atomically.
 
@@ -76,8 +77,11 @@ def save_checkpoint(
         optimizer: optimizer whose state is stored.
         counters: progress of the run.
         buffers: state of the buffer of each process; empty for an agent without a buffer.
+        average: moving average of the student's weights; None where there is none.
     """
     tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for process, state in enumerate(buffers):
@@ -91,6 +95,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     buffer: Buffer | None = None,
     process: int = 0,
+    average: nn.Module | None = None,
 ) -> Counters:
     """Load the file that `save_checkpoint` wrote, and return its counters.
 
@@ -100,14 +105,17 @@ def load_checkpoint(
         optimizer: optimizer that receives its state.
         buffer: buffer that receives the state of this process's buffer.
         process: index of this process.
+        average: model that receives the moving average of the weights.
 
     Raises:
-        CheckpointError: the file is damaged, holds another model, or lacks the buffer.
+        CheckpointError: the file is damaged, holds another model, or lacks the buffer or average.
     """
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
         student.load_state_dict(select_prefix("student.", tensors))
+        if average is not None:
+            average.load_state_dict(select_prefix("average.", tensors))
         if buffer is not None:
             buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:

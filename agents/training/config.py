@@ -1,8 +1,15 @@
 """Configuration of the learner: its options, whatever the agent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from textgen_env.bounds import check_at_least, check_finite, check_shares
+from textgen_agents.agent import Agent
+from textgen_env.bounds import (
+    check_at_least,
+    check_finite,
+    check_positive_shares,
+    check_shares,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,14 @@ class LearnerConfig:
             prefixes, in a batch of its own, which is added to the agent's loss, at least 0.
         ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
             they matter on the references' prefixes (`regularizers.EWC`), at least 0.
+        ema: decay of a moving average of the weights, in [0, 1), such as 0.999, which is evaluated,
+            kept and saved in their place; rollouts are still written with the weights themselves.
+            None for no average.
+        roll_in_share: share of a text after which the student stops writing, in (0, 1], and then is
+            not taught any further (arXiv:2602.15260): of the reference's tokens, or of the number
+            that the source lets expect; at 1 texts are whole, however long.
+        roll_in_share_end: that share at the end of training, to which it moves along a line; None
+            to leave it as it is.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
         seed: of every random choice.
     """
@@ -38,6 +53,9 @@ class LearnerConfig:
     clip: float = 1.0
     reference_weight: float = 0.0
     ewc_weight: float = 0.0
+    ema: float | None = None
+    roll_in_share: float = 1.0
+    roll_in_share_end: float | None = None
     evaluate_every: int = 200
     seed: int = 0
 
@@ -45,14 +63,39 @@ class LearnerConfig:
         check_at_least(self, updates=1, batch_size=1, accumulate=1, evaluate_every=1)
         check_at_least(self, learning_rate=0, warmup=0, weight_decay=0)
         check_at_least(self, reference_weight=0, ewc_weight=0)
-        check_shares(self, "decay")
+        check_shares(self, "decay", "ema")
+        check_positive_shares(self, "1 is for whole texts", "roll_in_share", "roll_in_share_end")
         check_finite(self, "seed")
+        if self.ema == 1:
+            raise ValueError("ema must be below 1, got 1: the first weights would stay; try 0.999")
         if not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; infinity does not clip")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
             )
+
+    def check_agent(self, agent: Agent) -> None:
+        """Raise `ValueError` if settings are about the student's texts and `agent` has none."""
+        if self.cuts_roll_ins and not agent.student_writes:
+            raise ValueError(
+                f"roll_in_share must be 1 for {type(agent).__name__}, whose student writes "
+                f"nothing, got {self.roll_in_share}: leave it out, or choose another agent"
+            )
+
+    @property
+    def cuts_roll_ins(self) -> bool:
+        """True if the student does not write whole texts all the time."""
+        return not {self.roll_in_share, self.roll_in_share_end} <= {1, None}
+
+    def roll_in_share_at(self, progress: float) -> float:
+        """Return the share of a text that the student writes at `progress`, in [0, 1]."""
+        first, last = self.roll_in_share, self.roll_in_share_end
+        return first if last is None else first + (last - first) * progress
+
+    def coefficients(self, progress: float) -> Mapping[str, float]:
+        """Return the values of schedules that are in use, at `progress`, by name, to be logged."""
+        return {"roll_in_share": self.roll_in_share_at(progress)} if self.cuts_roll_ins else {}
 
     def learning_rate_at(self, update: int) -> float:
         """Return the learning rate of update number `update`, counted from 0."""

@@ -2,9 +2,11 @@
 
 import atexit
 from functools import cache
+from typing import cast
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from torch import Tensor
 
 from textgen_agents.agent import Agent
 
@@ -32,6 +34,11 @@ def disable_cudnn_attention(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def sum_of_processes(tensor: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return the sum of the processes' tensors, the same in each of them."""
+    return cast("Tensor", accelerator.reduce(tensor, "sum"))
 
 
 def num_slots(agent: Agent, batch_size: int) -> int:

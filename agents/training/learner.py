@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import check_finite_logits, reference_loss, token_loss
+from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
+from textgen_agents.rollouts.lengths import expected_lengths, shares_of
+from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
     Counters,
     TrainingStopped,
@@ -31,19 +32,19 @@ from textgen_agents.training.checkpoint import (
     save_checkpoint,
 )
 from textgen_agents.training.config import LearnerConfig
-from textgen_agents.training.distributed import disable_cudnn_attention
+from textgen_agents.training.distributed import disable_cudnn_attention, sum_of_processes
+from textgen_agents.training.gradients import Gradients
 from textgen_agents.training.regularizers import (
     EWC,
     NO_REFERENCES,
     References,
     ewc_tensors,
-    reference_batch,
 )
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Writer
 
 Record = Mapping[str, float]
 LogFn = Callable[[int, Record], None]
@@ -69,7 +70,8 @@ class Learner:
     Raises:
         ExpertError: the agent needs more than the environment's expert gives.
         ValueError: the agent keeps fewer rows than are collected together, or asks for more tokens
-            than there are; or the student's vocabulary is not the environment's.
+            than there are; the student's vocabulary is not the environment's; or a setting is about
+            texts of the student that the agent or the data does not have.
         CheckpointError: the folder's checkpoint cannot be resumed from.
     """
 
@@ -85,6 +87,7 @@ class Learner:
         references: References = NO_REFERENCES,
     ) -> None:
         agent.check_expert(env.expert)
+        config.check_agent(agent)
         _check_vocabulary(student, env)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
@@ -95,6 +98,7 @@ class Learner:
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
         self._captured = with_cuda_graphs(self.actor)
+        self.average = None if config.ema is None else WeightAverage(self.student, config.ema)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=config.learning_rate,
@@ -104,12 +108,18 @@ class Learner:
         )
         self.buffer = agent.make_buffer(env, self.accelerator.num_processes)
         self.counters = Counters()
-        self.ewc = self._ewc() if config.ewc_weight else None
+        ewc = self._ewc() if config.ewc_weight else None
         if self.last.exists():
             process = self.accelerator.process_index
             self.counters = load_checkpoint(
-                self.last, self.student, self.optimizer, self.buffer, process
+                self.last, self.student, self.optimizer, self.buffer, process, self._averaged
             )
+        self.gradients = Gradients(
+            self.student, env, config, precision, self.accelerator, self.references, ewc
+        )
+        self._lengths = (
+            expected_lengths(env.examples, env.special) if config.cuts_roll_ins else None
+        )
         self._agent = agent
         self._asked = env.expert.queries.tokens  # before training
 
@@ -117,6 +127,15 @@ class Learner:
     def agent(self) -> Agent:
         """Algorithm as the evaluations so far have adapted it."""
         return self._agent.adapted(self.counters.validation_losses)
+
+    @property
+    def evaluated(self) -> Model:
+        """Model that is evaluated and kept: the average of the weights, or else the student."""
+        return self._averaged or self.student
+
+    @property
+    def _averaged(self) -> Model | None:
+        return None if self.average is None else self.average.model
 
     @property
     def last(self) -> Path:
@@ -171,7 +190,8 @@ class Learner:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log, metric)
-            if self._sum(torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)):
+            stopping = torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)
+            if sum_of_processes(stopping, self.accelerator):
                 self._save()
                 raise TrainingStopped
         return self.counters
@@ -179,7 +199,7 @@ class Learner:
     def _measure_start(self) -> None:
         """Measure the loss before training, the first one that the agent is told."""
         if self.validation is not None and not self.counters.validation_losses:
-            loss = reference_loss(self._acting(), self.validation)
+            loss = reference_loss(self._acting(self.evaluated), self.validation)
             self.counters.validation_losses.append(loss)
 
     def rollouts(self) -> Iterator[LabelledBatch]:
@@ -189,24 +209,32 @@ class Learner:
         first = self.counters.update
         batches = batch_indices(lengths, config.batch_size, config.seed, first)
         while (update := self.counters.update) < config.updates:
-            start = time.perf_counter()
+            start, progress = time.perf_counter(), update / config.updates
             indices = torch.cat([self._share(next(batches)) for _ in range(count)])
+            indices = indices.to(self.env.device)
             context = Context(
-                indices=indices.to(self.env.device),
+                indices=indices,
                 env=self.env,
-                student=self._acting(),
-                progress=update / config.updates,
+                student=self._acting(self.student),
+                progress=progress,
                 generator=generator_for(config.seed, self._own("collect"), update),
                 buffer=self.buffer,
                 gather=self._gather,
+                max_written=self._max_written(indices, progress),
             )
             batch = self.agent.collect(context)
             self.counters.seconds += time.perf_counter() - start
             yield batch
 
-    def _acting(self) -> Model:
-        """Return a copy of the student as it is now, to act with."""
-        copy_weights(self.student, self.actor)
+    def _max_written(self, indices: Tensor, progress: float) -> Tensor | None:
+        """Return the tokens that the student writes of the examples at `indices`, (B,) int64."""
+        if self._lengths is None:
+            return None
+        return shares_of(self._lengths[indices], self.config.roll_in_share_at(progress))
+
+    def _acting(self, model: Model) -> Model:
+        """Return a copy of the student with the weights of `model`, to act with."""
+        copy_weights(model, self.actor)
         return with_prepacked_weights(self._captured)
 
     def learn(self, batch: LabelledBatch) -> Iterator[Record]:
@@ -238,7 +266,7 @@ class Learner:
         """Make one optimizer update and return its figures."""
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
-        loss, tokens, terms = self._backward(batch)
+        loss, tokens, terms = self.gradients.add(self.agent, batch, update)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
         loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
@@ -251,6 +279,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if self.average is not None:
+            self.average.add(update)
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - start
         self.counters.update += 1
@@ -259,7 +289,8 @@ class Learner:
         asked = self._asked - asked  # since the last update, its rollout included
         states = batch.trajectories
         written = ((states.writer == Writer.STUDENT) & states.mask).sum()
-        asked, written = self._sum(torch.stack([written.new_tensor(asked), written])).tolist()
+        counts = torch.stack([written.new_tensor(asked), written])
+        asked, written = sum_of_processes(counts, self.accelerator).tolist()
         self.counters.teacher_tokens += asked
         return {
             "loss": loss_value,
@@ -269,6 +300,7 @@ class Learner:
             "tokens_per_second": tokens / seconds,
             "student_share": written / tokens,
             "teacher_tokens": self.counters.teacher_tokens,
+            **config.coefficients(update / config.updates),
             **self.agent.coefficients(update / config.updates),
         }
 
@@ -281,79 +313,11 @@ class Learner:
             return str(error)
         return "try a lower learning_rate"
 
-    def _backward(self, batch: LabelledBatch) -> tuple[Tensor, int, Record]:
-        """Add all gradients; return the loss, the number of actions, and the terms added to it."""
-        self.student.train()
-        config, added = self.config, {}
-        loss, tokens = self._add_mean(self._agent_loss, batch)
-        if config.reference_weight:
-            gold = self._reference_batch()
-            added["reference_term"], _ = self._add_mean(
-                self._reference_loss, gold, config.reference_weight
-            )
-        if self.ewc is not None:
-            share = config.ewc_weight / self.accelerator.num_processes
-            added["ewc_term"] = self._add(share * self.ewc.penalty(self.student))
-        if self.accelerator.num_processes > 1:
-            for parameter in self.student.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self._sum(parameter.grad)
-        terms = {name: self._sum(term) for name, term in added.items()}
-        return sum(terms.values(), self._sum(loss)), tokens, {n: float(t) for n, t in terms.items()}
-
-    def _reference_batch(self) -> LabelledBatch:
-        """Return this process's part of the references that are learned from beside the batch."""
-        config, special = self.config, self.env.special
-        examples = reference_batch(
-            self.references, config.batch_size, config.seed, self.counters.update
-        )
-        own = examples.select(self._share(torch.arange(len(examples), device=self.env.device)))
-        return LabelledBatch(Trajectories.from_examples(own.trimmed(special), special))
-
-    def _add_mean(
-        self, loss_of: Callable[[LabelledBatch], Tensor], batch: LabelledBatch, weight: float = 1.0
-    ) -> tuple[Tensor, int]:
-        """Add the gradients of `weight` times a mean over the batch's counted actions.
-
-        The denominator is the same however the batch is cut into parts and spread over processes.
-
-        Returns:
-            This process's share of the value, and the number of actions.
-        """
-        tokens = self._sum(batch.trajectories.mask.sum())
-        total = torch.zeros((), device=self.env.device)
-        for rows in torch.arange(len(batch)).tensor_split(self.config.accumulate):
-            part = batch.select(rows).trimmed(self.env.special)
-            with self._autocast():
-                loss = loss_of(part)
-            total += self._add(weight * loss * (part.trajectories.mask.sum() / tokens))
-        return total, int(tokens)
-
-    def _add(self, loss: Tensor) -> Tensor:
-        """Add the gradients of `loss` and return its value."""
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-    def _agent_loss(self, part: LabelledBatch) -> Tensor:
-        return self.agent.loss(part, self.student, part.expert(self.env.expert))
-
-    def _reference_loss(self, part: LabelledBatch) -> Tensor:
-        return token_loss(part.trajectories, self.student, part.trajectories.actions)
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over processes."""
-        return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
-
     def _gather(self, values: Tensor) -> Tensor:
         """Return the (K,) values of all processes, each of which may have another number."""
         if self.accelerator.num_processes == 1:
             return values
         return torch.cat(gather_object([values.cpu()])).to(values.device)
-
-    def _autocast(self) -> torch.autocast:
-        """Return PyTorch's context: `accelerate` fixes one precision for a whole process."""
-        enabled = self.precision != torch.float32
-        return torch.autocast(self.env.device.type, self.precision, enabled=enabled)
 
     def _due(self) -> bool:
         """Return whether an update of the present rollout calls for an evaluation."""
@@ -362,7 +326,7 @@ class Learner:
         return every or update == self.config.updates
 
     def _evaluate(self, evaluate: Callable[[Model], float], log: LogFn, metric: str) -> None:
-        """Score the student, keep it if it is the best so far, and write a checkpoint."""
+        """Score the weights, keep them if they are the best so far, and write a checkpoint."""
         counters, main = self.counters, self.accelerator.is_main_process
         (figures,) = broadcast_object_list([self._figures(evaluate, metric) if main else {}])
         counters.validation.append(figures[metric])
@@ -372,18 +336,20 @@ class Learner:
             log(counters.update, figures)
             if counters.last_is_best:
                 counters.best, counters.best_update = figures[metric], counters.update
-                save_atomically(self.best, self.student.state_dict(), {})
+                save_atomically(self.best, self.evaluated.state_dict(), {})
         self._save()
 
     def _save(self) -> None:
         """Write a checkpoint of all processes."""
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if self.accelerator.is_main_process:
-            save_checkpoint(self.last, self.student, self.optimizer, self.counters, held)
+            save_checkpoint(
+                self.last, self.student, self.optimizer, self.counters, held, self._averaged
+            )
 
     def _figures(self, evaluate: Callable[[Model], float], metric: str) -> Record:
         """Return the figures of an evaluation."""
-        actor = self._acting()
+        actor = self._acting(self.evaluated)
         figures = {metric: evaluate(actor)}
         if self.validation is not None:
             figures["reference_loss"] = reference_loss(actor, self.validation)

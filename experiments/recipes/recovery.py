@@ -172,7 +172,7 @@ def train_student(
             precision=torch.float32,
         )
         trainer.train(lambda model: 0.0, lambda update, record: advance())
-    return student.eval()
+    return trainer.evaluated.eval()
 
 
 def make_test_env(task: TextTask, slips: Slips, length: int, episodes: int) -> TextGenVectorEnv:

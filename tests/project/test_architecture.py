@@ -68,7 +68,9 @@ CONFINED = {
     },
     "rouge_score": {"agents/evaluation/quality.py"},
     "tensorboard": {"experiments/runs/run_log.py"},
-    "accelerate": {"agents/training/learner.py", "agents/training/distributed.py"},
+    "accelerate": {
+        f"agents/training/{name}.py" for name in ("learner", "gradients", "distributed")
+    },
     "ctranslate2": {"textgen_env/models/export/ctranslate2.py"},
     "transformers": {
         "experiments/benchmarks/peers/models.py",

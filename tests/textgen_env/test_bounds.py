@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from textgen_env.bounds import check_above, check_at_least, check_finite, check_shares
+from textgen_env.bounds import (
+    check_above,
+    check_at_least,
+    check_finite,
+    check_positive_shares,
+    check_shares,
+)
 
 
 @dataclass(frozen=True)
@@ -17,12 +23,14 @@ class Numbers:
     limit: int | None = None
     weight: float = 0.5
     share: float | None = None
+    part: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least(self, "use one", count=1)
         check_at_least(self, limit=2)
         check_above(self, weight=0)
         check_shares(self, "share")
+        check_positive_shares(self, "1 is for all", "part")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,8 @@ class Numbers:
         ({"weight": math.nan}, ValueError, r"^weight must be above 0, got nan$"),
         ({"weight": math.inf}, ValueError, r"^weight must be finite and above 0, got inf$"),
         ({"share": 1.5}, ValueError, r"^share must be in \[0, 1\] or None, got 1.5$"),
+        ({"part": 0}, ValueError, r"^part must be in \(0, 1\], got 0; 1 is for all$"),
+        ({"part": 1.5}, ValueError, r"^part must be in \(0, 1\], got 1.5; 1 is for all$"),
         ({"share": math.nan}, ValueError, r"^share must be in \[0, 1\] or None, got nan$"),
     ],
 )

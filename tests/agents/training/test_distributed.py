@@ -53,7 +53,7 @@ def stop(learner, batch):
 root, folder = map(Path, sys.argv[1:])
 student = Constant(0.0)
 full = ImitKDFull(beta=student, batches_per_rollout=1)
-run("imitkd_full", full, reference_weight=0.5, ewc_weight=1.0)
+run("imitkd_full", full, reference_weight=0.5, ewc_weight=1.0, ema=0.7)
 run("dagger", DAgger(beta=student, batches_per_rollout=1, capacity=6))
 if this_process().num_processes > 1:
     update = Learner._update

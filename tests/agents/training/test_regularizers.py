@@ -59,7 +59,7 @@ def test_every_agent_minimizes_its_own_loss_and_that_on_references(make_learner,
     on_references, _ = likelihood(student, pairs.source, pairs.reference)
     expected = gradients(agent_loss - 0.7 * on_references, student)
     student.zero_grad()
-    loss, tokens, terms = learner._backward(batch)
+    loss, tokens, terms = learner.gradients.add(learner.agent, batch, 0)
     added = -0.7 * on_references.item()
     assert loss.item() == pytest.approx(agent_loss.item() + added, rel=1e-5)
     assert terms == {"reference_term": pytest.approx(added, rel=1e-5), "ewc_term": 0.0}
@@ -69,8 +69,8 @@ def test_every_agent_minimizes_its_own_loss_and_that_on_references(make_learner,
 
 
 def test_coefficients_of_zero_compute_nothing_and_log_nothing(make_learner, monkeypatch):
-    for name in ("reference_batch", "ewc_tensors"):
-        monkeypatch.setattr(f"textgen_agents.training.learner.{name}", None)
+    for name in ("gradients.reference_batch", "learner.ewc_tensors"):
+        monkeypatch.setattr(f"textgen_agents.training.{name}", None)
     log, learner = Log(), make_learner(MLE(), replace(BOTH, reference_weight=0.0, ewc_weight=0.0))
     learner.train(no_score, log)
     assert not {"reference_term", "ewc_term"} & log[1].keys()
@@ -90,7 +90,9 @@ def test_accumulation_does_not_change_the_regularizers(make_learner, precision):
         )
         with torch.no_grad():
             learner.student.embedding.weight.mul_(1.1)  # so that the penalty is not 0
-        learner.ewc = EWC(learner.ewc.start, dict.fromkeys(learner.ewc.start, torch.tensor(0.5)))
+        start = learner.gradients.ewc.start
+        half = EWC(start, dict.fromkeys(start, torch.tensor(0.5)))
+        learner.gradients = replace(learner.gradients, ewc=half)
         found.append(gradients_of_an_update(learner))
     (expected, figures), (actual, others) = found
     close = (
@@ -127,7 +129,7 @@ def test_the_tasks_pairs_are_learned_where_the_teacher_has_written_the_data(
             precision=torch.float32,
             references=References(task_pairs),
         )
-        sums[name] = learner._reference_batch().trajectories.actions.sum()
+        sums[name] = learner.gradients.reference_batch(0).trajectories.actions.sum()
         drawn = reference_batch(task_pairs or env.examples, BOTH.batch_size, BOTH.seed, update=0)
         assert sums[name] == drawn.reference.sum()
     assert sums["task"] != sums["data"]
@@ -226,7 +228,7 @@ def test_the_penalty_keeps_the_student_near_the_start(make_learner):
         log = Log()
         learner.train(no_score, log)
         if weight:
-            ewc = learner.ewc
+            ewc = learner.gradients.ewc
             terms = [record["ewc_term"] for record in log.values()]
             assert terms[0] == 0 < min(terms[1:])
             assert all(torch.equal(ewc.start[name], before[name]) for name in ewc.fisher)
@@ -239,13 +241,13 @@ def test_a_resumed_run_reads_the_start_and_the_fisher_information_of_the_first(m
     stored = load_file(first.folder / "ewc.safetensors")
     again = make_learner(MLE(), BOTH, dropout=0.3, seed=9)
     assert stored.keys() == {
-        f"{part}.{n}" for part in ("start", "fisher") for n in first.ewc.fisher
+        f"{part}.{n}" for part in ("start", "fisher") for n in first.gradients.ewc.fisher
     }
-    for name, start in first.ewc.start.items():
-        assert torch.equal(again.ewc.start[name], start)
-        assert torch.equal(again.ewc.fisher[name], first.ewc.fisher[name])
-        assert first.ewc.fisher[name].ge(0).all()
-        assert first.ewc.fisher[name].any(), name
+    for name, start in first.gradients.ewc.start.items():
+        assert torch.equal(again.gradients.ewc.start[name], start)
+        assert torch.equal(again.gradients.ewc.fisher[name], first.gradients.ewc.fisher[name])
+        assert first.gradients.ewc.fisher[name].ge(0).all()
+        assert first.gradients.ewc.fisher[name].any(), name
 
 
 def test_frozen_and_unused_weights_are_not_penalized(env, make_student):

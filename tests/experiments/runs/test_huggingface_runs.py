@@ -125,7 +125,7 @@ def test_adapters_of_a_pretrained_student_learn_alone(run, root):
 
 def test_a_run_with_adapters_goes_on_as_if_never_stopped(run, root, monkeypatch):
     options = ["--agent", "imitkd_full", "--student-init", str(root / "student")]
-    options += ["--lora-rank", "2", "--agent.batches_per_rollout", "1"]
+    options += ["--lora-rank", "2", "--agent.batches_per_rollout", "1", "--learner.ema", "0.5"]
     whole = run("whole", *options)
 
     class StoppedError(Exception):
@@ -143,6 +143,9 @@ def test_a_run_with_adapters_goes_on_as_if_never_stopped(run, root, monkeypatch)
         first, second = load_file(whole / file), load_file(again / file)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first), file
+    averaged = [name for name in first if name.startswith("average.")]
+    assert averaged
+    assert all(".lora_" in name for name in averaged), "only what is trained"
 
 
 def _second_time(stop):

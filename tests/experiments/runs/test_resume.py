@@ -25,6 +25,7 @@ COMMAND = [
     *("--task.num-train", "100", "--task.num-validation", "8", "--task.num-test", "8"),
     *("--student.width", "16", "--student.dropout", "0.2", "--learner.batch-size", "4"),
     *("--learner.updates", str(UPDATES), "--learner.evaluate-every", str(EVERY)),
+    *("--learner.ema", "0.9"),
 ]
 
 

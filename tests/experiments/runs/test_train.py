@@ -21,7 +21,7 @@ from textgen_env.tasks.task import Pair
 from textgen_env.types import tensors
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
-from textgen_experiments.runs.train import _prepare, start_or_resume, train
+from textgen_experiments.runs.train import _prepare, read_outcome, start_or_resume, train
 
 
 @pytest.mark.parametrize("two_views", [False, True])
@@ -66,11 +66,22 @@ def run(tiny_task, tiny_teacher, tmp_path):
         precision="float32",
     )
 
-    def make(name):
-        train(experiment, tmp_path / name, lambda update, record: None)
+    def make(name, **settings):
+        learner = replace(experiment.learner, **settings)
+        train(replace(experiment, learner=learner), tmp_path / name, lambda update, record: None)
         return tmp_path / name
 
     return make
+
+
+def test_the_model_of_a_run_is_the_average_of_its_weights(run):
+    folder = run("averaged", ema=0.5)
+    kept = load_file(folder / "checkpoints" / "last.safetensors")
+    saved = load_file(folder / "model" / "model.safetensors")
+    assert read_outcome(folder).best_update == 8
+    for name, weight in saved.items():
+        assert torch.equal(weight, kept[f"average.{name}"]), name
+    assert any(not torch.equal(weight, kept[f"student.{name}"]) for name, weight in saved.items())
 
 
 def records_of(folder):
