@@ -40,6 +40,7 @@ class SeqKD(Agent):
     """
 
     learns_from = LearnsFrom.TEXTS
+    learns_without_references = True
     beam_size: int = 5
     label_smoothing: float = field(default=0.0, kw_only=True)
 
@@ -77,6 +78,7 @@ class SeqKDFull(Agent):
     Source: Lin et al. 2020, section 4, arXiv:2009.07253.
     """
 
+    learns_without_references = True
     beam_size: int = 5
     label: Label = field(default_factory=Dense, kw_only=True)
 

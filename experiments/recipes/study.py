@@ -19,7 +19,7 @@ from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_agents.mle import MLE
 from textgen_env.bounds import check_at_least
 from textgen_env.models.storage import load_tokenizer
-from textgen_env.tasks.task import TextTask
+from textgen_env.tasks.task import TextTask, references_of
 from textgen_experiments.evaluation.scores import ModelScores, read_scores, train_and_score
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.recipes import configs
@@ -208,7 +208,7 @@ def study_rows(options: StudyOptions, runs: dict[Path, Experiment]) -> list[Stud
 
 
 def _study_row(options: StudyOptions, agent: str, pairs: int, task: TextTask) -> StudyRow:
-    references, language = [pair.reference for pair in task.test], task.target_language
+    references, language = references_of(task.test), task.target_language
     seeds = range(options.seeds)
     folders = [folder_of(options, agent, pairs, seed) for seed in seeds]
     starts = [

@@ -41,6 +41,8 @@ class Experiment:
         agent: the algorithm.
         learner: settings of the training loop.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
+            Only those with references count.
+        train_sources: the same of the training sources without references.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
         metric: score on validation by which the best weights are kept; of weights with equal scores
             those with the lower loss on the references are.
@@ -57,12 +59,13 @@ class Experiment:
     agent: Agent = field(default_factory=ImitKDFull)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None
+    train_sources: int | None = None
     validation_pairs: int = 300
     metric: Metric = "bleu"
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(self, lora_rank=1, train_pairs=1, validation_pairs=1)
+        check_at_least(self, lora_rank=1, train_pairs=1, train_sources=1, validation_pairs=1)
         if self.teacher is not None and self.server is not None:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "
