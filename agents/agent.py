@@ -18,7 +18,7 @@ from textgen_agents.rollouts.context import Context
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.types import Examples
+from textgen_env.types import Examples, SpecialTokens
 
 
 class LearnsFrom(Enum):
@@ -38,6 +38,8 @@ class Agent(ABC):
         queries_while_writing: whether the expert is queried at every step of its rollouts.
         student_writes: whether the student writes texts or parts of them, in `rollouts.rollout`.
         expects_trained_student: whether its paper begins with a student that can write already.
+        learns_without_references: whether sources without references are examples to it, because
+            the teacher or the student writes their texts.
         learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
         label: what the expert is asked at every state, if it learns from tokens or distributions.
         batches_per_rollout: M, the batches that are collected together. A batch is learned from up
@@ -48,6 +50,7 @@ class Agent(ABC):
     queries_while_writing: ClassVar[bool] = False
     student_writes: ClassVar[bool] = True
     expects_trained_student: ClassVar[bool] = False
+    learns_without_references: ClassVar[bool] = False
     learning_rate_factor: ClassVar[float] = 1.0
     label: Label = Dense()
     batches_per_rollout: int = 1
@@ -69,11 +72,25 @@ class Agent(ABC):
         if self.queries_while_writing:
             Dense().check(expert)
 
+    def check_examples(self, examples: Examples, special: SpecialTokens) -> None:
+        """Raise, before any training, if examples lack references that it needs.
+
+        Raises:
+            ValueError: there are sources without references.
+        """
+        without = len(examples) - int(examples.has_reference(special).sum())
+        if without and not self.learns_without_references:
+            raise ValueError(
+                f"examples must have references for {type(self).__name__}, got {without:,} of "
+                f"{len(examples):,} without: choose an agent that learns from the teacher's texts "
+                "or on the student's own (seqkd, imitkd_full), or leave these sources out"
+            )
+
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the data to learn from, made once before training; by default the references.
 
         Args:
-            examples: the task's training pairs.
+            examples: the task's training pairs, and its sources without references.
             expert: may write texts in place of the references.
             max_steps: T, the longest text in tokens.
         """

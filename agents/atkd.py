@@ -41,6 +41,7 @@ class ATKD(Agent):
 
     queries_while_writing = True
     expects_trained_student = True
+    learns_without_references = True
     sampling: Sampling | None = None
     expert_sampling: Sampling | None = None
     student_fraction: float = 0.5

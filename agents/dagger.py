@@ -51,6 +51,7 @@ class DAgger(Agent):
 
     learns_from = LearnsFrom.TOKENS
     queries_while_writing = True
+    learns_without_references = True
     capacity: int = 8192
     label: Label = field(default_factory=Top1)
     beta: Schedule = field(default_factory=Indicator)

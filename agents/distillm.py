@@ -26,7 +26,7 @@ from textgen_agents.losses.labels import Label, LabelledBatch, TopKWithTail
 from textgen_agents.losses.objectives import loss_by_writer, loss_for
 from textgen_agents.rollouts.buffer import Buffer, check_capacity
 from textgen_agents.rollouts.context import Context
-from textgen_agents.rollouts.rollout import data_rollout, student_rollout
+from textgen_agents.rollouts.rollout import data_first_rollout, data_rollout, student_rollout
 from textgen_agents.rollouts.schedules import Linear, Schedule
 from textgen_env.bounds import check_at_least, check_finite, check_shares
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -41,7 +41,8 @@ class DistiLLM(Agent):
     """Distillation on the data's texts and, once they do not suffice, on the student's.
 
     Roll-in: each batch by the student with probability `student_fraction`, else by the data; a
-    batch of the student's is written anew and added to the buffer, or drawn from it. Label: the
+    batch of the student's is written anew and added to the buffer, or drawn from it; what has no
+    reference is always the student's. Label: the
     teacher's k most probable tokens and the rest; with `Dense` its distribution, as in the paper.
     Loss: skewed KL.
     Differs from the paper in: the label; a stored text's label is not asked for again; the share
@@ -66,6 +67,7 @@ class DistiLLM(Agent):
     """
 
     expects_trained_student = True
+    learns_without_references = True
     capacity: int = 1000
     label: Label = field(default_factory=TopKWithTail)
     student_fraction: float = 0.0
@@ -114,7 +116,7 @@ class DistiLLM(Agent):
         assert buffer is not None, "`make_buffer` makes one"
         draw = float(torch.rand((), generator=context.generator))
         if draw >= self.student_fraction:
-            return data_rollout(context)
+            return data_first_rollout(context, self.sampling)
         if buffer.full and draw >= self.student_fraction * self.fresh(context.progress):
             return buffer.draw(count, context.generator)
         buffer.add(student_rollout(context, self.sampling), context.env.expert)
@@ -146,6 +148,7 @@ class DistiLLM2(Agent):
     """
 
     expects_trained_student = True
+    learns_without_references = True
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
     skew: float = 0.1
 

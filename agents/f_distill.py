@@ -118,6 +118,7 @@ class FDistill(Agent):
     """
 
     expects_trained_student = True
+    learns_without_references = True
     sampling: Sampling = field(default_factory=lambda: Sampling(top_k=40))
     kind: Kind = field(default_factory=JS)
     beam_size: int = 5

@@ -14,7 +14,7 @@ from textgen_agents.losses.labels import Dense, Label, LabelledBatch
 from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.behaviors import bernoulli_mask
 from textgen_agents.rollouts.context import Context
-from textgen_agents.rollouts.rollout import data_rollout, student_rollout
+from textgen_agents.rollouts.rollout import data_first_rollout, student_rollout
 from textgen_env.bounds import check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
@@ -25,7 +25,8 @@ from textgen_env.models.sequence_model import SequenceModel
 class GKD(Agent):
     """Distillation on batches of the student's texts and on batches of the data's.
 
-    Roll-in: each batch by the student with probability `student_fraction`, else by the data.
+    Roll-in: each batch by the student with probability `student_fraction`, else by the data; what
+    has no reference always by the student.
     Label: the teacher's distribution. Loss: generalized Jensen-Shannon divergence.
     Differs from the paper in: no reward; the student is the one that the run starts with, there
     one that was trained on the data before.
@@ -41,6 +42,7 @@ class GKD(Agent):
     """
 
     expects_trained_student = True
+    learns_without_references = True
     student_fraction: float = 0.5
     teacher_weight: float = 0.5
     sampling: Sampling = field(default_factory=Sampling)
@@ -56,9 +58,9 @@ class GKD(Agent):
         return {0.0: forward_kl, 1.0: reverse_kl}.get(self.teacher_weight, between)
 
     def collect(self, context: Context) -> LabelledBatch:
-        """Write the whole batch by the student or by the data."""
+        """Write the batch by the student, or by the data where there is a reference."""
         if bernoulli_mask(1 - self.student_fraction, 1, context.generator):
-            return data_rollout(context)
+            return data_first_rollout(context, self.sampling)
         return student_rollout(context, self.sampling)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:

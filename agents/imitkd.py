@@ -1,8 +1,9 @@
 """ImitKD: the student is corrected on the prefixes that it writes itself.
 
 DAgger with the teacher as the expert: each example's prefix comes from the data with probability
-beta, which falls during training, and from the student otherwise. Every rollout is used once, and
-no gradient flows through the student's writing. The paper's four variants differ in two choices:
+beta, which falls during training, and from the student otherwise, or where there is no reference.
+Every rollout is used once, and no gradient flows through the student's writing. The paper's four
+variants differ in two choices:
 
                   the data's prefixes are     the label is
     ImitKD        references                  the prefix's own token on data prefixes, the teacher's
@@ -51,6 +52,7 @@ class ImitKD(Agent):
     """
 
     learns_from = LearnsFrom.TOKENS
+    learns_without_references = True
     label = Top1()
     beta: Schedule = field(default_factory=Exponential)
     sampling: Sampling | None = None
@@ -92,6 +94,7 @@ class ImitKDFull(Agent):
     Source: Lin et al. 2020, algorithm 1 and eq. 6, arXiv:2009.07253.
     """
 
+    learns_without_references = True
     beta: Schedule = field(default_factory=Exponential)
     sampling: Sampling | None = None
     batches_per_rollout: int = 4
@@ -134,6 +137,7 @@ class ImitKDStar(Agent):
     """
 
     learns_from = LearnsFrom.TOKENS
+    learns_without_references = True
     label = Top1()
     beta: Schedule = field(default_factory=Exponential)
     sampling: Sampling | None = None
@@ -182,6 +186,7 @@ class ImitKDStarFull(Agent):
     Source: Lin et al. 2020, section 4, arXiv:2009.07253.
     """
 
+    learns_without_references = True
     beta: Schedule = field(default_factory=Exponential)
     sampling: Sampling | None = None
     batches_per_rollout: int = 4

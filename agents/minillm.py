@@ -53,6 +53,7 @@ class MiniLLM(Agent):
 
     queries_while_writing = True
     expects_trained_student = True
+    learns_without_references = True
     learning_rate_factor = 0.1
     beta: float = 0.2
     discount: float = 0.95

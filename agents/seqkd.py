@@ -41,6 +41,7 @@ class SeqKD(Agent):
 
     learns_from = LearnsFrom.TEXTS
     student_writes = False
+    learns_without_references = True
     beam_size: int = 5
     label_smoothing: float = field(default=0.0, kw_only=True)
 
@@ -79,6 +80,7 @@ class SeqKDFull(Agent):
     """
 
     student_writes = False
+    learns_without_references = True
     beam_size: int = 5
     label: Label = field(default_factory=Dense, kw_only=True)
 

@@ -41,6 +41,7 @@ class SKD(Agent):
 
     queries_while_writing = True
     expects_trained_student = True
+    learns_without_references = True
     sampling: Sampling | None = field(default_factory=partial(Sampling, temperature=0.5, top_p=0.5))
     expert_sampling: Sampling | None = field(
         default_factory=partial(Sampling, temperature=0.2, top_p=0.5)

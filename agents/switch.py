@@ -46,6 +46,7 @@ class Switch(Agent):
 
     queries_while_writing = True
     expects_trained_student = True
+    learns_without_references = True
     sampling: Sampling | None = field(default_factory=Sampling)
     expert_sampling: Sampling | None = field(default_factory=Sampling)
     threshold: float = 0.3
@@ -96,6 +97,7 @@ class AdaSwitch(Agent):
 
     queries_while_writing = True
     expects_trained_student = True
+    learns_without_references = True
     sampling: Sampling | None = field(default_factory=Sampling)
     expert_sampling: Sampling | None = field(default_factory=Sampling)
     factor: float = 2.0

@@ -54,7 +54,8 @@ class Examples:
 
     Attributes:
         source: (B, S) int64 source token ids, PAD after the end token.
-        reference: (B, T) int64 target token ids, the end token included, PAD after it.
+        reference: (B, T) int64 target token ids, the end token included, PAD after it; all PAD for
+            a source without a reference.
         expert_source: (B, E) int64, what the expert reads in place of `source`; None where it reads
             the same.
     """
@@ -75,6 +76,10 @@ class Examples:
     def expert_view(self) -> Tensor:
         """Tokens that the expert reads, (B, E) int64."""
         return self.source if self.expert_source is None else self.expert_source
+
+    def has_reference(self, special: SpecialTokens) -> Tensor:
+        """Return a (B,) bool mask, False for sources without references, whose row is all PAD."""
+        return (self.reference != special.pad).any(1)
 
     def select(self, index: Tensor) -> Self:
         """Return the examples at `index`, (K,) int64, in that order."""
@@ -132,7 +137,10 @@ class Trajectories:
 
     @classmethod
     def from_examples(cls, examples: Examples, special: SpecialTokens) -> Self:
-        """Return trajectories in which the data wrote every token."""
+        """Return trajectories in which the data wrote every token.
+
+        No action counts where an example has no reference.
+        """
         mask = examples.reference != special.pad
         writer = torch.full_like(examples.reference, Writer.DATA)
         return cls.of(examples, examples.reference, writer, mask)

@@ -29,7 +29,7 @@ from textgen_agents.rollouts.batches import generator_for
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling, sample
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.tasks.task import Pair
+from textgen_env.tasks.task import Pair, references_of
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import SpecialTokens, Trajectories, Writer
 
@@ -200,7 +200,7 @@ def measure_exposure_bias(
         language: code of the references' language, for BLEU.
     """
     hypotheses = tokenizer.decode(student_texts.actions.tolist())
-    references = [pair.reference for pair in pairs]
+    references = references_of(pairs)
     without_teacher = ExposureBiasReport(
         length_ratio=length_ratio(student_texts, student.special),
         repetition_rate=repetition_rate(student_texts),

@@ -20,7 +20,7 @@ from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.languages import count_words, letter_words
-from textgen_env.tasks.task import Pair, Task, TextTask, encode_sources
+from textgen_env.tasks.task import Pair, Task, TextTask, encode_sources, references_of
 from textgen_env.tokenizers.subword import TextTokenizer
 
 LENGTH_LIMITS = (10, 15, 20, 25)
@@ -380,4 +380,4 @@ def quality_on(
     """Score the texts that `model` generates for the sources of `pairs`."""
     sources = [pair.source for pair in pairs]
     hypotheses = translate(model, task, sources, beam_size=beam_size, batch_size=batch_size)
-    return score(hypotheses, [pair.reference for pair in pairs], task.target_language)
+    return score(hypotheses, references_of(pairs), task.target_language)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textgen_env.tasks.task import text_hash
+from textgen_env.types import Examples, SpecialTokens
 
 WINDOW = 32  # batches that are sorted together; more saves padding, fewer mixes better
 
@@ -23,6 +24,15 @@ def seed_of(seed: int, purpose: str, counter: int) -> int:
 def generator_for(seed: int, purpose: str, counter: int) -> torch.Generator:
     """Return a CPU generator for one use of randomness, the same at every call."""
     return torch.Generator().manual_seed(seed_of(seed, purpose, counter))
+
+
+def example_lengths(examples: Examples, special: SpecialTokens) -> Tensor:
+    """Return the (N,) int64 lengths by which examples come together, on the CPU.
+
+    They are those of the references, in tokens; where there is none, of the source.
+    """
+    source, reference = ((t != special.pad).sum(1) for t in (examples.source, examples.reference))
+    return reference.where(reference > 0, source).cpu()
 
 
 def batch_indices(lengths: Tensor, batch_size: int, seed: int, first: int = 0) -> Iterator[Tensor]:

@@ -26,14 +26,35 @@ from textgen_env.types import Examples, Trajectories, Writer
 
 
 def data_rollout(context: Context) -> LabelledBatch:
-    """Return the references of the examples as prefixes, without stepping the environment."""
+    """Return the references of the examples as prefixes, without stepping the environment.
+
+    Of examples without references no action counts: agents that use this alone need them.
+    """
     env = context.env
     examples = env.examples.select(context.indices)
     return LabelledBatch(Trajectories.from_examples(examples, env.special))
 
 
+def data_first_rollout(context: Context, sampling: Sampling | None) -> LabelledBatch:
+    """Return the references as prefixes; the student writes those of examples that have none.
+
+    Args:
+        context: of the collection.
+        sampling: how the student writes; None for greedy.
+    """
+    by_data = _has_reference(context)
+    if by_data.all():
+        return data_rollout(context)
+    batches = [data_rollout(context), student_rollout(context, sampling)]
+    rows = torch.arange(len(by_data), device=by_data.device)
+    both = LabelledBatch.cat(batches, context.env.special)
+    return both.select(rows.where(by_data, rows + len(rows)))
+
+
 def mixed_rollout(context: Context, *, beta: float, sampling: Sampling | None) -> LabelledBatch:
     """Write each example from start to end by the data or by the student.
+
+    Examples without references are the student's, whatever is drawn for them.
 
     Args:
         context: of the collection.
@@ -43,7 +64,8 @@ def mixed_rollout(context: Context, *, beta: float, sampling: Sampling | None) -
     Source: Lin et al. 2020, algorithm 1, arXiv:2009.07253.
     """
     env = context.env
-    by_student = ~bernoulli_mask(beta, len(context.indices), context.generator).to(env.device)
+    drawn = bernoulli_mask(beta, len(context.indices), context.generator).to(env.device)
+    by_student = ~(drawn & _has_reference(context))
     student = token_sampler(sampling, context)
     return rollout(context, by_example(by_student, student, env.max_steps))
 
@@ -84,6 +106,12 @@ def rollout(
     actions, writer, mask = (torch.stack(steps, 1) for steps in zip(*columns, strict=True))
     trajectories = Trajectories.of(examples, actions, writer, mask)
     return LabelledBatch(trajectories, {} if recorder is None else recorder.labels())
+
+
+def _has_reference(context: Context) -> Tensor:
+    """Return a (B,) bool mask, True for the slots whose example has a reference."""
+    env = context.env
+    return env.examples.select(context.indices).has_reference(env.special)
 
 
 def _steps(

@@ -19,7 +19,7 @@ from torch import Tensor
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import check_finite_logits, reference_loss
-from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
+from textgen_agents.rollouts.batches import batch_indices, example_lengths, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.lengths import expected_lengths, shares_of
 from textgen_agents.training.averaging import WeightAverage
@@ -69,9 +69,9 @@ class Learner:
 
     Raises:
         ExpertError: the agent needs more than the environment's expert gives.
-        ValueError: the agent keeps fewer rows than are collected together, or asks for more tokens
-            than there are; the student's vocabulary is not the environment's; or a setting is about
-            texts of the student that the agent or the data does not have.
+        ValueError: the agent keeps fewer rows than are collected together, lacks references, or
+            asks for more tokens than there are; the student's vocabulary is not the environment's;
+            or a setting is about texts of the student that the agent or the data does not have.
         CheckpointError: the folder's checkpoint cannot be resumed from.
     """
 
@@ -88,12 +88,12 @@ class Learner:
     ) -> None:
         agent.check_expert(env.expert)
         config.check_agent(agent)
+        agent.check_examples(env.examples, env.special)
         _check_vocabulary(student, env)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
         self.precision, self.validation = precision, references.validation
-        train = references.train
-        self.references = env.examples if train is None else train.to(env.device)
+        self.references = references.train_pairs(env, config)
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
@@ -205,7 +205,7 @@ class Learner:
     def rollouts(self) -> Iterator[LabelledBatch]:
         """Yield what `batches_per_rollout` updates learn from, from the present update on."""
         config, count = self.config, self.agent.batches_per_rollout
-        lengths = (self.env.examples.reference != self.env.special.pad).sum(1).cpu()
+        lengths = example_lengths(self.env.examples, self.env.special)
         first = self.counters.update
         batches = batch_indices(lengths, config.batch_size, config.seed, first)
         while (update := self.counters.update) < config.updates:

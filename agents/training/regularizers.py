@@ -2,9 +2,9 @@
 
 A student that learns on its own prefixes may forget what it could do on the data's. There are two
 remedies: keep learning the references' tokens there (`reference_batch`), or penalize changes of
-weights that matter there (`EWC`). Both use the task's own pairs, even where an agent learns from
-texts of the teacher. The learner adds them to the agent's loss. The first is a mean over its own
-actions, whatever the denominator of the agent's loss.
+weights that matter there (`EWC`). Both use the task's own pairs, those with references, even where
+an agent learns from texts of the teacher. The learner adds them to the agent's loss. The first is
+a mean over its own actions, whatever the denominator of the agent's loss.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from textgen_agents.losses.divergences import cross_entropy
-from textgen_agents.rollouts.batches import batch_indices, generator_for, seed_of
+from textgen_agents.rollouts.batches import (
+    batch_indices,
+    example_lengths,
+    generator_for,
+    seed_of,
+)
 from textgen_agents.training.checkpoint import select_prefix
+from textgen_agents.training.config import LearnerConfig
+from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.storage import Model
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
@@ -34,14 +41,30 @@ class References:
     """The task's own pairs, which a learner looks at whatever its agent learns from.
 
     Attributes:
-        train: pairs of the terms that `LearnerConfig` may add to the agent's loss; None for the
-            environment's examples.
+        train: pairs of the terms that `LearnerConfig` may add to the agent's loss, all of which
+            have references; None for those of the environment's examples.
         validation: pairs whose cross-entropy is logged, and told to the agent, at each evaluation;
             None for no such loss.
     """
 
     train: Examples | None = None
     validation: Examples | None = None
+
+    def train_pairs(self, env: TextGenVectorEnv, config: LearnerConfig) -> Examples:
+        """Return the training pairs, on the environment's device.
+
+        Raises:
+            ValueError: there is none, and `config` adds a term that learns from them.
+        """
+        if self.train is not None:
+            return self.train.to(env.device)
+        known = env.examples.has_reference(env.special)
+        if not known.any() and (config.reference_weight or config.ewc_weight):
+            raise ValueError(
+                "reference_weight and ewc_weight must be 0 where no example has a reference, got "
+                f"{config.reference_weight} and {config.ewc_weight}: add pairs with references"
+            )
+        return env.examples if known.all() else env.examples.select(known.nonzero().squeeze(1))
 
 
 NO_REFERENCES = References()
@@ -109,8 +132,7 @@ def _reference_batches(
     pairs: Examples, special: SpecialTokens, rows: int, seed: int
 ) -> Iterator[Trajectories]:
     """Yield trajectories of the references in batches, without end."""
-    lengths = (pairs.reference != special.pad).sum(1).cpu()
-    for indices in batch_indices(lengths, rows, seed):
+    for indices in batch_indices(example_lengths(pairs, special), rows, seed):
         examples = pairs.select(indices.to(pairs.source.device)).trimmed(special)
         yield Trajectories.from_examples(examples, special)
 

@@ -17,7 +17,7 @@ from textgen_agents.evaluation.quality import bootstrap
 from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.models.storage import load_tokenizer
-from textgen_env.tasks.task import TextTask, encode
+from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.results import (
@@ -205,7 +205,7 @@ def result_rows(
     """
     tasks = [each.entry.task for each in scored]
     # In the students' Unicode form, from which a teacher's with another tokenizer may differ.
-    references = [pair.reference for pair in tasks[-1].test]
+    references = references_of(tasks[-1].test)
     resampled = bootstrap(
         [each.hypotheses for each in scored], references, baseline, tasks[-1].target_language
     )
@@ -220,6 +220,7 @@ def result_rows(
             precision=each.entry.precision,
             seed=each.entry.seed,
             train_pairs=each.entry.outcome.train_pairs if each.entry.outcome else None,
+            train_sources=each.entry.outcome.train_sources if each.entry.outcome else None,
             parameters=num_parameters(each.entry.model),
             quality=each.quality,
             bleu_confidence=bootstrapped.confidence,
@@ -251,9 +252,13 @@ def _samples(
 ) -> list[Sample]:
     """Return the test pairs with the texts of the teacher, if there is one, and the student."""
     return [
-        Sample(pair.source, pair.reference, by_teacher, hypothesis)
-        for pair, by_teacher, hypothesis in zip(
-            task.test, teacher_texts or [None] * len(task.test), scored.hypotheses, strict=True
+        Sample(pair.source, reference, by_teacher, hypothesis)
+        for pair, reference, by_teacher, hypothesis in zip(
+            task.test,
+            references_of(task.test),
+            teacher_texts or [None] * len(task.test),
+            scored.hypotheses,
+            strict=True,
         )
     ]
 

@@ -34,7 +34,8 @@ class ResultRow:
         agent: the algorithm that trained it.
         precision: name of the dtype that it ran in.
         seed: of its training; None for the teacher, like all figures of training.
-        train_pairs: pairs of the training split.
+        train_pairs: training pairs with references.
+        train_sources: training sources without.
         parameters: number of weights, a shared one counted once.
         quality: of its greedy texts.
         bleu_confidence: half the width of the 95 % interval of the greedy texts' BLEU.
@@ -55,6 +56,7 @@ class ResultRow:
     precision: str
     seed: int | None
     train_pairs: int | None
+    train_sources: int | None
     parameters: int
     quality: Quality
     bleu_confidence: float

@@ -16,7 +16,7 @@ from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import Decoder, greedy
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
-from textgen_env.tasks.task import TextTask, encode, in_tokens_of
+from textgen_env.tasks.task import TextTask, encode, in_tokens_of, references_of
 from textgen_env.types import Trajectories, Writer
 from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.runs.experiment import Experiment, agent_name
@@ -138,7 +138,7 @@ def score_texts(entry: EvaluatedModel, *, beam_size: int = 1, batch_size: int = 
         batch_size: sentences decoded together.
     """
     task, test = entry.task, encode(entry.task.test, entry.task)
-    references = [pair.reference for pair in task.test]
+    references = references_of(task.test)
 
     def texts(decoder: Decoder) -> tuple[Trajectories, list[str], Quality]:
         written = written_by(
@@ -175,7 +175,7 @@ def score_run(folder: Path) -> ModelScores:
     task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
     texts = score_texts(run_entry(folder.name, folder, run, read_outcome(folder), task))
     on_references = Trajectories.from_examples(texts.written.examples, task.tokenizer.special)
-    student, references = texts.entry.model, [pair.reference for pair in task.test]
+    student, references = texts.entry.model, references_of(task.test)
     by_length = bleu_by_length(texts.hypotheses, references, references, task.target_language)
     return ModelScores(
         bleu=texts.quality.bleu,

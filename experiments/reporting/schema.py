@@ -77,7 +77,7 @@ ROW_FIELDS: Mapping[str, FieldRule] = {
         (
             *("bleu_confidence", "p_value", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"),
             *("tokenized_lowercase_bleu", "sentences_per_second", "parameters", "train_pairs"),
-            *("train_seconds", "teacher_tokens_queried"),
+            *("train_sources", "train_seconds", "teacher_tokens_queried"),
         ),
         FIGURE,
     ),

@@ -107,6 +107,12 @@ MODEL_COLUMNS = (
     Column("beam", _beam("size"), "{:.0f}", help="size of the beam of the next column"),
     Column("BLEU by beam", _beam("bleu"), best=max),
     Column("training pairs", _field("train_pairs"), "{:,.0f}"),
+    Column(
+        "training sources",
+        lambda row: row.get("train_sources") or None,  # a column only where there are some
+        "{:,.0f}",
+        help="sources without references, beside the pairs",
+    ),
     Column("training s", _field("train_seconds"), "{:,.0f}"),
     Column(
         "teacher queries",

@@ -44,7 +44,9 @@ class Experiment:
         agent: the algorithm.
         learner: settings of the training loop.
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
+            Only those with references count.
         train_draw: number of the draw of these pairs; another one chooses other pairs.
+        train_sources: the same of the training sources without references.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
         metric: score on validation by which the best weights are kept; of weights with equal scores
             those with the lower loss on the references are.
@@ -63,12 +65,13 @@ class Experiment:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train_pairs: int | None = None
     train_draw: int = 0
+    train_sources: int | None = None
     validation_pairs: int = 300
     metric: Metric = "bleu"
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(self, lora_rank=1, train_pairs=1, validation_pairs=1)
+        check_at_least(self, lora_rank=1, train_pairs=1, train_sources=1, validation_pairs=1)
         check_at_least(self, train_draw=0)
         if self.teacher is not None and self.server is not None:
             raise ValueError(

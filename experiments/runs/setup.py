@@ -16,7 +16,8 @@ from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
-from textgen_env.tasks.task import TextTask
+from textgen_env.tasks.task import TextTask, encode_references
+from textgen_env.tasks.train_subset import by_kind
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_model
@@ -73,6 +74,32 @@ def check_parts(experiment: Experiment) -> None:
         )
 
 
+def check_references(experiment: Experiment, task: TextTask) -> None:
+    """Raise unless the agent and the learner have the references that they learn from.
+
+    Args:
+        experiment: settings of the run.
+        task: with the pairs and sources that the student is trained on.
+
+    Raises:
+        RunError: there are sources without references and the agent learns from no such, or no
+            pairs with references and the learner adds a term about those.
+    """
+    (pairs, sources), learner = by_kind(task.train), experiment.learner
+    if sources and not experiment.agent.learns_without_references:
+        able = [name for name, kind in AGENTS.items() if kind.learns_without_references]
+        raise RunError(
+            f"agent must learn without references where there are sources without, got "
+            f"{agent_name(experiment.agent)} and {len(sources):,} of {task.name}: leave those "
+            f"sources out, or choose one of {', '.join(able)}"
+        )
+    if not pairs and (learner.reference_weight or learner.ewc_weight):
+        raise RunError(
+            f"reference_weight and ewc_weight must be 0 where {task.name} has no training pairs "
+            f"with references, got {learner.reference_weight} and {learner.ewc_weight}: give pairs"
+        )
+
+
 def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     """Return the tokenizers of the models that a run starts with.
 
@@ -119,8 +146,8 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
         return NoExpert(tokenizer.special)
     if tokenizers.teacher is None:
         return expert
-    references = tokenizers.teacher.encode_targets([pair.reference for pair in task.train])
-    longest = max(map(len, references)) + 1
+    references = encode_references(task.train, tokenizers.teacher)
+    longest = max(len(row or ()) for row in references) + 1
     return CrossTokenizerExpert(
         expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
     )

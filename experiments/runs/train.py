@@ -21,10 +21,16 @@ from textgen_env.experts.expert import Expert, NeuralExpert, Queries
 from textgen_env.models.acceleration.precision import measure_precision, onednn_float32
 from textgen_env.models.storage import Model, save_model
 from textgen_env.tasks.prompts import with_expert_prompts
-from textgen_env.tasks.task import TextTask, encode, take_train_pairs
+from textgen_env.tasks.task import TextTask, encode
+from textgen_env.tasks.train_subset import by_kind, train_subset
 from textgen_env.types import Examples, Writer, tensors
 from textgen_experiments.runs.experiment import Experiment
-from textgen_experiments.runs.factories import build_task, learning_env, report_dropped
+from textgen_experiments.runs.factories import (
+    build_task,
+    learning_env,
+    report_dropped,
+    report_examples,
+)
 from textgen_experiments.runs.folder import (
     CONFIG,
     Run,
@@ -43,6 +49,7 @@ from textgen_experiments.runs.setup import (
     Tokenizers,
     build_expert,
     check_parts,
+    check_references,
     choose_tokenizers,
     fresh_student,
     initial_student,
@@ -66,8 +73,9 @@ class Outcome:
         train_seconds: rollouts, labels, updates, and the expert's texts of before training;
             evaluation left out.
         teacher_tokens_queried: states at which the expert was asked, in preparation and training.
-        train_pairs: pairs of the training split.
+        train_pairs: training pairs with references that the student was trained on.
         test_pairs: pairs of the test split.
+        train_sources: training sources without references that it was trained on.
     """
 
     validation_bleu: float
@@ -76,6 +84,7 @@ class Outcome:
     teacher_tokens_queried: int
     train_pairs: int
     test_pairs: int
+    train_sources: int = 0  # of runs before they were counted
 
 
 Show = Callable[[int, Record], None]
@@ -107,7 +116,7 @@ def train(
         RegistryError: the agent, the task or the student is not registered.
         RunError: the folder holds a run with other settings, the agent's teacher or the model that
             adapters or EWC need is missing, or the agent cannot learn from a teacher with another
-            tokenizer.
+            tokenizer, or from sources without references.
         ExpertError: the teacher gives less than the agent needs.
         ValueError: the batch cannot be shared out evenly among the processes.
         TrainingError: the loss is not finite.
@@ -133,13 +142,7 @@ def train(
 def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, show: Show) -> None:
     """Train to the end, from `start` if it is given, and leave model and outcome in `folder`."""
     experiment, process = run.experiment, this_process()
-    task = build_task(experiment.task, tokenizers.student)
-    if process.is_main_process:
-        report_dropped(task)
-    if experiment.train_pairs is not None:
-        task = take_train_pairs(task, experiment.train_pairs, experiment.train_draw)
-    if experiment.server:
-        task = with_expert_prompts(task, experiment.server.prompt)
+    task = _build_task(experiment, tokenizers)
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     with process.main_process_first():
@@ -191,10 +194,30 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     process.wait_for_everyone()
 
 
+def _build_task(experiment: Experiment, tokenizers: Tokenizers) -> TextTask:
+    """Build the task with the part of its training split that is learned from, and report both.
+
+    Raises:
+        RunError: the agent or the learner lacks references.
+        ValueError: the part is larger than the split.
+    """
+    task, is_main = build_task(experiment.task, tokenizers.student), this_process().is_main_process
+    if is_main:
+        report_dropped(task)
+    task = train_subset(
+        task, experiment.train_pairs, experiment.train_sources, experiment.train_draw
+    )
+    check_references(experiment, task)
+    if is_main:
+        report_examples(task)
+    server = experiment.server
+    return with_expert_prompts(task, server.prompt) if server else task
+
+
 def _references(experiment: Experiment, task: TextTask, validation: Examples) -> References:
     """Return the task's own pairs that the learner needs beside those of its environment."""
     added = experiment.learner.reference_weight or experiment.learner.ewc_weight
-    return References(encode(task.train, task) if added else None, validation)
+    return References(encode(by_kind(task.train)[0], task) if added else None, validation)
 
 
 def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTexts | None:
@@ -210,13 +233,15 @@ def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTex
 
 
 def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
+    pairs, sources = by_kind(task.train)
     return Outcome(
         validation_bleu=counters.best,
         best_update=counters.best_update,
         train_seconds=counters.seconds + asked.seconds,
         teacher_tokens_queried=counters.teacher_tokens + asked.tokens,
-        train_pairs=len(task.train),
+        train_pairs=len(pairs),
         test_pairs=len(task.test),
+        train_sources=len(sources),
     )
 
 

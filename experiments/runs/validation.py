@@ -9,7 +9,7 @@ from textgen_agents.evaluation.quality import bleu, chrf, exact_match_rate
 from textgen_agents.losses.objectives import reference_loss
 from textgen_agents.training.checkpoint import Counters
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.tasks.task import Pair
+from textgen_env.tasks.task import Pair, references_of
 from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import Experiment, Metric
 from textgen_experiments.runs.run_log import RunLog, console
@@ -51,7 +51,7 @@ class Validation:
         examples: Examples,
     ) -> Self:
         """Return the validation of an experiment on `pairs`, whose tokens are `examples`."""
-        references = [pair.reference for pair in pairs]
+        references = references_of(pairs)
         return cls(experiment.metric, references, language, examples, experiment.learner.updates)
 
     @property
@@ -110,7 +110,7 @@ class Validation:
 
 def warn_of_obstacle(pairs: Sequence[Pair], language: str | None) -> None:
     """Warn if BLEU is 0 whatever is written for the pairs."""
-    _warn(bleu_obstacle([pair.reference for pair in pairs], language))
+    _warn(bleu_obstacle(references_of(pairs), language))
 
 
 def _warn(message: str | None) -> None:

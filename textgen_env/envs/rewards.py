@@ -25,7 +25,8 @@ class Step:
         state: the state after the step.
         written: (B,) int64, the token that the step appended, PAD where the episode was over.
         alive: (B,) bool, True where the episode was not over before the step.
-        references: (B, R) int64, the data set's targets, PAD after the end token.
+        references: (B, R) int64, the data set's targets, PAD after the end token; all PAD for a
+            source without a reference, which a reward that looks at this cannot score.
         special: the ids of padding, start and end.
         expert_logits: (B, V) float, the expert's at the state before the step; None if it was not
             queried.
@@ -79,6 +80,10 @@ def rouge_l(step: Step) -> Tensor:
     End tokens do not count. The metric is `text_metrics.token_rouge_l`.
     """
     return _at_the_end(step, text_metrics.token_rouge_l)
+
+
+COMPARING_WITH_REFERENCES: tuple[Reward, ...] = (exact_match, sentence_bleu, rouge_l)
+"""Rewards that need a reference for each example."""
 
 
 def expert_log_prob(step: Step) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from textgen_env.envs.rewards import COMPARING_WITH_REFERENCES, Reward
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.tasks.task import Task
@@ -96,12 +97,13 @@ def checked_device(given: torch.device | str) -> torch.device:
     return device
 
 
-def check_examples(examples: object, task: Task) -> None:
-    """Raise unless the pairs fit `task`.
+def check_examples(examples: object, task: Task, reward: Reward) -> None:
+    """Raise unless the pairs fit `task`, and `reward` can score them.
 
     Raises:
         TypeError: they are no `Examples`.
-        ValueError: there are none, or a token is outside the vocabulary.
+        ValueError: there are none, a token is outside the vocabulary, or there are sources without
+            references and the reward compares texts with those.
         ShapeError: sources or references have no tokens, or no integers, or sources are too long.
     """
     if not isinstance(examples, Examples):
@@ -123,6 +125,18 @@ def check_examples(examples: object, task: Task) -> None:
                 f"the {name} of examples must have at least one token, the end token, got none"
             )
         checked_ids(f"the {name} of examples", ids.cpu().flatten(), None, limit)
+    _check_scorable(examples, task, reward)
+
+
+def _check_scorable(examples: Examples, task: Task, reward: Reward) -> None:
+    """Raise `ValueError` if the reward needs a reference and an example has none."""
+    without = len(examples) - int(examples.has_reference(task.tokenizer.special).sum())
+    if without and reward in COMPARING_WITH_REFERENCES:
+        raise ValueError(
+            f"reward must not compare with references where {without:,} of {len(examples):,} "
+            "examples have none, got one that does: use expert_log_prob with ask_expert=True, or "
+            "no_reward"
+        )
 
 
 def match_vocabulary(expert: Expert, tokenizer: TextTokenizer) -> Expert:

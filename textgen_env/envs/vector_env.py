@@ -105,9 +105,9 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
 
     Raises:
         ValueError: `num_envs` below 1, a length limit below 2, another render mode, no device, no
-            examples, or of other tokens or lengths than the task's, a tokenizer that ends texts
-            with padding, an expert with another vocabulary (`validation.match_vocabulary`), or
-            `ask_expert` without an expert.
+            examples, or of other tokens or lengths than the task's, or without references that the
+            reward needs, a tokenizer that ends texts with padding, `ask_expert` without an expert,
+            or one with another vocabulary (`validation.match_vocabulary`).
         TypeError: an argument of another kind.
     """
 
@@ -127,7 +127,7 @@ class TextGenVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     ) -> None:
         check_settings(task, num_envs, autoreset_mode, render_mode, expert, reward, noise)
         examples = encode(task.train, task) if examples is None else examples
-        check_examples(examples, task)
+        check_examples(examples, task, reward)
         self.num_envs = num_envs
         self.tokenizer = task.tokenizer
         self.special = task.tokenizer.special

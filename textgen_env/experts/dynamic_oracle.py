@@ -60,9 +60,12 @@ class DynamicOracle(Expert):
 
     Args:
         examples: examples with the source of every episode that is stepped; the first one counts
-            where several have the same source.
+            where several have the same source; each has a reference.
         vocab_size: V.
         special: the ids of padding, start and end.
+
+    Raises:
+        ValueError: an example has no reference.
 
     Source: Sabour et al. 2019, section 3, arXiv:1810.01398; Goldberg and Nivre 2012.
     """
@@ -71,6 +74,12 @@ class DynamicOracle(Expert):
         self, examples: Examples, vocab_size: int, special: SpecialTokens | None = None
     ) -> None:
         super().__init__(special)
+        without = len(examples) - int(examples.has_reference(self.special).sum())
+        if without:
+            raise ValueError(
+                f"examples must have references for the dynamic oracle, got {without:,} of "
+                f"{len(examples):,} without: take a model as the expert (NeuralExpert)"
+            )
         self._vocab_size = vocab_size
         self._reference = _with_end_token(examples.reference, self.special)
         self._row_of_source: dict[tuple[int, ...], int] = {}

@@ -35,12 +35,21 @@ class Columns:
             DataError: a field is missing, or holds no text.
         """
         source, reference = _text(record, self.source, place), _text(record, self.reference, place)
+        return Pair(source, reference, self._view(record, place))
+
+    def without_reference(self, record: Mapping[str, object], place: str) -> Pair:
+        """Return the source of `record`, and its view of the expert's; no other field is read.
+
+        Raises:
+            DataError: a field is missing, or holds no text.
+        """
+        return Pair(_text(record, self.source, place), None, self._view(record, place))
+
+    def _view(self, record: Mapping[str, object], place: str) -> str | None:
         if self.expert_source is None and EXPERT_SOURCE not in record:
-            return Pair(source, reference)
+            return None
         view = self.expert_source or EXPERT_SOURCE
-        if _value(record, view, place) is None:
-            return Pair(source, reference)
-        return Pair(source, reference, _text(record, view, place))
+        return None if _value(record, view, place) is None else _text(record, view, place)
 
 
 def stripped(pair: Pair) -> Pair:
@@ -50,8 +59,12 @@ def stripped(pair: Pair) -> Pair:
 
 def each_text(pair: Pair, change: Callable[[str], str]) -> Pair:
     """Return the pair with each of its texts changed."""
-    view = pair.expert_source
-    return Pair(change(pair.source), change(pair.reference), None if view is None else change(view))
+    reference, view = pair.reference, pair.expert_source
+    return Pair(
+        change(pair.source),
+        None if reference is None else change(reference),
+        None if view is None else change(view),
+    )
 
 
 def shown(value: object) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.packages import INSTALL, package_folder
+from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
     SPLITS,
     DataError,
@@ -22,7 +23,7 @@ from textgen_env.tasks.task import (
     TextTask,
     hashed_split,
     keep_pairs,
-    make_task,
+    references_of,
 )
 from textgen_env.tokenizers.subword import TextTokenizer
 
@@ -117,7 +118,8 @@ def clean_description(text: str, extract: str) -> str:
 
 def copy_share(pairs: Sequence[Pair]) -> CopyShare:
     """Measure how much of the references stands in their sources."""
-    sides = [(_words(pair.source), _words(pair.reference)) for pair in pairs]
+    texts = zip((pair.source for pair in pairs), references_of(pairs), strict=True)
+    sides = [(_words(source), _words(reference)) for source, reference in texts]
     whole = sum(
         f" {' '.join(reference)} " in f" {' '.join(source)} " for source, reference in sides
     )

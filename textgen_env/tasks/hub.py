@@ -5,15 +5,18 @@ your own are read by `text_files.py`; a folder of files laid out as on the hub i
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.languages import check_language, split_words
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
+from textgen_env.tasks.sources import SOURCES
+from textgen_env.tasks.splits import make_task, train_tokenizer
 from textgen_env.tasks.tables import HubSplit, hub_rows
 from textgen_env.tasks.task import (
     KEEP_ANY_RATIO,
@@ -23,10 +26,11 @@ from textgen_env.tasks.task import (
     TaskConfig,
     TextTask,
     keep_pairs,
-    make_task,
-    train_tokenizer,
 )
 from textgen_env.tokenizers.subword import TextTokenizer
+
+PairOf = Callable[[Mapping[str, Any], str], Pair]
+"""(record, its place) -> the pair that it holds."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class HubConfig(TaskConfig):
         path: the data set's name on the hub, such as "wmt/wmt16", or a folder laid out as there.
         configuration: one of its configurations, such as "de-en"; None for the only one.
         revision: branch, tag or commit; None for the newest.
-        train: name of the training split.
+        train: name of the training split; None to learn from `sources` alone.
         validation: name of the validation split.
         test: name of the test split.
+        sources: names of splits of which the source alone is read, to be learned from without
+            references, such as "unsupervised".
         source: column of the source; a dot leads into a column, as in "translation.de".
         reference: column of the reference.
         expert_source: column of the expert's source; None for the column expert_source where
@@ -50,6 +56,7 @@ class HubConfig(TaskConfig):
             None to leave out pairs whose source is longer than the limits'.
         streaming: whether rows are fetched as they are read, and nothing is kept on disk.
         max_train_pairs: training pairs that are read, the first ones; None for all.
+        max_train_sources: the same for each split of `sources`.
         name: short name of the task, for tables and folders.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
@@ -61,9 +68,10 @@ class HubConfig(TaskConfig):
     path: str
     configuration: str | None = None
     revision: str | None = None
-    train: str = "train"
+    train: str | None = "train"
     validation: str = "validation"
     test: str = "test"
+    sources: tuple[str, ...] = ()
     source: str = "source"
     reference: str = "reference"
     expert_source: str | None = None
@@ -72,6 +80,7 @@ class HubConfig(TaskConfig):
     cut_source: int | None = None
     streaming: bool = False
     max_train_pairs: int | None = None
+    max_train_sources: int | None = None
     name: str = "hub"
     limits: Limits = KEEP_ANY_RATIO
     vocab_size: int = 8000
@@ -80,7 +89,11 @@ class HubConfig(TaskConfig):
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
         check_language("target_language", self.target_language)
-        check_at_least(self, cut_source=2, max_train_pairs=1, vocab_size=1)
+        check_at_least(self, cut_source=2, max_train_pairs=1, max_train_sources=1, vocab_size=1)
+        if self.train is None and not self.sources:
+            raise ValueError(
+                "train must be given unless sources are, got None: name a split to learn from"
+            )
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `hub` does."""
@@ -95,14 +108,20 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
             text, or a split is empty.
     """
     dropped: Counter[str] = Counter()
+    columns = Columns(config.source, config.reference, config.expert_source)
+    most, most_sources = config.max_train_pairs, config.max_train_sources
+    train = [] if config.train is None else [config.train]
+    read = partial(_read_splits, config, dropped)
     splits = {
-        "train": _read_split(config, config.train, dropped, config.max_train_pairs),
-        "validation": _read_split(config, config.validation, dropped),
-        "test": _read_split(config, config.test, dropped),
+        "train": read(train, columns.pair, most),
+        "validation": read([config.validation], columns.pair),
+        "test": read([config.test], columns.pair),
+        SOURCES: read(config.sources, columns.without_reference, most_sources),
     }
     longest = config.limits.max_tokens
     if config.cut_source is not None:
-        tokenizer = tokenizer or train_tokenizer(splits["train"], config.vocab_size)
+        texts = [*splits["train"], *splits[SOURCES]]
+        tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size)
         around = len(tokenizer.encode([prompted("", config.prompt)])[0])
         limit, longest = config.cut_source - around - 1, config.cut_source
         splits = {name: _with_cut_sources(p, tokenizer, limit) for name, p in splits.items()}
@@ -144,21 +163,27 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
     return cut_texts
 
 
-def _read_split(
-    config: HubConfig, split: str, dropped: Counter[str], count: int | None = None
+def _read_splits(
+    config: HubConfig,
+    dropped: Counter[str],
+    names: Sequence[str],
+    pair_of: PairOf,
+    count: int | None = None,
 ) -> list[Pair]:
-    """Return the pairs within the limits among the first `count` of a split."""
-    pairs = list(islice(_iterate_pairs(config, split), count))
-    if not pairs:
-        raise DataError(f"{config.path} must have at least one row in split {split}, got none")
-    return keep_pairs(pairs, config.limits, dropped)
+    """Return the pairs within the limits among the first `count` of each split of these names."""
+    kept = []
+    for name in names:
+        pairs = list(islice(_iterate_pairs(config, name, pair_of), count))
+        if not pairs:
+            raise DataError(f"{config.path} must have at least one row in split {name}, got none")
+        kept += keep_pairs(pairs, config.limits, dropped)
+    return kept
 
 
-def _iterate_pairs(config: HubConfig, split: str) -> Iterator[Pair]:
-    columns = Columns(config.source, config.reference, config.expert_source)
+def _iterate_pairs(config: HubConfig, split: str, pair_of: PairOf) -> Iterator[Pair]:
     where = HubSplit(config.path, split, config.configuration, config.revision, config.streaming)
     for place, record in hub_rows(where):
-        pair = stripped(columns.pair(record, place))
+        pair = stripped(pair_of(record, place))
         yield each_text(pair, str.lower) if config.lower_case else pair
 
 

@@ -22,17 +22,18 @@ def with_noisy_sources(task: TextTask, share: float) -> TextTask:
         task: with clean sources.
         share: probability that a letter is hit, in [0, 1].
     """
-    train, validation, test = (
+    train, validation, test, repeated = (
         [_noisy_pair(pair, share) for pair in pairs]
-        for pairs in (task.train, task.validation, task.test)
+        for pairs in (task.train, task.validation, task.test, task.repeated)
     )
-    longest = max(_longest(pairs, task) for pairs in (train, validation, test))
+    longest = _longest([*train, *validation, *test, *repeated], task)
     return replace(
         task,
         train=train,
         validation=validation,
         test=test,
         max_source_length=max(task.max_source_length, longest),
+        repeated=tuple(repeated),
     )
 
 

@@ -43,10 +43,11 @@ def with_expert_prompts(task: TextTask, template: str) -> TextTask:
     """Return `task` with the expert's view of every pair in `template`; sources stay the same."""
     if template == BARE:
         return task
-    train, validation, test = (
-        _prompted_views(pairs, template) for pairs in (task.train, task.validation, task.test)
+    train, validation, test, repeated = (
+        _prompted_views(pairs, template)
+        for pairs in (task.train, task.validation, task.test, task.repeated)
     )
-    return replace(task, train=train, validation=validation, test=test)
+    return replace(task, train=train, validation=validation, test=test, repeated=tuple(repeated))
 
 
 def _prompted_views(pairs: Sequence[Pair], template: str) -> list[Pair]:

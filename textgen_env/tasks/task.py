@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.languages import count_words
-from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, same_pieces
+from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_env.tokenizers.unicode_form import UnicodeForm, unicode_form
 from textgen_env.types import Examples, SpecialTokens
 
@@ -34,19 +34,37 @@ class Pair(NamedTuple):
 
     Attributes:
         source: text that the student reads.
-        reference: the data set's target.
+        reference: the data set's target; None for a source without one, from which agents learn by
+            what a teacher writes or says, and which no text can be compared with.
         expert_source: text that the expert reads, such as a transcript, another version or a
             prompt before the source; None for the source.
     """
 
     source: str
-    reference: str
+    reference: str | None
     expert_source: str | None = None
 
     @property
     def expert_view(self) -> str:
         """Text that the expert reads."""
         return self.source if self.expert_source is None else self.expert_source
+
+
+def references_of(pairs: Iterable[Pair]) -> list[str]:
+    """Return the references of `pairs`.
+
+    Raises:
+        ValueError: a pair has none.
+    """
+    references = []
+    for number, pair in enumerate(pairs, 1):
+        if pair.reference is None:
+            raise ValueError(
+                f"pairs must have references to be compared with, got none for number {number}: "
+                "leave sources without references to training"
+            )
+        references.append(pair.reference)
+    return references
 
 
 class Task(Protocol):
@@ -64,7 +82,7 @@ class Task(Protocol):
 
     @property
     def train(self) -> Sequence[Pair]:
-        """Pairs of the training split."""
+        """Pairs of the training split; sources without references may be among them."""
         ...
 
     @property
@@ -98,15 +116,17 @@ class TextTask:
     Attributes:
         name: short name, for tables and folders.
         tokenizer: the tokenizer of both sides.
-        train: pairs to learn from.
-        validation: pairs to choose by.
-        test: pairs to report on.
+        train: pairs to learn from, and sources without references.
+        validation: pairs to choose by, all with references.
+        test: pairs to report on, all with references.
         max_source_length: S, in tokens, the end token included.
         max_target_length: T, in tokens, the end token included.
         dropped: how many pairs were left out, by reason.
         rewritten: how many references of validation and test were given in another Unicode form.
         target_language: code of the references' language, by which words are told apart when texts
             are scored; None for one with spaces between words.
+        repeated: sources without references that training pairs have too. They are not learned
+            from beside those pairs; `train_subset` takes them in for pairs that it leaves out.
     """
 
     name: str
@@ -119,6 +139,7 @@ class TextTask:
     dropped: Mapping[str, int]
     rewritten: int = 0
     target_language: str | None = None
+    repeated: Sequence[Pair] = ()
 
     def __post_init__(self) -> None:
         for split, pairs in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
@@ -127,6 +148,13 @@ class TextTask:
                     f"task {self.name}: the {split} split must hold at least one pair, got none "
                     f"(dropped: {dict(self.dropped) or 'none'})"
                 )
+        for split, pairs in (("validation", self.validation), ("test", self.test)):
+            without = sum(pair.reference is None for pair in pairs)
+            if without:
+                raise DataError(
+                    f"task {self.name}: each pair of the {split} split must have a reference, got "
+                    f"{without} without: put sources without references into train"
+                )
         form = unicode_form(self.tokenizer)
         if form is not None:
             self._rewrite_references(form)
@@ -134,11 +162,12 @@ class TextTask:
     def _rewrite_references(self, form: UnicodeForm) -> None:
         """Bring the references that are scored to `form`, and count those that were in another."""
         for split, pairs in (("validation", self.validation), ("test", self.test)):
-            others = [not unicodedata.is_normalized(form, pair.reference) for pair in pairs]
+            references = references_of(pairs)
+            others = [not unicodedata.is_normalized(form, text) for text in references]
             if any(others):
                 rewritten = [
-                    pair._replace(reference=unicodedata.normalize(form, pair.reference).strip())
-                    for pair in pairs
+                    pair._replace(reference=unicodedata.normalize(form, text).strip())
+                    for pair, text in zip(pairs, references, strict=True)
                 ]
                 object.__setattr__(self, split, rewritten)
                 object.__setattr__(self, "rewritten", self.rewritten + sum(others))
@@ -195,17 +224,19 @@ class Limits:
             raise ValueError(f"length_ratio must be (smallest, largest), got {self.length_ratio}")
 
     def objection(self, pair: Pair) -> str | None:
-        """Return why `pair` is left out by its words, or None if it is kept."""
-        source, reference = count_words(pair.source), count_words(pair.reference)
-        if not (source and reference and pair.expert_view.split()):
+        """Return why `pair` is left out by its words, or None if it is kept.
+
+        Of a source without a reference, the ratio is not looked at.
+        """
+        sides = [count_words(text) for text in pair[:2] if text is not None]
+        if not (all(sides) and pair.expert_view.split()):
             return "empty"
-        if self.max_words is not None and max(source, reference) > self.max_words:
+        if self.max_words is not None and max(sides) > self.max_words:
             return f"over {self.max_words} words"
-        if (
-            self.length_ratio
-            and not self.length_ratio[0] <= reference / source <= self.length_ratio[1]
-        ):
-            return f"length ratio outside {self.length_ratio[0]} to {self.length_ratio[1]}"
+        if self.length_ratio and len(sides) == 2:
+            smallest, largest = self.length_ratio
+            if not smallest <= sides[1] / sides[0] <= largest:
+                return f"length ratio outside {smallest} to {largest}"
         return None
 
 
@@ -224,91 +255,31 @@ def keep_pairs(pairs: Iterable[Pair], limits: Limits, dropped: Counter[str]) -> 
     return kept
 
 
-def make_task(
-    name: str,
-    splits: Mapping[str, Sequence[Pair]],
-    tokenizer: TextTokenizer | None,
-    *,
-    vocab_size: int,
-    max_tokens: int,
-    max_target_tokens: int | None = None,
-    dropped: Counter[str],
-) -> TextTask:
-    """Return a task of pairs that `keep_pairs` let through.
-
-    A joint tokenizer is trained on the training pairs if none is given. Pairs that are too long in
-    tokens are left out and counted in `dropped`.
-
-    Args:
-        name: short name of the task.
-        splits: pairs of "train", "validation" and "test".
-        tokenizer: the tokenizer of both sides, or None to train one.
-        vocab_size: pieces of the tokenizer to be trained.
-        max_tokens: longest side in tokens, its end token included.
-        max_target_tokens: longest reference, where it is to be shorter; None for `max_tokens`.
-        dropped: pairs left out so far, by reason.
-
-    Raises:
-        DataError: a split is empty.
-    """
-    if tokenizer is None:
-        tokenizer = train_tokenizer(splits["train"], vocab_size)
-    limits = max_tokens, max_target_tokens or max_tokens
-    kept = {
-        split: _within_tokens(pairs, tokenizer, limits, dropped) for split, pairs in splits.items()
-    }
-    return TextTask(
-        name=name,
-        tokenizer=tokenizer,
-        train=kept["train"],
-        validation=kept["validation"],
-        test=kept["test"],
-        max_source_length=limits[0],
-        max_target_length=limits[1],
-        dropped=dict(dropped),
-    )
-
-
-def train_tokenizer(pairs: Sequence[Pair], vocab_size: int) -> Tokenizer:
-    """Return a joint tokenizer of all texts of `pairs`, of at most `vocab_size` pieces."""
-    return Tokenizer.train(
-        (text for pair in pairs for text in pair if text is not None), vocab_size
-    )
-
-
-def _within_tokens(
-    pairs: Sequence[Pair], tokenizer: TextTokenizer, limits: tuple[int, int], dropped: Counter[str]
-) -> list[Pair]:
-    sources = tokenizer.encode([pair.source for pair in pairs])
-    references = tokenizer.encode_targets([pair.reference for pair in pairs])
-    fits = [
-        len(source) < limits[0] and len(reference) < limits[1]
-        for source, reference in zip(sources, references, strict=True)
-    ]
-    if not all(fits):
-        same = limits[0] == limits[1]
-        reason = f"{limits[0]}" if same else f"{limits[0]} source or {limits[1]} target"
-        dropped[f"over {reason} tokens"] += fits.count(False)
-    return [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
-
-
 def encode(pairs: Sequence[Pair], task: Task) -> Examples:
     """Return the token ids of `pairs`, each side with its end token, padded to the longest.
 
-    Text that only the expert reads is no part of an observation and may have any length.
+    Text that only the expert reads is no part of an observation and may have any length. Where
+    there is no reference its row is all padding, without an end token (`Examples.has_reference`).
 
     Raises:
         ValueError: there is no pair, or a side is longer than the task's limit.
     """
     tokenizer = task.tokenizer
     sources = tokenizer.encode([pair.source for pair in pairs])
-    references = tokenizer.encode_targets([pair.reference for pair in pairs])
     source = _padded("source", sources, task.max_source_length, tokenizer.special)
+    references = encode_references(pairs, tokenizer)
     reference = _padded("reference", references, task.max_target_length, tokenizer.special)
     if all(pair.expert_source is None for pair in pairs):
         return Examples(source, reference)
     views = encode_sources([pair.expert_view for pair in pairs], tokenizer)
     return Examples(source, reference, views)
+
+
+def encode_references(pairs: Sequence[Pair], tokenizer: TextTokenizer) -> list[list[int] | None]:
+    """Return the token ids of each reference without its end token; None where there is none."""
+    texts = [pair.reference for pair in pairs if pair.reference is not None]
+    rows = iter(tokenizer.encode_targets(texts) if texts else ())
+    return [None if pair.reference is None else next(rows) for pair in pairs]
 
 
 def in_tokens_of(tokenizer: TextTokenizer, task: TextTask) -> TextTask:
@@ -322,7 +293,7 @@ def in_tokens_of(tokenizer: TextTokenizer, task: TextTask) -> TextTask:
     views = tokenizer.encode(
         [text for pair in task.test for text in (pair.source, pair.expert_view)]
     )
-    references = tokenizer.encode_targets([pair.reference for pair in task.test])
+    references = tokenizer.encode_targets(references_of(task.test))
     return replace(
         task,
         tokenizer=tokenizer,
@@ -338,42 +309,17 @@ def encode_sources(texts: Sequence[str], tokenizer: TextTokenizer) -> Tensor:
     return _padded("source", rows, longest, tokenizer.special)
 
 
-def _padded(side: str, rows: list[list[int]], limit: int, special: SpecialTokens) -> Tensor:
+def _padded(
+    side: str, rows: Sequence[list[int] | None], limit: int, special: SpecialTokens
+) -> Tensor:
+    """Return the rows with their end tokens, and one of padding for None, in one tensor."""
     if not rows:
         raise ValueError(f"{side} must hold at least one text, got none")
-    longest = max(len(row) for row in rows) + 1
+    ended = [torch.tensor([special.pad] if row is None else [*row, special.end]) for row in rows]
+    longest = max(map(len, ended))
     if longest > limit:
         raise ValueError(f"{side} must have at most {limit} tokens, got {longest}")
-    ended = [torch.tensor([*row, special.end]) for row in rows]
     return pad_sequence(ended, batch_first=True, padding_value=special.pad)
-
-
-def take_train_pairs(task: TextTask, count: int, draw: int = 0) -> TextTask:
-    """Return the task with `count` of its training pairs, those whose text hashes lowest.
-
-    The choice depends on the text and the draw alone, so it is the same on every machine, and a
-    smaller choice is a part of a larger one. Of two views the expert's counts: the examples are the
-    same however much of them the student may read.
-
-    Args:
-        task: with at least `count` training pairs.
-        count: pairs to keep.
-        draw: number of the draw, at least 0; another one keeps other pairs.
-
-    Raises:
-        ValueError: `count` is not between 1 and the number of training pairs.
-    """
-    if not 1 <= count <= len(task.train):
-        raise ValueError(
-            f"train_pairs must be between 1 and {len(task.train)}, the number of training pairs "
-            f"of {task.name}, got {count}"
-        )
-    salt = f"{draw}\t" if draw else ""
-
-    def key(pair: Pair) -> int:
-        return text_hash(f"{salt}{pair.expert_view}\t{pair.reference}")
-
-    return replace(task, train=sorted(task.train, key=key)[:count])
 
 
 def hashed_split(key: str) -> str:

@@ -2,21 +2,24 @@
 
 `lines.py` reads their lines. TSV is one literal tab between source and reference: no quoting, no
 header, no escapes. A line that cannot be read is one `DataError` that names it; pairs that are left
-out are counted in the task's `dropped`. Compressed files are not read here, and data sets of the
-hub in `hub.py`.
+out are counted in the task's `dropped`. Of files of sources without references nothing else is
+read. Compressed files are not read here, and data sets of the hub in `hub.py`.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.lines import file_lines
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
+from textgen_env.tasks.sources import SOURCES
+from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.tables import csv_rows, parquet_rows
 from textgen_env.tasks.task import (
     KEEP_ANY_RATIO,
@@ -28,11 +31,11 @@ from textgen_env.tasks.task import (
     TextTask,
     hashed_split,
     keep_pairs,
-    make_task,
 )
 from textgen_env.tokenizers.subword import TextTokenizer
 
 PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a reference file
+NAMED_FIELDS = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,11 @@ class TextFilesConfig(TaskConfig):
         train: a file of pairs that ends in .tsv, .jsonl, .csv or .parquet, or the source file and
             the reference file, whose lines correspond. Without `validation` and `test` it is split
             by a hash of the source text: 5 % validation, 5 % test, and equal sources in the same
-            split.
+            split. None to learn from `sources` alone, which takes the other two splits.
         validation: the same for the validation split.
         test: the same for the test split.
+        sources: files of training sources without references: the source field of files with named
+            fields, what stands before the tab in TSV, and each line of any other file.
         name: short name of the task, for tables and folders.
         source_field: name of the source in files with named fields, all but TSV and aligned ones; a
             dot leads into a field, as in "translation.de".
@@ -60,9 +65,10 @@ class TextFilesConfig(TaskConfig):
     """
 
     is_complete: ClassVar[bool] = False
-    train: PairFiles
+    train: PairFiles | None
     validation: PairFiles | None = None
     test: PairFiles | None = None
+    sources: tuple[Path, ...] = ()
     name: str = "text_files"
     source_field: str = "source"
     reference_field: str = "reference"
@@ -81,10 +87,14 @@ class TextFilesConfig(TaskConfig):
                 "validation and test must be given both or neither, "
                 f"got validation {self.validation} and test {self.test}"
             )
-        object.__setattr__(self, "train", _paths(self.train))
-        if self.validation is not None and self.test is not None:
-            object.__setattr__(self, "validation", _paths(self.validation))
-            object.__setattr__(self, "test", _paths(self.test))
+        if self.train is None and not (self.sources and self.validation):
+            raise ValueError(
+                "train must be given unless sources, validation and test are, got None: a student "
+                "is trained on one of the two, and scored on pairs"
+            )
+        for split, files in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
+            object.__setattr__(self, split, None if files is None else _paths(files))
+        object.__setattr__(self, "sources", tuple(map(Path, self.sources)))
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `text_files` does."""
@@ -122,14 +132,26 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
 
 
 def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
-    train = _read_files("train", config.train, config)
+    train = [] if config.train is None else _read_files("train", config.train, config)
+    sources = [pair for path in config.sources for pair in _read_sources(path, _columns(config))]
     if config.validation is not None and config.test is not None:
         validation = _read_files("validation", config.validation, config)
-        return {
+        splits = {
             "train": train,
             "validation": validation,
             "test": _read_files("test", config.test, config),
         }
+    else:
+        splits = _split_by_hash(train)
+    return {**splits, SOURCES: sources}
+
+
+def _split_by_hash(train: list[Pair]) -> dict[str, list[Pair]]:
+    """Return the pairs of one file in three splits.
+
+    Raises:
+        DataError: a split gets none.
+    """
     splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for pair in train:
         splits[hashed_split(pair.source)].append(pair)
@@ -147,29 +169,64 @@ def _read_files(split: str, files: PairFiles, config: TextFilesConfig) -> list[P
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)
     else:
-        columns = Columns(config.source_field, config.reference_field, config.expert_source_field)
-        pairs = _read_pairs(split, files, columns)
+        pairs = _read_pairs(split, files, _columns(config))
     if not pairs:
         names = " and ".join(map(str, files)) if isinstance(files, tuple) else files
         raise DataError(f"{split} must hold at least one pair, got none in {names}")
     return [stripped(pair) for pair in pairs]
 
 
+def _columns(config: TextFilesConfig) -> Columns:
+    return Columns(config.source_field, config.reference_field, config.expert_source_field)
+
+
 def _read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
+    kind = path.suffix.lower()
+    if kind == ".tsv":
+        return [_from_tsv(path, number, line) for number, line in file_lines(path)]
+    if kind not in NAMED_FIELDS:
+        raise DataError(
+            f"{split} must be a file that ends in .tsv, .jsonl, .csv or .parquet, or a source "
+            f"and a reference file, got {path}"
+        )
+    return [
+        Pair("", "") if record is None else columns.pair(record, place)
+        for place, record in _records(path)
+    ]
+
+
+def _read_sources(path: Path, columns: Columns) -> list[Pair]:
+    """Return the sources in a file, empty ones included.
+
+    Raises:
+        DataError: it cannot be read, or holds none.
+    """
+    kind = path.suffix.lower()
+    if kind in NAMED_FIELDS:
+        pairs = [
+            Pair("", None) if record is None else columns.without_reference(record, place)
+            for place, record in _records(path)
+        ]
+    else:
+        lines = (line for _, line in file_lines(path))
+        texts = (line.partition("\t")[0] for line in lines) if kind == ".tsv" else lines
+        pairs = [Pair(text, None) for text in texts]
+    if not pairs:
+        raise DataError(f"sources must hold at least one source, got none in {path}")
+    return [stripped(pair) for pair in pairs]
+
+
+def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """Yield the place and the record of each row of a file with named fields; None if empty."""
     match path.suffix.lower():
-        case ".tsv":
-            return [_from_tsv(path, number, line) for number, line in file_lines(path)]
-        case ".jsonl":
-            return [_from_json(path, number, line, columns) for number, line in file_lines(path)]
         case ".csv":
-            return [columns.pair(record, place) for place, record in csv_rows(path)]
+            yield from csv_rows(path)
         case ".parquet":
-            return [columns.pair(record, place) for place, record in parquet_rows(path)]
+            yield from parquet_rows(path)
         case _:
-            raise DataError(
-                f"{split} must be a file that ends in .tsv, .jsonl, .csv or .parquet, or a source "
-                f"and a reference file, got {path}"
-            )
+            for number, line in file_lines(path):
+                place = f"{path}, line {number}"
+                yield place, _from_json(place, line) if line.strip() else None
 
 
 def _read_aligned(split: str, files: tuple[Path, Path]) -> list[Pair]:
@@ -196,10 +253,7 @@ def _from_tsv(path: Path, number: int, line: str) -> Pair:
     return Pair(*fields)
 
 
-def _from_json(path: Path, number: int, line: str, columns: Columns) -> Pair:
-    if not line.strip():
-        return Pair("", "")
-    place = f"{path}, line {number}"
+def _from_json(place: str, line: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -208,4 +262,4 @@ def _from_json(path: Path, number: int, line: str, columns: Columns) -> Pair:
         ) from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: a line must be a JSON object, got {shown(record)}")
-    return columns.pair(record, place)
+    return record

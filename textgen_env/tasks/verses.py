@@ -17,6 +17,8 @@ from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.noise import with_noisy_sources
 from textgen_env.tasks.packages import INSTALL, package_folder
+from textgen_env.tasks.sources import SOURCES
+from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
     DataError,
     Limits,
@@ -25,7 +27,6 @@ from textgen_env.tasks.task import (
     TextTask,
     hashed_split,
     keep_pairs,
-    make_task,
 )
 from textgen_env.tokenizers.subword import TextTokenizer
 
@@ -53,6 +54,10 @@ class VersesConfig(TaskConfig):
         reference_version: the package's letter of the target version.
         max_words: longest side of a pair in validation and test, in words.
         max_train_words: the same for the training pairs; None for no limit but the tokens'.
+        extra_versions: letters of versions whose verses are learned from without references, those
+            of training chapters alone. One of `source_versions` adds the verses that no pair has,
+            such as those above `max_train_words`.
+        max_extra_words: longest of these in words; None for no limit but the tokens'.
         max_tokens: longest side in tokens, its end token included.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
         source_noise: share of the letters, in [0, 1], that are dropped or swapped with the next one
@@ -66,6 +71,8 @@ class VersesConfig(TaskConfig):
     reference_version: str = BASIC_ENGLISH
     max_words: int = 30
     max_train_words: int | None = 30
+    extra_versions: tuple[str, ...] = ()
+    max_extra_words: int | None = None
     max_tokens: int = 64
     vocab_size: int = 4000
     source_noise: float = 0.0
@@ -75,7 +82,8 @@ class VersesConfig(TaskConfig):
         if not self.source_versions:
             raise ValueError("source_versions must name at least one version, got none")
         check_language("target_language", self.target_language)
-        check_at_least(self, max_words=1, max_train_words=1, max_tokens=2, vocab_size=1)
+        check_at_least(self, max_words=1, max_train_words=1, max_extra_words=1)
+        check_at_least(self, max_tokens=2, vocab_size=1)
         check_shares(self, "source_noise")
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
@@ -107,6 +115,15 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
             _aligned_pairs(sources[0], reference, "validation"), held_out, dropped
         ),
         "test": keep_pairs(_aligned_pairs(sources[0], reference, "test"), held_out, dropped),
+        SOURCES: [
+            pair
+            for version in config.extra_versions
+            for pair in keep_pairs(
+                _aligned_pairs(_read_version(version), None, "train"),
+                Limits(max_words=config.max_extra_words),
+                dropped,
+            )
+        ],
     }
     task = make_task(
         "verses",
@@ -131,10 +148,12 @@ def clean_verse(text: str) -> str:
     return " ".join(_TRAILING_DASH.sub("", text).split())
 
 
-def _aligned_pairs(source: Version, reference: Version, split: str) -> Iterator[Pair]:
+def _aligned_pairs(source: Version, reference: Version | None, split: str) -> Iterator[Pair]:
+    """Yield the verses of a split; without references where there is no version of those."""
     for place, text in source.items():
         if split_of(place[0], place[1]) == split:
-            yield Pair(text, reference.get(place, ""))  # a verse that is missing counts as empty
+            # a verse that is missing counts as empty
+            yield Pair(text, None if reference is None else reference.get(place, ""))
 
 
 def _read_version(version: str) -> Version:

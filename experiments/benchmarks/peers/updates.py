@@ -26,7 +26,8 @@ from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
-from textgen_env.tasks.task import encode, take_train_pairs
+from textgen_env.tasks.task import encode
+from textgen_env.tasks.train_subset import take_train_pairs
 from textgen_env.types import Trajectories
 from textgen_experiments.benchmarks.step_floor import (
     ProductRecorder,

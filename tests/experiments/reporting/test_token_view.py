@@ -7,7 +7,8 @@ import torch
 
 from textgen_agents.evaluation.quality import translate
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.tasks.task import Pair, encode, make_task
+from textgen_env.tasks.splits import make_task
+from textgen_env.tasks.task import Pair, encode
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.reporting.token_view import END_TEXT, read_tokens, text_of
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textgen_agents.evaluation.quality import score
+from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
     DataError,
     Limits,
@@ -18,10 +19,9 @@ from textgen_env.tasks.task import (
     encode_sources,
     hashed_split,
     keep_pairs,
-    make_task,
-    take_train_pairs,
     text_hash,
 )
+from textgen_env.tasks.train_subset import take_train_pairs
 from textgen_env.tokenizers.subword import Tokenizer
 
 WORDS = Tokenizer.from_words(list("abcdefgh"))
