@@ -226,10 +226,14 @@ class Transformer(nn.Module):
         hidden = self.embedding(previous) * math.sqrt(self.config.width) + positions
         for index, layer in enumerate(self._decoder_layers()):
             hidden = layer.step(hidden, cache, index, slots)
-        return self._logits(hidden), cache.advance()
+        return self.project(self.decoder_norm(hidden)), cache.advance()
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
+        return self.project(self.hidden(source, actions))
+
+    def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
+        """Return the last hidden states (B, T, D), after the final norm."""
         memory, mask = self._encode(source)
         previous = F.pad(actions, (1, 0), value=self.special.start)[:, :-1]
         positions = torch.arange(actions.shape[1], device=actions.device)
@@ -237,7 +241,11 @@ class Transformer(nn.Module):
         causal = positions <= positions[:, None]  # padding is at the end, so it is hidden too
         for layer in self.decoder:
             hidden = layer(hidden, causal, memory, mask[:, None, None])
-        return self._logits(hidden)
+        return self.decoder_norm(hidden)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of last hidden states, (..., D)."""
+        return self.embedding.logits(hidden)
 
     def _decoder_layers(self) -> Iterator[DecoderLayer]:
         """Iterate over the decoder with the layers' type, which `nn.ModuleList` does not keep."""
@@ -254,9 +262,6 @@ class Transformer(nn.Module):
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         scaled = self.embedding(tokens) * math.sqrt(self.config.width)
         return self.dropout(scaled + sinusoids(positions, self.config.width).to(scaled.dtype))
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.embedding.logits(self.decoder_norm(hidden))
 
     def _initialize(self) -> None:
         for parameter in self.parameters():
