@@ -117,6 +117,20 @@ class Agent(ABC):
         del progress
         return {}
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return the share of a batch's examples whose data texts the expert is asked about.
+
+        The same questions are asked again in every epoch, so that their answers can be kept.
+
+        Args:
+            progress: fraction of training done, in [0, 1].
+
+        Returns:
+            The expected share, in [0, 1]; 0 by default.
+        """
+        del progress
+        return 0.0
+
     @abstractmethod
     def collect(self, context: Context) -> LabelledBatch:
         """Return prefixes, and what is known of them, for the next `batches_per_rollout` updates.

@@ -110,6 +110,11 @@ class DistiLLM(Agent):
         """Return an empty buffer for this process."""
         return Buffer(env, capacity=self.capacity, label=self.label, processes=processes)
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return the present probability of a batch of the data's."""
+        del progress
+        return 1 - self.student_fraction
+
     def collect(self, context: Context) -> LabelledBatch:
         """Return a batch of the data's, a new one of the student's, or one from the buffer."""
         buffer, count = context.buffer, len(context.indices)
@@ -162,6 +167,11 @@ class DistiLLM2(Agent):
         return expert.sample(
             examples, max_steps=max_steps, sampling=self.sampling, generator=generator
         )
+
+    def labelled_data_share(self, progress: float) -> float:
+        """Return 1: the teacher is asked about its own text of every example."""
+        del progress
+        return 1.0
 
     def collect(self, context: Context) -> LabelledBatch:
         """Return the teacher's texts, then new ones of the student, of the same examples."""

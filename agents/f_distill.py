@@ -132,6 +132,11 @@ class FDistill(Agent):
             return examples
         return expert.write(examples, max_steps=max_steps, beam_size=self.beam_size)
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return 1 if a term is about the teacher's text of every example, else 0."""
+        del progress
+        return float(Writer.DATA in self.kind.terms)
+
     def collect(self, context: Context) -> LabelledBatch:
         """Return the texts of each writer that the kind has a term for, of the same examples."""
         batches = []

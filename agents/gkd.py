@@ -57,6 +57,11 @@ class GKD(Agent):
         between = partial(generalized_jsd, teacher_weight=self.teacher_weight)
         return {0.0: forward_kl, 1.0: reverse_kl}.get(self.teacher_weight, between)
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return the probability that the data writes a batch."""
+        del progress
+        return 1 - self.student_fraction
+
     def collect(self, context: Context) -> LabelledBatch:
         """Write the batch by the student, or by the data where there is a reference."""
         if bernoulli_mask(1 - self.student_fraction, 1, context.generator):

@@ -107,6 +107,10 @@ class ImitKDFull(Agent):
         """Return beta at `progress`, to be logged."""
         return {"beta": self.beta(progress)}
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return beta: the teacher is asked about what the data has written, too."""
+        return self.beta(progress)
+
     def collect(self, context: Context) -> LabelledBatch:
         """Write each example by the data or by the student."""
         return mixed_rollout(context, beta=self.beta(context.progress), sampling=self.sampling)
@@ -203,6 +207,10 @@ class ImitKDStarFull(Agent):
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the sources with the teacher's texts."""
         return expert.write(examples, max_steps=max_steps, beam_size=self.beam_size)
+
+    def labelled_data_share(self, progress: float) -> float:
+        """Return beta: the teacher is asked about what the data has written, too."""
+        return self.beta(progress)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Write each example by the teacher's text or by the student."""

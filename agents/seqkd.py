@@ -91,6 +91,11 @@ class SeqKDFull(Agent):
         """Return the sources with the teacher's texts."""
         return expert.write(examples, max_steps=max_steps, beam_size=self.beam_size)
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return 1: the teacher is asked about the data's text of every example."""
+        del progress
+        return 1.0
+
     def collect(self, context: Context) -> LabelledBatch:
         """Return the teacher's texts as prefixes."""
         return data_rollout(context)

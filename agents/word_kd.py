@@ -30,6 +30,11 @@ class WordKD(Agent):
     student_writes = False
     label: Label = field(default_factory=Dense, kw_only=True)
 
+    def labelled_data_share(self, progress: float) -> float:
+        """Return 1: the teacher is asked about the data's text of every example."""
+        del progress
+        return 1.0
+
     def collect(self, context: Context) -> LabelledBatch:
         """Return the references as prefixes."""
         return data_rollout(context)

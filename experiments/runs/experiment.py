@@ -51,6 +51,9 @@ class Experiment:
         metric: score on validation by which the best weights are kept; of weights with equal scores
             those with the lower loss on the references are.
         precision: of autocast and of the models that only act; None for the one measured faster.
+        kept_labels_gb: most gigabytes on disk, while the run lasts, for a local teacher's answers
+            about texts of the data, so that it is asked about each once and not in every epoch; at
+            least 0, which keeps none.
     """
 
     task: TaskConfig = field(default_factory=VersesConfig)
@@ -69,10 +72,11 @@ class Experiment:
     validation_pairs: int = 300
     metric: Metric = "bleu"
     precision: Literal["float32", "bfloat16"] | None = None
+    kept_labels_gb: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least(self, lora_rank=1, train_pairs=1, train_sources=1, validation_pairs=1)
-        check_at_least(self, train_draw=0)
+        check_at_least(self, train_draw=0, kept_labels_gb=0)
         if self.teacher is not None and self.server is not None:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "

@@ -152,7 +152,7 @@ def _check_kinds(run: Run) -> None:
     if run.precision not in DTYPES:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {run.precision!r}")
     for name, kind in get_type_hints(Experiment).items():
-        part = getattr(run.experiment, name)
+        part, kind = getattr(run.experiment, name), float | int if kind is float else kind
         if name not in {"precision", "metric"} and not isinstance(part, kind):
             raise TypeError(f"{name} must be a {getattr(kind, '__name__', kind)}, got {part!r}")
 

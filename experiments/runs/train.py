@@ -42,6 +42,7 @@ from textgen_experiments.runs.folder import (
     write_text,
 )
 from textgen_experiments.runs.interrupts import INTERRUPTS
+from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
 from textgen_experiments.runs.outside import check_unchanged, outside_digests
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import Bars, RunLog, console
@@ -70,9 +71,10 @@ class Outcome:
     Attributes:
         validation_bleu: sacreBLEU of the weights kept.
         best_update: the update they are from.
-        train_seconds: rollouts, labels, updates, and the expert's texts of before training;
-            evaluation left out.
-        teacher_tokens_queried: states at which the expert was asked, in preparation and training.
+        train_seconds: rollouts, labels, updates, and the expert's texts and kept labels of before
+            training; evaluation left out.
+        teacher_tokens_queried: states at which the expert was asked, in preparation and training;
+            one whose label is kept counts once.
         train_pairs: training pairs with references that the student was trained on.
         test_pairs: pairs of the test split.
         train_sources: training sources without references that it was trained on.
@@ -136,6 +138,8 @@ def train(
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
             _train(run, start, tokenizers, folder, show)
+    if this_process().is_main_process:
+        discard_kept_labels(folder)
     return read_outcome(folder)
 
 
@@ -146,10 +150,11 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     with process.main_process_first():
-        examples, asked = _prepare(experiment, task, expert, folder / PREPARED)
+        examples, prepared = _prepare(experiment, task, expert, folder / PREPARED)
+        keeping, kept = with_kept_labels(experiment, expert, examples, folder)
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
     noise = experiment.task.env_settings.get("noise")
-    env = learning_env(task, slots, expert, examples=examples, noise=noise, device=this_device())
+    env = learning_env(task, slots, keeping, examples=examples, noise=noise, device=this_device())
     student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
@@ -183,7 +188,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
 
     with INTERRUPTS.awaited(), log if process.is_main_process else nullcontext():
         counters = learner.train(evaluate, log, judge.figure, INTERRUPTS.is_stopping)
-        outcome = asdict(_outcome(counters, asked, task))
+        outcome = asdict(_outcome(counters, prepared + kept, task))
         if process.is_main_process:
             outcome["validation_bleu"] = judge.bleu_of(learner.counters, log)
             log.finish(flat(to_json(experiment)), outcome)

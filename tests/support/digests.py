@@ -32,7 +32,7 @@ from textgen_experiments.cli import main
 FILE = Path(__file__).with_suffix(".json")
 COPY = "--task copy --task.num-words 8 --task.min-length 2 --task.max-length 5 --task.num-train 96"
 COPY += " --task.num-validation 8 --task.num-test 8"
-LEARNER = "--learner.batch-size 8 --learner.warmup 4 --precision float32"
+LEARNER = "--learner.batch-size 8 --learner.warmup 4 --precision float32 --kept-labels-gb 0"
 TWENTY = f"{LEARNER} --learner.updates 20 --learner.evaluate-every 10"
 STUDENT = "--student recurrent --student.width 16"
 TEACHER = "--agent mle --student transformer --student.width 16 --student.num-heads 2"

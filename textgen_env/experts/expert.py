@@ -48,6 +48,14 @@ class Queries:
     tokens: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: "Queries") -> "Queries":
+        """Return the number and cost of both together."""
+        return Queries(
+            self.forwards + other.forwards,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass(frozen=True)
 class TopK:

@@ -174,17 +174,25 @@ class Recurrent(nn.Module):
         for cell, state in zip(self.decoder, cache.states.unbind(), strict=True):
             states.append(cell(hidden, state))
             hidden = self.dropout(states[-1])
-        logits = self._logits(hidden[:, None], cache).squeeze(1)
+        logits = self.project(self._join(hidden[:, None], cache)).squeeze(1)
         return logits, replace(cache, states=torch.stack(states))
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
+        return self.project(self.hidden(source, actions))
+
+    def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
+        """Return the last hidden states (B, T, D), with the source's context in them."""
         cache = self._encode(source)
         previous = F.pad(actions, (1, 0), value=self.special.start)[:, :-1]
         hidden = self._embed(previous.t())
         for cell, state in zip(_gru_cells(self.decoder), cache.states.unbind(), strict=True):
             hidden = self.dropout(run_gru(cell, hidden, state))
-        return self._logits(hidden.transpose(0, 1).contiguous(), cache)
+        return self._join(hidden.transpose(0, 1).contiguous(), cache)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of last hidden states, (..., D)."""
+        return self.embedding.logits(hidden)
 
     def _encode(self, source: Tensor) -> RecurrentCache:
         check_source(source)
@@ -212,8 +220,8 @@ class Recurrent(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.dropout(self.embedding(tokens) * math.sqrt(self.config.width))
 
-    def _logits(self, hidden: Tensor, cache: RecurrentCache) -> Tensor:
-        """Return the logits (B, T, V) of the decoder's outputs, (B, T, D).
+    def _join(self, hidden: Tensor, cache: RecurrentCache) -> Tensor:
+        """Return the last hidden states (B, T, D) of the decoder's outputs, (B, T, D).
 
         Output and context have a projection each. The context's acts on the source, once.
         """
@@ -222,7 +230,7 @@ class Recurrent(nn.Module):
         scores = torch.baddbmm(cache.source_bias, hidden.to(keys.dtype), keys, alpha=scale)
         context = scores.softmax(-1) @ cache.source_values
         joined = self.norm((self.join_output(hidden) + context.to(hidden.dtype)).tanh())
-        return self.embedding.logits(self.dropout(joined))
+        return self.dropout(joined)
 
 
 def reversal(mask: Tensor) -> Tensor:

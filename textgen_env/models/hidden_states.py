@@ -1,0 +1,37 @@
+"""Interface of models whose logits are a product of their last hidden states.
+
+A hidden state has D numbers where the logits made of it have V, so that states are what to keep of
+a model's answers.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from textgen_env.models.acceleration.cuda_graph import GraphedModel
+from textgen_env.models.sequence_model import SequenceModel
+
+
+@runtime_checkable
+class HiddenStates(Protocol):
+    """Model with `sequence_logits(source, actions)` equal to `project(hidden(source, actions))`."""
+
+    def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
+        """Return the last hidden states (B, T, D) before every action.
+
+        Args:
+            source: (B, S) int64, PAD after each row's end token.
+            actions: (B, T) int64, PAD after the end of each row.
+        """
+        ...
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of last hidden states, (..., D)."""
+        ...
+
+
+def with_hidden_states(model: SequenceModel) -> HiddenStates | None:
+    """Return `model`, or the one whose steps it replays; None if it has no hidden states."""
+    if isinstance(model, GraphedModel):
+        return with_hidden_states(model.model)
+    return model if isinstance(model, HiddenStates) else None
