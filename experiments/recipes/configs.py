@@ -4,19 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from textgen_agents.agent import Agent
-from textgen_agents.dagger import DAgger
-from textgen_agents.distillm import DistiLLM
-from textgen_agents.imitkd import ImitKDVariant
 from textgen_agents.mle import MLE
-from textgen_agents.rollouts.schedules import Indicator, Linear
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
-from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 
 DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
+VERSES_LAYERS = TeacherLayers(encoder=3, decoder=2, dropout=0.1)
+"""Layers of the shipped teacher that students begin with; the first and the last are among them."""
 
 
 def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
@@ -29,32 +28,43 @@ def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) 
     )
 
 
-def study_student(agent: Agent, seed: int, train_pairs: int | None, updates: int) -> Experiment:
-    """Return the experiment of `textgen study`: the demo with fewer updates.
+def study_start(agent: Agent, seed: int, train_pairs: int, updates: int) -> Experiment:
+    """Return the run of `textgen study` that makes the common start of a seed.
 
-    Beta falls linearly, so that an agent with few updates starts from the data for longer; DAgger
-    learns from the teacher's texts alone in the first half of the updates, as its paper trains on
-    the expert's data first. DistiLLM, which looks at validation to decide what to learn from, does
-    so ten times or more.
+    Args:
+        agent: the algorithm that trains it.
+        seed: of training and of the draw of the pairs.
+        train_pairs: pairs that it sees.
+        updates: of 64 texts each.
     """
-    if isinstance(agent, ImitKDVariant):
-        agent = replace(agent, beta=Linear())
-    if isinstance(agent, DAgger):
-        agent = replace(agent, beta=Indicator(until=0.5))
-    evaluations = 10 if isinstance(agent, DistiLLM) else 4
-    experiment = verses_student(agent, seed, train_pairs)
-    learner = replace(
-        experiment.learner,
-        updates=updates,
-        batch_size=32,
-        warmup=updates // 5,
-        evaluate_every=max(updates // evaluations, 1),
-    )
-    return replace(experiment, learner=learner)
+    experiment = paper_student(agent, seed, train_pairs, updates, learning_rate=1e-3)
+    return replace(experiment, student_from_teacher=VERSES_LAYERS)
+
+
+def study_student(
+    agent: Agent, seed: int, train_pairs: int, updates: int, start: Path
+) -> Experiment:
+    """Return an agent's run of `textgen study`, at the learning rate that its paper asks for.
+
+    Args:
+        agent: the algorithm.
+        seed: of training and of the draw of the pairs.
+        train_pairs: pairs that it sees.
+        updates: of 64 texts each.
+        start: folder of the model that it begins with.
+    """
+    rate = 5e-4 * agent.learning_rate_factor
+    experiment = paper_student(agent, seed, train_pairs, updates, learning_rate=rate)
+    return replace(experiment, student_init=start)
 
 
 def paper_student(
-    agent: Agent, seed: int, *, train_pairs: int, updates: int, learning_rate: float
+    agent: Agent,
+    seed: int,
+    train_pairs: int = 4000,
+    updates: int = 2500,
+    *,
+    learning_rate: float = 4e-3,
 ) -> Experiment:
     """Return a run of `textgen paper-order`: a student of a quarter of its teacher's size.
 
@@ -72,7 +82,7 @@ def paper_student(
         learner=LearnerConfig(
             updates=updates,
             learning_rate=learning_rate,
-            warmup=min(200, updates // 5),
+            warmup=min(200, updates // 10),
             evaluate_every=max(updates // 10, 1),
             seed=seed,
         ),
@@ -80,6 +90,15 @@ def paper_student(
         train_draw=seed,
         precision="bfloat16",
     )
+
+
+def unsmoothed_teacher() -> Experiment:
+    """Return the shipped teacher's experiment gone on without label smoothing."""
+    experiment = verses_teacher(VERSES_TEACHER)
+    learner = replace(
+        experiment.learner, updates=600, learning_rate=2e-4, warmup=60, evaluate_every=100
+    )
+    return replace(experiment, agent=MLE(), learner=learner)
 
 
 def verses_teacher(start_from: Path | None = None) -> Experiment:

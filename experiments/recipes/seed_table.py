@@ -102,9 +102,7 @@ def seed_row(
         ],
         better=compared and compared[0],
         worse=compared and compared[1],
-        student_prefix_agreement=statistics.mean(
-            each.student_prefix_agreement for each in scores
-        ),
+        student_prefix_agreement=statistics.mean(each.student_prefix_agreement for each in scores),
         reference_prefix_agreement=statistics.mean(
             each.reference_prefix_agreement for each in scores
         ),
@@ -144,7 +142,9 @@ def seed_cells(row: SeedRow, baseline: str) -> dict[str, str]:
         "repeated 4-grams": _optional(row.repetition, "{:.1%}"),
         "like the teacher on own prefixes": f"{row.student_prefix_agreement:.1%}",
         "on references": f"{row.reference_prefix_agreement:.1%}",
-        **dict(zip(limits, (_optional(bleu, "{:.1f}") for bleu in row.bleu_by_length), strict=True)),
+        **dict(
+            zip(limits, (_optional(bleu, "{:.1f}") for bleu in row.bleu_by_length), strict=True)
+        ),
         "written by the teacher": _optional(row.expert_share, "{:.0%}"),
         "teacher tokens": f"{row.teacher_tokens / 1e6:.2f} M",
         "seconds": f"{row.train_seconds:,.0f}",

@@ -64,7 +64,9 @@ def train_in_parallel(
             for folder, experiment in runs.items():
                 bars.add(folder.name, experiment.learner.updates)
                 with interrupts_held():
-                    run = pool.submit(_work, work, experiment, folder, max(1, cores // workers), reports)
+                    run = pool.submit(
+                        _work, work, experiment, folder, max(1, cores // workers), reports
+                    )
                 running[run] = folder.name
             try:
                 _watch(running, reports, bars)
