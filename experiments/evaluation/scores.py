@@ -88,7 +88,8 @@ class ModelScores:
         reference_prefix_agreement: the same on the references' prefixes.
         hypotheses: the student's text for each test pair.
         signature: sacreBLEU's signature of `bleu`; None in files of earlier versions.
-        length_ratio: tokens written over those of the references; None in files of earlier versions.
+        length_ratio: tokens written over those of the references; None in files of earlier
+            versions.
         repetition: share of 4-grams that occur earlier in their text, mean over the texts; None in
             files of earlier versions.
         expert_share: share of the tokens learned from that the teacher wrote, in [0, 1]; None in

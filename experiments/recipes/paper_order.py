@@ -77,9 +77,8 @@ class PaperOrderOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, seeds=1, pairs=1, updates=1, copied_updates=1, at_once=1)
-        for name in ("rates", "copied_rates"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must hold at least one learning rate, got none")
+        if not self.rates or not self.copied_rates:
+            raise ValueError("rates and copied_rates must hold a learning rate each, got none")
 
     def rates_of(self, setting: str) -> tuple[float, ...]:
         """Return the learning rates that a setting chooses from."""

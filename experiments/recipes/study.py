@@ -1,9 +1,9 @@
 """Comparison of all algorithms on real text from one common start, over several seeds.
 
 The start of a seed is a student from its teacher's layers, trained by seqkd until validation stands
-still. Every agent goes on from it with the same pairs, updates and evaluations, at the learning rate
-that its paper asks for. The test split is scored once, after all choices were made on validation.
-Scores are kept in the folder of the run, so a stopped study can be resumed.
+still. Every agent goes on from it with the same pairs, updates and evaluations, at the learning
+rate that its paper asks for. The test split is scored once, after all choices were made on
+validation. Scores are kept in the folder of the run, so a stopped study can be resumed.
 """
 
 import json
