@@ -35,6 +35,7 @@ from textgen_experiments.evaluation.evaluate import EvaluateOptions, evaluate
 from textgen_experiments.models.export import ExportOptions, export
 from textgen_experiments.models.generate import GenerateOptions, generate
 from textgen_experiments.recipes.demo import DemoOptions, demo
+from textgen_experiments.recipes.distill_verses import DistillVersesOptions, distill_verses
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.recipes.paper_order import PaperOrderOptions, paper_order
 from textgen_experiments.recipes.recovery import RecoveryOptions, recovery
@@ -156,6 +157,7 @@ COMMANDS = (
     Command("recovery", RecoveryOptions, recovery),
     Command("study", StudyOptions, study, is_resumable=True),
     Command("paper-order", PaperOrderOptions, paper_order, is_resumable=True),
+    Command("distill-verses", DistillVersesOptions, distill_verses, is_resumable=True),
     Command("summarize", SummarizeOptions, summarize),
     Command("benchmark-losses", BenchmarkLossesOptions, benchmark_losses),
     Command("benchmark-peers", BenchmarkPeersOptions, benchmark_peers),

@@ -92,6 +92,37 @@ def paper_student(
     )
 
 
+def distilled_student(
+    agent: Agent, *, updates: int, learning_rate: float, start: Path | None = None
+) -> Experiment:
+    """Return a run of `textgen distill-verses`: a student that one would deploy.
+
+    It learns from all pairs, the long verses, and those of a second German version.
+
+    Args:
+        agent: the algorithm.
+        updates: of 64 texts each.
+        learning_rate: its maximum.
+        start: folder of the model that it begins with; None for layers of the teacher.
+    """
+    layers = TeacherLayers(encoder=4, decoder=2, dropout=0.1)
+    return Experiment(
+        task=VersesConfig(extra_versions=(ELBERFELDER, SCHLACHTER)),
+        agent=agent,
+        student_from_teacher=None if start else layers,
+        student_init=start,
+        learner=LearnerConfig(
+            updates=updates,
+            learning_rate=learning_rate,
+            warmup=100,
+            ema=0.998,
+            evaluate_every=max(updates // 12, 1),
+        ),
+        validation_pairs=600,
+        precision="bfloat16",
+    )
+
+
 def unsmoothed_teacher() -> Experiment:
     """Return the shipped teacher's experiment gone on without label smoothing."""
     experiment = verses_teacher(VERSES_TEACHER)
