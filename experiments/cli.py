@@ -22,7 +22,7 @@ from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
-from textgen_env.models.layer_copy import TeacherLayers
+from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.registry import MissingPluginError, RegistryError, load_plugins
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.packages import MissingPackageError

@@ -12,8 +12,8 @@ from textgen_env.bounds import check_at_least
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
-from textgen_env.models.layer_copy import TeacherLayers
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TaskConfig
 from textgen_env.tasks.verses import VersesConfig

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.support.pretrained import FAMILIES, WORDS, save_family
 from textgen_env.models.huggingface.model import HuggingFaceModel
@@ -87,6 +87,22 @@ def test_a_pretrained_student_learns_and_is_one_of_transformers_again(run, root)
     ]
     assert all(moved)
     _, found = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sides"), [("teacher", ["decoder"]), ("marian", ["encoder", "decoder"])]
+)
+def test_a_student_of_its_teachers_last_layers_is_one_of_transformers_again(
+    run, root, teacher, sides
+):
+    layers = [word for side in sides for word in (f"--student-from-teacher.{side}", "1")]
+    folder = run(f"layers-{teacher}", "--agent", "imitkd_full", *layers, teacher=teacher)
+    assert len(losses(folder)) == 4
+    model = load_model(folder / "model").model
+    assert model.get_decoder().config.num_hidden_layers == 1
+    auto = AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
+    _, found = auto.from_pretrained(folder / "model", output_loading_info=True)
     assert not any(found.values())
 
 

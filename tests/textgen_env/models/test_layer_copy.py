@@ -3,13 +3,10 @@ import torch
 
 from tests.support.toy import SPECIAL
 from textgen_env.generation.decoding import greedy
-from textgen_env.models.layer_copy import (
-    TeacherLayers,
-    TeacherLayersError,
-    student_from_layers,
-)
+from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import load_model, save_model
+from textgen_env.models.teacher_layers import TeacherLayers, TeacherLayersError
 from textgen_env.models.transformer import Transformer, TransformerConfig
 
 SOURCE = torch.tensor([[5, 6, 7, 2], [8, 2, 0, 0], [3, 9, 2, 0]])
