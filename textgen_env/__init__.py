@@ -19,6 +19,7 @@ from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.generation.beam_search import BeamSearch, beam_search, n_best
 from textgen_env.generation.decoding import Sampling, greedy, next_action, sample
 from textgen_env.models import STUDENTS
+from textgen_env.models.hybrid import Hybrid, HybridConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
@@ -36,6 +37,8 @@ __all__ = [
     "Examples",
     "Expert",
     "ExpertError",
+    "Hybrid",
+    "HybridConfig",
     "NeuralExpert",
     "NoExpert",
     "Pair",

@@ -5,6 +5,7 @@ A further file of this folder needs no line here: it calls `STUDENTS.register` a
 
 from textgen_env.models.config import ModelConfig
 from textgen_env.models.ensemble import Ensemble
+from textgen_env.models.hybrid import Hybrid, HybridConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.sequence_model import Cache, SequenceModel
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -14,6 +15,8 @@ __all__ = [
     "STUDENTS",
     "Cache",
     "Ensemble",
+    "Hybrid",
+    "HybridConfig",
     "ModelFileError",
     "Recurrent",
     "RecurrentConfig",
@@ -30,6 +33,7 @@ STUDENTS: Registry[ModelConfig] = Registry(
 )
 STUDENTS.register("recurrent", RecurrentConfig())
 STUDENTS.register("transformer", TransformerConfig())
+STUDENTS.register("hybrid", HybridConfig())
 
 from textgen_env.models.storage import (  # noqa: E402 - reads STUDENTS
     ModelFileError,

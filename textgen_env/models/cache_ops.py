@@ -4,7 +4,7 @@ They never copy values to the host unless that is free (`host_sync_is_free`).
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -72,21 +72,29 @@ def trim_to(memory: Tensor, width: int, dim: int) -> Tensor:
 
 
 def tensors_of(cache: object) -> list[Tensor]:
-    """Return the tensors of a dataclass, also those in its tuples, in the order of its fields."""
+    """Return the tensors of a dataclass, in the order of its fields.
+
+    Those in its tuples and in dataclasses that it holds are among them.
+    """
     found: list[Tensor] = []
     for field in fields(cache):  # pyright: ignore[reportArgumentType] - a dataclass
         value = getattr(cache, field.name)
+        if is_dataclass(value):
+            found += tensors_of(value)
+            continue
         parts = value if isinstance(value, tuple) else (value,)
         found += [part for part in parts if isinstance(part, Tensor)]
     return found
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], cache: C) -> C:
-    """Return a dataclass with `function` applied to each tensor, also to those in its tuples."""
+    """Return a dataclass with `function` applied to each tensor that `tensors_of` returns."""
     changed: dict[str, Any] = {}
     for field in fields(cache):  # pyright: ignore[reportArgumentType] - a dataclass
         value = getattr(cache, field.name)
-        if isinstance(value, Tensor):
+        if is_dataclass(value):
+            changed[field.name] = map_tensors(function, value)
+        elif isinstance(value, Tensor):
             changed[field.name] = function(value)
         elif isinstance(value, tuple):
             changed[field.name] = tuple(map(function, value))

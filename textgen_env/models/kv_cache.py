@@ -1,14 +1,10 @@
-"""Key-value cache of a Transformer decoder: keys and values of the target and of the source.
+"""Key-value cache of a Transformer decoder: keys and values of the target, beside the source's.
 
 A step writes one position of each row in place. Each row has a length of its own, so rows that
 started at different times can share a batch. Capacity grows a few positions at a time: products
 over a part of a larger tensor are slow on CPUs, and unused capacity is copied with selected rows.
-
-Rows made by `repeat_rows` share the keys and values of their source. With K rows to a source, the
-source's tensors have B rows and the other tensors have R = B * K rows.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -23,6 +19,8 @@ from textgen_env.models.cache_ops import (
     scatter_rows_,
     trim_to,
 )
+from textgen_env.models.layers import attend_cached
+from textgen_env.models.source_memory import SourceMemory
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,7 @@ class KeyValueCache:
         target: (N, 2, R, H, L, D), keys and values of the target so far; L is the capacity.
         target_bias: (R, H, 1, L), added to attention scores: 0 at written positions, else -inf.
             Each head has a copy, because adding a broadcast tensor is slower on CPUs.
-        source: (N, 2, B, H, S, D), keys and values of the source, computed once by `start`.
-        source_bias: (B, H, K, S), 0 at the source's tokens and -inf at padding.
+        source: keys and values of the source, which rows made by `repeat_rows` share.
         position_embeddings: (T, width), added to the embeddings of tokens; T is the step limit.
         length: (R,) int64, number of tokens written in each row.
         max_length: upper bound of `length`, kept on the host.
@@ -42,31 +39,26 @@ class KeyValueCache:
 
     target: Tensor
     target_bias: Tensor
-    source: Tensor
-    source_bias: Tensor
+    source: SourceMemory
     position_embeddings: Tensor
     length: Tensor
     max_length: int
 
     @classmethod
-    def empty(cls, source: Tensor, source_mask: Tensor, position_embeddings: Tensor) -> Self:
+    def empty(cls, source: SourceMemory, position_embeddings: Tensor) -> Self:
         """Return the cache of encoded sources and empty targets.
 
         Args:
-            source: (N, 2, B, H, S, D), keys and values of the sources.
-            source_mask: (B, S) bool, True at the sources' tokens.
+            source: keys and values of the sources.
             position_embeddings: (T, width), one for each step.
         """
-        layers, planes, rows, heads, _, width = source.shape
-        source_bias = torch.zeros_like(source_mask, dtype=source.dtype)
-        source_bias = source_bias.masked_fill(~source_mask, float("-inf"))[:, None, None]
+        layers, planes, rows, heads, _, width = source.keys_values.shape
         return cls(
-            target=source.new_empty(layers, planes, rows, heads, 0, width),
-            target_bias=source.new_empty(rows, heads, 1, 0),
+            target=source.keys_values.new_empty(layers, planes, rows, heads, 0, width),
+            target_bias=source.keys_values.new_empty(rows, heads, 1, 0),
             source=source,
-            source_bias=source_bias.repeat(1, heads, 1, 1),
             position_embeddings=position_embeddings,
-            length=torch.zeros_like(source_mask[:, 0], dtype=torch.int64),
+            length=source.keys_values.new_zeros(rows, dtype=torch.int64),
             max_length=0,
         )
 
@@ -106,11 +98,7 @@ class KeyValueCache:
 
     def attend_to_target(self, layer: int, query: Tensor) -> Tensor:
         """Return the attention output over the target so far for `query`; both are (R, H * D)."""
-        return _attend_cached(query, self.target[layer], self.target_bias)
-
-    def attend_to_source(self, layer: int, query: Tensor) -> Tensor:
-        """Return the attention output over the source for `query`; both are (R, H * D)."""
-        return _attend_cached(query, self.source[layer], self.source_bias)
+        return attend_cached(query, self.target[layer], self.target_bias)
 
     def advance(self) -> Self:
         """Return the cache after a step that has written position `length` of each row.
@@ -131,13 +119,7 @@ class KeyValueCache:
         Args:
             index: (J,) int64; lists all copies of a row side by side, or none of them.
         """
-        copies = self.source_bias.shape[2]
-        sources = index if copies == 1 else index[::copies] // copies
-        return replace(
-            self.reorder_rows(index),
-            source=self.source.index_select(2, sources),
-            source_bias=self.source_bias.index_select(0, sources),
-        )
+        return replace(self.reorder_rows(index), source=self.source.select_rows(index))
 
     def repeat_rows(self, count: int) -> Self:
         """Return a cache with `count` copies of each row, side by side, which share its source."""
@@ -145,7 +127,7 @@ class KeyValueCache:
             self,
             target=self.target.repeat_interleave(count, 2),
             target_bias=self.target_bias.repeat_interleave(count, 0),
-            source_bias=self.source_bias.repeat(1, 1, count, 1),
+            source=self.source.repeat_rows(count),
             length=self.length.repeat_interleave(count),
         )
 
@@ -170,22 +152,17 @@ class KeyValueCache:
         """
         if host_sync_is_free(mask.device) and not mask.any():
             return self
-        capacity, width = fresh.target_bias.shape[-1], fresh.source.shape[4]
+        capacity = fresh.target_bias.shape[-1]
         cache = replace(
             self,
             target=pad_to(self.target, capacity, dim=4),
             target_bias=pad_to(self.target_bias, capacity, dim=3),
-            source=pad_to(self.source, width, dim=4),
-            source_bias=pad_to(self.source_bias, width, dim=3),
+            source=self.source.reset_rows(mask, fresh.source, index),
             max_length=max(self.max_length, fresh.max_length),
         )
-        reset = mask[:, None, None, None]
-        for bias in (cache.target_bias, cache.source_bias):
-            bias.masked_fill_(reset, float("-inf"))
+        cache.target_bias.masked_fill_(mask[:, None, None, None], float("-inf"))
         scatter_rows_(cache.target_bias[..., :capacity], fresh.target_bias, mask, index)
         scatter_rows_(cache.target[..., :capacity, :], fresh.target, mask, index, dim=2)
-        scatter_rows_(cache.source[..., :width, :], fresh.source, mask, index, dim=2)
-        scatter_rows_(cache.source_bias[..., :width], fresh.source_bias, mask, index)
         scatter_rows_(cache.length, fresh.length, mask, index)
         return cache._trim() if host_sync_is_free(mask.device) else cache
 
@@ -196,37 +173,9 @@ class KeyValueCache:
         capacity until the end.
         """
         max_length = int(self.length.max())
-        source_width = int((self.source_bias[:, 0, 0] == 0).sum(-1).max())
         return replace(
             self,
             target=trim_to(self.target, max_length + 1, dim=4),
             target_bias=trim_to(self.target_bias, max_length + 1, dim=3),
-            source=trim_to(self.source, source_width, dim=4),
-            source_bias=trim_to(self.source_bias, source_width, dim=3),
             max_length=max_length,
         )
-
-
-def _attend_cached(query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-    """Return the attention output over cached keys and values.
-
-    Args:
-        query: (B * K, H * D), K queries for each row of `memory`.
-        memory: (2, B, H, L, D), keys, then values.
-        bias: (B, H, 1 or K, L), added to the scores.
-
-    Returns:
-        (B * K, H * D).
-    """
-    _, rows, heads, capacity, width = memory.shape
-    queries = query.view(rows, -1, heads, width).transpose(1, 2)  # (B, H, K, D)
-    keys, values = memory.unbind()
-    if query.device.type != "cpu":
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-        return attended.transpose(1, 2).reshape(query.shape)
-    queries = (queries * (1 / math.sqrt(width))).reshape(rows * heads, -1, width)
-    scores = torch.bmm(queries, keys.view(-1, capacity, width).transpose(1, 2))
-    # The softmax is in float32: in bfloat16 it is slow on CPUs for most capacities.
-    weights = scores.add_(bias.view(scores.shape)).softmax(-1, dtype=torch.float32)
-    attended = torch.bmm(weights.to(values.dtype), values.view(-1, capacity, width))
-    return attended.view(rows, heads, -1, width).transpose(1, 2).reshape(query.shape)

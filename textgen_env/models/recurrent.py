@@ -23,7 +23,7 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differe
 from textgen_env.bounds import check_at_least, check_finite
 from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
 from textgen_env.models.config import ModelConfig, check_dropout
-from textgen_env.models.layers import Dropout, TiedEmbedding, check_source
+from textgen_env.models.layers import Dropout, TiedEmbedding, at_least_float32, check_source
 from textgen_env.types import SpecialTokens
 
 
@@ -160,11 +160,12 @@ class Recurrent(nn.Module):
         cache = self._encode(source)
         if source.device.type != "cpu":
             return cache
+        dtype = at_least_float32(cache.source_keys.dtype)
         return replace(
             cache,
-            source_keys=cache.source_keys.float(),
-            source_values=cache.source_values.float(),
-            source_bias=cache.source_bias.float(),
+            source_keys=cache.source_keys.to(dtype),
+            source_values=cache.source_values.to(dtype),
+            source_bias=cache.source_bias.to(dtype),
         )
 
     def step(self, previous: Tensor, cache: RecurrentCache) -> tuple[Tensor, RecurrentCache]:

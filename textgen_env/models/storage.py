@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,7 @@ from textgen_env.models.huggingface.load import (
     save_pretrained,
 )
 from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.hybrid import Hybrid
 from textgen_env.models.model_files import (
     DIGESTS,
     ModelFileError,
@@ -49,7 +50,7 @@ from textgen_env.registry import MissingPluginError
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 from textgen_env.types import SpecialTokens
 
-OwnModel = Transformer | Recurrent
+OwnModel = Transformer | Recurrent | Hybrid
 Model = OwnModel | HuggingFaceModel
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -257,7 +258,7 @@ def _field_types(kind: type[ModelConfig]) -> dict[str, type]:
         ModelFileError: JSON does not keep one of them as it is.
     """
     hints = get_type_hints(kind)
-    types = {field.name: hints[field.name] for field in fields(kind)}
+    types = {field.name: _plain_type(hints[field.name]) for field in fields(kind)}
     for name, hint in types.items():
         if hint not in (bool, int, float, str):
             raise ModelFileError(
@@ -265,6 +266,12 @@ def _field_types(kind: type[ModelConfig]) -> dict[str, type]:
                 f"got {hint}"
             )
     return types
+
+
+def _plain_type(hint: Any) -> Any:  # noqa: ANN401 - a type hint has no narrower type
+    """Return the type of the values of a `Literal` of one type, and any other hint itself."""
+    kinds = {type(value) for value in get_args(hint)} if get_origin(hint) is Literal else {hint}
+    return kinds.pop() if len(kinds) == 1 else hint
 
 
 def _check_fields(

@@ -8,6 +8,8 @@ from textgen_agents.evaluation.quality import translate
 from textgen_env import (
     BeamSearch,
     Examples,
+    Hybrid,
+    HybridConfig,
     NeuralExpert,
     Recurrent,
     RecurrentConfig,
@@ -23,11 +25,13 @@ NO_ROWS = torch.zeros(0, 3, dtype=torch.int64)
 NO_COLUMNS = torch.zeros(2, 0, dtype=torch.int64)
 
 
-@pytest.fixture(params=["transformer", "recurrent"])
+@pytest.fixture(params=["transformer", "recurrent", "ssru", "gru"])
 def model(request):
     """Return an untrained model over eleven tokens."""
     if request.param == "recurrent":
         return Recurrent(RecurrentConfig(VOCAB_SIZE, 16, 1, 1)).eval()
+    if request.param != "transformer":
+        return Hybrid(HybridConfig(VOCAB_SIZE, 16, num_heads=2, unit=request.param)).eval()
     return Transformer(TransformerConfig(VOCAB_SIZE, 16, num_heads=2, feed_forward=16)).eval()
 
 

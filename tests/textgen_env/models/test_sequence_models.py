@@ -1,4 +1,6 @@
-"""Contract of `SequenceModel`, tested on both architectures."""
+"""Contract of `SequenceModel`, tested on all architectures."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,9 +8,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from textgen_env.models import cache_ops, kv_cache, recurrent
-from textgen_env.models.recurrent import Recurrent, RecurrentConfig
-from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.models import cache_ops, hybrid, kv_cache, recurrent, source_memory
+from textgen_env.models.hybrid import HybridConfig
+from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.transformer import TransformerConfig
 from textgen_env.types import SpecialTokens
 
 VOCAB = 40
@@ -17,18 +20,15 @@ PAD, START, END = SpecialTokens()
 CONFIGS = {
     "transformer": TransformerConfig(VOCAB, width=16, num_heads=2, feed_forward=32),
     "recurrent": RecurrentConfig(VOCAB, width=16),
+    "ssru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="ssru"),
+    "gru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="gru"),
 }
-
-
-def build(config):
-    kind = Transformer if isinstance(config, TransformerConfig) else Recurrent
-    return kind(config)
 
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
     torch.manual_seed(0)
-    return build(CONFIGS[request.param]).eval()
+    return CONFIGS[request.param].build().eval()
 
 
 def padded(lengths, seed):
@@ -65,6 +65,13 @@ def test_steps_give_the_logits_of_the_whole_sequence(model, source, actions):
     logits, _ = steps(model, model.start(source, actions.shape[1]), actions)
     assert logits.shape == (*actions.shape, VOCAB)
     torch.testing.assert_close(logits, model.sequence_logits(source, actions), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_steps_give_the_logits_of_the_whole_sequence_to_the_last_digits(model, source, actions):
+    model = model.double()
+    logits, _ = steps(model, model.start(source, actions.shape[1]), actions)
+    assert (logits - model.sequence_logits(source, actions)).abs().max() < 1e-10
 
 
 @torch.no_grad()
@@ -119,10 +126,24 @@ def test_selecting_rows_then_stepping_is_stepping_then_selecting(model, source, 
     torch.testing.assert_close(first, second[index], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_repeated_rows_share_their_source_and_can_be_reordered(model, source, actions):
+    """Step as beam search does: copies of each row, which change places with each other."""
+    copies, places = 3, torch.tensor([2, 0, 0])  # of the copy that each one continues
+    rows = torch.arange(len(source)).repeat_interleave(copies)
+    texts = padded([6] * len(rows), seed=4)
+    _, cache = steps(model, model.start(source, 6).repeat_rows(copies), texts[:, :3])
+    index = rows * copies + places.repeat(len(source))
+    got, _ = steps(model, cache.reorder_rows(index), texts[:, 3:], start=5)
+    written = torch.cat([texts[index, :2], torch.full((len(rows), 1), 5), texts[:, 3:]], dim=1)
+    expected = model.sequence_logits(source[rows], written)
+    torch.testing.assert_close(got, expected[:, 3:], rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture(params=[True, False], ids=["host sync is free", "host sync is avoided"])
 def host_sync(request, monkeypatch):
     """Set whether caches may read masks on the host when they scatter rows."""
-    for module in (kv_cache, recurrent, cache_ops):
+    for module in (kv_cache, source_memory, recurrent, hybrid, cache_ops):
         monkeypatch.setattr(module, "host_sync_is_free", lambda device: request.param)
 
 
@@ -234,13 +255,13 @@ def test_training_repeats_under_a_seed(model, source, actions):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "config",
-    [TransformerConfig(1000, width=64), RecurrentConfig(1000, width=64)],
-    ids=["transformer", "recurrent"],
+    [replace(config, vocab_size=1000, width=64) for config in CONFIGS.values()],
+    ids=CONFIGS,
 )
 def test_logits_start_with_unit_scale(config):
     torch.manual_seed(0)
     tokens = torch.randint(3, 1000, (2, 16, 20))
-    assert 0.85 < build(config).sequence_logits(*tokens).std() < 1.15
+    assert 0.85 < config.build().sequence_logits(*tokens).std() < 1.15
 
 
 class _OnMetaDevice(TorchDispatchMode):
@@ -259,7 +280,7 @@ class _OnMetaDevice(TorchDispatchMode):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_tensor_is_created_on_another_device_or_read_by_the_host(name, source, actions):
     with torch.device("meta"):
-        model = build(CONFIGS[name])
+        model = CONFIGS[name].build()
     source, actions = source.to("meta"), actions.to("meta")
     with _OnMetaDevice():
         with torch.no_grad():

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
+from textgen_env.models.hybrid import Hybrid, HybridConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import ModelFileError, load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -29,7 +30,11 @@ def recurrent():
     return Recurrent(RecurrentConfig(20, width=8, num_decoder_layers=1), SPECIAL)
 
 
-@pytest.fixture(params=[transformer, recurrent])
+def hybrid():
+    return Hybrid(HybridConfig(20, width=8, num_heads=2, feed_forward=16, unit="gru"), SPECIAL)
+
+
+@pytest.fixture(params=[transformer, recurrent, hybrid])
 def model(request):
     torch.manual_seed(0)
     return request.param()
@@ -218,6 +223,17 @@ def test_a_wrong_configuration_is_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(ModelFileError, match=f"config.json.*{message}"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [("lstm", "unit must be one of ssru, gru, got 'lstm'"), (3, "unit must be str, got 3")],
+)
+def test_a_wrong_choice_is_named(tmp_path, unit, message):
+    save_model(hybrid(), tmp_path)
+    rewrite(tmp_path, lambda d: d.update(unit=unit))
+    with pytest.raises(ModelFileError, match=f"config.json: {message}"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(("text", "found"), [("{", "JSON"), ("[1]", "object, got")])

@@ -14,6 +14,7 @@ from ctranslate2 import Translator
 from ctranslate2.specs import TransformerSpec
 from torch import Tensor, nn
 
+from textgen_env.models.encoder_decoder import EncoderLayer
 from textgen_env.models.export.common import (
     SUPPRESSION_BIAS,
     ExportError,
@@ -23,7 +24,7 @@ from textgen_env.models.export.common import (
 )
 from textgen_env.models.model_files import check_digests, write_digests
 from textgen_env.models.storage import CONFIG, TOKENIZER, Model
-from textgen_env.models.transformer import DecoderLayer, EncoderLayer, Transformer
+from textgen_env.models.transformer import DecoderLayer, Transformer
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
 
 Spec = Any  # part of a specification, whose attributes CTranslate2 sets and checks dynamically

@@ -25,9 +25,10 @@ from textgen_env.models.export.common import (
     exportable,
     served_tokenizer,
 )
+from textgen_env.models.layers import sinusoids
 from textgen_env.models.model_files import check_digests, write_digests
 from textgen_env.models.storage import TOKENIZER, Model
-from textgen_env.models.transformer import Transformer, sinusoids
+from textgen_env.models.transformer import Transformer
 from textgen_env.tokenizers.folder_check import check_is_data
 from textgen_env.tokenizers.subword import SPECIAL_PIECES, TextTokenizer, Tokenizer
 

@@ -22,6 +22,7 @@ from textgen_env.models.acceleration.cuda_graph import (
     capture_cuda_graph,
     with_cuda_graphs,
 )
+from textgen_env.models.hybrid import Hybrid, HybridConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -33,6 +34,8 @@ STEPS = 20  # more than the increment of a cache's capacity
 MODELS = {
     "transformer": lambda vocab_size: Transformer(TransformerConfig(vocab_size, 32, 2, 64)),
     "recurrent": lambda vocab_size: Recurrent(RecurrentConfig(vocab_size, 32)),
+    "ssru": lambda vocab_size: Hybrid(HybridConfig(vocab_size, 32, 2, 64, unit="ssru")),
+    "gru": lambda vocab_size: Hybrid(HybridConfig(vocab_size, 32, 2, 64, unit="gru")),
 }
 DEVICES = [
     "cpu",

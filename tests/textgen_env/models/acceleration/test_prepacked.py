@@ -12,12 +12,15 @@ from textgen_env.models.acceleration.prepacked import (
     PrepackedLinear,
     with_prepacked_weights,
 )
+from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 
 CONFIGS = {
     "transformer": lambda: Transformer(TransformerConfig(50, 32, 2, 64)),
     "recurrent": lambda: Recurrent(RecurrentConfig(50, 32)),
+    "ssru": lambda: HybridConfig(50, 32, 2, 64, unit="ssru").build(),
+    "gru": lambda: HybridConfig(50, 32, 2, 64, unit="gru").build(),
 }
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 0.05, "atol": 0.1}}
 

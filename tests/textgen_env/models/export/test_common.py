@@ -3,7 +3,8 @@
 import pytest
 
 from textgen_env.models.export.common import ExportError, exportable, served_tokenizer
-from textgen_env.models.recurrent import Recurrent, RecurrentConfig
+from textgen_env.models.hybrid import HybridConfig
+from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tokenizers.subword import Tokenizer
@@ -43,9 +44,14 @@ def test_serving_a_tokenizer_does_not_change_it():
     assert tokenizer.encode(TEXTS) == before
 
 
-def test_a_recurrent_student_is_refused_with_a_remedy():
-    model = Recurrent(RecurrentConfig(280, width=8, num_decoder_layers=1))
-    with pytest.raises(ExportError, match=r"got a Recurrent, which .* --student transformer"):
+@pytest.mark.parametrize(
+    "config",
+    [RecurrentConfig(280, width=8), HybridConfig(280, width=8)],
+    ids=["recurrent", "hybrid"],
+)
+def test_a_recurrent_student_is_refused_with_a_remedy(config):
+    kind = type(model := config.build()).__name__
+    with pytest.raises(ExportError, match=rf"got a {kind}, which .* --student transformer"):
         exportable(model, pairs())
 
 

@@ -1,0 +1,114 @@
+"""Tests of recurrent units: hand numbers, steps against sequences, gradients."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from textgen_env.models.recurrent_units import SSRU, UNITS, GatedMean
+
+STEPS, ROWS, WIDTH = 7, 3, 4
+
+
+def make_unit(name, dtype=torch.float64):
+    torch.manual_seed(0)
+    unit = UNITS[name](WIDTH)
+    for parameter in unit.parameters():
+        nn.init.normal_(parameter)  # biases too
+    return unit.to(dtype)
+
+
+def draw_inputs(dtype=torch.float64, steps=STEPS):
+    return torch.randn(ROWS, steps, WIDTH, dtype=dtype, requires_grad=True)
+
+
+def by_steps(unit, inputs):
+    state, outputs = torch.zeros(ROWS, WIDTH, dtype=torch.float64), []
+    for step in inputs.unbind(1):
+        output, state = unit.step(step, state)
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_outputs_and_gradients_are_those_of_the_steps(name, steps):
+    unit, inputs = make_unit(name), draw_inputs(steps=steps)
+    weights, leaves = torch.randn(ROWS, steps, WIDTH), (inputs, *unit.parameters())
+    found = []
+    for run in (unit, lambda inputs: by_steps(unit, inputs)):
+        outputs = run(inputs)
+        found.append((outputs, *torch.autograd.grad(outputs, leaves, weights.to(outputs.dtype))))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_two_steps_of_an_ssru_by_hand():
+    unit = SSRU(1)
+    unit.gate_and_candidate.weight.copy_(torch.tensor([[math.log(3)], [2.0]]))
+    unit.gate_bias.fill_(-math.log(9))
+    # f_1 = sigmoid(2 ln 3 - ln 9) = 1/2 and c_1 = 1/2 * 0 + 1/2 * 4 = 2;
+    # f_2 = sigmoid(-ln 9) = 1/10 for the input 0, and c_2 = 1/10 * 2 + 9/10 * 0 = 1/5.
+    output, state = unit.step(torch.tensor([[2.0]]), torch.zeros(1, 1))
+    torch.testing.assert_close(state, torch.tensor([[2.0]]))
+    torch.testing.assert_close(output, torch.tensor([[2.0]]))
+    output, state = unit.step(torch.tensor([[0.0]]), state)
+    torch.testing.assert_close(state, torch.tensor([[0.2]]))
+    _, state = unit.step(torch.tensor([[-2.0]]), state)  # f_3 = 1/82, W x = -4
+    torch.testing.assert_close(state, torch.tensor([[0.2 / 82 - 4 * 81 / 82]]))
+    assert unit.step(torch.tensor([[-2.0]]), state)[0] == 0, "the output is not negative"
+    outputs = unit(torch.tensor([[[2.0], [0.0], [-2.0]]]))
+    torch.testing.assert_close(outputs, torch.tensor([[[2.0], [0.2], [0.0]]]))
+
+
+@torch.no_grad()
+def test_the_gru_is_pytorchs():
+    unit, inputs = make_unit("gru"), draw_inputs()
+    theirs = nn.GRU(WIDTH, WIDTH, batch_first=True).double()
+    state = {f"{name}_l0": value for name, value in unit.cell.state_dict().items()}
+    theirs.load_state_dict(state)
+    torch.testing.assert_close(unit(inputs), theirs(inputs)[0])
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    torch.manual_seed(0)
+    gate = torch.rand(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    candidate = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(GatedMean.apply, (gate, candidate))
+
+
+def test_a_second_gradient_is_refused():
+    outputs = make_unit("ssru")(inputs := draw_inputs())
+    (grad,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@torch.no_grad()
+def test_many_small_terms_are_not_lost_in_bfloat16():
+    unit = SSRU(1).to(torch.bfloat16)
+    unit.gate_and_candidate.weight.copy_(torch.tensor([[0.0], [1.0]]))
+    unit.gate_bias.fill_(6.0)  # each step moves the state by a 400th of the way to 1
+    steps = 2000
+    outputs = unit(torch.ones(1, steps, 1, dtype=torch.bfloat16))
+    expected = 1 - torch.tensor(6.0).sigmoid() ** steps
+    assert outputs.dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[0, -1, 0].float(), expected, rtol=0.005, atol=0)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_have_their_number_of_products(name):
+    products = {"ssru": 2, "gru": 6}[name]
+    matrices = [each for each in UNITS[name](WIDTH).parameters() if each.dim() == 2]
+    assert sum(matrix.numel() for matrix in matrices) == products * WIDTH**2
+
+
+def test_the_state_of_an_ssru_is_a_mean_of_candidates():
+    unit, inputs = make_unit("ssru"), draw_inputs()
+    gate, candidate = unit._gate_and_candidate(inputs.transpose(0, 1))
+    states = GatedMean.apply(gate, candidate)
+    assert states.abs().max() <= candidate.abs().max()
+    forgetful = GatedMean.apply(torch.zeros_like(gate), candidate)
+    assert torch.equal(forgetful, candidate), "with a gate of 0 nothing is kept"

@@ -1,0 +1,231 @@
+"""Parts that encoder-decoders with a Transformer encoder share, whatever their decoder consists of.
+
+One matrix embeds source and target tokens and computes the logits. It is initialized with standard
+deviation width^-1/2, and embeddings are multiplied by width^1/2, so that initial logits have unit
+scale. Dropout acts on the embeddings and on each sublayer's output, before it is added to the
+residual stream. There is no dropout on attention weights or inside the feed-forward network,
+because drawing its random numbers is expensive on CPUs.
+
+The layout is that of Blenderbot in the `transformers` library, so that an export copies weights:
+biased projections, ReLU, a final norm on both sides. Sinusoids are M2M-100's, counted from 1.
+
+Source: Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textgen_env.bounds import check_at_least, check_finite
+from textgen_env.models.config import ModelConfig, check_dropout
+from textgen_env.models.layers import (
+    Attention,
+    Dropout,
+    FeedForward,
+    TiedEmbedding,
+    check_source,
+    sinusoids,
+)
+from textgen_env.models.source_memory import SourceMemory
+from textgen_env.types import SpecialTokens
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig(ModelConfig):
+    """Size of an encoder-decoder.
+
+    Attributes:
+        vocab_size: number of tokens, V.
+        width: width of the residual stream; even, at least 4, and divisible by `num_heads`.
+        num_heads: number of attention heads, H.
+        feed_forward: inner width of the feed-forward networks.
+        num_encoder_layers: number of encoder layers.
+        num_decoder_layers: number of decoder layers.
+        dropout: probability of dropout, in [0, 0.99].
+    """
+
+    vocab_size: int = 4000
+    width: int = 256
+    num_heads: int = 4
+    feed_forward: int = 1024
+    num_encoder_layers: int = 2
+    num_decoder_layers: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, vocab_size=1, num_heads=1, feed_forward=1)
+        check_at_least(self, num_encoder_layers=1, num_decoder_layers=1)
+        check_dropout(self)
+        check_finite(self, "width")
+        if self.width % self.num_heads or self.width % 2 or self.width < 4:
+            raise ValueError(
+                f"width must be even, at least 4 and divisible by num_heads ({self.num_heads}), "
+                f"got {self.width}"
+            )
+
+
+class EncoderLayer(nn.Module):
+    """Encoder layer: self-attention over the source, then the feed-forward network."""
+
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.num_heads)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.feed_forward = FeedForward(config.width, config.feed_forward)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return the layer's output, (B, S, width), for an input of the same shape.
+
+        Args:
+            hidden: (B, S, width).
+            mask: (B, 1, 1, S) bool, True at the source's tokens.
+        """
+        normed = self.attention_norm(hidden)
+        keys, values = self.attention.project(normed)
+        hidden = hidden + self.dropout(self.attention(normed, keys, values, mask))
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+
+class SourceDecoderLayer(nn.Module, ABC):
+    """Base of decoder layers: after a first sublayer of their own they read the source.
+
+    A subclass creates its first sublayer, then calls `add_source_sublayers`: parameters stand, and
+    are drawn, in the order in which they act.
+    """
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+        """Return the layer's output at all positions, (B, T, width).
+
+        Args:
+            hidden: (B, T, width).
+            memory: (B, S, width), the encoder's output.
+            source_mask: (B, 1, 1, S) bool, True at the source's tokens.
+        """
+
+    def add_source_sublayers(self, config: EncoderDecoderConfig) -> None:
+        """Create the attention to the source and the feed-forward network."""
+        self.source_norm = nn.LayerNorm(config.width)
+        self.source_attention = Attention(config.width, config.num_heads)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.feed_forward = FeedForward(config.width, config.feed_forward)
+        self.dropout = Dropout(config.dropout)
+
+    def read_source(self, hidden: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+        """Return what `forward` does, given `hidden` with the first sublayer's output added."""
+        keys, values = self.source_attention.project(memory)
+        context = self.source_attention(self.source_norm(hidden), keys, values, source_mask)
+        hidden = hidden + self.dropout(context)
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+    def step_source(self, hidden: Tensor, source: SourceMemory, layer: int) -> Tensor:
+        """Return the layer's output at the next position of each row, (R, width).
+
+        Args:
+            hidden: (R, width), with the first sublayer's output added.
+            source: keys and values of the source.
+            layer: index of this layer in `source`.
+        """
+        query = self.source_attention.query(self.source_norm(hidden))
+        hidden = hidden + self.source_attention.out(source.attend(layer, query))
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+
+
+class EncoderDecoder(nn.Module):
+    """Base of encoder-decoders as `SequenceModel`; subclasses add `start` and `step`.
+
+    Args:
+        config: size of the model.
+        decoder_layer: function that makes a decoder layer.
+        special: special tokens; None for those of tokenizers trained here.
+    """
+
+    def __init__(
+        self,
+        config: EncoderDecoderConfig,
+        decoder_layer: Callable[[], SourceDecoderLayer],
+        special: SpecialTokens | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.special = special or SpecialTokens()
+        self.embedding = TiedEmbedding(config.vocab_size, config.width)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.encoder_norm = nn.LayerNorm(config.width)
+        self.decoder = nn.ModuleList(decoder_layer() for _ in range(config.num_decoder_layers))
+        self.decoder_norm = nn.LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
+        self._initialize()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the vocabulary, V."""
+        return self.config.vocab_size
+
+    def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of every action."""
+        return self.project(self.hidden(source, actions))
+
+    def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
+        """Return the last hidden states, (B, T, width), after the final norm."""
+        memory, mask = self._encode(source)
+        hidden = self._embed(F.pad(actions, (1, 0), value=self.special.start)[:, :-1])
+        for layer in self.decoder:
+            hidden = layer(hidden, memory, mask[:, None, None])
+        return self.decoder_norm(hidden)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of last hidden states, (..., width)."""
+        return self.embedding.logits(hidden)
+
+    def source_memory(self, source: Tensor) -> SourceMemory:
+        """Encode the source and compute its keys and values for every decoder layer."""
+        memory, mask = self._encode(source)
+        layers = cast("Iterator[SourceDecoderLayer]", iter(self.decoder))
+        projected = [part for layer in layers for part in layer.source_attention.project(memory)]
+        return SourceMemory.masked(torch.stack(projected).unflatten(0, (-1, 2)), mask)
+
+    def embed_next(self, previous: Tensor, position_embeddings: Tensor) -> Tensor:
+        """Return the decoder's input of one step, (R, width).
+
+        Args:
+            previous: (R,) int64, the last token of each prefix.
+            position_embeddings: (R, width), those of its position.
+        """
+        return self.embedding(previous) * math.sqrt(self.config.width) + position_embeddings
+
+    def position_embeddings(self, count: int, device: torch.device) -> Tensor:
+        """Return the embeddings of the first positions, (count, width), in the weights' dtype."""
+        positions = sinusoids(torch.arange(count, device=device), self.config.width)
+        return positions.to(self.embedding.weight.dtype)
+
+    def _encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the encoder's output, (B, S, width), and the mask of its tokens, (B, S) bool."""
+        check_source(source)
+        mask = source != self.special.pad
+        hidden = self._embed(source)
+        for layer in self.encoder:
+            hidden = layer(hidden, mask[:, None, None])
+        return self.encoder_norm(hidden), mask
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        scaled = self.embedding(tokens) * math.sqrt(self.config.width)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.dropout(scaled + sinusoids(positions, self.config.width).to(scaled.dtype))
+
+    def _initialize(self) -> None:
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
