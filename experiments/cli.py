@@ -222,7 +222,9 @@ def parse(arguments: list[str]) -> object:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 _commands(
-                    _choice(arguments), served=SERVER in arguments, layered=_has_layers(arguments)
+                    _choice(arguments),
+                    served=SERVER in arguments,
+                    layered=_names_layers(arguments) or not {"-h", "--help"}.isdisjoint(arguments),
                 ),
                 prog="textgen",
                 description=DESCRIPTION,
@@ -256,18 +258,26 @@ def _with_server(arguments: list[str]) -> list[str]:
 
 
 def _choice(arguments: list[str]) -> Choice:
-    """Return the parts that `train` is asked for; they decide on the further options."""
+    """Return the parts that `train` is asked for; they decide on the further options.
+
+    Raises:
+        ValueError: a recurrent student is asked for that cannot have its teacher's layers.
+    """
     if arguments[:1] != ["train"]:
         return Choice()
     choice, _ = tyro.cli(Choice, args=arguments[1:], return_unknown_args=True, add_help=False)
+    names_student = any(word.split("=")[0] == "--student" for word in arguments)
+    if choice.student == "recurrent" and names_student and _names_layers(arguments):
+        raise ValueError(
+            f"student must be hybrid beside {LAYERS}, for recurrent units under the teacher's "
+            "encoder, or left out for the teacher's kind, got recurrent"
+        )
     return choice
 
 
-def _has_layers(arguments: list[str]) -> bool:
-    """Return True if an option of `student_from_teacher` is given, or help on all options."""
-    return any(
-        word in {"-h", "--help"} or word.replace("_", "-").startswith(LAYERS) for word in arguments
-    )
+def _names_layers(arguments: list[str]) -> bool:
+    """Return True if an option of `student_from_teacher` is given."""
+    return any(word.replace("_", "-").startswith(LAYERS) for word in arguments)
 
 
 def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:

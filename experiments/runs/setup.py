@@ -14,6 +14,7 @@ from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.layer_copy import student_from_layers
+from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask, encode_references
@@ -165,7 +166,10 @@ def initial_student(experiment: Experiment) -> Model | None:
     if layers is None:
         return None
     assert experiment.teacher is not None, "checked with the parts"
-    return student_from_layers(load_model(experiment.teacher), layers)
+    kind = None if experiment.student == RecurrentConfig() else experiment.student  # the default
+    teacher = load_model(experiment.teacher)
+    torch.manual_seed(experiment.learner.seed)  # of a hybrid's recurrent units
+    return student_from_layers(teacher, layers, kind)
 
 
 def fresh_student(experiment: Experiment, task: TextTask) -> Model:

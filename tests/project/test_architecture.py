@@ -79,6 +79,7 @@ CONFINED = {
         "textgen_env/models/huggingface/load.py",
         "textgen_env/models/huggingface/cache.py",
         "textgen_env/models/huggingface/causal.py",
+        "textgen_env/models/huggingface/fewer_layers.py",
         "textgen_env/models/huggingface/model.py",
         "textgen_env/models/huggingface/seq2seq.py",
     },

@@ -21,8 +21,8 @@ class TeacherLayers:
     """Layers of the teacher that a student begins with.
 
     A number of layers stands for layers spread evenly over the teacher's, the first and the last
-    among them, and 1 for the last. Kind, widths and vocabulary are the teacher's too, whatever the
-    student's own size says.
+    among them, and 1 for the last. Kind, widths and vocabulary are the teacher's too. Only a hybrid
+    may stand under the teacher's encoder instead, whose recurrent units are new (student hybrid).
 
     Attributes:
         encoder: number of encoder layers; None for all, unless `encoder_indices` are given.

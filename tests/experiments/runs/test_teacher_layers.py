@@ -111,6 +111,22 @@ def test_a_run_with_other_layers_is_no_run_to_resume(models, tmp_path, capsys):
     assert "must hold a run with these settings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("unit", ["ssru", "gru"])
+def test_a_recurrent_decoder_learns_under_the_teachers_encoder(models, tmp_path, unit):
+    options = ["--agent", "imitkd_full", "--teacher", str(models / "teacher"), *TWO_OF_THREE]
+    options += ["--student", "hybrid", "--student.unit", unit, "--learner.learning-rate", "0"]
+    train(tmp_path, *options)
+    student, teacher = load_model(tmp_path / "model"), load_model(models / "teacher")
+    assert (student.config.unit, student.config.width) == (unit, teacher.config.width)
+    own, theirs = student.state_dict(), teacher.state_dict()
+    assert torch.equal(own["embedding.weight"], theirs["embedding.weight"])
+    for name, source in (("encoder.1.", "encoder.2."), ("decoder.0.source_", "decoder.1.source_")):
+        copied = [each for each in own if each.startswith(name)]
+        assert copied
+        for each in copied:
+            assert torch.equal(own[each], theirs[each.replace(name, source)])
+
+
 def test_a_student_is_held_to_the_layers_that_it_started_from(models, tmp_path):
     options = ["--agent", "mle", "--teacher", str(models / "teacher"), *TWO_OF_THREE]
     train(tmp_path, *options, "--learner.ewc-weight", "2")
@@ -129,6 +145,8 @@ def test_a_student_is_held_to_the_layers_that_it_started_from(models, tmp_path):
         ("http://localhost:1/v1", TWO_OF_THREE, "teacher must be a model on this disk"),
         (None, TWO_OF_THREE, "teacher must be a model on this disk"),
         ("teacher", ["--student-from-teacher", "3"], "--student-from-teacher"),
+        ("teacher", [*TWO_OF_THREE, "--student", "recurrent"], "student must be hybrid"),
+        ("teacher", [*TWO_OF_THREE, "--student.width", "8"], "student must be of the teacher's"),
     ],
 )
 def test_what_cannot_be_begun_with_is_one_line(models, tmp_path, capsys, teacher, options, message):

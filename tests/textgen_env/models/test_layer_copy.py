@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from tests.support.toy import SPECIAL
 from textgen_env.generation.decoding import greedy
+from textgen_env.models.hybrid import Hybrid, HybridConfig
 from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import load_model, save_model
@@ -55,8 +57,8 @@ def test_all_layers_make_a_student_that_writes_the_teachers_texts(teacher):
 def test_chosen_layers_are_those_of_the_teacher_in_their_order(teacher):
     layers = TeacherLayers(encoder_indices=(1, 3), decoder=2, dropout=0.05)
     student = student_from_layers(teacher, layers)
-    teacher.encoder = torch.nn.ModuleList([teacher.encoder[1], teacher.encoder[3]])
-    teacher.decoder = torch.nn.ModuleList([teacher.decoder[0], teacher.decoder[2]])
+    teacher.encoder = nn.ModuleList([teacher.encoder[1], teacher.encoder[3]])
+    teacher.decoder = nn.ModuleList([teacher.decoder[0], teacher.decoder[2]])
     found = student.sequence_logits(SOURCE, ACTIONS)
     assert torch.equal(found, teacher.sequence_logits(SOURCE, ACTIONS))
     assert (student.config.num_encoder_layers, student.config.num_decoder_layers) == (2, 2)
@@ -118,3 +120,57 @@ def test_a_teacher_without_such_layers_is_refused():
     teacher = Recurrent(RecurrentConfig(vocab_size=12, width=8), SPECIAL)
     with pytest.raises(TeacherLayersError, match="got a teacher of kind Recurrent"):
         student_from_layers(teacher, TeacherLayers())
+
+
+class Silent(nn.Module):
+    """Sublayer that adds nothing."""
+
+    def forward(self, hidden, *others):
+        return torch.zeros_like(hidden)
+
+
+def test_a_hybrid_is_its_teacher_but_for_what_stands_in_place_of_self_attention(teacher):
+    layers = TeacherLayers(encoder=2, decoder_indices=(0, 2))
+    student = student_from_layers(teacher, layers, HybridConfig(unit="gru", width=16))
+    plain = student_from_layers(teacher, layers)
+    assert isinstance(student, Hybrid)
+    before = student.sequence_logits(SOURCE, ACTIONS)
+    for layer, own in zip(student.decoder, plain.decoder, strict=True):
+        layer.unit, own.attention = Silent(), Silent()
+        own.attention.project = lambda hidden: (hidden, hidden)
+    expected = plain.sequence_logits(SOURCE, ACTIONS)
+    assert torch.equal(student.sequence_logits(SOURCE, ACTIONS), expected)
+    assert (before - expected).abs().max() > 0.01
+
+
+def test_the_units_of_a_hybrid_are_those_of_the_seed_and_are_copied_from_a_hybrid(teacher):
+    students = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        students.append(student_from_layers(teacher, TeacherLayers(decoder=1), HybridConfig()))
+    one, same, other = (student.state_dict() for student in students)
+    assert all(torch.equal(weight, same[name]) for name, weight in one.items())
+    different = {name for name, weight in one.items() if not torch.equal(weight, other[name])}
+    assert different
+    assert all(name.startswith("decoder.0.unit.") for name in different)
+    again = student_from_layers(students[0], TeacherLayers(encoder=4)).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in one.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (RecurrentConfig(width=16), "student must be of the teacher's kind or a hybrid"),
+        (TransformerConfig(dropout=0.3), "student.dropout must be left out"),
+        (HybridConfig(width=32), "student.width must be left out .* makes it 16, got 32"),
+    ],
+)
+def test_a_student_of_another_kind_or_size_is_refused(teacher, kind, message):
+    with pytest.raises(TeacherLayersError, match=message):
+        student_from_layers(teacher, TeacherLayers(), kind)
+
+
+def test_sizes_that_were_made_make_the_same_student(teacher):
+    layers = TeacherLayers(encoder=2, decoder=1, dropout=0.3)
+    made = student_from_layers(teacher, layers).config
+    assert student_from_layers(teacher, layers, made).config == made
