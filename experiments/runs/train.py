@@ -142,6 +142,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         task = with_expert_prompts(task, experiment.server.prompt)
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
+    experiment.learner.check_expert(expert)
     with process.main_process_first():
         examples, asked = _prepare(experiment, task, expert, folder / PREPARED)
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
