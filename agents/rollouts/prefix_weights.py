@@ -17,7 +17,7 @@ from textgen_env.types import Writer
 
 ROWS_PER_PASS = 64  # of which student and expert compute logits together
 LARGEST_DISCREPANCY = 100.0  # nats, of a token that one of the two gives no probability
-SMALLEST_TOTAL = 1e-8  # nats, of a text about which both agree; TRL's
+SMALLEST_TOTAL = 1e-8  # nats, of a text about which both agree
 
 
 def prefix_weights(discrepancy: Tensor, mask: Tensor, strength: float) -> Tensor:

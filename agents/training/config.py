@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from textgen_agents.agent import Agent, LearnsFrom
-from textgen_agents.losses.labels import Top1
+from textgen_agents.agent import Agent
 from textgen_env.bounds import (
     check_at_least,
     check_finite,
@@ -41,10 +40,9 @@ class LearnerConfig:
             that the source lets expect; at 1 texts are whole, however long.
         roll_in_share_end: that share at the end of training, to which it moves along a line; None
             to leave it as it is.
-        prefix_weight: by how much more a state counts at the beginning of a text that the student
-            has written, at least 0; the more of the distance between teacher and student lies
-            before it, the less of that it gets (arXiv:2606.22600, which has 0.5). Texts of the data
-            count as ever. The teacher is asked for it once more.
+        prefix_weight: extra weight of the first state of a text that the student has written, at
+            least 0; it falls to 0 along the text as the distance between teacher and student adds
+            up (arXiv:2606.22600, which has 0.5). The teacher is asked once more for it.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
         seed: of every random choice.
     """
@@ -89,9 +87,7 @@ class LearnerConfig:
                 f"roll_in_share must be 1 for {type(agent).__name__}, whose student writes "
                 f"nothing, got {self.roll_in_share}: leave it out, or choose another agent"
             )
-        asks = agent.learns_from in (LearnsFrom.TOKENS, LearnsFrom.DISTRIBUTION)
-        asks = asks and agent.student_writes and not isinstance(agent.label, Top1)
-        if self.prefix_weight and not asks:
+        if self.prefix_weight and not (agent.student_writes and agent.asks_distribution):
             raise ValueError(
                 f"prefix_weight must be 0 for {type(agent).__name__}, which asks for no "
                 f"distribution on texts of the student, got {self.prefix_weight}: leave it out, or "
