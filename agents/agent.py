@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from textgen_agents.losses.labels import Dense, Label, LabelledBatch
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.rollouts.context import Context
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -59,6 +59,12 @@ class Agent(ABC):
     def needs_expert(self) -> bool:
         """True unless it learns from the references alone."""
         return self.learns_from is not LearnsFrom.REFERENCES
+
+    @property
+    def asks_distribution(self) -> bool:
+        """True if it asks the expert for probabilities, and not for texts or tokens alone."""
+        asked_at_states = self.learns_from in (LearnsFrom.TOKENS, LearnsFrom.DISTRIBUTION)
+        return asked_at_states and not isinstance(self.label, Top1)
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, if the expert cannot give what will be asked of it.

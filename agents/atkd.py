@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from textgen_agents.agent import Agent
-from textgen_agents.losses.divergences import masked_mean
 from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.losses.objectives import mean_over_actions
 from textgen_agents.losses.topk import atkd_split, rest_prob
 from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
@@ -72,4 +72,4 @@ class ATKD(Agent):
         about, others = atkd_split(logits, expert.logits(states), states.actions)
         easy = batch.labels["easy"]
         losses = torch.where(easy, weight * others, (1 - weight) * (about + others))
-        return masked_mean(2 * losses, states.mask)
+        return mean_over_actions(2 * losses, states)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.agent import Agent, LearnsFrom
-from textgen_agents.losses.divergences import cross_entropy, masked_mean
+from textgen_agents.losses.divergences import cross_entropy
 from textgen_agents.losses.labels import LabelledBatch, check_smoothing
+from textgen_agents.losses.objectives import mean_over_actions
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_at_least, check_shares
@@ -76,7 +77,7 @@ class IQLearn(Agent):
             error, effect, known = bellman_error(logits, states, self.discount, expert.special)
             penalty = (error + batch.labels["offset"] * effect).square().where(known, 0.0)
             losses = losses + self.td_weight * penalty
-        return masked_mean(losses, states.mask)
+        return mean_over_actions(losses, states)
 
 
 def bellman_error(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from textgen_agents.agent import Agent
-from textgen_agents.losses.divergences import cross_entropy, masked_mean, reverse_kl
+from textgen_agents.losses.divergences import cross_entropy, reverse_kl
 from textgen_agents.losses.labels import LabelledBatch, Labels
+from textgen_agents.losses.objectives import mean_over_actions
 from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
@@ -117,7 +118,7 @@ class MiniLLM(Agent):
         ratio = weight * (-cross_entropy(logits, states.actions) - labels["log_prob"]).exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         gain = torch.minimum(ratio * advantage, clipped * advantage)
-        return masked_mean(weight * reverse_kl(logits, expert.logits(states)) - gain, states.mask)
+        return mean_over_actions(weight * reverse_kl(logits, expert.logits(states)) - gain, states)
 
 
 def mean_reward_to_go(reward: Tensor, mask: Tensor, discount: float) -> Tensor:

@@ -107,6 +107,7 @@ class Trajectories:
         reference: (B, R) int64, the data set's target for the same sources.
         expert_source: (B, E) int64, what the expert reads in place of `source`; None where it reads
             the same.
+        weight: (B, T) float, what the loss of each action is multiplied by; None for 1.
     """
 
     source: Tensor
@@ -115,6 +116,7 @@ class Trajectories:
     mask: Tensor
     reference: Tensor
     expert_source: Tensor | None = None
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_shape("source", self.source, (None, None))
@@ -122,6 +124,8 @@ class Trajectories:
         check_shape("actions", self.actions, (rows, steps))
         check_shape("writer", self.writer, (rows, steps))
         check_shape("mask", self.mask, (rows, steps))
+        if self.weight is not None:
+            check_shape("weight", self.weight, (rows, steps))
         check_shape("reference", self.reference, (rows, None))
         _check_expert_source(self)
         if self.mask.dtype != torch.bool:
@@ -151,6 +155,8 @@ class Trajectories:
         two_views = any(part.expert_source is not None for part in parts)
         if two_views:
             parts = [replace(part, expert_source=part.expert_view) for part in parts]
+        if any(part.weight is not None for part in parts):
+            parts = [replace(part, weight=part.action_weight) for part in parts]
         fill = {"writer": Writer.DATA, "mask": False}
         columns = {name: [getattr(part, name) for part in parts] for name in tensors(parts[0])}
         return cls(
@@ -161,6 +167,12 @@ class Trajectories:
     def expert_view(self) -> Tensor:
         """Tokens that the expert reads, (B, E) int64."""
         return self.source if self.expert_source is None else self.expert_source
+
+    @property
+    def action_weight(self) -> Tensor:
+        """Weight of each action, (B, T) float."""
+        ones = torch.ones(self.mask.shape, device=self.mask.device)
+        return ones if self.weight is None else self.weight
 
     @property
     def examples(self) -> Examples:
@@ -174,7 +186,7 @@ class Trajectories:
     def trimmed(self, special: SpecialTokens) -> Self:
         """Return the trajectories without the columns that are padding in all of them."""
         width = int(self.mask.sum(1).max())
-        written = ("actions", "writer", "mask")
+        written = ("actions", "writer", "mask", "weight")
         return type(self)(
             **{
                 name: tensor[:, :width] if name in written else trimmed(tensor, special)
@@ -199,7 +211,7 @@ def _check_expert_source(record: Examples | Trajectories) -> None:
         check_shape("expert_source", record.expert_source, (len(record), None))
 
 
-def _stacked(parts: Sequence[Tensor], fill: int) -> Tensor:
+def _stacked(parts: Sequence[Tensor], fill: float) -> Tensor:
     """Return all rows of the (B, L) `parts`, with `fill` up to the widest."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])

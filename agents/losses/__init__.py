@@ -12,7 +12,13 @@ from textgen_agents.losses.divergences import (
     total_variation,
 )
 from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1, TopKWithTail
-from textgen_agents.losses.objectives import loss_by_writer, loss_for, reference_loss, token_loss
+from textgen_agents.losses.objectives import (
+    loss_by_writer,
+    loss_for,
+    mean_over_actions,
+    reference_loss,
+    token_loss,
+)
 
 __all__ = [
     "Dense",
@@ -27,6 +33,7 @@ __all__ = [
     "loss_by_writer",
     "loss_for",
     "masked_mean",
+    "mean_over_actions",
     "reference_loss",
     "reverse_kl",
     "skewed_kl",

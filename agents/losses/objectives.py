@@ -40,6 +40,20 @@ def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
     return data.where(by_data, expert.best_actions(trajectories))
 
 
+def mean_over_actions(losses: Tensor, trajectories: Trajectories) -> Tensor:
+    """Return the mean over the actions that count, each loss times its action's weight.
+
+    The denominator is the number of actions, whatever their weights.
+
+    Args:
+        losses: (B, T) float.
+        trajectories: with mask and weights.
+    """
+    if trajectories.weight is not None:
+        losses = losses * trajectories.weight
+    return masked_mean(losses, trajectories.mask)
+
+
 def token_loss(
     trajectories: Trajectories,
     student: SequenceModel,
@@ -59,7 +73,7 @@ def token_loss(
     """
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    return masked_mean(losses, trajectories.mask)
+    return mean_over_actions(losses, trajectories)
 
 
 @torch.no_grad()
@@ -104,7 +118,7 @@ def loss_for(
     """
     logits = student.sequence_logits(trajectories.source, trajectories.actions)
     losses = label.losses(logits, trajectories, expert, divergence)
-    return masked_mean(losses, trajectories.mask)
+    return mean_over_actions(losses, trajectories)
 
 
 def loss_by_writer(
@@ -127,7 +141,7 @@ def loss_by_writer(
         by_parts(divergence, logits, teacher_logits).where(trajectories.writer == writer, 0.0)
         for writer, divergence in terms.items()
     ]
-    return masked_mean(torch.stack(losses).sum(0), trajectories.mask)
+    return mean_over_actions(torch.stack(losses).sum(0), trajectories)
 
 
 @torch.no_grad()

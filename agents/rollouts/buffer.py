@@ -18,7 +18,7 @@ from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.types import Trajectories, tensors
 
-STATES = tuple(field.name for field in fields(Trajectories))
+STATES = tuple(field.name for field in fields(Trajectories) if field.name != "weight")
 ROWS_PER_QUERY = 64  # that the expert is asked about together
 
 

@@ -7,9 +7,7 @@ from torch import Tensor
 from textgen_env.dynamics import State
 from textgen_env.types import Examples, SpecialTokens
 
-LENGTH_TOLERANCE = (
-    1e-9  # tokens; a product that is a whole number but for it is rounded up to no more
-)
+LENGTH_TOLERANCE = 1e-9  # a product that is above a whole number by less is that number
 
 
 def expected_lengths(examples: Examples, special: SpecialTokens) -> Tensor:

@@ -10,6 +10,7 @@ from textgen_env.bounds import (
     check_positive_shares,
     check_shares,
 )
+from textgen_env.experts.expert import Expert, ExpertError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class LearnerConfig:
             that the source lets expect; at 1 texts are whole, however long.
         roll_in_share_end: that share at the end of training, to which it moves along a line; None
             to leave it as it is.
+        prefix_weight: extra weight of the first state of a text that the student has written, at
+            least 0; it falls to 0 along the text as the distance between teacher and student adds
+            up (arXiv:2606.22600, which has 0.5). The teacher is asked once more for it.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
         seed: of every random choice.
     """
@@ -56,13 +60,14 @@ class LearnerConfig:
     ema: float | None = None
     roll_in_share: float = 1.0
     roll_in_share_end: float | None = None
+    prefix_weight: float = 0.0
     evaluate_every: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(self, updates=1, batch_size=1, accumulate=1, evaluate_every=1)
         check_at_least(self, learning_rate=0, warmup=0, weight_decay=0)
-        check_at_least(self, reference_weight=0, ewc_weight=0)
+        check_at_least(self, reference_weight=0, ewc_weight=0, prefix_weight=0)
         check_shares(self, "decay", "ema")
         check_positive_shares(self, "1 is for whole texts", "roll_in_share", "roll_in_share_end")
         check_finite(self, "seed")
@@ -81,6 +86,20 @@ class LearnerConfig:
             raise ValueError(
                 f"roll_in_share must be 1 for {type(agent).__name__}, whose student writes "
                 f"nothing, got {self.roll_in_share}: leave it out, or choose another agent"
+            )
+        if self.prefix_weight and not (agent.student_writes and agent.asks_distribution):
+            raise ValueError(
+                f"prefix_weight must be 0 for {type(agent).__name__}, which asks for no "
+                f"distribution on texts of the student, got {self.prefix_weight}: leave it out, or "
+                "choose another agent or label"
+            )
+
+    def check_expert(self, expert: Expert) -> None:
+        """Raise `ExpertError` if `expert` cannot give what the settings ask beside the agent."""
+        if self.prefix_weight and expert.largest_k is not None:
+            raise ExpertError(
+                "prefix_weight must be 0 for a teacher that does not give its whole distribution, "
+                f"got {self.prefix_weight}: leave it out, or use a teacher on this machine"
             )
 
     @property

@@ -22,6 +22,7 @@ from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, example_lengths, generator_for, seed_of
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.lengths import expected_lengths, shares_of
+from textgen_agents.rollouts.prefix_weights import with_prefix_weights
 from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
     Counters,
@@ -89,6 +90,7 @@ class Learner:
         agent.check_expert(env.expert)
         config.check_agent(agent)
         agent.check_examples(env.examples, env.special)
+        config.check_expert(env.expert)
         _check_vocabulary(student, env)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
@@ -223,6 +225,8 @@ class Learner:
                 max_written=self._max_written(indices, progress),
             )
             batch = self.agent.collect(context)
+            if strength := config.prefix_weight:
+                batch = with_prefix_weights(batch, context.student, self.env.expert, strength)
             self.counters.seconds += time.perf_counter() - start
             yield batch
 

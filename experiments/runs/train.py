@@ -149,6 +149,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     task = _build_task(experiment, tokenizers)
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
+    experiment.learner.check_expert(expert)
     with process.main_process_first():
         examples, prepared = _prepare(experiment, task, expert, folder / PREPARED)
         keeping, kept = with_kept_labels(experiment, expert, examples, folder)

@@ -34,13 +34,13 @@ from textgen_env.tasks.copy import CopyConfig
 class Stopped(Exception):
     pass
 
-def run(name, agent, **regularizers):
+def run(name, agent, **settings):
     experiment = Experiment(
         task=CopyConfig(num_words=8, max_length=5, num_train=64, num_validation=8, num_test=8),
         teacher=root / "teacher",
         student_init=root / "student",
         agent=agent,
-        learner=LearnerConfig(updates=8, batch_size=6, warmup=1, evaluate_every=4, **regularizers),
+        learner=LearnerConfig(updates=8, batch_size=6, warmup=1, evaluate_every=4, **settings),
         precision="float32",
     )
     train(experiment, folder / name, lambda update, record: None)
@@ -53,7 +53,9 @@ def stop(learner, batch):
 root, folder = map(Path, sys.argv[1:])
 student = Constant(0.0)
 full = ImitKDFull(beta=student, batches_per_rollout=1)
-run("imitkd_full", full, reference_weight=0.5, ewc_weight=1.0, ema=0.7)
+settings = {"reference_weight": 0.5, "ewc_weight": 1.0, "ema": 0.7}
+settings |= {"roll_in_share": 0.7, "prefix_weight": 0.5}
+run("imitkd_full", full, **settings)
 run("dagger", DAgger(beta=student, batches_per_rollout=1, capacity=6))
 if this_process().num_processes > 1:
     update = Learner._update
