@@ -79,7 +79,9 @@ def _saves_queries(experiment: Experiment, num_examples: int) -> bool:
     return not noisy and expected_visits(experiment.agent, experiment.learner, num_examples) > 1
 
 
-def _ask_about_all(texts: KeptTexts, model: HiddenStates, learner: LearnerConfig, folder: Path) -> None:
+def _ask_about_all(
+    texts: KeptTexts, model: HiddenStates, learner: LearnerConfig, folder: Path
+) -> None:
     """Ask the teacher about all texts and write its states, then the queries for them."""
     start, rows = time.perf_counter(), ceil(learner.batch_size / learner.accumulate)
     passes = ceil(len(texts) / rows)
