@@ -233,8 +233,12 @@ def _keys(trajectories: Trajectories, special: SpecialTokens) -> Iterator[tuple[
         tensor.cpu().numpy()
         for tensor in (trajectories.expert_view, trajectories.actions, trajectories.mask)
     )
-    lengths = (mask * np.arange(1, mask.shape[1] + 1)).max(axis=1, initial=0)
-    for source, text, length in zip(sources, actions, lengths.tolist(), strict=True):
-        tokens = source[source != special.pad]
-        parts = (np.int64(len(tokens)).tobytes(), tokens.tobytes(), text[:length].tobytes())
+    widths, lengths = _used(sources != special.pad), _used(mask)
+    for source, text, width, length in zip(sources, actions, widths, lengths, strict=True):
+        parts = (np.int64(width).tobytes(), source[:width].tobytes(), text[:length].tobytes())
         yield blake2b(b"".join(parts), digest_size=16).digest(), length
+
+
+def _used(mask: np.ndarray) -> list[int]:
+    """Return for each row of a (B, L) bool mask the columns up to its last True."""
+    return (mask * np.arange(1, mask.shape[1] + 1)).max(axis=1, initial=0).tolist()

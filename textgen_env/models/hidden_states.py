@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from textgen_env.models.acceleration.cuda_graph import GraphedModel
+from textgen_env.models.huggingface.hidden_states import PretrainedHiddenStates
+from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.sequence_model import SequenceModel
 
 
@@ -31,7 +33,9 @@ class HiddenStates(Protocol):
 
 
 def with_hidden_states(model: SequenceModel) -> HiddenStates | None:
-    """Return `model`, or the one whose steps it replays; None if it has no hidden states."""
+    """Return `model` as one with hidden states, or the one whose steps it replays; None if none."""
     if isinstance(model, GraphedModel):
         return with_hidden_states(model.model)
+    if isinstance(model, HuggingFaceModel):
+        return PretrainedHiddenStates.of(model)
     return model if isinstance(model, HiddenStates) else None

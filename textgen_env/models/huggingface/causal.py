@@ -51,15 +51,18 @@ class HuggingFaceCausal(HuggingFaceModel):
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action; none are computed for the prompt."""
+        inputs = self.sequence_inputs(source, actions)
+        output = self.model(**inputs, use_cache=False, logits_to_keep=actions.shape[1])
+        return self.restrict_vocabulary(output.logits)
+
+    def sequence_inputs(self, source: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Return the tokens of prompts and targets, their mask and their positions."""
         prompt, mask = self.frame_source(source, as_prompt=True)
         self.check_length(prompt.shape[1] + actions.shape[1])
         prefix = actions[:, :-1]
         mask = torch.cat([mask, torch.ones_like(prefix, dtype=torch.bool)], dim=1)
-        output = self.model(
-            input_ids=torch.cat([prompt, prefix], dim=1),
-            attention_mask=mask,
-            position_ids=positions_of(mask),
-            use_cache=False,
-            logits_to_keep=actions.shape[1],
-        )
-        return self.restrict_vocabulary(output.logits)
+        return {
+            "input_ids": torch.cat([prompt, prefix], dim=1),
+            "attention_mask": mask,
+            "position_ids": positions_of(mask),
+        }

@@ -99,6 +99,10 @@ class HuggingFaceModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def sequence_inputs(self, source: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Return the arguments, by name, of a pass over the sources and finished targets."""
+
+    @abstractmethod
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
 

@@ -89,16 +89,19 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
+        output = self.model(**self.sequence_inputs(source, actions), use_cache=False)
+        return self.restrict_vocabulary(output.logits[:, len(self.decoder_prompt) - 1 :])
+
+    def sequence_inputs(self, source: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Return the encoder's tokens, their mask, and the decoder's tokens."""
         tokens, mask = self.frame_source(source, as_prompt=False)
         prompt = self._decoder_prompts(source)
         self.check_length(max(tokens.shape[1], prompt.shape[1] + actions.shape[1]))
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            decoder_input_ids=torch.cat([prompt, actions[:, :-1]], dim=1),
-            use_cache=False,
-        )
-        return self.restrict_vocabulary(output.logits[:, len(self.decoder_prompt) - 1 :])
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "decoder_input_ids": torch.cat([prompt, actions[:, :-1]], dim=1),
+        }
 
     def _decoder_prompts(self, source: Tensor) -> Tensor:
         """Return the decoder's prompt for each row, (B, P) int64."""
