@@ -1,6 +1,6 @@
 """Quality, exposure bias and speed of several models side by side, on their task's test split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +37,7 @@ from textgen_experiments.evaluation.scores import (
     ScoredTexts,
     run_entry,
     score_texts,
+    shipped_entry,
     teacher_entry,
 )
 from textgen_experiments.evaluation.timing import TimedModel, decode_speeds
@@ -65,15 +66,19 @@ class EvaluateOptions:
         baseline: one of them; the others' difference in BLEU from it is tested (paired bootstrap).
         beam_size: score texts by beam search of this size, too; 1 for greedy alone.
         batch_size: sentences decoded together.
+        rounds: measurements of speed, of which the median counts.
+        diagnostics: compute the exposure-bias diagnostics, which take longest.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     baseline: Path | None = None
     beam_size: int = 5
     batch_size: int = 64
+    rounds: int = 5
+    diagnostics: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least(self, beam_size=1, batch_size=1)
+        check_at_least(self, beam_size=1, batch_size=1, rounds=1)
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -83,64 +88,50 @@ def evaluate(options: EvaluateOptions) -> None:
         RunError: a run is unfinished or given twice, the runs differ in task or teacher, or the
             baseline is none of them.
     """
-    task, rows = evaluate_runs(
-        options.runs,
-        baseline=options.baseline,
-        beam_size=options.beam_size,
-        batch_size=options.batch_size,
-    )
+    task, rows = evaluate_runs(options)
     print_results(rows, title=f"{task.name}: {len(task.test)} test pairs")
     warn_of_obstacle(task.test, task.target_language)
 
 
 def evaluate_runs(
-    folders: Sequence[Path],
-    *,
-    baseline: Path | None = None,
-    beam_size: int = 1,
-    batch_size: int = 64,
+    options: EvaluateOptions, shipped: Mapping[str, Path] | None = None
 ) -> tuple[TextTask, list[ResultRow]]:
     """Evaluate runs of one task, and write the results of each to its folder.
 
     Args:
-        folders: of finished runs.
-        baseline: one of the folders, for a test of the others' difference in BLEU.
-        beam_size: 1 for greedy alone.
-        batch_size: sentences decoded together.
+        options: the runs, and how thoroughly they are evaluated.
+        shipped: folders of models of the project's own for the same task, by name in the table.
 
     Returns:
-        The task, and a row for the teacher, if the runs have one, and for each run.
+        The task, and a row for the teacher, if the runs have one, for each run, and for each
+        shipped model.
 
     Raises:
         RunError: there is no run, one is unfinished or given twice, they differ in task, teacher or
             tokenizer, or the baseline is none of them.
     """
+    folders, baseline = options.runs, options.baseline
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
     from textgen_experiments.evaluation.pareto import pareto_figure  # slow: imports matplotlib
 
     entries = _entries(folders)
     offset, task = len(entries) - len(folders), entries[-1].task
+    entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]
     with progress("evaluating", total=len(entries) + 1 + len(folders)) as advance:
         scored = []
         for entry in entries:
-            scored.append(score_texts(entry, beam_size=beam_size, batch_size=batch_size))
+            texts = score_texts(entry, beam_size=options.beam_size, batch_size=options.batch_size)
+            scored.append(texts)
             advance()
         base = None if baseline is None else offset + folders.index(baseline)
-        rows = result_rows(scored, base, beam_size=beam_size, batch_size=batch_size)
+        rows = result_rows(scored, base, options)
         advance()
-        teacher = _teacher(scored[0], task) if offset else None
+        teacher = _teacher(scored[0], task) if offset and options.diagnostics else None
         picture = pareto_figure(rows)
-        for folder, texts, row in zip(folders, scored[offset:], rows[offset:], strict=True):
-            report = measure_exposure_bias(
-                texts.entry.model,
-                texts.written,
-                task.test,
-                task.tokenizer,
-                teacher,
-                language=task.target_language,
-            )
+        for folder, texts, row in zip(folders, scored[offset:], rows[offset:], strict=False):
             samples = _samples(texts, task, scored[0].hypotheses if offset else None)
+            report = _exposure_bias(texts, task, teacher) if options.diagnostics else None
             _write_evaluation(folder, report, samples, row, picture)
             # Written last: a folder with this file has all the others.
             write_results(folder / RESULTS, task, [*rows[:offset], row])
@@ -148,15 +139,31 @@ def evaluate_runs(
     return task, rows
 
 
+def _exposure_bias(
+    texts: ScoredTexts, task: TextTask, teacher: TeacherTexts | None
+) -> ExposureBiasReport:
+    return measure_exposure_bias(
+        texts.entry.model,
+        texts.written,
+        task.test,
+        task.tokenizer,
+        teacher,
+        language=task.target_language,
+    )
+
+
 def _write_evaluation(
     folder: Path,
-    report: ExposureBiasReport,
+    report: ExposureBiasReport | None,
     samples: Sequence[Sample],
     row: ResultRow,
     picture: "Figure",
 ) -> None:
     """Write diagnostics, samples and TensorBoard's figures of one run to its folder."""
-    write_exposure(folder / EXPOSURE, report)
+    if report is None:
+        (folder / EXPOSURE).unlink(missing_ok=True)  # of an earlier evaluation
+    else:
+        write_exposure(folder / EXPOSURE, report)
     write_samples(folder / SAMPLES, samples)
     first_samples = [asdict(sample) for sample in samples[:NUM_SAMPLES]]
     log_evaluation(folder, _figures(row, report), first_samples, picture)
@@ -189,19 +196,14 @@ def _teacher(scored: ScoredTexts, task: TextTask) -> TeacherTexts | None:
 
 
 def result_rows(
-    scored: Sequence[ScoredTexts],
-    baseline: int | None = None,
-    *,
-    beam_size: int = 1,
-    batch_size: int = 64,
+    scored: Sequence[ScoredTexts], baseline: int | None, options: EvaluateOptions
 ) -> list[ResultRow]:
-    """Return a row for each model: scores, their confidence, and decode speed, timed in turn.
+    """Return a row for each model: scores, their confidence, and greedy speed, timed in turn.
 
     Args:
         scored: the texts of each model; speed is compared with the first one's.
         baseline: index of the model that the others' BLEU is compared with; None for no test.
-        beam_size: of the beams that were scored; speed is that of greedy decoding.
-        batch_size: sentences decoded together.
+        options: how thoroughly they are evaluated.
     """
     tasks = [each.entry.task for each in scored]
     # In the students' Unicode form, from which a teacher's with another tokenizer may differ.
@@ -211,7 +213,9 @@ def result_rows(
     )
     same = all(same_pieces(tasks[0].tokenizer, task.tokenizer) for task in tasks)
     timed = [_timed_model(each.entry) for each in scored]
-    speeds = decode_speeds(timed, same_tokens=same, batch_size=batch_size)
+    speeds = decode_speeds(
+        timed, same_tokens=same, batch_size=options.batch_size, rounds=options.rounds
+    )
     base = None if baseline is None else scored[baseline].entry.name
     return [
         ResultRow(
@@ -226,7 +230,7 @@ def result_rows(
             bleu_confidence=bootstrapped.confidence,
             baseline=base,
             p_value=bootstrapped.p_value,
-            beam_size=beam_size if each.beam else None,
+            beam_size=options.beam_size if each.beam else None,
             beam=each.beam,
             tokens_per_second=speed.tokens_per_second,
             sentences_per_second=speed.sentences_per_second,
@@ -263,8 +267,8 @@ def _samples(
     ]
 
 
-def _figures(row: ResultRow, report: ExposureBiasReport) -> dict[str, float]:
+def _figures(row: ResultRow, report: ExposureBiasReport | None) -> dict[str, float]:
     """Return all figures of a row, and one of each diagnostic."""
     named = {name: value for name, value in row.to_json().items() if isinstance(value, float)}
     beam = {} if row.beam is None else {"beam_bleu": row.beam.bleu}
-    return {**named, **beam, **report.figures()}
+    return {**named, **beam, **(report.figures() if report else {})}

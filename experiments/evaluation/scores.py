@@ -1,7 +1,7 @@
 """Texts that models write for the test split, and their scores."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from textgen_agents.evaluation.exposure_bias import (
@@ -21,7 +21,7 @@ from textgen_env.types import Trajectories, Writer
 from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import Run, RunError, read_config, write_text
+from textgen_experiments.runs.folder import DTYPES, Run, RunError, read_config, write_text
 from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
 
 SCORES = "scores.json"
@@ -128,6 +128,25 @@ def teacher_entry(folder: Path, run: Run, task: TextTask) -> EvaluatedModel:
     model = with_prepacked_weights(load_model(folder, run.dtype))
     task = in_tokens_of(load_tokenizer(folder), task)
     return EvaluatedModel(TEACHER, TEACHER, run.precision, None, model, task, None)
+
+
+def shipped_entry(name: str, folder: Path, other: EvaluatedModel) -> EvaluatedModel:
+    """Return a model that comes with the project, beside a student of the same task.
+
+    Args:
+        name: its name in the table.
+        folder: of the model, with the figures of its training in `scores.json`.
+        other: the student whose task and precision it is evaluated with.
+    """
+    known = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    return replace(
+        other,
+        name=name,
+        agent=known["agent"],
+        seed=known["seed"],
+        model=with_prepacked_weights(load_model(folder, DTYPES[other.precision])),
+        outcome=Outcome(**known["outcome"]),
+    )
 
 
 def score_texts(entry: EvaluatedModel, *, beam_size: int = 1, batch_size: int = 64) -> ScoredTexts:

@@ -11,21 +11,41 @@ from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
-from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.experiment import VERSES_STUDENT, VERSES_TEACHER, Experiment
 
 DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
+DEMO_UPDATES = 240
 VERSES_LAYERS = TeacherLayers(encoder=3, decoder=2, dropout=0.1)
 """Layers of the shipped teacher that students begin with; the first and the last are among them."""
 
 
 def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
-    """Return the experiment of `textgen demo`: a small student on a few verse pairs."""
+    """Return the experiment of `textgen demo`: a student from its teacher's layers, in minutes.
+
+    An agent that writes texts of its own learns from further sources without references.
+    """
+    reads_sources = agent.student_writes and agent.learns_without_references
     return Experiment(
-        task=TASKS["verses"],
+        task=VersesConfig(extra_versions=(ELBERFELDER,), max_extra_words=30),
         agent=agent,
-        learner=LearnerConfig(updates=1000, seed=seed),
+        student_from_teacher=VERSES_LAYERS,
+        learner=LearnerConfig(
+            updates=DEMO_UPDATES,
+            batch_size=32,
+            learning_rate=1e-3,
+            warmup=40,
+            evaluate_every=DEMO_UPDATES // 2,
+            seed=seed,
+        ),
         train_pairs=train_pairs,
+        train_sources=None if reads_sources else 0,
+        validation_pairs=100,
     )
+
+
+def shipped_students() -> dict[str, Path]:
+    """Return the folders of the students that come with the project, by their names in tables."""
+    return {"shipped student": VERSES_STUDENT}
 
 
 def study_start(agent: Agent, seed: int, train_pairs: int, updates: int) -> Experiment:

@@ -1,4 +1,9 @@
-"""Recipe of the demo: the same small student, trained by four agents, beside its teacher."""
+"""Recipe of the demo: one small student, trained by four agents, beside its teacher.
+
+The students begin with layers of their teacher. They have few pairs with references; imitkd and
+imitkd_full learn from further sources without references too, for which seqkd would need the
+teacher's texts in advance.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +14,13 @@ from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
-from textgen_experiments.evaluation.evaluate import evaluate_runs
-from textgen_experiments.evaluation.results import RESULTS, print_results, write_results
+from textgen_experiments.evaluation.evaluate import EvaluateOptions, evaluate_runs
+from textgen_experiments.evaluation.results import (
+    RESULTS,
+    ResultRow,
+    print_results,
+    write_results,
+)
 from textgen_experiments.recipes import configs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.experiment import Experiment, agent_name
@@ -18,9 +28,11 @@ from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.run_log import console
 
 SETTING = (
-    "the teacher has seen everything, the students 4,000 pairs; mle_all_pairs has seen all pairs "
-    "and no teacher"
+    "students begin with 3 + 2 of the teacher's 6 + 6 layers and see 4,000 pairs; imitkd and "
+    "imitkd_full read 14,207 further sources; mle_all_pairs has seen all pairs and no teacher"
 )
+QUICK_ROUNDS = 3  # measurements of speed in the demo
+QUICK_SENTENCES = 12  # sentences that its report shows token by token
 
 
 @dataclass(frozen=True)
@@ -30,15 +42,33 @@ class DemoOptions:
     Attributes:
         output: folder of the runs; the same command resumes runs that were stopped.
         seed: seed of every random choice.
+        thorough: also compute the exposure-bias diagnostics and show more sentences, in minutes.
     """
 
     output: Path = Path("runs/demo")
     seed: int = 0
+    thorough: bool = False
 
 
 def demo(options: DemoOptions) -> None:
     """Train, evaluate, print the table, write `results.json` and `report.html`."""
-    train_and_compare(demo_experiments(options.seed), options.output, SETTING)
+    console.print("five students, their scores and a report: minutes on two cores")
+    rows = train_and_compare(
+        demo_experiments(options.seed),
+        options.output,
+        SETTING,
+        thorough=options.thorough,
+        shipped=configs.shipped_students(),
+    )
+    trained = [row for row in rows if (options.output / row.model).is_dir()]
+    best = options.output / max(trained, key=lambda row: row.quality.bleu).model
+    console.print(
+        f"best student: {best}\n"
+        f"translate with it: echo 'Im Anfang schuf Gott den Himmel.' | textgen generate {best}\n"
+        f"look at the runs: open {options.output / 'report.html'}, or tensorboard --logdir "
+        f"{options.output}",
+        soft_wrap=True,
+    )
 
 
 def demo_experiments(seed: int) -> dict[str, Experiment]:
@@ -61,18 +91,36 @@ def experiments_by_name(
     }
 
 
-def train_and_compare(experiments: Mapping[str, Experiment], output: Path, setting: str) -> None:
+def train_and_compare(
+    experiments: Mapping[str, Experiment],
+    output: Path,
+    setting: str,
+    *,
+    thorough: bool = True,
+    shipped: Mapping[str, Path] | None = None,
+) -> list[ResultRow]:
     """Train the experiments, score them on their test split, print and write the results.
 
     Args:
         experiments: experiments of one task and teacher, by name, the longest last.
         output: folder of the runs, of `results.json` and of `report.html`.
         setting: description of the experiments in the table's title.
+        thorough: whether to compute the exposure-bias diagnostics.
+        shipped: folders of models of the project's own for the same task, by name.
+
+    Returns:
+        The rows of the table.
     """
     runs = {output / name: experiment for name, experiment in experiments.items()}
     train_in_parallel(dict(reversed(runs.items())))
-    task, rows = evaluate_runs(list(runs))
+    options = EvaluateOptions(tuple(runs), beam_size=1)
+    page = ReportOptions(tuple(runs), output / "report.html")
+    if not thorough:
+        options = EvaluateOptions(tuple(runs), beam_size=1, rounds=QUICK_ROUNDS, diagnostics=False)
+        page = ReportOptions(tuple(runs), output / "report.html", QUICK_SENTENCES)
+    task, rows = evaluate_runs(options, shipped)
     print_results(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
     console.print(f"written to {output / RESULTS}", soft_wrap=True)
-    report(ReportOptions(tuple(runs), output / "report.html"))
+    report(page)
+    return rows

@@ -19,6 +19,7 @@ from textgen_env.tasks.task import TaskConfig
 from textgen_env.tasks.verses import VersesConfig
 
 VERSES_TEACHER = Path(__file__).parents[1] / "teachers" / "verses"
+VERSES_STUDENT = Path(__file__).parents[1] / "students" / "verses"
 Metric = Literal["bleu", "chrf", "exact", "reference-loss"]
 """Names of the scores on validation to choose from."""
 
@@ -46,7 +47,7 @@ class Experiment:
         train_pairs: training pairs the student sees, chosen by a hash of the text; None for all.
             Only those with references count.
         train_draw: number of the draw of these pairs; another one chooses other pairs.
-        train_sources: the same of the training sources without references.
+        train_sources: the same of the training sources without references; 0 for none.
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
         metric: score on validation by which the best weights are kept; of weights with equal scores
             those with the lower loss on the references are.
@@ -75,8 +76,8 @@ class Experiment:
     kept_labels_gb: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least(self, lora_rank=1, train_pairs=1, train_sources=1, validation_pairs=1)
-        check_at_least(self, train_draw=0, kept_labels_gb=0)
+        check_at_least(self, lora_rank=1, train_pairs=1, validation_pairs=1)
+        check_at_least(self, train_sources=0, train_draw=0, kept_labels_gb=0)
         if self.teacher is not None and self.server is not None:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "

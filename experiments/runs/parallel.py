@@ -68,6 +68,7 @@ def train_in_parallel(
                         _work, work, experiment, folder, max(1, cores // workers), reports
                     )
                 running[run] = folder.name
+            bars.show_all()
             try:
                 _watch(running, reports, bars)
             except BaseException as error:

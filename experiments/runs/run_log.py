@@ -60,7 +60,10 @@ NamedTexts = Mapping[str, str | None]
 
 
 class Bars:
-    """Progress bars with figures, one for each run; nothing is shown before the first update."""
+    """Progress bars with figures, one for each run, and one of all runs where there are several.
+
+    A bar is shown from its run's first update on, unless all are shown at once.
+    """
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -72,6 +75,7 @@ class Bars:
             console=console,
         )
         self.runs: dict[str, _BarState] = {}
+        self.all: TaskID | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -83,11 +87,23 @@ class Bars:
     def add(self, title: str, updates: int) -> None:
         """Add a bar for a run of `updates` updates."""
         bar = self.progress.add_task(title, total=updates, figures="", visible=False)
-        self.runs[title] = _BarState(bar)
+        self.runs[title] = _BarState(bar, updates)
+
+    def show_all(self) -> None:
+        """Show the bars of all runs, those that wait or prepare their data too, and their total."""
+        if len(self.runs) > 1:
+            total = sum(run.total for run in self.runs.values())
+            self.all = self.progress.add_task("all", total=total, figures="")
+        for run in self.runs.values():
+            self.progress.update(run.bar, visible=True, figures="waiting, or preparing its data")
+        self.progress.start()
 
     def finish(self, title: str, summary: str) -> None:
         """Replace a run's bar by a line with its summary."""
-        self.progress.remove_task(self.runs.pop(title).bar)
+        run = self.runs.pop(title)
+        if self.all is not None:  # a run may have been finished before
+            self.progress.advance(self.all, run.total - run.update)
+        self.progress.remove_task(run.bar)
         console.print(f"{title}: {summary}", soft_wrap=True)
 
     def show(self, title: str, update: int, record: Record) -> None:
@@ -100,14 +116,19 @@ class Bars:
         last = record["loss"] if run.loss is None else run.loss
         run.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
         figures = run.figures(record)
+        if self.all is not None:
+            self.progress.advance(self.all, update - run.update)
+        run.update = update
         self.progress.update(run.bar, completed=update, figures=figures, visible=True)
 
 
 @dataclass
 class _BarState:
-    """State of a bar: the smoothed loss and the last validation BLEU."""
+    """State of a bar: its length, the last update, the smoothed loss, the last validation BLEU."""
 
     bar: TaskID
+    total: int
+    update: int = 0
     loss: float | None = None
     validation: float | None = None
 

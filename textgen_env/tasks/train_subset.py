@@ -55,10 +55,12 @@ def take_train_sources(task: TextTask, count: int) -> TextTask:
     """Return the task with `count` of its sources without references, those that hash lowest.
 
     Raises:
-        ValueError: `count` is not between 1 and the number of those sources.
+        ValueError: `count` is not between 0 and the number of those sources.
     """
     pairs, sources = by_kind(task.train)
-    _check_count("train_sources", count, f"sources without references of {task.name}", len(sources))
+    if count:
+        of = f"sources without references of {task.name}"
+        _check_count("train_sources", count, of, len(sources))
     return replace(task, train=[*pairs, *sorted(sources, key=_key)[:count]])
 
 

@@ -18,7 +18,7 @@ from textgen_agents.evaluation.quality import Quality, score, translate
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
-from textgen_experiments.evaluation.evaluate import result_rows
+from textgen_experiments.evaluation.evaluate import EvaluateOptions, result_rows
 from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, ResultRow
 from textgen_experiments.evaluation.scores import EvaluatedModel, score_texts
@@ -108,7 +108,7 @@ def test_a_teacher_is_scored_and_timed_on_what_it_reads(tiny_task, make_table_mo
         "decode_speeds",
         lambda models, **options: timed.extend(models) or [Speed(1.0, 1.0, 1.0)] * len(models),
     )
-    result_rows(scored)
+    result_rows(scored, None, EvaluateOptions(()))
     for model, read in zip(timed, (views, [pair.source for pair in pairs]), strict=True):
         assert torch.equal(model.source, encode_sources(read, task.tokenizer))
 
