@@ -1,7 +1,8 @@
 """Recurrent units that take the place of self-attention in a decoder layer.
 
 Their state is all that a step reads of the past, so that a step costs the same at every position.
-It is kept in float32 or wider: a sum of many steps would lose its small terms in bfloat16.
+It is kept in float32 or wider. A unit without products on the state computes it so too, because a
+sum over many steps would lose its small terms in bfloat16.
 """
 
 from abc import ABC, abstractmethod
