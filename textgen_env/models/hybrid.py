@@ -36,7 +36,7 @@ class HybridConfig(EncoderDecoderConfig):
     """Size of a hybrid; its other fields are those of `EncoderDecoderConfig`.
 
     Attributes:
-        unit: recurrent unit of the decoder: ssru has 2 products of width^2 a step, gru has 6.
+        unit: recurrent unit of the decoder: ssru has 2 products of width^2 a step, sru 3, gru 6.
     """
 
     unit: UnitName = "ssru"

@@ -9,6 +9,7 @@ name for it is "shrink and fine-tune".
 """
 
 from dataclasses import fields, replace
+from typing import cast
 
 from textgen_env.models.config import ModelConfig
 from textgen_env.models.encoder_decoder import EncoderDecoderConfig
@@ -62,7 +63,7 @@ def student_from_layers(
         "decoder": layers.of_decoder(teacher.config.num_decoder_layers),
     }
     config = replace(
-        _of_kind(kind, teacher.config),
+        _of_kind(kind, cast("TransformerConfig | HybridConfig", teacher.config)),
         num_encoder_layers=len(chosen["encoder"]),
         num_decoder_layers=len(chosen["decoder"]),
         dropout=teacher.config.dropout if layers.dropout is None else layers.dropout,

@@ -1,7 +1,8 @@
 """Recurrent units that take the place of self-attention in a decoder layer.
 
 Their state is all that a step reads of the past, so that a step costs the same at every position.
-It is kept in float32 or wider: a sum of many steps would lose its small terms in bfloat16.
+It is kept in float32 or wider. A unit without products on the state computes it so too, because a
+sum over many steps would lose its small terms in bfloat16.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differe
 from textgen_env.models.layers import at_least_float32
 from textgen_env.models.recurrent import run_gru
 
-UnitName = Literal["ssru", "gru"]
+UnitName = Literal["ssru", "sru", "gru"]
 
 
 class RecurrentUnit(nn.Module, ABC):
@@ -34,37 +35,84 @@ class RecurrentUnit(nn.Module, ABC):
         """
 
 
-class SSRU(RecurrentUnit):
-    """Simpler simple recurrent unit, whose gate does not read the state.
+class GatedMeanUnit(RecurrentUnit):
+    """Base of units whose gates do not read the state, so that all products of a text are one.
 
-    f_t = sigmoid(W_f x_t + b_f), c_t = f_t c_{t-1} + (1 - f_t) W x_t, and the output is ReLU(c_t).
-    So all products of a sequence are one product, of 2 D^2 a step, and elementwise work is left.
+    f_t = sigmoid(W_f x_t + b_f) and c_t = f_t c_{t-1} + (1 - f_t) W x_t.
 
-    Source: Kim et al., "From Research to Production and Back: Ludicrously Fast Neural Machine
-    Translation", 2019, section 2.2, doi:10.18653/v1/D19-5632.
+    Args:
+        width: D.
+        num_gates: number of gates, f among them; each has a weight like W_f and a bias like b_f.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, num_gates: int) -> None:
         super().__init__()
-        self.gate_and_candidate = nn.Linear(width, 2 * width, bias=False)
-        self.gate_bias = nn.Parameter(torch.zeros(width))
+        self.projection = nn.Linear(width, (1 + num_gates) * width, bias=False)
+        self.gate_bias = nn.Parameter(torch.zeros(num_gates * width))
+
+    @abstractmethod
+    def output(self, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
+        """Return the output of a step, (..., D), in the dtype of `state`.
+
+        Args:
+            inputs: (..., D), x.
+            gates: (..., (num_gates - 1) * D), those after f.
+            state: (..., D), c.
+        """
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of all steps, (B, T, D)."""
-        states = GatedMean.apply(*self._gate_and_candidate(inputs.transpose(0, 1)))
-        return states.relu().to(inputs.dtype).transpose(0, 1).contiguous()
+        steps = inputs.transpose(0, 1)
+        keep, gates, candidate = self._project(steps)
+        output = self.output(steps, gates, GatedMean.apply(keep, candidate))
+        return output.to(inputs.dtype).transpose(0, 1).contiguous()
 
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of one step and the state after it, (B, D) each."""
-        gate, candidate = self._gate_and_candidate(inputs)
-        state = torch.lerp(candidate, state, gate)
-        return state.relu().to(inputs.dtype), state
+        keep, gates, candidate = self._project(inputs)
+        state = torch.lerp(candidate, state, keep)
+        return self.output(inputs, gates, state).to(inputs.dtype), state
 
-    def _gate_and_candidate(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return f and W x, in the dtype of states, for inputs of any shape (..., D)."""
-        projected = self.gate_and_candidate(inputs)
-        gate, candidate = projected.to(at_least_float32(projected.dtype)).chunk(2, dim=-1)
-        return (gate + self.gate_bias).sigmoid(), candidate
+    def _project(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return f, the other gates and W x of inputs, (..., D), in the dtype of states."""
+        projected, width = self.projection(inputs), inputs.shape[-1]
+        projected = projected.to(at_least_float32(projected.dtype))
+        gates, candidate = projected.split([len(self.gate_bias), width], dim=-1)
+        keep, others = (gates + self.gate_bias).sigmoid().tensor_split([width], dim=-1)
+        return keep, others, candidate
+
+
+class SSRU(GatedMeanUnit):
+    """Simpler simple recurrent unit, whose output is ReLU(c_t): 2 D^2 a step.
+
+    Source: Kim et al., "From Research to Production and Back: Ludicrously Fast Neural Machine
+    Translation", 2019, doi:10.18653/v1/D19-5632.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, num_gates=1)
+
+    def output(self, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
+        """Return ReLU(c)."""
+        del inputs, gates
+        return state.relu()
+
+
+class SRU(GatedMeanUnit):
+    """Simple recurrent unit, whose second gate mixes state and input: 3 D^2 a step.
+
+    r_t = sigmoid(W_r x_t + b_r), and the output is r_t tanh(c_t) + (1 - r_t) x_t. It is that of the
+    paper's first version; in the last one gates also read the state, element by element.
+
+    Source: Lei and Zhang, "Training RNNs as Fast as CNNs", 2017, arXiv:1709.02755v2.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, num_gates=2)
+
+    def output(self, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
+        """Return the mean of tanh(c) and the input, weighted by the second gate."""
+        return torch.lerp(inputs.to(state.dtype), state.tanh(), gates)
 
 
 class GRU(RecurrentUnit):
@@ -89,11 +137,11 @@ class GRU(RecurrentUnit):
         return output, output.to(state.dtype)
 
 
-UNITS: dict[UnitName, type[RecurrentUnit]] = {"ssru": SSRU, "gru": GRU}
+UNITS: dict[UnitName, type[RecurrentUnit]] = {"ssru": SSRU, "sru": SRU, "gru": GRU}
 
 
 class GatedMean(torch.autograd.Function):
-    """The sequential part of an SSRU, c_t = f_t c_{t-1} + (1 - f_t) w_t, as a function of f and w.
+    """The sequential part of units, c_t = f_t c_{t-1} + (1 - f_t) w_t, as a function of f and w.
 
     Each direction is a loop of one operator a step; the gradients of f and w follow from that of c
     for all steps at once. The initial state is 0.

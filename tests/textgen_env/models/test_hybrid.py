@@ -91,7 +91,7 @@ def test_steps_under_autocast_are_near_to_float32(model):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"unit": "lstm"}, "unit must be one of ssru, gru, got 'lstm'"),
+        ({"unit": "lstm"}, "unit must be one of ssru, sru, gru, got 'lstm'"),
         ({"width": 18, "num_heads": 4}, r"width must be .* divisible by num_heads \(4\), got 18"),
         ({"num_decoder_layers": 0}, "num_decoder_layers must be at least 1, got 0"),
         ({"dropout": 1.0}, "dropout must be in"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from textgen_env.models.recurrent_units import SSRU, UNITS, GatedMean
+from textgen_env.models.recurrent_units import SRU, SSRU, UNITS, GatedMean
 
 STEPS, ROWS, WIDTH = 7, 3, 4
 
@@ -47,7 +47,7 @@ def test_outputs_and_gradients_are_those_of_the_steps(name, steps):
 @torch.no_grad()
 def test_two_steps_of_an_ssru_by_hand():
     unit = SSRU(1)
-    unit.gate_and_candidate.weight.copy_(torch.tensor([[math.log(3)], [2.0]]))
+    unit.projection.weight.copy_(torch.tensor([[math.log(3)], [2.0]]))
     unit.gate_bias.fill_(-math.log(9))
     # f_1 = sigmoid(2 ln 3 - ln 9) = 1/2 and c_1 = 1/2 * 0 + 1/2 * 4 = 2;
     # f_2 = sigmoid(-ln 9) = 1/10 for the input 0, and c_2 = 1/10 * 2 + 9/10 * 0 = 1/5.
@@ -61,6 +61,17 @@ def test_two_steps_of_an_ssru_by_hand():
     assert unit.step(torch.tensor([[-2.0]]), state)[0] == 0, "the output is not negative"
     outputs = unit(torch.tensor([[[2.0], [0.0], [-2.0]]]))
     torch.testing.assert_close(outputs, torch.tensor([[[2.0], [0.2], [0.0]]]))
+
+
+@torch.no_grad()
+def test_a_step_of_an_sru_by_hand():
+    unit = SRU(1)
+    unit.projection.weight.copy_(torch.tensor([[math.log(3)], [0.0], [2.0]]))
+    unit.gate_bias.copy_(torch.tensor([-math.log(9), math.log(4)]))
+    # c_1 = 2 as above; r_1 = sigmoid(ln 4) = 4/5 and the output is 4/5 tanh 2 + 1/5 * 2.
+    output, state = unit.step(torch.tensor([[2.0]]), torch.zeros(1, 1))
+    torch.testing.assert_close(state, torch.tensor([[2.0]]))
+    torch.testing.assert_close(output, torch.tensor([[0.8 * math.tanh(2) + 0.4]]))
 
 
 @torch.no_grad()
@@ -89,7 +100,7 @@ def test_a_second_gradient_is_refused():
 @torch.no_grad()
 def test_many_small_terms_are_not_lost_in_bfloat16():
     unit = SSRU(1).to(torch.bfloat16)
-    unit.gate_and_candidate.weight.copy_(torch.tensor([[0.0], [1.0]]))
+    unit.projection.weight.copy_(torch.tensor([[0.0], [1.0]]))
     unit.gate_bias.fill_(6.0)  # each step moves the state by a 400th of the way to 1
     steps = 2000
     outputs = unit(torch.ones(1, steps, 1, dtype=torch.bfloat16))
@@ -100,14 +111,14 @@ def test_many_small_terms_are_not_lost_in_bfloat16():
 
 @pytest.mark.parametrize("name", UNITS)
 def test_units_have_their_number_of_products(name):
-    products = {"ssru": 2, "gru": 6}[name]
+    products = {"ssru": 2, "sru": 3, "gru": 6}[name]
     matrices = [each for each in UNITS[name](WIDTH).parameters() if each.dim() == 2]
     assert sum(matrix.numel() for matrix in matrices) == products * WIDTH**2
 
 
 def test_the_state_of_an_ssru_is_a_mean_of_candidates():
     unit, inputs = make_unit("ssru"), draw_inputs()
-    gate, candidate = unit._gate_and_candidate(inputs.transpose(0, 1))
+    gate, _, candidate = unit._project(inputs.transpose(0, 1))
     states = GatedMean.apply(gate, candidate)
     assert states.abs().max() <= candidate.abs().max()
     forgetful = GatedMean.apply(torch.zeros_like(gate), candidate)

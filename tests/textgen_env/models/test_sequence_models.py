@@ -21,6 +21,7 @@ CONFIGS = {
     "transformer": TransformerConfig(VOCAB, width=16, num_heads=2, feed_forward=32),
     "recurrent": RecurrentConfig(VOCAB, width=16),
     "ssru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="ssru"),
+    "sru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="sru"),
     "gru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="gru"),
 }
 

@@ -227,7 +227,7 @@ def test_a_wrong_configuration_is_named(folder, change, message):
 
 @pytest.mark.parametrize(
     ("unit", "message"),
-    [("lstm", "unit must be one of ssru, gru, got 'lstm'"), (3, "unit must be str, got 3")],
+    [("lstm", "unit must be one of ssru, sru, gru, got 'lstm'"), (3, "unit must be str, got 3")],
 )
 def test_a_wrong_choice_is_named(tmp_path, unit, message):
     save_model(hybrid(), tmp_path)

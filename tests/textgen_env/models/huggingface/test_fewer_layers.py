@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.support.pretrained import FAMILIES, SLIDING, TEXTS, save_family
 from textgen_env.generation.decoding import greedy
+from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.teacher_layers import TeacherLayers, TeacherLayersError
@@ -187,3 +188,11 @@ def test_what_the_teacher_does_not_have_is_refused(family, layers, message, tmp_
     teacher = load_model(save_family(FAMILIES[family], tmp_path / "teacher"))
     with pytest.raises(TeacherLayersError, match=message):
         student_from_layers(teacher, TeacherLayers(**layers))
+
+
+def test_a_pretrained_teacher_has_students_of_its_own_kind_alone(tmp_path):
+    teacher = load_model(save_family(FAMILIES["llama"], tmp_path / "teacher"))
+    layers = TeacherLayers(decoder=1)
+    assert student_from_layers(teacher, layers, teacher.config).config == teacher.config
+    with pytest.raises(TeacherLayersError, match="student must be left out"):
+        student_from_layers(teacher, layers, HybridConfig())
