@@ -25,7 +25,7 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.rollouts.batches import example_lengths
 from textgen_agents.rollouts.rollout import data_first_rollout, student_rollout
 from textgen_agents.rollouts.schedules import Constant
-from textgen_agents.seqkd import SeqKD
+from textgen_agents.seqkd import SeqInter, SeqKD
 from textgen_agents.training import regularizers
 from textgen_agents.training.learner import Learner
 from textgen_agents.training.regularizers import References
@@ -83,6 +83,11 @@ def test_agents_that_need_references_are_refused(learner_on, env, name):
     message = f"references for {AGENTS[name].__name__}, got 16 of 64 without: choose an agent"
     with pytest.raises(ValueError, match=message):
         learner_on(make(name), without_references(env.examples, 4))
+
+
+def test_seqinter_has_nothing_to_choose_by(env, expert):
+    with pytest.raises(ValueError, match="references for SeqInter, got 16 of 64 without"):
+        SeqInter().prepare(without_references(env.examples, 4), expert, env.max_steps)
 
 
 @pytest.mark.parametrize("every", [1, 3])
