@@ -17,6 +17,7 @@ from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
+from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.cli import main
@@ -25,6 +26,7 @@ from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.train import OUTCOME, PREPARED, read_outcome, train
 
 LETTERS = "abcdefgh"
+FEW_TOKENS = Limits(max_tokens=8, length_ratio=None)
 SHORT = LearnerConfig(updates=6, batch_size=8, evaluate_every=3)
 
 
@@ -52,7 +54,7 @@ def experiment(tmp_path):
     save_model(teacher, tmp_path / "teacher", tokenizer)
     held_out = tmp_path / "held_out.tsv"
     return Experiment(
-        task=TextFilesConfig(tmp_path / "train.tsv", held_out, held_out),
+        task=TextFilesConfig(tmp_path / "train.tsv", held_out, held_out, limits=FEW_TOKENS),
         teacher=tmp_path / "teacher",
         student=RecurrentConfig(width=16),
         agent=SeqKD(beam_size=2),
@@ -103,15 +105,15 @@ def test_pairs_and_sources_are_counted_apart(experiment, run, tmp_path, capsys):
     assert (outcome.train_pairs, outcome.train_sources) == (12, 9)
     known = {*TRAIN, *HELD_OUT}
     new = [text for text in more if text not in known]
-    out = " ".join(capsys.readouterr().out.split())
-    assert "text_files: 30 training, 10 validation, 10 test pairs" in out
+    err = " ".join(capsys.readouterr().err.split())
+    assert "text_files: 30 training, 10 validation, 10 test pairs" in err
     repeated = len({*more} & {*TRAIN})
     assert (
         f"training sources without references: {len(new)}, and {repeated} that training pairs have "
-        "too" in out
+        "too" in err
     )
-    assert f"left out: {len({*more} & {*HELD_OUT})} sources of validation or test" in out
-    assert "learned from: 12 pairs and 9 sources without references" in out
+    assert f"left out: {len({*more} & {*HELD_OUT})} sources of validation or test" in err
+    assert "learned from: 12 pairs and 9 sources without references" in err
 
 
 def test_outcomes_of_before_sources_are_read(experiment, run):
@@ -141,14 +143,11 @@ def test_the_command_line_refuses_in_one_line(experiment, tmp_path, capsys):
     files = ("train", task.train), ("validation", task.validation), ("test", task.test)
     options = [word for name, path in files for word in (f"--task.{name}", str(path))]
     (tmp_path / "sources.txt").write_text("a b c d e f\ng h g h\n")
-    main(
-        [
-            *("train", "--task", "text", *options, "--task.sources", str(tmp_path / "sources.txt")),
-            *("--teacher", str(experiment.teacher), "--agent", "word_kd", "--precision", "float32"),
-            *("--output", str(tmp_path / "run")),
-        ]
-    )
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    words = ["train", "--task", "text", *options, "--task.sources", str(tmp_path / "sources.txt")]
+    words += ["--teacher", str(experiment.teacher), "--agent", "word_kd", "--precision", "float32"]
+    with pytest.raises(SystemExit):
+        main([*words, "--output", str(tmp_path / "run")])
+    *_, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("textgen: agent must learn without references where there are sources")
     assert "got word_kd and 2 of text_files" in line
 
