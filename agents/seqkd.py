@@ -131,7 +131,12 @@ class SeqInter(Agent):
         check_at_least(self, beam_size=1)
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
-        """Return the sources with the chosen hypotheses; of equals the more probable one."""
+        """Return the sources with the chosen hypotheses; of equals the more probable one.
+
+        Raises:
+            ValueError: a source has no reference to choose by.
+        """
+        self.check_examples(examples, expert.special)
         hypotheses = expert.write_n_best(examples, max_steps=max_steps, beam_size=self.beam_size)
         parts = zip(
             hypotheses.split(EXAMPLES_SCORED_TOGETHER),

@@ -48,6 +48,11 @@ def shipped_students() -> dict[str, Path]:
     return {"shipped student": VERSES_STUDENT}
 
 
+def from_layers(experiment: Experiment) -> Experiment:
+    """Return the experiment with a student that begins with layers of the shipped teacher."""
+    return replace(experiment, student=RecurrentConfig(), student_from_teacher=VERSES_LAYERS)
+
+
 def study_start(agent: Agent, seed: int, train_pairs: int, updates: int) -> Experiment:
     """Return the run of `textgen study` that makes the common start of a seed.
 
@@ -58,7 +63,7 @@ def study_start(agent: Agent, seed: int, train_pairs: int, updates: int) -> Expe
         updates: of 64 texts each.
     """
     experiment = paper_student(agent, seed, train_pairs, updates, learning_rate=1e-3)
-    return replace(experiment, student_from_teacher=VERSES_LAYERS)
+    return from_layers(experiment)
 
 
 def study_student(

@@ -137,7 +137,7 @@ def order_run(
         agent, seed, train_pairs=options.pairs, updates=updates, learning_rate=rate
     )
     if is_copied:
-        return replace(experiment, student_from_teacher=configs.VERSES_LAYERS)
+        return configs.from_layers(experiment)
     teacher = VERSES_TEACHER if setting == SCRATCH else options.output / "teacher" / "model"
     return replace(experiment, teacher=teacher)
 

@@ -2,10 +2,11 @@
 
 `task.py` defines a task and its configuration; each other file makes one: `copy.py` (synthetic),
 `verses.py` (translation), `descriptions.py` (summarization), `text_files.py` (the user's own text)
-and `hub.py` (data sets of the hub). `noise.py` makes another of one, `packages.py` finds the
-packages that carry text. A further file of this folder needs no line here: it calls
-`TASKS.register` after its configuration. A function named like its file must not be imported here:
-it would hide that file.
+and `hub.py` (data sets of the hub). `splits.py` makes a task of pairs and, by the rules of
+`sources.py`, of sources without references; `train_subset.py` takes a part of one. `noise.py` makes
+another of one, `packages.py` finds the packages that carry text. A further file of this folder
+needs no line here: it calls `TASKS.register` after its configuration. A function named like its
+file must not be imported here: it would hide that file.
 """
 
 from pathlib import Path

@@ -111,7 +111,7 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     columns = Columns(config.source, config.reference, config.expert_source)
     most, most_sources = config.max_train_pairs, config.max_train_sources
     train = [] if config.train is None else [config.train]
-    read = partial(_read_splits, config, dropped)
+    read = partial(_pairs_of_splits, config, dropped)
     splits = {
         "train": read(train, columns.pair, most),
         "validation": read([config.validation], columns.pair),
@@ -163,7 +163,7 @@ def cut(texts: Sequence[str], tokenizer: TextTokenizer, limit: int) -> list[str]
     return cut_texts
 
 
-def _read_splits(
+def _pairs_of_splits(
     config: HubConfig,
     dropped: Counter[str],
     names: Sequence[str],

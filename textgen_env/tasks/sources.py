@@ -31,9 +31,9 @@ def unseen_sources(
     kept: dict[str, Pair] = {}
     for pair in sources:
         if seen_by_tests.intersection(_keys(pair)):
-            dropped["source without reference that is in validation or test"] += 1
+            dropped["sources of validation or test"] += 1
         elif text_key(pair.source) in kept:
-            dropped["source without reference that is given twice"] += 1
+            dropped["sources given twice"] += 1
         else:
             kept[text_key(pair.source)] = pair
     return list(kept.values())

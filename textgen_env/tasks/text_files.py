@@ -133,7 +133,7 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
 
 def _read_splits(config: TextFilesConfig) -> dict[str, list[Pair]]:
     train = [] if config.train is None else _read_files("train", config.train, config)
-    sources = [pair for path in config.sources for pair in _read_sources(path, _columns(config))]
+    sources = [pair for path in config.sources for pair in _read_sources(path, _columns_of(config))]
     if config.validation is not None and config.test is not None:
         validation = _read_files("validation", config.validation, config)
         splits = {
@@ -169,14 +169,14 @@ def _read_files(split: str, files: PairFiles, config: TextFilesConfig) -> list[P
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)
     else:
-        pairs = _read_pairs(split, files, _columns(config))
+        pairs = _read_pairs(split, files, _columns_of(config))
     if not pairs:
         names = " and ".join(map(str, files)) if isinstance(files, tuple) else files
         raise DataError(f"{split} must hold at least one pair, got none in {names}")
     return [stripped(pair) for pair in pairs]
 
 
-def _columns(config: TextFilesConfig) -> Columns:
+def _columns_of(config: TextFilesConfig) -> Columns:
     return Columns(config.source_field, config.reference_field, config.expert_source_field)
 
 

@@ -301,6 +301,7 @@ def row(model, speed, bleu, confidence=1.0):
         precision="float32",
         seed=0,
         train_pairs=1,
+        train_sources=0,
         parameters=1,
         quality=quality,
         bleu_confidence=confidence,

@@ -23,7 +23,7 @@ TEACHER = RecurrentConfig(vocab_size=12, width=8)
 @pytest.fixture
 def experiment(tmp_path):
     """Names a file of pairs, two aligned files, a teacher and a tokenizer."""
-    for name in ("pairs.tsv", "a.de", "a.en", "b.de", "b.en"):
+    for name in ("pairs.tsv", "a.de", "a.en", "b.de", "b.en", "more.txt", "mono.de"):
         (tmp_path / name).write_text(f"{name}\t{name}\n")
     task = copy_task(CopyConfig(8, num_train=4, num_validation=4, num_test=4))
     for name in ("teacher", "init", "words"):
@@ -33,6 +33,7 @@ def experiment(tmp_path):
             tmp_path / "pairs.tsv",
             (tmp_path / "a.de", tmp_path / "a.en"),
             (tmp_path / "b.de", tmp_path / "b.en"),
+            sources=(tmp_path / "more.txt", tmp_path / "mono.de"),
         ),
         teacher=tmp_path / "teacher",
         student_init=tmp_path / "init",
@@ -43,7 +44,14 @@ def experiment(tmp_path):
 
 
 FILES = (
-    *("pairs.tsv", "a.en", "b.de", "teacher/model.safetensors", "teacher/tokenizer.json"),
+    *(
+        "pairs.tsv",
+        "a.en",
+        "b.de",
+        "mono.de",
+        "teacher/model.safetensors",
+        "teacher/tokenizer.json",
+    ),
     *("init/config.json", "words/tokenizer.json"),
 )
 

@@ -83,6 +83,15 @@ def test_the_experts_texts_are_retokenized_for_the_student(
     assert expert.queries.tokens == 2 * asked  # the expert's own count
 
 
+def test_texts_are_written_for_sources_without_references(expert, examples):
+    bare = replace(examples, reference=torch.zeros_like(examples.reference[:, :1]))
+    texts, same = (
+        expert.write(each, max_steps=STUDENT_STEPS, beam_size=2) for each in (bare, examples)
+    )
+    assert texts.has_reference(expert.special).all()
+    assert torch.equal(texts.reference, same.reference)
+
+
 def test_texts_are_truncated_at_the_students_limit(expert, examples):
     whole = expert.write(examples, max_steps=STUDENT_STEPS, beam_size=1).reference
     short = expert.write(examples, max_steps=4, beam_size=1).reference

@@ -52,6 +52,18 @@ def map_list(function, items):
     return [function(item) for item in items]
 
 
+@pytest.mark.parametrize("train", ["train", None])
+def test_splits_of_sources_have_no_references(tmp_path, train):
+    more = [Pair(f"Mehr {n}", "unread") for n in range(9)]
+    for split, each in {**CUTS, "more": more}.items():
+        write(tmp_path / "data", f"{split}-00000-of-00001", map_list(as_translation, each))
+    options = {"sources": ("more", "test"), "max_train_sources": 5, "train": train}
+    task = hub(HubConfig(str(tmp_path), **COLUMNS, **options), BYTES)
+    pairs = [] if train is None else CUTS["train"]
+    assert task.train == [*pairs, *[Pair(f"Mehr {n}", None) for n in range(5)]]
+    assert task.dropped == {"sources of validation or test": 4}
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_nested_columns_of_every_split_are_read_in_order(folder, streaming):
     task = hub(HubConfig(str(folder), **COLUMNS, streaming=streaming, name="mine"), BYTES)
@@ -289,6 +301,7 @@ def test_without_the_extra_one_line_names_it(tmp_path, monkeypatch):
     [
         ({"prompt": "no field"}, "prompt must have the field"),
         ({"cut_source": 1}, "cut_source must be at least 2 or None, got 1"),
+        ({"train": None}, "train must be given unless sources are, got None"),
         ({"max_train_pairs": 0}, "max_train_pairs must be at least 1 or None, got 0"),
     ],
 )

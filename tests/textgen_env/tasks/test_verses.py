@@ -10,6 +10,7 @@ import pytest
 from textgen_env.tasks import packages
 from textgen_env.tasks.packages import MissingPackageError
 from textgen_env.tasks.task import DataError, Pair
+from textgen_env.tasks.train_subset import by_kind
 from textgen_env.tasks.verses import (
     DATABASE,
     PACKAGE,
@@ -67,6 +68,38 @@ def test_no_chapter_is_in_two_splits_in_any_version():
     assert not train & test
     assert not validation & test
     assert len(train | validation | test) == 100
+
+
+@pytest.mark.usefixtures("three_versions")
+def test_extra_versions_give_sources_of_training_chapters_alone():
+    plain = verses(VersesConfig(), BYTES)
+    task = verses(VersesConfig(extra_versions=("s",)), BYTES)
+    pairs, sources = by_kind(task.train)
+    assert (pairs, task.validation, task.test) == (plain.train, plain.validation, plain.test)
+    assert [source.source for source in sources] == [f"s{pair.source[1:]}" for pair in pairs]
+    assert not chapters([Pair(*[each.source] * 2) for each in sources]) & chapters(task.test)
+    assert task.repeated == ()
+
+
+def test_the_version_of_the_pairs_gives_those_that_are_too_long_for_them(database):
+    """Beside the verses of pairs, which are set aside, and those above a limit of their own."""
+    lengths = {1: 5, 2: 9, 3: 20}  # words of each verse
+    places = [(b, chapter, verse) for b in (1, 2) for chapter in range(1, 51) for verse in lengths]
+    text = "{} " * 3 + "word " * 20
+    write(
+        database,
+        [
+            (version, *place, " ".join(text.format(*place).split()[: lengths[place[2]]]))
+            for version in "e3"
+            for place in places
+        ],
+    )
+    limits = {"max_words": 5, "max_train_words": 5, "max_tokens": 999}
+    task = verses(VersesConfig(extra_versions=("e",), max_extra_words=9, **limits), BYTES)
+    pairs, sources = by_kind(task.train)
+    assert {len(each.source.split()) for each in pairs} == {5}
+    assert {len(each.source.split()) for each in sources} == {9}
+    assert len(sources) == len(pairs) == len(task.repeated)
 
 
 @pytest.mark.usefixtures("three_versions")
