@@ -45,16 +45,17 @@ def with_kept_labels(
     Raises:
         WriteError: the file cannot be written.
     """
-    model = with_hidden_states(expert.model) if isinstance(expert, NeuralExpert) else None
-    if model is None or not _saves_queries(experiment, len(examples)):
+    if not isinstance(expert, NeuralExpert) or not _saves_queries(experiment, len(examples)):
         return expert, Queries()
-    assert isinstance(expert, NeuralExpert), "it has the model"
+    model = with_hidden_states(expert.model)
+    if model is None:
+        return expert, Queries()
     texts = KeptTexts.that_fit(
         examples, model, expert.special, BYTES_PER_GB * experiment.kept_labels_gb
     )
     if not len(texts):
         return expert, Queries()
-    if not (folder / DONE).exists():
+    if not _is_complete(texts, folder):
         _ask_about_all(texts, model, experiment.learner, folder)
     asked = Queries(**json.loads((folder / DONE).read_text(encoding="utf-8")))
     return KeptStatesExpert(expert, texts.read(folder / HIDDEN_STATES)), asked
@@ -77,6 +78,13 @@ def _saves_queries(experiment: Experiment, num_examples: int) -> bool:
     """Return whether the agent asks about the same states more than once."""
     noisy = experiment.task.env_settings.get("noise") is not None
     return not noisy and expected_visits(experiment.agent, experiment.learner, num_examples) > 1
+
+
+def _is_complete(texts: KeptTexts, folder: Path) -> bool:
+    """Return whether a run in `folder` has written the states of all texts before."""
+    path = folder / HIDDEN_STATES
+    written = path.stat().st_size if path.exists() else 0
+    return (folder / DONE).exists() and written == texts.num_bytes
 
 
 def _ask_about_all(

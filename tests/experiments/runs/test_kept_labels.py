@@ -156,6 +156,21 @@ def test_what_cannot_be_kept_is_asked_as_before(make, tiny_task, tiny_teacher, t
     )
 
 
+def test_what_was_cut_short_is_made_again(make, tiny_task, tiny_teacher, tmp_path):
+    examples, expert = encode(tiny_task.train, tiny_task), NeuralExpert(tiny_teacher)
+    made, asked = with_kept_labels(make(), expert, examples, tmp_path)
+    states = made.kept.states.clone()
+    read, again = with_kept_labels(make(), expert, examples, tmp_path)
+    assert again == asked, "the seconds too: nothing was asked"
+    assert torch.equal(read.kept.states, states)
+    del made, read
+    with (tmp_path / "kept_labels.bin").open("r+b") as file:
+        file.truncate(8)
+    remade, at_last = with_kept_labels(make(), expert, examples, tmp_path)
+    assert torch.equal(remade.kept.states, states)
+    assert at_last.tokens == asked.tokens
+
+
 def test_visits_are_counted_where_the_data_writes():
     learner = LearnerConfig(updates=100, batch_size=4)
     assert expected_visits(WordKD(), learner, 200) == pytest.approx(2)
