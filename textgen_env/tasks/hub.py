@@ -5,16 +5,17 @@ your own are read by `text_files.py`; a folder of files laid out as on the hub i
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.languages import check_language, split_words
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
-from textgen_env.tasks.tables import HubSplit, hub_rows
+from textgen_env.tasks.tables import HubSplit, hub_commit, hub_rows
 from textgen_env.tasks.task import (
     KEEP_ANY_RATIO,
     DataError,
@@ -86,6 +87,22 @@ class HubConfig(TaskConfig):
         """Return the task, as `hub` does."""
         return hub(self, tokenizer)
 
+    def outside_files(self) -> Mapping[str, Path]:
+        """Return the folder that `path` names, none if it names a data set of the hub."""
+        folder = Path(self.path)
+        return {str(folder): folder} if folder.exists() else {}
+
+    def outside_digests(self) -> Mapping[str, str]:
+        """Return the commit of a data set of the hub; none where it is neither there nor here."""
+        if self.outside_files():
+            return {}
+        commit = hub_commit(self.split(self.train))
+        return {} if commit is None else {f"the data set {self.path}": commit}
+
+    def split(self, name: str) -> HubSplit:
+        """Return the place of a split, by its name in the data set."""
+        return HubSplit(self.path, name, self.configuration, self.revision, self.streaming)
+
 
 def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     """Return the task of a data set; train a tokenizer on the training pairs if none is given.
@@ -156,8 +173,7 @@ def _read_split(
 
 def _iterate_pairs(config: HubConfig, split: str) -> Iterator[Pair]:
     columns = Columns(config.source, config.reference, config.expert_source)
-    where = HubSplit(config.path, split, config.configuration, config.revision, config.streaming)
-    for place, record in hub_rows(where):
+    for place, record in hub_rows(config.split(split)):
         pair = stripped(columns.pair(record, place))
         yield each_text(pair, str.lower) if config.lower_case else pair
 
