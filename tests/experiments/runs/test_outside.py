@@ -195,7 +195,7 @@ def test_a_data_set_of_the_hub_is_known_by_its_commit(experiment, fetch, tmp_pat
     assert start_or_resume(experiment, tmp_path / "run") == begun
     fetch("b" * 40, "two")
     assert task.build().train[0].source == "two train"
-    with pytest.raises(ChangedFileError, match=r"^the data set nobody/pairs must be .*bbb, not aaa"):
+    with pytest.raises(ChangedFileError, match=r"^the data set nobody/pairs must .*bbb, not aaa"):
         start_or_resume(experiment, tmp_path / "run")
     shutil.rmtree(tmp_path / "cache")
     assert start_or_resume(experiment, tmp_path / "run") == begun  # its reader says what is missing
