@@ -32,6 +32,7 @@ from textgen_experiments.runs.folder import (
     contents,
     flat,
     read_config,
+    read_record,
     write_config,
     write_text,
 )
@@ -229,10 +230,7 @@ def read_outcome(folder: Path) -> Outcome:
     path = folder / OUTCOME
     if not path.is_file():
         raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
-    try:
-        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path} must be a run's outcome, got: {error!r}") from error
+    return read_record(path, Outcome)
 
 
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:

@@ -8,6 +8,7 @@ partial one. Optimizer state is saved elsewhere: see `textgen_agents.training.ch
 """
 
 import json
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,7 +195,7 @@ def _check_same_tokens(folder: Path, tokenizer: TextTokenizer) -> None:
     if isinstance(special, dict) and special != tokenizer.special._asdict():
         raise ModelFileError(
             f"{folder} must have a model with the tokenizer's special tokens, "
-            f"{tokenizer.special._asdict()}, got {special}"
+            f"{tokenizer.special._asdict()}, got {reprlib.repr(special)}"
         )
 
 
@@ -271,7 +272,9 @@ def _empty_model(path: Path, shapes: Shapes) -> OwnModel:
     if architecture not in known and plugin is not None:
         raise MissingPluginError(path, plugin)
     if architecture not in known:
-        raise ModelFileError(f"{path}: architecture must be one of {known}, got {architecture!r}")
+        raise ModelFileError(
+            f"{path}: architecture must be one of {known}, got {reprlib.repr(architecture)}"
+        )
     kind = type(STUDENTS[architecture])
     _check_fields(path, description, {**_field_types(kind), "special": dict})
     special = description.pop("special")
@@ -318,7 +321,9 @@ def _check_fields(
     for name, kind in wanted.items():
         value = found[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ModelFileError(f"{path}: {prefix}{name} must be {kind.__name__}, got {value!r}")
+            raise ModelFileError(
+                f"{path}: {prefix}{name} must be {kind.__name__}, got {reprlib.repr(value)}"
+            )
 
 
 def _check_replaceable(folder: Path) -> None:

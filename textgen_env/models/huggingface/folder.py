@@ -1,5 +1,6 @@
 """Checks of a folder of `transformers` before that library reads it and takes memory."""
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -88,12 +89,13 @@ def check_pretrained_config(folder: Path) -> None:
         if type(value) not in (int, float, str, bool):
             continue
         if name in SIZES and not (type(value) is int and value >= 1):
-            raise ModelFileError(f"{path}: {name} must be a whole number above 0, got {value!r}")
+            raise ModelFileError(
+                f"{path}: {name} must be a whole number above 0, got {reprlib.repr(value)}"
+            )
         is_part = name in SIZES and ("layer" in name or "expert" in name)
         if is_part and type(value) is int and value > MOST_PARTS:
             raise ModelFileError(f"{path}: {name} must be at most {MOST_PARTS}, got more")
-        is_share = "drop" in name and type(value) in (int, float)
-        if is_share and not 0 <= float(str(value)) <= 1:
+        if "drop" in name and isinstance(value, int | float) and not 0 <= value <= 1:
             raise ModelFileError(f"{path}: {name} must be in [0, 1], got {value}")
 
 
@@ -155,5 +157,5 @@ def _check_first_tokens(folder: Path) -> None:
             if token is not None and not (type(token) is int and 0 <= token <= largest):
                 raise ModelFileError(
                     f"{folder}: {name} must be from 0 to {largest}, a token of the vocabulary, "
-                    f"got {token!r}"
+                    f"got {reprlib.repr(token)}"
                 )
