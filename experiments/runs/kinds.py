@@ -7,9 +7,26 @@ import reprlib
 from dataclasses import fields
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-NUMBERS = (int, float)
+PLAIN = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    None: (NoneType,),
+    NoneType: (NoneType,),
+}
 
 
 def check_kinds(record: object) -> None:
@@ -30,7 +47,7 @@ def is_of_kind(value: object, hint: Any) -> bool:  # noqa: ANN401 - hints have n
     """Return True if `value` is of the kind that a type hint declares.
 
     A whole number is a number, a truth value is neither. Hints that name no class, as type
-    variables, accept everything.
+    variables, and protocols accept everything.
     """
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -41,14 +58,12 @@ def is_of_kind(value: object, hint: Any) -> bool:  # noqa: ANN401 - hints have n
         return any(type(value) is type(part) and value == part for part in parts)
     if origin is tuple:
         return isinstance(value, tuple) and _are_of_kinds(value, parts)
-    if hint in (None, NoneType):
-        return value is None
-    if hint is float:
-        return type(value) in NUMBERS
-    if hint in (bool, int, str):
-        return type(value) is hint
+    if hint in PLAIN:
+        return type(value) in PLAIN[hint]
     kind = origin or hint
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    if not isinstance(kind, type) or Protocol in kind.__mro__:
+        return True
+    return isinstance(value, kind)
 
 
 def _are_of_kinds(values: tuple[object, ...], parts: tuple[Any, ...]) -> bool:

@@ -66,7 +66,7 @@ def check_pretrained(folder: Path) -> None:
     config = read_model_config(path)
     check_digests(folder)
     if shapes := _shapes(folder):
-        check_sizes(path, {name: config[name] for name in SIZES & config.keys()}, shapes)
+        check_sizes(path, {name: config[name] for name in sorted(SIZES & config.keys())}, shapes)
     _check_first_tokens(folder)
 
 
