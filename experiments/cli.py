@@ -52,6 +52,7 @@ from textgen_experiments.runs.pipes import quiet_when_unread
 from textgen_experiments.runs.train import train_with_bar
 
 USAGE_ERROR = 2
+LONGEST_MESSAGE = 2000  # characters
 PLUGIN = "--plugin"
 DESCRIPTION = (
     "Imitation learning for text generation. Every command takes --plugin MODULE_OR_FILE.py, once "
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         again = shlex.join(["textgen", *words, "--plugin", error.plugin])
         _fail(f"{error}: run `{again}`, or install it if it is a package")
     except USER_ERRORS as error:
-        _fail(" ".join(str(error).split()))
+        _fail(str(error))
     except (KeyboardInterrupt, TrainingStopped):
         _fail(INTERRUPTS.message, INTERRUPTS.exit_code)
 
@@ -323,6 +324,11 @@ def _first_complaint(message: str) -> str:
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
-    """Print one line and end with an exit code, by default that of a usage error."""
-    sys.stderr.write(f"textgen: {message}\n")
+    """Print one line and end with an exit code, by default that of a usage error.
+
+    A message that repeats a value of a damaged file may be of any length and is cut.
+    """
+    line = " ".join(message.split())
+    line = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
+    sys.stderr.write(f"textgen: {line}\n")
     raise SystemExit(code)

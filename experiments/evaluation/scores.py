@@ -13,7 +13,7 @@ from textgen_agents.evaluation.exposure_bias import (
 from textgen_agents.evaluation.quality import Quality, bleu_by_length, score
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import decoder_of
-from textgen_env.generation.decoding import Decoder, greedy
+from textgen_env.generation.decoding import Decoder, greedy, logits_from
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode, in_tokens_of, references_of
@@ -21,7 +21,14 @@ from textgen_env.types import Trajectories, Writer
 from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import DTYPES, Run, RunError, read_config, write_text
+from textgen_experiments.runs.folder import (
+    DTYPES,
+    Run,
+    RunError,
+    read_config,
+    read_record,
+    write_text,
+)
 from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
 
 SCORES = "scores.json"
@@ -161,14 +168,15 @@ def score_texts(entry: EvaluatedModel, *, beam_size: int = 1, batch_size: int = 
     references = references_of(task.test)
 
     def texts(decoder: Decoder) -> tuple[Trajectories, list[str], Quality]:
-        written = written_by(
-            entry.model,
-            test,
-            task.max_target_length,
-            writer=entry.writer,
-            decoder=decoder,
-            batch_size=batch_size,
-        )
+        with logits_from(f"model {entry.name}"):
+            written = written_by(
+                entry.model,
+                test,
+                task.max_target_length,
+                writer=entry.writer,
+                decoder=decoder,
+                batch_size=batch_size,
+            )
         hypotheses = task.tokenizer.decode(written.actions.tolist())
         return written, hypotheses, score(hypotheses, references, task.target_language)
 
@@ -218,9 +226,9 @@ def read_scores(folder: Path) -> ModelScores:
     """Return the scores of the run in `folder`.
 
     Raises:
-        RunError: the run has not been scored.
+        RunError: the run has not been scored, or the file cannot be understood.
     """
     path = folder / SCORES
     if not path.is_file():
         raise RunError(f"run must have been scored, got {folder} without {SCORES}")
-    return ModelScores(**json.loads(path.read_text(encoding="utf-8")))
+    return read_record(path, ModelScores)

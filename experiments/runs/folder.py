@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,14 +22,25 @@ from textgen_env.registry import MissingPluginError, plugins
 from textgen_env.tasks import TASKS
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_experiments.runs.experiment import Experiment, plugins_of
+from textgen_experiments.runs.kinds import check_kinds
 from textgen_experiments.runs.outside import check_unchanged
 from textgen_experiments.runs.records import UnknownRecordError, from_json, to_json
 from textgen_experiments.runs.shipped import portable_name
 
 CONFIG = "config.json"
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
+BAD_CONTENT = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    RecursionError,
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+RecordKind = TypeVar("RecordKind")
 Leaf = bool | int | float | str
 """A value of a configuration that holds no others."""
 
@@ -109,7 +120,7 @@ def read_config(folder: Path) -> Run:
     needed: Sequence[str] = ()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        experiment, needed = content["experiment"], content.get("plugins", [])
+        experiment, needed = content["experiment"], list(map(str, content.get("plugins", ())))
         for registry in (AGENTS, TASKS, STUDENTS):
             registry.load(needed)
         digests = {
@@ -117,12 +128,28 @@ def read_config(folder: Path) -> Run:
             for path, digest in content.get("digests", {}).items()
         }
         run = Run(from_json(experiment), content["precision"], content["onednn"], digests)
-        _check_kinds(run)
+        check_kinds(run)
+        if run.precision not in DTYPES:
+            raise ValueError(f"precision must be one of {[*DTYPES]}, got {run.precision!r}")
     except UnknownRecordError as error:
         raise _missing(path, needed, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except BAD_CONTENT as error:
         raise RunError(f"{path} must be a run's configuration, got: {error!r}") from error
     return run
+
+
+def read_record(path: Path, kind: type[RecordKind]) -> RecordKind:
+    """Return the record of plain values in a JSON file of a run.
+
+    Raises:
+        RunError: the file cannot be understood.
+    """
+    try:
+        record = kind(**json.loads(path.read_text(encoding="utf-8")))
+        check_kinds(record)
+    except BAD_CONTENT as error:
+        raise RunError(f"{path} must hold a run's {kind.__name__}, got: {error!r}") from error
+    return record
 
 
 def read_unchanged(folder: Path) -> Run:
@@ -143,18 +170,6 @@ def _missing(path: Path, needed: Sequence[str], error: UnknownRecordError) -> Va
         if plugin not in plugins:
             return MissingPluginError(path, plugin)
     return RunError(f"{path} must be a run's configuration, got: {error!r}")
-
-
-def _check_kinds(run: Run) -> None:
-    """Raise if a part is not of the type that its record declares."""
-    if not isinstance(run.experiment, Experiment):
-        raise TypeError(f"experiment must be an Experiment, got {run.experiment!r}")
-    if run.precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {run.precision!r}")
-    for name, kind in get_type_hints(Experiment).items():
-        part, kind = getattr(run.experiment, name), float | int if kind is float else kind
-        if name not in {"precision", "metric"} and not isinstance(part, kind):
-            raise TypeError(f"{name} must be a {getattr(kind, '__name__', kind)}, got {part!r}")
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -1,36 +1,53 @@
 """Digests of all that a run reads from outside its folder: data, teacher, student and tokenizer.
 
-`config.json` keeps them, because a path says nothing about the content. A file that is gone is left
-to the reader that misses it. Left out: data sets on the hub, which `revision` pins.
+`config.json` keeps them, because a path says nothing about the content. A task says itself what it
+reads (`TaskConfig.outside_files`, `outside_digests`). What is gone is left to the reader that
+misses it.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
+from typing import NamedTuple
 
 from textgen_env.models.huggingface.load import PretrainedError, local_folder
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.shipped import portable_name
 
-MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
+MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model", ".spm", ".jinja"}
+SHOWN = 12  # characters of a digest in a message
 
 
 class ChangedFileError(ValueError):
-    """A file that a run was trained with and that has other content now."""
+    """A file or data set that a run was trained with and that has other content now."""
+
+
+class OutsideRoot(NamedTuple):
+    """A file or folder that an experiment names.
+
+    Attributes:
+        name: the name by which messages and `config.json` know it.
+        path: its place on this disk.
+        is_model: True for a model's folder, of which only the files beside its weights count.
+    """
+
+    name: str
+    path: Path
+    is_model: bool
 
 
 def outside_digests(experiment: Experiment) -> dict[str, str]:
-    """Return the SHA-256 of each file that `experiment` names, by the path that it is named by."""
-    digests = {}
-    for name, path in _outside_files(experiment):
-        with path.open("rb") as file:
-            digests[name] = file_digest(file, "sha256").hexdigest()
-    return digests
+    """Return the digest of all that `experiment` reads, by the name that it is known by.
+
+    Of files it is the SHA-256, of other things what their task says.
+    """
+    digests = {name: _digest_of(path) for name, path in _outside_files(_roots(experiment))}
+    return {**digests, **experiment.task.outside_digests()}
 
 
 def check_unchanged(folder: Path, experiment: Experiment, digests: Mapping[str, str]) -> None:
-    """Raise if a file that the run in `folder` reads is not the one that it began with.
+    """Raise if what the run in `folder` reads is not what it began with.
 
     Args:
         folder: the run's folder, for the message.
@@ -38,19 +55,18 @@ def check_unchanged(folder: Path, experiment: Experiment, digests: Mapping[str, 
         digests: what `outside_digests` said when it began; empty for runs of before it was kept.
 
     Raises:
-        ChangedFileError: a file has other content, is new in a model's folder, or is gone from it.
+        ChangedFileError: a file or data set has other content, or a file is new in a folder or gone
+            from it.
     """
     if not digests:
         return
-    found, roots = outside_digests(experiment), _roots(experiment)
-    there = [
-        portable_name(name)
-        for name, is_model in roots
-        if (_on_disk(name) if is_model else name).exists()
-    ]
+    found = outside_digests(experiment)
+    folders = [f"{root.name}/" for root in _roots(experiment) if root.path.is_dir()]
     for name in sorted(found.keys() | digests.keys()):
-        belongs = any(name == root or name.startswith(f"{root}/") for root in there)
-        if belongs and found.get(name) != digests.get(name):
+        is_comparable = name in found.keys() & digests.keys()
+        if not is_comparable and not name.startswith(tuple(folders)):
+            continue
+        if found.get(name) != digests.get(name):
             raise ChangedFileError(
                 f"{name} must be as it was when the run in {folder} began, got "
                 f"{_change(name, found, digests)}: put it back, or train in another folder"
@@ -60,7 +76,23 @@ def check_unchanged(folder: Path, experiment: Experiment, digests: Mapping[str, 
 def _change(name: str, found: Mapping[str, str], digests: Mapping[str, str]) -> str:
     if name not in found:
         return "none"
-    return "a new file" if name not in digests else "other content"
+    if name not in digests:
+        return "a new file"
+    return f"other content ({found[name][:SHOWN]}, not {digests[name][:SHOWN]})"
+
+
+def _digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file; the runs of one table share most files."""
+    state = path.stat()
+    return _sha256(path, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, state: tuple[int, ...]) -> str:
+    """Hash a file once for each `state` that it is found in."""
+    del state
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _on_disk(name: Path) -> Path:
@@ -71,21 +103,20 @@ def _on_disk(name: Path) -> Path:
         return name
 
 
-def _outside_files(experiment: Experiment) -> Iterator[tuple[str, Path]]:
-    """Yield each file with the path that the experiment leads to it by."""
-    for named, is_model in _roots(experiment):
-        root = _on_disk(named) if is_model else named
+def _outside_files(roots: list[OutsideRoot]) -> Iterator[tuple[str, Path]]:
+    """Yield each file with the name that leads to it."""
+    for name, root, is_model in roots:
         if root.is_file():
-            yield portable_name(named), root
+            yield name, root
         for path in (
             sorted(root.iterdir() if is_model else root.rglob("*")) if root.is_dir() else ()
         ):
             if path.is_file() and (not is_model or path.suffix in MODEL_FILES):
-                yield portable_name(named / path.relative_to(root)), path
+                yield (Path(name) / path.relative_to(root)).as_posix(), path
 
 
-def _roots(experiment: Experiment) -> list[tuple[Path, bool]]:
-    """Return the files and folders that an experiment names; True for those of models."""
+def _roots(experiment: Experiment) -> list[OutsideRoot]:
+    """Return the files and folders that an experiment names."""
     server = experiment.server
     models = (
         experiment.teacher,
@@ -93,20 +124,12 @@ def _roots(experiment: Experiment) -> list[tuple[Path, bool]]:
         experiment.student_init,
         experiment.student_tokenizer,
     )
-    data = [(path, False) for path in _paths_in(experiment.task)]
-    return [*data, *((Path(path), True) for path in models if path)]
-
-
-def _paths_in(value: object, name: str = "") -> Iterator[Path]:
-    """Yield the paths in a configuration; a string may be one in a field of that name."""
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, str) and name == "path":
-        yield Path(value)
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _paths_in(item)
-    elif is_dataclass(value):
-        for each in fields(value):
-            if each.compare:  # what is not compared may change
-                yield from _paths_in(getattr(value, each.name), each.name)
+    files = experiment.task.outside_files().items()
+    return [
+        *(OutsideRoot(name, path, is_model=False) for name, path in files),
+        *(
+            OutsideRoot(portable_name(path), _on_disk(path), is_model=True)
+            for path in models
+            if path
+        ),
+    ]

@@ -16,6 +16,7 @@ from textgen_env.models.huggingface.model import HuggingFaceConfig
 from textgen_env.registry import class_of
 from textgen_env.tasks import TASKS
 from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.kinds import check_kinds
 from textgen_experiments.runs.old_names import RENAMED
 from textgen_experiments.runs.shipped import path_of_name, portable_name
 
@@ -74,6 +75,7 @@ def from_json(value: Any) -> Any:  # noqa: ANN401 - the inverse of `to_json`
 
     Raises:
         UnknownRecordError: a class is not known.
+        TypeError: a value is not of the kind that its field declares.
         ValueError: a class has no field of a name, or refuses a value.
     """
     return _value_from_json(value, records())
@@ -96,7 +98,9 @@ def _value_from_json(value: Any, known: Mapping[str, type]) -> Any:  # noqa: ANN
         if current not in own:
             raise ValueError(f"{name} must have fields among {sorted(own)}, got {key!r}")
         arguments[current] = _value_from_json(item, known)
-    return kind(**arguments)
+    record = kind(**arguments)
+    check_kinds(record)
+    return record
 
 
 def _parts(hint: object) -> Iterator[type]:

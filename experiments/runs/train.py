@@ -38,6 +38,7 @@ from textgen_experiments.runs.folder import (
     contents,
     flat,
     read_config,
+    read_record,
     write_config,
     write_text,
 )
@@ -260,16 +261,14 @@ def read_outcome(folder: Path) -> Outcome:
     path = folder / OUTCOME
     if not path.is_file():
         raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
-    try:
-        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path} must be a run's outcome, got: {error!r}") from error
+    return read_record(path, Outcome)
 
 
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     """Return the run's configuration: read from its folder, or decided now and written there.
 
-    A run that holds nothing but its configuration, because its settings were refused, is replaced.
+    A run that holds nothing but its configuration, because its settings or its files were refused,
+    is replaced where these are others now.
 
     Raises:
         RunError: the folder holds a run with other settings, or anything that is not a run's.
@@ -277,11 +276,10 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     """
     content = contents(folder)
     if (folder / CONFIG).exists():
-        run = read_config(folder)
-        if run.experiment == experiment:
-            check_unchanged(folder, experiment, run.digests)
+        run, has_begun = read_config(folder), content != {CONFIG}
+        if _can_resume(run, experiment, folder, has_begun=has_begun):
             return replace(run, experiment=experiment)  # a server may have moved
-        if content != {CONFIG}:
+        if has_begun:
             raise RunError(
                 f"{folder} must hold a run with these settings to be resumed, got a run with "
                 f"others ({_difference(run.experiment, experiment)}): choose another folder"
@@ -300,6 +298,20 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
         f"{precision.bfloat16:.0f} GFLOP/s)"
     )
     return run
+
+
+def _can_resume(run: Run, experiment: Experiment, folder: Path, *, has_begun: bool) -> bool:
+    """Return True if the run in `folder` is of `experiment` and of the files that are there now.
+
+    Raises:
+        ChangedFileError: the run has begun, and a file of it has other content now.
+    """
+    if run.experiment != experiment:
+        return False
+    if not has_begun:
+        return run.digests == outside_digests(experiment)
+    check_unchanged(folder, experiment, run.digests)
+    return True
 
 
 def _difference(old: Experiment, new: Experiment) -> str:

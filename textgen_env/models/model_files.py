@@ -21,6 +21,7 @@ from torch import Tensor, nn
 DIGESTS = "weights.sha256"  # lines of `sha256sum`: it checks the folder, too
 LARGEST_CONFIG = 1_000_000  # bytes
 ALWAYS_POSSIBLE = 2**20  # of what the weights do not show, such as positions
+WEIGHT_DTYPES = ("F16", "BF16", "F32", "F64")
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,7 +86,7 @@ def check_sizes(path: Path, sizes: Mapping[str, object], shapes: Shapes) -> None
     Raises:
         ModelFileError: there are more layers than tensors, or more of something than numbers.
     """
-    numbers = sum(math.prod(shape) for shape in shapes.values())
+    numbers = count_numbers(shapes)
     for name, value in sizes.items():
         largest = len(shapes) if "layer" in name else max(numbers, ALWAYS_POSSIBLE)
         if isinstance(value, int) and value > largest:
@@ -94,6 +95,29 @@ def check_sizes(path: Path, sizes: Mapping[str, object], shapes: Shapes) -> None
                 f"{path}: {name} must be at most {largest}, which the weights beside it have room "
                 f"for, got {found}"
             )
+
+
+def count_numbers(shapes: Shapes) -> int:
+    """Return how many numbers tensors of these shapes hold."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def check_dtypes(path: Path, names: Iterable[str]) -> None:
+    """Raise unless the weights of these names are numbers of a usual floating-point format.
+
+    Other formats need scales, or are no weights.
+
+    Raises:
+        ModelFileError: the file has other numbers under one of the names.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        for name in sorted(names):
+            found = file.get_slice(name).get_dtype()
+            if found not in WEIGHT_DTYPES:
+                raise ModelFileError(
+                    f"{path} must have weights in one of {', '.join(WEIGHT_DTYPES)}, got {name} in "
+                    f"{found}"
+                )
 
 
 def check_shapes(path: Path, wanted: Shapes, found: Shapes) -> None:

@@ -8,6 +8,7 @@ partial one. Optimizer state is saved elsewhere: see `textgen_agents.training.ch
 """
 
 import json
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from textgen_env.files import naming_write_errors, settle
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
-from textgen_env.models.huggingface.folder import check_pretrained, check_regular_files
+from textgen_env.models.huggingface.folder import check_pretrained, check_pretrained_config
 from textgen_env.models.huggingface.load import (
     PretrainedError,
+    first_line,
     load_pretrained,
     load_pretrained_tokenizer,
     local_folder,
@@ -36,6 +38,7 @@ from textgen_env.models.model_files import (
     ModelFileError,
     Shapes,
     check_digests,
+    check_dtypes,
     check_finite_weights,
     check_shapes,
     check_sizes,
@@ -47,12 +50,13 @@ from textgen_env.models.model_files import (
 from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.transformer import Transformer
 from textgen_env.registry import MissingPluginError
-from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
+from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, check_ids
 from textgen_env.types import SpecialTokens
 
 OwnModel = Transformer | Recurrent | Hybrid
 Model = OwnModel | HuggingFaceModel
 
+RUST = "pyo3_runtime"  # of the panics of `tokenizers`, whose class cannot be imported
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 PRETRAINED_TOKENIZER = "tokenizer_config.json"  # marks a tokenizer of `transformers`
 
@@ -69,13 +73,18 @@ def save_model(model: Model, folder: Path, tokenizer: TextTokenizer | None = Non
         ModelFileError: the folder holds other things and no model, or the model's configuration
             has a field that is no number, string or truth value.
         RegistryError: the class of the model's configuration is not registered.
-        ValueError: the tokenizer has ids that the model has not.
+        ValueError: the tokenizer has ids that the model has not, or other special tokens.
         WriteError: the folder cannot be written.
     """
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"tokenizer must have at most the model's {model.vocab_size} pieces, "
             f"got {tokenizer.vocab_size}"
+        )
+    if tokenizer is not None and tokenizer.special != model.special:
+        raise ValueError(
+            f"tokenizer must have the model's special tokens, {model.special}, got "
+            f"{tokenizer.special}"
         )
     num_bytes = sum(value.nbytes for value in model.state_dict().values())
     with naming_write_errors(folder, num_bytes):
@@ -133,6 +142,7 @@ def load_model(
         model = _empty_model(folder / CONFIG, found)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     check_shapes(path, wanted, found)
+    check_dtypes(path, wanted)
     check_digests(folder)
     model = model.to(dtype).to_empty(device="cpu")
     try:
@@ -152,14 +162,42 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     """
     folder = local_folder(folder)
     if (folder / PRETRAINED_TOKENIZER).is_file() or _is_pretrained(folder):
-        check_regular_files(folder)
+        check_pretrained_config(folder)
         with _errors_of_transformers(folder):
-            return load_pretrained_tokenizer(folder)
-    path = existing_file(folder / TOKENIZER)
-    try:
-        return Tokenizer.load(path)
-    except Exception as error:  # the `tokenizers` library has no narrower class of errors
-        raise ModelFileError(f"{path} must be a tokenizer, got: {error}") from error
+            tokenizer = load_pretrained_tokenizer(folder)
+            check_ids(tokenizer)
+    else:
+        path = existing_file(folder / TOKENIZER)
+        try:
+            tokenizer = Tokenizer.load(path)
+            check_ids(tokenizer)
+        except Exception as error:  # the `tokenizers` library has no narrower class of errors
+            raise ModelFileError(f"{path} must be a tokenizer, got: {error}") from error
+    _check_same_tokens(folder, tokenizer)
+    return tokenizer
+
+
+def _check_same_tokens(folder: Path, tokenizer: TextTokenizer) -> None:
+    """Raise unless a model of this project in `folder`, if there is one, has these tokens.
+
+    Raises:
+        ModelFileError: the tokenizer has ids that the model has not, or other special tokens.
+    """
+    path = folder / CONFIG
+    if not path.exists() or _is_pretrained(folder):
+        return
+    config = read_model_config(path)
+    size, special = config.get("vocab_size"), config.get("special")
+    if isinstance(size, int) and size < tokenizer.vocab_size:
+        raise ModelFileError(
+            f"{folder} must have a tokenizer of at most the model's {size} pieces, got one of "
+            f"{tokenizer.vocab_size}"
+        )
+    if isinstance(special, dict) and special != tokenizer.special._asdict():
+        raise ModelFileError(
+            f"{folder} must have a model with the tokenizer's special tokens, "
+            f"{tokenizer.special._asdict()}, got {reprlib.repr(special)}"
+        )
 
 
 def _is_pretrained(folder: Path) -> bool:
@@ -189,13 +227,14 @@ def _errors_of_transformers(folder: Path) -> Iterator[None]:
     """Turn errors of any class, which damaged files cause in `transformers`, into one of ours."""
     try:
         yield
-    except PretrainedError:
+    except (ModelFileError, PretrainedError):
         raise
-    except Exception as error:
-        cause = (str(error).strip().splitlines() or ["no reason"])[0]
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != RUST:
+            raise
         raise ModelFileError(
             f"{folder} must hold a model that transformers can load, got "
-            f"{type(error).__name__}: {cause}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -234,7 +273,9 @@ def _empty_model(path: Path, shapes: Shapes) -> OwnModel:
     if architecture not in known and plugin is not None:
         raise MissingPluginError(path, plugin)
     if architecture not in known:
-        raise ModelFileError(f"{path}: architecture must be one of {known}, got {architecture!r}")
+        raise ModelFileError(
+            f"{path}: architecture must be one of {known}, got {reprlib.repr(architecture)}"
+        )
     kind = type(STUDENTS[architecture])
     _check_fields(path, description, {**_field_types(kind), "special": dict})
     special = description.pop("special")
@@ -287,7 +328,9 @@ def _check_fields(
     for name, kind in wanted.items():
         value = found[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ModelFileError(f"{path}: {prefix}{name} must be {kind.__name__}, got {value!r}")
+            raise ModelFileError(
+                f"{path}: {prefix}{name} must be {kind.__name__}, got {reprlib.repr(value)}"
+            )
 
 
 def _check_replaceable(folder: Path) -> None:

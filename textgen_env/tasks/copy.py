@@ -42,7 +42,7 @@ class CopyConfig(TaskConfig):
             raise ValueError(
                 f"max_length must be at least min_length = {self.min_length}, got {self.max_length}"
             )
-        possible = sum(self.num_words**length for length in self._lengths)
+        possible = self._num_sources()
         if self.num_pairs > possible:
             raise ValueError(
                 f"num_train + num_validation + num_test must be at most {possible}, the number of "
@@ -59,9 +59,12 @@ class CopyConfig(TaskConfig):
         """Pairs of all three splits."""
         return self.num_train + self.num_validation + self.num_test
 
-    @property
-    def _lengths(self) -> range:
-        return range(self.min_length, self.max_length + 1)
+    def _num_sources(self) -> int:
+        """Return the number of distinct sources, or one that is above each number of pairs."""
+        lengths = range(self.min_length, self.max_length + 1)
+        if self.num_words == 1:
+            return len(lengths)
+        return sum(self.num_words ** min(length, 65) for length in lengths[:65])
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `copy_task` does."""

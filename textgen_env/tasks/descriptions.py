@@ -8,11 +8,12 @@ An article's split is a hash of its title.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from textgen_env.bounds import check_at_least
-from textgen_env.tasks.packages import INSTALL, package_folder
+from textgen_env.tasks.packages import INSTALL, package_file, package_folder
 from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
     SPLITS,
@@ -58,6 +59,10 @@ class DescriptionsConfig(TaskConfig):
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `descriptions` does."""
         return descriptions(self, tokenizer)
+
+    def outside_files(self) -> Mapping[str, Path]:
+        """Return the package's file of articles."""
+        return package_file(PACKAGE, ARTICLES)
 
 
 @dataclass(frozen=True)

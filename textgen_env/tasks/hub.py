@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textgen_env.bounds import check_at_least
@@ -17,7 +18,7 @@ from textgen_env.tasks.languages import check_language, split_words
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task, train_tokenizer
-from textgen_env.tasks.tables import HubSplit, hub_rows
+from textgen_env.tasks.tables import HubSplit, hub_commit, hub_rows
 from textgen_env.tasks.task import (
     KEEP_ANY_RATIO,
     DataError,
@@ -98,6 +99,22 @@ class HubConfig(TaskConfig):
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `hub` does."""
         return hub(self, tokenizer)
+
+    def outside_files(self) -> Mapping[str, Path]:
+        """Return the folder that `path` names, none if it names a data set of the hub."""
+        folder = Path(self.path)
+        return {str(folder): folder} if folder.exists() else {}
+
+    def outside_digests(self) -> Mapping[str, str]:
+        """Return the commit of a data set of the hub; none where it is neither there nor here."""
+        if self.outside_files():
+            return {}
+        commit = hub_commit(self.split(self.train))
+        return {} if commit is None else {f"the data set {self.path}": commit}
+
+    def split(self, name: str) -> HubSplit:
+        """Return the place of a split, by its name in the data set."""
+        return HubSplit(self.path, name, self.configuration, self.revision, self.streaming)
 
 
 def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
@@ -181,8 +198,7 @@ def _pairs_of_splits(
 
 
 def _iterate_pairs(config: HubConfig, split: str, pair_of: PairOf) -> Iterator[Pair]:
-    where = HubSplit(config.path, split, config.configuration, config.revision, config.streaming)
-    for place, record in hub_rows(where):
+    for place, record in hub_rows(config.split(split)):
         pair = stripped(pair_of(record, place))
         yield each_text(pair, str.lower) if config.lower_case else pair
 

@@ -1,5 +1,6 @@
 """Packages that carry data: their files are found without importing their programs."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,3 +28,19 @@ def package_folder(package: str, task: str) -> Path:
             f"`{INSTALL}`"
         )
     return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def package_file(package: str, name: str) -> Mapping[str, Path]:
+    """Return a file of a package under a name that is the same wherever the package is installed.
+
+    Args:
+        package: name of its folder.
+        name: path of the file in it.
+
+    Returns:
+        One item, none if the package is not installed.
+    """
+    try:
+        return {f"{package}/{name}": package_folder(package, "") / name}
+    except MissingPackageError:
+        return {}

@@ -110,21 +110,48 @@ def hub_rows(split: HubSplit) -> Iterator[Row]:
     return _rows(f"{split.path}, {split.name}", read, remedy)
 
 
+def hub_commit(split: HubSplit) -> str | None:
+    """Return the commit of the data set that `hub_rows` would read, as the library knows it.
+
+    None where the data set is neither on the hub nor here, or the extra `hf` is not installed: that
+    is for `hub_rows` to say.
+    """
+    try:
+        library = _quiet_library()
+        with _offline_unless_reached(library, split):
+            return library.load_dataset_builder(
+                split.path, split.configuration, revision=split.revision
+            ).hash
+    except Exception:  # the library raises almost everything
+        return None
+
+
+def _quiet_library() -> Any:  # noqa: ANN401 - the library's own
+    """Import the library `datasets`, and let it say nothing on the terminal.
+
+    Raises:
+        ImportError: the extra `hf` is not installed.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised here as well
+    return datasets
+
+
 def _rows(
     name: str, read: Callable[[Any], Iterable[Mapping[str, Any]]], remedy: str
 ) -> Iterator[Row]:
     """Yield the rows that `read` gets from the library, and raise its errors as `DataError`."""
     try:
-        import datasets
+        library = _quiet_library()
     except ImportError as error:
         raise DataError(
             f"{name} needs the extra hf to be read, got none ({error}): run "
             "`pip install 'textgen-env[hf]'`"
         ) from error
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised here as well
     try:
-        for number, record in enumerate(read(datasets), 1):
+        for number, record in enumerate(read(library), 1):
             yield f"{name}, row {number}", record
     except Exception as error:  # the library raises almost everything
         raise DataError(

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from textgen_env.bounds import check_at_least
+from textgen_env.tasks.field_paths import field_paths
 from textgen_env.tasks.languages import count_words
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_env.tokenizers.unicode_form import UnicodeForm, unicode_form
@@ -199,6 +201,18 @@ class TaskConfig(ABC):
     @property
     def env_settings(self) -> Mapping[str, Any]:
         """Arguments of the environment, `reward` and `noise`, that are the task's own."""
+        return {}
+
+    def outside_files(self) -> Mapping[str, Path]:
+        """Return the files and folders that `build` reads, by the names that messages give them.
+
+        A run keeps their digests and refuses other content. By default they are the paths in the
+        fields, under their own names; a task that finds its files elsewhere returns those.
+        """
+        return {str(path): path for path in field_paths(self)}
+
+    def outside_digests(self) -> Mapping[str, str]:
+        """Return a digest, by name, of each thing that `build` reads and that is no file."""
         return {}
 
 

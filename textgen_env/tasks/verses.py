@@ -16,7 +16,7 @@ from pathlib import Path
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.noise import with_noisy_sources
-from textgen_env.tasks.packages import INSTALL, package_folder
+from textgen_env.tasks.packages import INSTALL, package_file, package_folder
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
@@ -89,6 +89,10 @@ class VersesConfig(TaskConfig):
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `verses` does."""
         return verses(self, tokenizer)
+
+    def outside_files(self) -> Mapping[str, Path]:
+        """Return the package's database."""
+        return package_file(PACKAGE, DATABASE)
 
 
 def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:

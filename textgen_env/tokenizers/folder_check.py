@@ -42,7 +42,7 @@ def check_is_data(folder: Path) -> None:
             "adapters into the weights first"
         )
     for name in CONFIG_FILES:
-        for field, value in _fields(folder / name):
+        for field, value in json_fields(folder / name):
             _check_field(folder / name, field, value)
     for path in sorted(folder.glob(INDICES)):
         _check_index(path)
@@ -63,7 +63,7 @@ def check_no_pickle(folder: Path) -> None:
         )
 
 
-def _fields(path: Path) -> Iterator[tuple[str, object]]:
+def json_fields(path: Path) -> Iterator[tuple[str, object]]:
     """Yield each name and value in a JSON file, nested ones too; none if it cannot be read."""
     try:
         pending = [json.loads(path.read_text(encoding="utf-8"))]
@@ -101,7 +101,7 @@ def _check_field(path: Path, field: str, value: object) -> None:
 
 def _check_index(path: Path) -> None:
     """Raise `UnsafeFolderError` if an index of weights names anything but files beside it."""
-    for field, files in _fields(path):
+    for field, files in json_fields(path):
         if field != "weight_map":
             continue
         named = list(files.values()) if isinstance(files, dict) else [files]

@@ -5,7 +5,8 @@ load one. `Conventions` tells a model about special tokens and the frame of a so
 model needs no tokenizer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +39,19 @@ class Conventions:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     has_padding: bool
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Let `transformers` write nothing but errors; what it warns of while loading is checked."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class PretrainedTokenizer:
@@ -73,9 +87,10 @@ class PretrainedTokenizer:
         from transformers import AutoTokenizer
 
         check_is_data(folder)
-        backend = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with quiet_transformers():
+            backend = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
         return cls(backend)
 
     def save(self, path: Path) -> None:
@@ -96,9 +111,16 @@ class PretrainedTokenizer:
     def conventions(self) -> Conventions:
         """Conventions that the tokenizer's model must know."""
         bare, framed = (self._ids(framed, text=[PROBE])[0] for framed in (False, True))
-        before = next(
-            start for start in range(len(framed)) if framed[start : start + len(bare)] == bare
-        )
+        places = range(len(framed))
+        before = next((at for at in places if framed[at : at + len(bare)] == bare), None)
+        if before is None:
+            raise ValueError(
+                f"a source must keep its tokens {bare} with others around, got {framed}"
+            )
+        if max(framed) >= self.vocab_size:
+            raise ValueError(
+                f"ids around a source must be below {self.vocab_size}, got {max(framed)}"
+            )
         return Conventions(
             special=self.special,
             vocab_size=self.vocab_size,

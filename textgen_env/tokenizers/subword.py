@@ -58,6 +58,17 @@ def same_pieces(one: TextTokenizer, other: TextTokenizer) -> bool:
     return one.special == other.special and one.pieces == other.pieces
 
 
+def check_ids(tokenizer: TextTokenizer) -> None:
+    """Check that the ids of a tokenizer are those from 0 to V - 1, as a damaged file's need not be.
+
+    Raises:
+        ValueError: an id is outside.
+    """
+    largest = max(tokenizer.pieces.values(), default=0)
+    if largest >= tokenizer.vocab_size:
+        raise ValueError(f"ids must be below {tokenizer.vocab_size}, their number, got {largest}")
+
+
 class Tokenizer:
     """`TextTokenizer` of subwords or words.
 

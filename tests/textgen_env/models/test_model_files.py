@@ -112,6 +112,99 @@ def test_a_tokenizer_that_is_a_device_is_refused(pretrained, name):
         load_tokenizer(pretrained)
 
 
+def change_json(path, place, value):
+    """Set the value at a place, a tuple of names, of a JSON file."""
+    content = json.loads(path.read_text())
+    inner = content
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("identity", [40, 2**20, 2**31])
+def test_ids_outside_of_the_vocabulary_are_refused(own, identity, tmp_path):
+    llama = save_family(FAMILIES["llama"], tmp_path / "llama")
+    for folder, piece in ((own, "one"), (llama, "w3")):
+        change_json(folder / "tokenizer.json", ("model", "vocab", piece), identity)
+        with pytest.raises(ModelFileError, match=rf"ids must be below \d+, .*, got {identity}"):
+            load_tokenizer(folder)
+
+
+def test_ids_around_a_source_outside_of_the_vocabulary_are_refused(tmp_path):
+    folder = save_family(FAMILIES["marian"], tmp_path / "marian")
+    place = ("post_processor", "special_tokens", "</s>", "ids")
+    change_json(folder / "tokenizer.json", place, [2**20])
+    assert_refused(folder, "ids around a source must be below 28, got 1048576")
+
+
+def test_a_panic_of_the_library_is_an_error(tmp_path):
+    folder = save_family(FAMILIES["llama"], tmp_path / "llama")
+    change_json(folder / "tokenizer.json", ("post_processor", "special_tokens"), {})
+    assert_refused(folder, "got PanicException: no entry found for key")
+
+
+def test_a_model_with_other_tokens_than_its_tokenizer_is_refused(own):
+    change(own, "special", {"pad": 1, "start": 0, "end": 2})
+    with pytest.raises(ModelFileError, match="must have a model with the tokenizer's special tok"):
+        load_tokenizer(own)
+    Tokenizer.from_words([f"w{index}" for index in range(18)]).save(own / "tokenizer.json")
+    with pytest.raises(ModelFileError, match="tokenizer of at most the model's 20 pieces, got one"):
+        load_tokenizer(own)
+
+
+@pytest.mark.parametrize("value", [-0.1, 3, 2**64, math.nan])
+@pytest.mark.parametrize("name", ["dropout", "attention_dropout", "dropout_rate"])
+def test_shares_outside_of_0_to_1_are_refused(pretrained, name, value):
+    change(pretrained, name, value)
+    assert_refused(pretrained, rf"{name} must be in \[0, 1\], got")
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.5, "x", [1], True])
+def test_first_tokens_of_another_kind_are_refused(tmp_path, value):
+    folder = save_family(FAMILIES["t5"], tmp_path / "t5")
+    change_json(folder / "generation_config.json", ("decoder_start_token_id",), value)
+    assert_refused(folder, "decoder_start_token_id must be from 0 to 32, a token of the vocab")
+
+
+def resave(folder, name, change_weight):
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = change_weight(weights[name]).contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / DIGESTS).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(own, pretrained, dtype):
+    for folder in (own, pretrained):
+        weights = load_file(folder / "model.safetensors")
+        name = max(weights, key=lambda name: weights[name].numel())
+        resave(folder, name, lambda weight: weight.to(dtype))
+        assert_refused(folder, rf"must have weights in one of F16, BF16, F32, F64, got {name} in")
+
+
+def test_a_tensor_of_another_shape_is_named(pretrained):
+    weights = load_file(pretrained / "model.safetensors")
+    name = max(weights, key=lambda name: weights[name].numel())
+    resave(pretrained, name, lambda weight: weight[:-1])
+    assert_refused(pretrained, rf"must fit .*config\.json, which means {name} of shape")
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "decoder_vocab_size"])
+def test_a_size_that_the_files_have_no_room_for_is_refused_before_memory_is_taken(tmp_path, name):
+    folder = save_family(FAMILIES["marian"], tmp_path / "marian")
+    change(folder, name, 2**26)
+    assert_refused(folder, r"must describe a model of the [\d,]+ numbers in the weights beside it")
+
+
+def test_nothing_is_warned_of_while_a_folder_is_refused(tmp_path, capfd):
+    folder = save_family(FAMILIES["llama"], tmp_path / "llama")
+    change(folder, "num_hidden_layers", 3)
+    capfd.readouterr()
+    assert_refused(folder, "no weights for model.layers.2")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_large_and_deep_configurations_are_refused(own):
     (own / "config.json").write_text('{"a": "' + "x" * 1_000_000 + '"}')
     assert_refused(own, "must have at most 1,000,000 bytes, got 1,000,009")

@@ -26,8 +26,8 @@ def transformer():
     return Transformer(config, SPECIAL)
 
 
-def recurrent():
-    return Recurrent(RecurrentConfig(20, width=8, num_decoder_layers=1), SPECIAL)
+def recurrent(special=SPECIAL):
+    return Recurrent(RecurrentConfig(20, width=8, num_decoder_layers=1), special)
 
 
 def hybrid():
@@ -43,7 +43,7 @@ def model(request):
 @pytest.fixture
 def folder(tmp_path):
     """Return the folder of a saved recurrent model."""
-    save_model(recurrent(), tmp_path / "model", Tokenizer.from_words(WORDS))
+    save_model(recurrent(SpecialTokens()), tmp_path / "model", Tokenizer.from_words(WORDS))
     return tmp_path / "model"
 
 
@@ -131,7 +131,9 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(folder):
 
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(OSError, match="disk full"):
-        save_model(recurrent(), folder, Unwritable(Tokenizer.from_words(WORDS).backend))
+        save_model(
+            recurrent(SpecialTokens()), folder, Unwritable(Tokenizer.from_words(WORDS).backend)
+        )
     assert (folder / "model.safetensors").read_bytes() == before
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -159,6 +161,11 @@ def test_a_tokenizer_larger_than_the_model_is_rejected(tmp_path):
     tokenizer = Tokenizer.from_words([f"w{index}" for index in range(18)])
     with pytest.raises(ValueError, match="at most the model's 20 pieces, got 21"):
         save_model(recurrent(), tmp_path / "model", tokenizer)
+
+
+def test_a_tokenizer_with_other_special_tokens_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match=r"special tokens, .*end=3\), got .*end=2"):
+        save_model(recurrent(), tmp_path / "model", Tokenizer.from_words(WORDS))
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,20 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from textgen_env.models.huggingface.folder import check_fits
 from textgen_env.models.huggingface.model import HuggingFaceConfig, HuggingFaceModel
+from textgen_env.models.model_files import ModelFileError
 from textgen_env.tokenizers.folder_check import (
     SAFE,
     UnsafeFolderError,
     check_is_data,
     check_no_pickle,
 )
-from textgen_env.tokenizers.pretrained import Conventions, PretrainedTokenizer
+from textgen_env.tokenizers.pretrained import (
+    Conventions,
+    PretrainedTokenizer,
+    quiet_transformers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 HF_EXTRA = "pip install textgen-env[hf]"
 LOAD_ERRORS = (ImportError, OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
 CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja")
+LONGEST_CAUSE = 300  # characters of another library's error
 CPU_ATTENTION = "eager"  # matrix products, which are faster on CPUs than PyTorch's fused attention
 
 
@@ -63,7 +70,7 @@ def local_folder(name: Path) -> Path:
     except Exception as error:
         raise PretrainedError(
             f"model must be a folder or a name on the hub, got {name}: there is no such folder, it "
-            f"was not fetched before, and the hub says: {_first_line(error)}; where there is a "
+            f"was not fetched before, and the hub says: {first_line(error)}; where there is a "
             f"network, `hf download {name.as_posix()} --local-dir FOLDER` fetches it"
         ) from error
 
@@ -103,13 +110,15 @@ def load_pretrained(
         lora_rank: rank of new adapters, which are trained instead of the weights; None for none.
 
     Raises:
+        ModelFileError: the weights are not those of the configuration.
         PretrainedError: the model cannot be loaded, does not fit its tokenizer, or asks for more
             than data: code, kernels, pickles, or files of another folder.
     """
     tokenizer = load_pretrained_tokenizer(folder)
     try:
         check_no_pickle(folder)
-        model = _load_transformers_model(folder, dtype)
+        with quiet_transformers():
+            model = _load_transformers_model(folder, dtype)
         config = HuggingFaceConfig(
             model_type=model.config.model_type,
             vocab_size=tokenizer.vocab_size,
@@ -120,6 +129,8 @@ def load_pretrained(
         return _wrap_model(model, config, tokenizer.conventions).eval()
     except UnsafeFolderError as error:
         raise PretrainedError(str(error)) from None
+    except ModelFileError:
+        raise
     except LOAD_ERRORS as error:
         raise _load_error(folder, "a model", error) from error
 
@@ -162,6 +173,8 @@ def _load_transformers_model(folder: Path, dtype: torch.dtype) -> "PreTrainedMod
     if layer_types - {"full_attention", "sliding_attention"}:
         raise ValueError(f"all layers must be of attention, got {sorted(layer_types)}")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        check_fits(folder, auto.from_config(config))
     from_pretrained: Any = auto.from_pretrained  # declared to return the model alone
     # Eager attention returns NaN in float64.
     fused = torch.accelerator.is_available() or dtype == torch.float64
@@ -244,10 +257,11 @@ def _load_error(folder: Path, kind: str, error: Exception) -> PretrainedError:
     """Return an error that names `folder`, the cause, and the remedy if a package is missing."""
     hint = f"; {HF_EXTRA}" if isinstance(error, ImportError) else ""
     return PretrainedError(
-        f"{folder} must hold {kind} that transformers can load, got: {_first_line(error)}{hint}"
+        f"{folder} must hold {kind} that transformers can load, got: {first_line(error)}{hint}"
     )
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, cut if it is long, or the name of its class."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST_CAUSE else f"{line[:LONGEST_CAUSE]}..."
