@@ -1,91 +1,33 @@
 """Programs that are stopped by Ctrl-C or SIGTERM at random moments, by the real entry point."""
 
 import os
-import random
 import signal
-import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from tests.support.stopped_runs import CODES, SECONDS, StoppedRuns, start, stop
 from textgen_experiments.runs.interrupts import GOES_ON, Interrupts
 
-PROGRAM = "from textgen_experiments.program import main; main()"
-FIRST_MOMENT = 0.1  # seconds; before, the interpreter itself is starting
-SECONDS = 120  # until a run that is not stopped counts as stuck
-SECONDS_TO_STOP = 10  # on a machine that does other work; a few tenths of a second otherwise
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-COMMAND = [
-    *("train", "--task", "copy", "--agent", "mle", "--precision", "float32"),
-    *("--task.num-words", "8", "--task.max-length", "5"),
-    *("--task.num-train", "100", "--task.num-validation", "8", "--task.num-test", "8"),
-    *("--student.width", "16", "--student.dropout", "0.2", "--learner.batch-size", "4"),
-    *("--learner.updates", "600", "--learner.evaluate-every", "150"),
-]
-
-
-def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *COMMAND, "--output", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def stop(process, number):
-    """Send a signal, and return the output of the program, which ends soon."""
-    process.send_signal(number)
-    try:
-        output, _ = process.communicate(timeout=SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return output
-
-
-def assert_stopped(process, number, output):
-    assert process.returncode == CODES[number], output
-    assert "Traceback" not in output
-    assert output.splitlines()[-1].startswith("textgen: stopped")
-
-
-def finish(folder):
-    process = start(folder)
-    output, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, output
+STOPS = int(os.environ.get("TEXTGEN_STOPS", "12"))  # how often the slow tests stop a program
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """Folder of a run that nothing stopped, and the seconds that it took."""
-    folder, begun = tmp_path_factory.mktemp("runs") / "unbroken", time.monotonic()
-    finish(folder)
-    return folder, time.monotonic() - begun
+def runs(tmp_path_factory):
+    return StoppedRuns(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_at_any_moment_ends_with_the_same_weights(unbroken, tmp_path):
-    whole, seconds = unbroken
-    moments, folder = random.Random(0), tmp_path / "stopped"
-    for _ in range(12):
-        number, process = moments.choice(list(CODES)), start(folder)
-        time.sleep(moments.uniform(FIRST_MOMENT, seconds))
-        running = process.poll() is None
-        output = stop(process, number)
-        if running and process.returncode != 0:
-            assert_stopped(process, number, output)
-    finish(folder)
-    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
-        resumed, expected = load_file(folder / file), load_file(whole / file)
-        assert resumed.keys() == expected.keys()
-        assert all(torch.equal(resumed[name], expected[name]) for name in expected), file
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 604
-    assert not [path for path in folder.rglob("*") if ".partial" in str(path)]
+@pytest.mark.parametrize("signals", [tuple(CODES), (signal.SIGKILL,)], ids=["asked", "killed"])
+def test_a_run_that_is_stopped_at_any_moments_ends_with_the_same_weights(runs, signals):
+    stops = runs.stop(STOPS, signals, seed=0)
+    for each in stops:
+        each.check()
+    slowest = max(stops, key=lambda each: each.seconds)
+    codes = Counter(each.code for each in stops)
+    sys.stdout.write(f"exit codes: {codes}, load: {os.getloadavg()}, slowest: {slowest}\n")
 
 
 def wait_for(path):
@@ -99,9 +41,9 @@ def wait_for(path):
 def test_training_stops_between_updates_with_a_checkpoint(tmp_path, number):
     process = start(tmp_path / "run")
     wait_for(tmp_path / "run" / "metrics.jsonl")
-    output = stop(process, number)
-    assert_stopped(process, number, output)
-    assert output.endswith(f"textgen: stopped{GOES_ON}\n")
+    stopped = stop(process, number, moment=0.0)
+    stopped.check()
+    assert stopped.output.endswith(f"textgen: stopped{GOES_ON}\n")
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").is_file()
 
 
