@@ -96,17 +96,17 @@ class Interrupts:
         Args:
             pipe: file descriptor from which a byte for each signal is read.
         """
-        begun, idle = None, 0.0
-        while begun is None or idle < UNWINDING_SECONDS:
-            ready, _, _ = select.select([pipe], [], [], None if begun is None else WATCH_EVERY)
-            now = monotonic()
+        while (first := os.read(pipe, 1)[0]) not in SIGNALS:
+            pass  # a plugin may handle others
+        begun, idle = monotonic(), 0.0
+        while idle < UNWINDING_SECONDS:
+            ready, _, _ = select.select([pipe], [], [], WATCH_EVERY)
             if not ready:
                 idle = 0.0 if self.is_awaited else idle + WATCH_EVERY
-            elif os.read(pipe, 1)[0] in SIGNALS:
-                begun = begun or now
-                if now - begun >= SAME_SIGNAL_SECONDS:
-                    sleep(WATCH_EVERY)  # the main thread answers first if it can
-                    break
+            elif os.read(pipe, 1)[0] in SIGNALS and monotonic() - begun >= SAME_SIGNAL_SECONDS:
+                sleep(WATCH_EVERY)  # the main thread answers before if it can
+                break
+        self.received = self.received or first
         self.end()
 
     def tell(self) -> None:

@@ -28,10 +28,10 @@ COMMAND = [
 ]
 
 
-def start(folder):
+def start(folder, *launcher):
     """Begin or resume the run in `folder`, in a session and process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *COMMAND, "--output", str(folder)],
+        [sys.executable, *launcher, "-c", PROGRAM, *COMMAND, "--output", str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
