@@ -1,11 +1,12 @@
 """Program `textgen`: the command line, with signals answered before anything slow is imported."""
 
-import signal
+# Built in: `signal` imports other modules, and a signal meanwhile would not be answered.
+import _signal  # pyright: ignore[reportMissingImports] - typeshed does not know it
 
 
 def main() -> None:
     """Run the command line; Ctrl-C and SIGTERM end it in one line at any moment."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM})
     from textgen_experiments.runs.interrupts import INTERRUPTS, answer_signals
 
     answer_signals()

@@ -6,13 +6,12 @@ result, so two processes never work at once.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from textgen_env.registry import load_plugins, plugins
-from textgen_experiments.runs.child_process import interrupts_held, obey_parent
+from textgen_experiments.runs.child_process import interrupts_held, obey_parent, spawn_context
 
 T = TypeVar("T")
 
@@ -27,7 +26,7 @@ class WorkerProcess(Generic[T]):
 
     def __init__(self, make: Callable[..., Callable[..., T]], *arguments: object) -> None:
         initial = torch.get_num_threads(), tuple(plugins), make, arguments
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _make_function, initial)
+        self._pool = ProcessPoolExecutor(1, spawn_context(), _make_function, initial)
 
     def __call__(self, *arguments: object) -> T:
         """Call the function in its process and wait for the result."""
@@ -44,7 +43,7 @@ def run_in_new_process(function: Callable[..., T], *arguments: object) -> T:
         arguments: they are pickled, as is the result.
     """
     initial = (torch.get_num_threads(),)
-    with ProcessPoolExecutor(1, get_context("spawn"), _begin_process, initial) as executor:
+    with ProcessPoolExecutor(1, spawn_context(), _begin_process, initial) as executor:
         with interrupts_held():
             future = executor.submit(function, *arguments)
         return future.result()

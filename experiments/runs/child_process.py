@@ -4,10 +4,30 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.context import SpawnContext
 from threading import Thread
 
 from textgen_experiments.runs.interrupts import DEFECT, INTERRUPTS
+
+WARNINGS = "PYTHONWARNINGS"  # variable of the environment that processes inherit
+
+
+def spawn_context() -> SpawnContext:
+    """Return the way in which processes are begun: a fork after torch's threads can hang.
+
+    The process that tracks their semaphores begins with it. It removes those of a program that a
+    signal has ended, and does not warn of them.
+    """
+    before = os.environ.get(WARNINGS)
+    os.environ[WARNINGS] = ",".join(filter(None, (before, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop(WARNINGS)
+        if before is not None:
+            os.environ[WARNINGS] = before
+    return get_context("spawn")
 
 
 def obey_parent() -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from textgen_agents.training.checkpoint import TrainingStopped
 from textgen_agents.training.learner import Record
 from textgen_env.registry import load_plugins, plugins
-from textgen_experiments.runs.child_process import interrupts_held, obey_parent
+from textgen_experiments.runs.child_process import interrupts_held, obey_parent, spawn_context
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.interrupts import INTERRUPTS
@@ -49,7 +49,7 @@ def train_in_parallel(runs: Mapping[Path, Experiment], work: Work = train) -> No
         return
     cores = os.cpu_count() or 1
     workers = 1 if torch.cuda.is_available() else min(len(runs), cores)
-    spawn = get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    spawn = spawn_context()
     reports = spawn.Queue()
     initial = tuple(plugins), cores // workers, reports
     with (

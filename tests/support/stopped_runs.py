@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 PROGRAM = "from textgen_experiments.program import main; main()"
-FIRST_MOMENT = 0.1  # seconds; before, the interpreter itself is starting
 SECONDS = 300  # until a process counts as stuck
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 UPDATES, EVERY = 200, 50
@@ -40,6 +39,22 @@ def start(folder, *launcher):
     )
 
 
+def wait_for_first_line(process):
+    """Return once the program has begun, which holds back SIGTERM first; then it answers it."""
+    last = time.monotonic() + SECONDS
+    while not _holds_or_answers(process.pid, signal.SIGTERM):
+        assert time.monotonic() < last, "the program does not begin"
+        time.sleep(0.001)
+
+
+def _holds_or_answers(pid, number):
+    """Return True if a process blocks, catches or ignores a signal, or has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    masks = [int(fields[name], 16) for name in ("SigBlk", "SigCgt", "SigIgn")]
+    return fields["State"].startswith("Z") or any(mask >> number - 1 & 1 for mask in masks)
+
+
 def finish(folder):
     """Run to the end."""
     process = start(folder)
@@ -53,7 +68,7 @@ class Stop:
 
     Attributes:
         number: the signal.
-        moment: seconds from the process's start to the signal.
+        moment: seconds from the program's first line to the signal.
         seconds: from the signal to the end.
         waited: seconds of these in which the main thread was ready and other work had the cores.
         code: exit code.
@@ -115,8 +130,9 @@ class StoppedRuns:
         moments, stops, runs = random.Random(seed), [], 0
         folder = self.root / f"stopped-{seed}-{runs}"
         while len(stops) < count:
-            moment, number = moments.uniform(FIRST_MOMENT, self.seconds), moments.choice(signals)
+            moment, number = moments.uniform(0, self.seconds), moments.choice(signals)
             process = start(folder)
+            wait_for_first_line(process)
             try:
                 process.wait(moment)
                 output, _ = process.communicate()
