@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         _fail(str(error))
     except (KeyboardInterrupt, TrainingStopped):
-        _fail(INTERRUPTS.message, INTERRUPTS.exit_code)
+        INTERRUPTS.tell()
+        raise SystemExit(INTERRUPTS.exit_code) from None
 
 
 def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -323,12 +324,12 @@ def _first_complaint(message: str) -> str:
     return " ".join(takewhile(bool, ruled[first:]))
 
 
-def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
-    """Print one line and end with an exit code, by default that of a usage error.
+def _fail(message: str) -> NoReturn:
+    """Print one line and end with the exit code of a usage error.
 
     A message that repeats a value of a damaged file may be of any length and is cut.
     """
     line = " ".join(message.split())
     line = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
     sys.stderr.write(f"textgen: {line}\n")
-    raise SystemExit(code)
+    raise SystemExit(USAGE_ERROR)

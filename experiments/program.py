@@ -1,22 +1,16 @@
 """Program `textgen`: the command line, with signals answered before anything slow is imported."""
 
-import os
-import signal
-import sys
-
-from textgen_experiments.runs.interrupts import INTERRUPTS, SIGNALS, answer_signals
+# Built in: `signal` imports other modules, and a signal meanwhile would not be answered.
+import _signal  # pyright: ignore[reportMissingImports] - typeshed does not know it
 
 
 def main() -> None:
     """Run the command line; Ctrl-C and SIGTERM end it in one line at any moment."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM})
+    from textgen_experiments.runs.interrupts import INTERRUPTS, answer_signals
+
     answer_signals()
     from textgen_experiments.cli import main as run_command_line  # seconds, for PyTorch
 
-    try:
+    with INTERRUPTS.finishing():
         run_command_line()
-    finally:
-        if INTERRUPTS.is_stopping():  # the libraries' own endings might wait for what was cut off
-            sys.stderr.flush()
-            os._exit(INTERRUPTS.exit_code)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)

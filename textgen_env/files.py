@@ -1,16 +1,21 @@
 """Files that are written beside their place and renamed, so that each is whole or as it was.
 
-A kill leaves the old file and at most one folder beside it, which the next write removes. The mode
-is the one that the umask gives, whichever library writes. Reading is left to the callers.
+A kill leaves the old file and at most one folder beside it, which the next write removes, or
+`remove_leftovers` where none may follow. The mode is the one that the umask gives, whichever
+library writes. Reading is left to the callers.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"  # suffix of the folder that a file is written in
+MODE = ".mode"  # suffix of the empty file that shows the mode of new files
+
+_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # names that safetensors gives to what it writes
 
 
 class WriteError(OSError):
@@ -36,6 +41,48 @@ def write_atomically(
             write(folder / path.name)
             settle(folder / path.name)
             (folder / path.name).replace(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what kills have left in a folder that nothing else writes to meanwhile.
+
+    These are `NAME.partial` beside a file `NAME`, unless it holds other things than a write does,
+    and temporary files of safetensors, which older versions wrote beside their place. What the
+    operating system does not let go stays.
+
+    Args:
+        folder: folder of files that `write_atomically` writes; it may be missing.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            if _is_temporary(path) or _is_partial(path):
+                _remove(path)
+
+
+def _is_temporary(path: Path) -> bool:
+    """Return True if `path` is an unfinished safetensors file by its name and its first bytes."""
+    if not _TEMPORARY.fullmatch(path.name) or not _is_own_file(path):
+        return False
+    with path.open("rb") as file:
+        begin = file.read(10)
+    return not begin or begin[8:] == b'{"'  # JSON, after its length
+
+
+def _is_partial(path: Path) -> bool:
+    """Return True if `path` is what a file beside it was to be written in."""
+    name = path.name.removesuffix(PARTIAL)
+    if name == path.name or not _is_own_file(path.with_name(name)):
+        return False
+    if not path.is_dir():
+        return _is_own_file(path)
+    return not path.is_symlink() and all(
+        _is_own_file(each) and (each.name in (name, name + MODE) or _is_temporary(each))
+        for each in path.iterdir()
+    )
+
+
+def _is_own_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 @contextmanager
@@ -68,7 +115,7 @@ def naming_write_errors(path: Path, num_bytes: int | None = None) -> Iterator[No
 
 def settle(path: Path) -> None:
     """Give a file that was just written the mode of new files, and flush it to disk."""
-    probe = path.with_name(path.name + ".mode")
+    probe = path.with_name(path.name + MODE)
     probe.touch()  # reading the umask itself would change it for all threads meanwhile
     path.chmod(probe.stat().st_mode)
     probe.unlink()

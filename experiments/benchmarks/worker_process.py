@@ -6,12 +6,12 @@ result, so two processes never work at once.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from textgen_env.registry import load_plugins, plugins
+from textgen_experiments.runs.child_process import interrupts_held, obey_parent, spawn_context
 
 T = TypeVar("T")
 
@@ -26,11 +26,13 @@ class WorkerProcess(Generic[T]):
 
     def __init__(self, make: Callable[..., Callable[..., T]], *arguments: object) -> None:
         initial = torch.get_num_threads(), tuple(plugins), make, arguments
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _make_function, initial)
+        self._pool = ProcessPoolExecutor(1, spawn_context(), _make_function, initial)
 
     def __call__(self, *arguments: object) -> T:
         """Call the function in its process and wait for the result."""
-        return self._pool.submit(_call_function, *arguments).result()
+        with interrupts_held():
+            future = self._pool.submit(_call_function, *arguments)
+        return future.result()
 
 
 def run_in_new_process(function: Callable[..., T], *arguments: object) -> T:
@@ -41,11 +43,18 @@ def run_in_new_process(function: Callable[..., T], *arguments: object) -> T:
         arguments: they are pickled, as is the result.
     """
     initial = (torch.get_num_threads(),)
-    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, initial) as executor:
-        return executor.submit(function, *arguments).result()
+    with ProcessPoolExecutor(1, spawn_context(), _begin_process, initial) as executor:
+        with interrupts_held():
+            future = executor.submit(function, *arguments)
+        return future.result()
 
 
 _functions: list[Callable[..., Any]] = []  # holds the function of a worker process
+
+
+def _begin_process(threads: int) -> None:
+    obey_parent()
+    torch.set_num_threads(threads)
 
 
 def _make_function(
@@ -54,7 +63,7 @@ def _make_function(
     make: Callable[..., Callable[..., Any]],
     arguments: tuple[object, ...],
 ) -> None:
-    torch.set_num_threads(threads)
+    _begin_process(threads)
     load_plugins(plugins)
     _functions.append(make(*arguments))
 

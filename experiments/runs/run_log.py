@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
 METRICS = "metrics.jsonl"  # a line for each update and each evaluation of a run
-CLOSE_SECONDS = 2.0  # that the end of a run waits for TensorBoard's writer
+CLOSE_SECONDS = 1.0  # that the end of a run waits for TensorBoard's writer
 SMOOTHING = 0.98  # of the loss in the progress bar
 EVALUATION = ".evaluation"  # suffix of the events file that `evaluate` writes
 COMPARED = (

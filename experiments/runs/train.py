@@ -18,6 +18,7 @@ from textgen_agents.training.regularizers import References
 from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
+from textgen_env.files import remove_leftovers
 from textgen_env.models.acceleration.precision import measure_precision, onednn_float32
 from textgen_env.models.storage import Model, save_model
 from textgen_env.tasks.prompts import with_expert_prompts
@@ -58,6 +59,7 @@ from textgen_experiments.runs.setup import (
 )
 from textgen_experiments.runs.validation import Validation
 
+CHECKPOINTS = "checkpoints"
 OUTCOME = "outcome.json"
 PREPARED = "prepared.safetensors"  # the agent's training data, and the queries for it
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
@@ -164,7 +166,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         experiment.agent,
         student,
         env=env,
-        folder=folder / "checkpoints",
+        folder=folder / CHECKPOINTS,
         config=experiment.learner,
         precision=run.dtype,
         references=_references(experiment, task, validation),
@@ -278,6 +280,9 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     if (folder / CONFIG).exists():
         run, has_begun = read_config(folder), content != {CONFIG}
         if _can_resume(run, experiment, folder, has_begun=has_begun):
+            if this_process().is_main_process:
+                for written in (folder, folder / CHECKPOINTS):
+                    remove_leftovers(written)
             return replace(run, experiment=experiment)  # a server may have moved
         if has_begun:
             raise RunError(

@@ -14,6 +14,7 @@ from textgen_experiments.cli import TrainOptions, main
 from textgen_experiments.evaluation.evaluate import EvaluateOptions
 from textgen_experiments.recipes.recovery import RecoveryOptions
 from textgen_experiments.recipes.study import StudyOptions
+from textgen_experiments.runs.interrupts import Interrupts
 from textgen_experiments.runs.train import read_outcome
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
@@ -126,14 +127,16 @@ def test_a_teacher_is_not_asked_for_more_tokens_than_it_has(teacher_run, tmp_pat
         (EvaluateOptions, False),
     ],
 )
-def test_the_message_on_a_stop_says_whether_the_command_resumes(capsys, monkeypatch, kind, goes_on):
+def test_the_message_on_a_stop_says_whether_the_command_resumes(capfd, monkeypatch, kind, goes_on):
     def stop(options):
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "INTERRUPTS", Interrupts())
 
     monkeypatch.setattr(cli, "parse", lambda arguments: object.__new__(kind))
     commands = [replace(command, run=stop) for command in cli.COMMANDS]
     monkeypatch.setattr(cli, "COMMANDS", commands)
-    line = complaint(capsys, "whatever", code=130)
+    line = complaint(capfd, "whatever", code=130)
     assert line.startswith("textgen: stopped")
     assert ("the same command goes on from the last checkpoint" in line) == goes_on
 

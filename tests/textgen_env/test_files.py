@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import textgen_env.models.storage
 from textgen_agents.training.checkpoint import save_atomically
-from textgen_env.files import WriteError, write_atomically
+from textgen_env.files import WriteError, remove_leftovers, write_atomically
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -89,6 +89,51 @@ def test_what_a_kill_leaves_is_removed_by_the_next_write(tmp_path):
     assert not path.exists()
     save_atomically(path, {"x": torch.ones(3)}, {})
     assert list(path.parent.iterdir()) == [path]
+
+
+SAFETENSORS = (2).to_bytes(8, "little") + b'{"a":'
+LEFT = {
+    "x.json.partial/": None,
+    "y.json.partial/y.json": b"half",
+    "z.json.partial/z.json.mode": b"",
+    "v.safetensors.partial/.tmpAbCdE1": SAFETENSORS,
+    "w.safetensors.partial": b"half",
+    ".tmpAbCdEf": SAFETENSORS,
+    ".tmpGhIjKl": b"",
+}
+NOT_OURS = {
+    "notes.partial/x": b"the user's",  # beside no file of this name
+    "x.safetensors.partial/x.safetensors": b"the first write is not done",
+    "u.json.partial/notes": b"the user's",
+    ".tmpMnOpQr": b"the user's",
+    ".tmpSessions": SAFETENSORS,
+    "tmpAbCdEf": SAFETENSORS,
+}
+WRITTEN = ("u.json", "v.safetensors", "w.safetensors", "x.json", "y.json", "z.json")
+
+
+def fill(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+
+
+def test_what_kills_left_is_removed_from_a_folder_and_nothing_else(tmp_path):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    fill(outside, {"kept": SAFETENSORS})
+    fill(folder, LEFT | NOT_OURS | dict.fromkeys(WRITTEN, b"old"))
+    (folder / ".tmpStUvWx").symlink_to(outside / "kept")
+    (folder / "linked.json").write_bytes(b"old")
+    (folder / "linked.json.partial").symlink_to(outside)
+    remove_leftovers(folder)
+    kept = {str(path.relative_to(folder)) for path in files_in(folder)}
+    assert kept == {*NOT_OURS, *WRITTEN, ".tmpStUvWx", "linked.json"}
+    assert (folder / "linked.json.partial").is_symlink()
+    assert not (folder / "x.json.partial").exists()
+    assert files_in(outside)
+    remove_leftovers(tmp_path / "missing")
 
 
 def raising(error):

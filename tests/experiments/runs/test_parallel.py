@@ -1,6 +1,8 @@
 """Runs in processes of their own end as they would have ended one after the other."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from textgen_agents.training.learner import LearnerConfig, TrainingError
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.interrupts import GOES_ON
 from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.train import read_outcome, train
 
@@ -59,34 +62,114 @@ def test_a_run_that_fails_stops_the_others_and_is_named(tmp_path):
 
 
 ENDLESS = """
+import sys, time
 from pathlib import Path
-import sys
 from tests.experiments.runs.test_parallel import with_learner
+from textgen_experiments.runs.interrupts import INTERRUPTS, answer_signals
 from textgen_experiments.runs.parallel import train_in_parallel
 
+def never_look(experiment, folder, show):
+    with INTERRUPTS.awaited():
+        folder.mkdir()
+        time.sleep(600)
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    train_in_parallel({folder / str(n): with_learner(updates=10**7, seed=n) for n in (0, 1)})
+    folder, every, work = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    runs = {
+        folder / str(seed): with_learner(updates=10**7, evaluate_every=every, seed=seed)
+        for seed in (0, 1)
+    }
+    answer_signals()
+    with INTERRUPTS.finishing(), INTERRUPTS.unwinding(is_resumable=True):
+        train_in_parallel(runs, *([never_look] if work else []))
 """
 
 
-def test_runs_end_when_the_process_that_began_them_is_killed(tmp_path):
-    program = tmp_path / "program.py"
+@pytest.fixture
+def begin(tmp_path):
+    """Return a function that begins two runs without an end, in a process group of their own."""
+    program, begun = tmp_path / "program.py", []
     program.write_text(ENDLESS)
-    root = str(Path(__file__).parents[3])
-    with subprocess.Popen(
-        [sys.executable, str(program), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-    ) as began:
-        last = tmp_path / "1" / "checkpoints" / "last.safetensors"
-        wait_for(last.exists)
-        began.kill()
-    before = time.time()
-    wait_for(lambda: time.time() - last.stat().st_mtime > 5)
-    assert time.time() - before < 60
+
+    def popen(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, str(program), str(tmp_path), *arguments],
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parents[3]),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    yield popen
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def wait_for(condition, seconds=120):
+def is_alone(group):
+    """Return True once no process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [
+        (os.killpg, signal.SIGINT, 130),
+        (os.killpg, signal.SIGTERM, 143),
+        (os.kill, signal.SIGTERM, 143),
+    ],
+)
+def test_each_run_stops_with_a_checkpoint_and_the_parent_says_so(
+    begin, tmp_path, send, number, code
+):
+    process = begin(str(10**6))
+    for seed in "01":
+        wait_for((tmp_path / seed / "metrics.jsonl").exists)
+    send(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.splitlines()[-1] == f"textgen: stopped{GOES_ON}"
+    assert "Traceback" not in errors
+    wait_for(lambda: is_alone(process.pid))
+    for seed in "01":
+        assert (tmp_path / seed / "checkpoints" / "last.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_runs_that_do_not_stop(begin, tmp_path):
+    process = begin("1", "never look")
+    for seed in "01":
+        wait_for((tmp_path / seed).exists)
+    os.killpg(process.pid, signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (130, f"textgen: stopped{GOES_ON}\n")
+    wait_for(lambda: is_alone(process.pid))
+
+
+def test_runs_end_when_the_process_that_began_them_is_killed(begin, tmp_path):
+    process = begin("3")
+    wait_for((tmp_path / "1" / "checkpoints" / "last.safetensors").exists)
+    process.kill()
+    process.wait()
+    wait_for(lambda: is_alone(process.pid))
+
+
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

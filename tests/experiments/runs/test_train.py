@@ -141,3 +141,17 @@ def test_a_folder_whose_configuration_was_half_written_is_free(tmp_path):
     (tmp_path / "config.json.partial" / "config.json").write_text("{")
     start_or_resume(Experiment(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_that_goes_on_removes_what_kills_left(tmp_path):
+    folder, experiment = tmp_path / "run", Experiment()
+    begun = start_or_resume(experiment, folder)
+    left = folder / "config.json.partial", folder / "checkpoints" / "last.safetensors.partial"
+    for path in left:
+        path.mkdir(parents=True)
+        path.with_suffix("").touch()
+    kept = folder / "checkpoints" / "notes.partial"
+    kept.touch()
+    assert start_or_resume(experiment, folder) == begun
+    assert not any(path.exists() for path in left)
+    assert kept.exists()
