@@ -93,7 +93,7 @@ class SSRU(GatedMeanUnit):
         super().__init__(width, num_gates=1)
 
     def output(self, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
-        """Return ReLU(c)."""
+        """Return ReLU(c), which depends on the state alone."""
         del inputs, gates
         return state.relu()
 
