@@ -24,6 +24,7 @@ from textgen_env.models.storage import load_tokenizer
 from textgen_experiments.evaluation.scores import SCORES, train_and_score
 from textgen_experiments.recipes import configs
 from textgen_experiments.recipes.seed_table import (
+    BASELINE,
     SeedRow,
     markdown_tables,
     print_seed_rows,
@@ -45,7 +46,6 @@ SETTINGS = {
 }
 """Name of a setting -> its title."""
 SHORT = 10  # runs that choose a learning rate have a tenth of the updates
-BASELINE = "seqkd"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def order_runs(
 def order_run(
     options: PaperOrderOptions, setting: str, agent: Agent, seed: int, rate: float
 ) -> Experiment:
-    """Return a single run."""
+    """Return the run of one agent with one seed and learning rate."""
     is_copied = setting == COPIED
     updates = options.copied_updates if is_copied else options.updates
     experiment = configs.paper_student(
@@ -168,7 +168,7 @@ def _short_runs(options: PaperOrderOptions, setting: str) -> Iterator[tuple[str,
 
 def _write_tables(options: PaperOrderOptions) -> None:
     """Print a table for each setting, and write `results.json` and `tables.md`."""
-    rows = {setting: _rows(options, setting) for setting in options.settings}
+    rows = {setting: _setting_rows(options, setting) for setting in options.settings}
     titles = {SETTINGS[setting]: of_setting for setting, of_setting in rows.items()}
     content = {setting: [asdict(row) for row in rows[setting]] for setting in rows}
     write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
@@ -178,7 +178,7 @@ def _write_tables(options: PaperOrderOptions) -> None:
     console.print(f"written to {options.output}", soft_wrap=True)
 
 
-def _rows(options: PaperOrderOptions, setting: str) -> list[SeedRow]:
+def _setting_rows(options: PaperOrderOptions, setting: str) -> list[SeedRow]:
     """Return the rows of a setting, mle's first."""
     task = build_task(configs.paper_student(MLE(), 0).task, load_tokenizer(VERSES_TEACHER))
 

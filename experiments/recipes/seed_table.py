@@ -11,12 +11,13 @@ from pathlib import Path
 
 from textgen_agents.evaluation.bleu_metric import bleu_signature
 from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
-from textgen_env.tasks.task import TextTask
+from textgen_env.tasks.task import TextTask, references_of
 from textgen_experiments.evaluation.scores import ModelScores, read_scores
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.train import read_outcome
 
 SIGNIFICANCE_LEVEL = 0.05
+BASELINE = "seqkd"  # the agent that others are compared with
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _compared(
     scores: Sequence[ModelScores], baselines: Sequence[Path], task: TextTask
 ) -> tuple[int, int]:
     """Return in how many seeds the scores are significantly better and worse than the baseline."""
-    references, language = [pair.reference for pair in task.test], task.target_language
+    references, language = references_of(task.test), task.target_language
     better = worse = 0
     for own, folder in zip(scores, baselines, strict=True):
         other = read_scores(folder)

@@ -19,6 +19,7 @@ from textgen_env.models.storage import load_tokenizer
 from textgen_experiments.evaluation.scores import train_and_score
 from textgen_experiments.recipes import configs
 from textgen_experiments.recipes.seed_table import (
+    BASELINE,
     SeedRow,
     markdown_tables,
     print_seed_rows,
@@ -32,7 +33,6 @@ from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import PREPARED, Outcome, Show
 
-BASELINE = "seqkd"
 START = "start"  # in place of an agent's name: the common start of a seed
 
 

@@ -65,7 +65,7 @@ class KeptTexts:
         room = int(max_bytes // (probe.shape[-1] * probe.itemsize))
         states = Trajectories.from_examples(examples, special)
         chosen: dict[Key, int] = {}
-        for row, (key, length) in enumerate(_keys(states, special)):
+        for row, (key, length) in enumerate(_text_digests(states, special)):
             if key in chosen or not length:
                 continue
             room -= length
@@ -134,7 +134,7 @@ class KeptStates:
         self._first: dict[Key, int] = {}
         first = 0
         trajectories = Trajectories.from_examples(texts.examples, texts.special)
-        for key, length in _keys(trajectories, texts.special):
+        for key, length in _text_digests(trajectories, texts.special):
             self._first[key] = first
             first += length
 
@@ -145,7 +145,7 @@ class KeptStates:
             (B, T, D), 0 where nothing is known, on the trajectories' device; and a (B,) bool mask
             on the CPU, True for rows whose text is kept.
         """
-        found = [(self._first.get(key), n) for key, n in _keys(trajectories, self.special)]
+        found = [(self._first.get(key), n) for key, n in _text_digests(trajectories, self.special)]
         is_known = torch.tensor([first is not None for first, _ in found])
         first = torch.tensor([first or 0 for first, _ in found])[:, None]
         length = torch.tensor([length for _, length in found])[:, None]
@@ -227,7 +227,7 @@ class KeptStatesExpert(Expert):
         )
 
 
-def _keys(trajectories: Trajectories, special: SpecialTokens) -> Iterator[tuple[Key, int]]:
+def _text_digests(trajectories: Trajectories, special: SpecialTokens) -> Iterator[tuple[Key, int]]:
     """Yield the key of each row, and the number of its actions up to the last one that counts."""
     sources, actions, mask = (
         tensor.cpu().numpy()

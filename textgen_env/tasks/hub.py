@@ -109,7 +109,7 @@ class HubConfig(TaskConfig):
         """Return the commit of a data set of the hub; none where it is neither there nor here."""
         if self.outside_files():
             return {}
-        commit = hub_commit(self.split(self.train))
+        commit = hub_commit(self.split(self.train or self.test))
         return {} if commit is None else {f"the data set {self.path}": commit}
 
     def split(self, name: str) -> HubSplit:

@@ -91,7 +91,7 @@ class VersesConfig(TaskConfig):
         return verses(self, tokenizer)
 
     def outside_files(self) -> Mapping[str, Path]:
-        """Return the package's database."""
+        """Return the database of the package that holds all versions."""
         return package_file(PACKAGE, DATABASE)
 
 
