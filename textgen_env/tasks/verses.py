@@ -83,7 +83,7 @@ class VersesConfig(TaskConfig):
         return verses(self, tokenizer)
 
     def outside_files(self) -> Mapping[str, Path]:
-        """Return the package's database."""
+        """Return the path of the package's database."""
         return package_file(PACKAGE, DATABASE)
 
 
