@@ -21,9 +21,9 @@ VALUES = st.one_of(
 def paths(value, path=()):
     """Yield the path of each value within a JSON value, its own first."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items if isinstance(value, dict | list) else ():
-        yield from paths(item, (*path, key))
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in keys:
+        yield from paths(value[key], (*path, key))
 
 
 def changed(value, path, change):

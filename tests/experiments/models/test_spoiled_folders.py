@@ -47,7 +47,8 @@ def run(tmp_path):
 def spoil(model, value, *, everywhere):
     """Write `value` into one weight of a model's folder, or into all of them."""
     weights = load_file(model / "model.safetensors")
-    for weight in list(weights.values()) if everywhere else [max(weights.values(), key=len)]:
+    largest = max(weights.values(), key=lambda weight: weight.numel())
+    for weight in weights.values() if everywhere else [largest]:
         weight.view(-1)[slice(None) if everywhere else slice(1)] = value
     save_file(weights, model / "model.safetensors")
     (model / DIGESTS).unlink()
@@ -72,9 +73,9 @@ def complaint(arguments, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     written = capsys.readouterr()
-    *before, line = written.err.splitlines()
+    *_, line = written.err.splitlines()
     assert (stop.value.code, written.out) == (2, "")
-    assert all(one.startswith("precision: ") for one in before)
+    assert "Traceback" not in written.err
     assert line.startswith("textgen: ")
     return line
 
