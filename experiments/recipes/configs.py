@@ -130,7 +130,7 @@ def distilled_student(
         learning_rate: its maximum.
         start: folder of the model that it begins with; None for layers of the teacher.
     """
-    layers = TeacherLayers(encoder=4, decoder=2, dropout=0.1)
+    layers = TeacherLayers(encoder=3, decoder=3, dropout=0.1)
     return Experiment(
         task=VersesConfig(extra_versions=(ELBERFELDER, SCHLACHTER)),
         agent=agent,

@@ -28,8 +28,8 @@ class DistillVersesOptions:
     """
 
     output: Path = Path("runs/distill-verses")
-    updates: int = 6000
-    own_updates: int = 1000
+    updates: int = 2500
+    own_updates: int = 300
 
     def __post_init__(self) -> None:
         check_at_least(self, updates=1, own_updates=1)
