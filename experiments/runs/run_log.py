@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
 METRICS = "metrics.jsonl"  # a line for each update and each evaluation of a run
-CLOSE_SECONDS = 1.0  # that the end of a run waits for TensorBoard's writer
+CLOSE_SECONDS = 10.0  # that the end of a run waits for TensorBoard's writer
+STOPPED_SECONDS = 1.0  # the same for a run that an exception or a signal ends
 SMOOTHING = 0.98  # of the loss in the progress bar
 EVALUATION = ".evaluation"  # suffix of the events file that `evaluate` writes
 COMPARED = (
@@ -164,13 +165,12 @@ class RunLog:
             _cut_after(path, self.done)
             self.file = opened.enter_context(path.open("a", encoding="utf-8"))
             self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
-            opened.callback(_close_in_time, self.tensorboard)
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with naming_write_errors(self.folder / METRICS):
-            self._opened.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with naming_write_errors(self.folder / METRICS), self._opened:
+            _close(self.tensorboard, CLOSE_SECONDS if kind is None else STOPPED_SECONDS)
 
     def __call__(self, update: int, record: Record) -> None:
         """Log the figures of an update or of an evaluation.
@@ -262,8 +262,12 @@ def _replace_events(
         tensorboard.add_figure("pareto", picture, close=False)
 
 
-def _close_in_time(writer: SummaryWriter) -> None:
+def _close(writer: SummaryWriter, seconds: float) -> None:
     """Close TensorBoard's writer, which waits forever where an exception cut its queue short.
+
+    Args:
+        writer: the writer.
+        seconds: longest time that it may take.
 
     Raises:
         OSError: the file could not be written.
@@ -278,7 +282,7 @@ def _close_in_time(writer: SummaryWriter) -> None:
 
     closing = Thread(target=close, daemon=True)
     closing.start()
-    closing.join(CLOSE_SECONDS)
+    closing.join(seconds)
     if failures:
         raise failures[0]
 

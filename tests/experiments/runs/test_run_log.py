@@ -1,6 +1,7 @@
 """The log of a run, read back from its files, and the names on the console."""
 
 import ast
+import contextlib
 import html
 import json
 import queue
@@ -168,12 +169,20 @@ def test_a_disk_that_fills_up_ends_the_log_with_one_error(tmp_path, shown, capsy
     assert threading.excepthook is hook
 
 
-def test_a_log_whose_writer_waits_forever_is_closed_in_time(tmp_path, shown, monkeypatch):
-    monkeypatch.setattr(run_log, "CLOSE_SECONDS", 0.2)
+@pytest.mark.parametrize(
+    ("limit", "raised"), [("CLOSE_SECONDS", None), ("STOPPED_SECONDS", KeyboardInterrupt)]
+)
+def test_a_log_whose_writer_waits_forever_is_closed_in_time(
+    tmp_path, shown, monkeypatch, limit, raised
+):
+    for name in ("CLOSE_SECONDS", "STOPPED_SECONDS"):
+        monkeypatch.setattr(run_log, name, 0.2 if name == limit else 60)
     never, begun = queue.Queue(), time.monotonic()
-    with RunLog(tmp_path, 0, shown) as log:
+    with contextlib.suppress(KeyboardInterrupt), RunLog(tmp_path, 0, shown) as log:
         updates(log, 1, 1)
         monkeypatch.setattr(log.tensorboard, "close", never.get)
-    assert time.monotonic() - begun < 5
+        if raised:
+            raise raised
+    assert 0.2 <= time.monotonic() - begun < 30
     assert len(lines(tmp_path)) == 1
     never.put(None)
