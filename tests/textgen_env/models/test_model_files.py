@@ -190,10 +190,9 @@ def test_a_tensor_of_another_shape_is_named(pretrained):
     assert_refused(pretrained, rf"must fit .*config\.json, which means {name} of shape")
 
 
-@pytest.mark.parametrize("name", ["max_position_embeddings", "decoder_vocab_size"])
-def test_a_size_that_the_files_have_no_room_for_is_refused_before_memory_is_taken(tmp_path, name):
+def test_a_size_that_the_files_have_no_room_for_is_refused_before_memory_is_taken(tmp_path):
     folder = save_family(FAMILIES["marian"], tmp_path / "marian")
-    change(folder, name, 2**26)
+    change(folder, "max_position_embeddings", 2**26)
     assert_refused(folder, r"must describe a model of the [\d,]+ numbers in the weights beside it")
 
 
