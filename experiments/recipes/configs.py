@@ -6,6 +6,7 @@ from pathlib import Path
 from textgen_agents.agent import Agent
 from textgen_agents.mle import MLE
 from textgen_agents.training.learner import LearnerConfig
+from textgen_env.models.config import ModelConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.models.transformer import TransformerConfig
@@ -15,6 +16,8 @@ from textgen_experiments.runs.experiment import VERSES_STUDENT, VERSES_TEACHER, 
 
 DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
 DEMO_UPDATES = 240
+SHIPPED_LAYERS = TeacherLayers(encoder=3, decoder=3, dropout=0.1)
+"""Layers of the shipped teacher that the shipped student begins with."""
 VERSES_LAYERS = TeacherLayers(encoder=3, decoder=2, dropout=0.1)
 """Layers of the shipped teacher that students begin with; the first and the last are among them."""
 
@@ -118,7 +121,12 @@ def paper_student(
 
 
 def distilled_student(
-    agent: Agent, *, updates: int, learning_rate: float, start: Path | None = None
+    agent: Agent,
+    *,
+    updates: int,
+    learning_rate: float,
+    student: ModelConfig | None = None,
+    start: TeacherLayers | Path | None = None,
 ) -> Experiment:
     """Return a run of `textgen distill-verses`: a student that one would deploy.
 
@@ -128,14 +136,17 @@ def distilled_student(
         agent: the algorithm.
         updates: of 64 texts each.
         learning_rate: its maximum.
-        start: folder of the model that it begins with; None for layers of the teacher.
+        student: size or kind of the student; None for that of its start.
+        start: layers of the teacher, or folder of the model, that it begins with; None for random
+            weights.
     """
-    layers = TeacherLayers(encoder=3, decoder=3, dropout=0.1)
+    is_copied = isinstance(start, TeacherLayers)
     return Experiment(
         task=VersesConfig(extra_versions=(ELBERFELDER, SCHLACHTER)),
         agent=agent,
-        student_from_teacher=None if start else layers,
-        student_init=start,
+        student=student or RecurrentConfig(),
+        student_from_teacher=start if is_copied else None,
+        student_init=None if is_copied else start,
         learner=LearnerConfig(
             updates=updates,
             learning_rate=learning_rate,

@@ -87,7 +87,10 @@ def distill_verses(options: DistillVersesOptions) -> None:
     """Train the student in two runs, score it beside its teacher, write the files to be shipped."""
     first, second = options.output / "seqkd", options.output / "imitkd_star"
     train_with_bar(
-        configs.distilled_student(SeqKD(), updates=options.updates, learning_rate=1e-3), first
+        configs.distilled_student(
+            SeqKD(), updates=options.updates, learning_rate=1e-3, start=configs.SHIPPED_LAYERS
+        ),
+        first,
     )
     train_with_bar(
         configs.distilled_student(
