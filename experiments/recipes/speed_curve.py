@@ -1,7 +1,7 @@
 """Recipe of the curve of quality against speed: students of several sizes, trained alike.
 
-Each learns by seqkd from the same texts of the teacher's, those of the shipped student, for the same
-number of updates; those that can begin with layers of the teacher.
+Each learns by seqkd from the same texts of the teacher's, those of the shipped student, for the
+same number of updates. All begin with layers of the teacher, but for the recurrent one.
 """
 
 from collections.abc import Mapping
