@@ -178,7 +178,8 @@ def _card(
     decoder = " ".join(map(str, chosen.of_decoder(size.num_decoder_layers)))
     return STUDENT_CARD.format(
         parameters=num_parameters(model) / 1e6,
-        layers=f"encoder {encoder}, decoder {decoder} of 6 and 6",
+        layers=f"encoder {encoder}, decoder {decoder} of {size.num_encoder_layers} and "
+        f"{size.num_decoder_layers}",
         speedup=speedups["bfloat16"],
         pairs=outcome.test_pairs,
         teacher=qualities[0],
