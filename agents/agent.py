@@ -123,6 +123,16 @@ class Agent(ABC):
         del progress
         return {}
 
+    def calibrate(self, context: Context) -> float | None:
+        """Return a constant that is found on the first batch of a run, and kept with the run.
+
+        It is `context.calibration` in every collection. By default there is none.
+
+        Args:
+            context: of the first collection.
+        """
+        del context
+
     def labelled_data_share(self, progress: float) -> float:
         """Return the share of a batch's examples whose data texts the expert is asked about.
 

@@ -89,7 +89,8 @@ class ImitKDFull(Agent):
         beta: progress -> probability that the data writes an example.
         sampling: how the student writes; None for greedy.
         batches_per_rollout: M, batches whose prefixes are written together.
-        label: what the teacher is asked; less than its distribution is no longer the paper's.
+        label: what the teacher is asked; less than its distribution is no longer the paper's, and
+            `Top1()` is ImitKD with the teacher's token on data prefixes too.
 
     Source: Lin et al. 2020, algorithm 1 and eq. 6, arXiv:2009.07253.
     """

@@ -34,10 +34,15 @@ def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
 
     It is the reference's token on prefixes of the data and the expert's most probable token on
     others. The reference counts and not what was written, where noise may have put another token.
+    The expert is asked about the rows that need it alone.
     """
     data = data_actions(trajectories, expert.special)
     by_data = (trajectories.writer == Writer.DATA) & (data != expert.special.pad)
-    return data.where(by_data, expert.best_actions(trajectories))
+    rows = (trajectories.mask & ~by_data).any(1).nonzero().squeeze(1)
+    if not len(rows):
+        return data
+    answers = expert.best_actions(trajectories.select(rows))
+    return data.index_copy(0, rows, data[rows].where(by_data[rows], answers))
 
 
 def mean_over_actions(losses: Tensor, trajectories: Trajectories) -> Tensor:

@@ -29,6 +29,7 @@ class Context:
         gather: (K,) values of this process -> those of all processes that share the update.
         max_written: (B,) int64, tokens after which a text ends that the data has not written alone;
             None for no such limit.
+        calibration: what `Agent.calibrate` has found on the run's first batch; None before that.
     """
 
     indices: Tensor
@@ -39,3 +40,4 @@ class Context:
     buffer: Buffer | None = None
     gather: Callable[[Tensor], Tensor] = _of_one_process
     max_written: Tensor | None = None
+    calibration: float | None = None

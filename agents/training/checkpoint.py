@@ -41,6 +41,7 @@ class Counters:
         validation: score of each evaluation so far.
         validation_losses: cross-entropy on the validation pairs' references before training and
             at each evaluation, nats an action.
+        calibration: constant that the agent found on the first batch; None for agents without one.
     """
 
     update: int = 0
@@ -50,6 +51,7 @@ class Counters:
     teacher_tokens: int = 0
     validation: list[float] = field(default_factory=list)
     validation_losses: list[float] = field(default_factory=list)
+    calibration: float | None = None
 
     @property
     def last_is_best(self) -> bool:

@@ -8,6 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -213,22 +214,34 @@ class Learner:
         while (update := self.counters.update) < config.updates:
             start, progress = time.perf_counter(), update / config.updates
             indices = torch.cat([self._share(next(batches)) for _ in range(count)])
-            indices = indices.to(self.env.device)
-            context = Context(
-                indices=indices,
-                env=self.env,
-                student=self._acting(self.student),
-                progress=progress,
-                generator=generator_for(config.seed, self._own("collect"), update),
-                buffer=self.buffer,
-                gather=self._gather,
-                max_written=self._max_written(indices, progress),
-            )
+            context = self._calibrated(self._context(indices.to(self.env.device), progress))
             batch = self.agent.collect(context)
             if strength := config.prefix_weight:
                 batch = with_prefix_weights(batch, context.student, self.env.expert, strength)
             self.counters.seconds += time.perf_counter() - start
             yield batch
+
+    def _context(self, indices: Tensor, progress: float) -> Context:
+        """Return the context in which the examples at `indices` are collected."""
+        seed, update = self.config.seed, self.counters.update
+        return Context(
+            indices=indices,
+            env=self.env,
+            student=self._acting(self.student),
+            progress=progress,
+            generator=generator_for(seed, self._own("collect"), update),
+            buffer=self.buffer,
+            gather=self._gather,
+            max_written=self._max_written(indices, progress),
+        )
+
+    def _calibrated(self, context: Context) -> Context:
+        """Return `context` with the agent's constant, which is found on the first one of a run."""
+        counters = self.counters
+        if counters.calibration is None:
+            draws = generator_for(self.config.seed, self._own("calibrate"), counters.update)
+            counters.calibration = self.agent.calibrate(replace(context, generator=draws))
+        return replace(context, calibration=counters.calibration)
 
     def _max_written(self, indices: Tensor, progress: float) -> Tensor | None:
         """Return the tokens that the student writes of the examples at `indices`, (B,) int64."""
@@ -292,9 +305,9 @@ class Learner:
         asked, self._asked = self._asked, self.env.expert.queries.tokens
         asked = self._asked - asked  # since the last update, its rollout included
         states = batch.trajectories
-        written = ((states.writer == Writer.STUDENT) & states.mask).sum()
-        counts = torch.stack([written.new_tensor(asked), written])
-        asked, written = sum_of_processes(counts, self.accelerator).tolist()
+        written = states.writer[states.mask].bincount(minlength=len(Writer))
+        counts = torch.cat([written.new_tensor([asked]), written])
+        asked, *written = sum_of_processes(counts, self.accelerator).tolist()
         self.counters.teacher_tokens += asked
         return {
             "loss": loss_value,
@@ -302,11 +315,18 @@ class Learner:
             "gradient_norm": norm_value,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
-            "student_share": written / tokens,
+            "student_share": written[Writer.STUDENT] / tokens,
+            "expert_share": written[Writer.EXPERT] / tokens,
             "teacher_tokens": self.counters.teacher_tokens,
+            **self._constants(),
             **config.coefficients(update / config.updates),
             **self.agent.coefficients(update / config.updates),
         }
+
+    def _constants(self) -> Record:
+        """Return the constant that the agent has found, if there is one, to be logged."""
+        found = self.counters.calibration
+        return {} if found is None else {"calibration": found}
 
     def _remedy(self, batch: LabelledBatch) -> str:
         """Return the remedy of a loss that is not finite, by whose logits are not."""

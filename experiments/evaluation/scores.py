@@ -1,9 +1,11 @@
 """Texts that models write for the test split, and their scores."""
 
 import json
+import statistics
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from textgen_agents.agent import Agent
 from textgen_agents.evaluation.exposure_bias import (
     compare_with_teacher,
     length_ratio,
@@ -29,6 +31,7 @@ from textgen_experiments.runs.folder import (
     read_record,
     write_text,
 )
+from textgen_experiments.runs.run_log import METRICS
 from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
 
 SCORES = "scores.json"
@@ -99,8 +102,9 @@ class ModelScores:
             versions.
         repetition: share of 4-grams that occur earlier in their text, mean over the texts; None in
             files of earlier versions.
-        expert_share: share of the tokens learned from that the teacher wrote, in [0, 1]; None in
-            files of earlier versions.
+        expert_share: share of the tokens learned from that the teacher wrote during training, in
+            [0, 1]; None for agents whose teacher writes nothing then, and in files of earlier
+            versions.
     """
 
     bleu: float
@@ -219,7 +223,26 @@ def score_run(folder: Path) -> ModelScores:
         signature=texts.quality.signature,
         length_ratio=length_ratio(texts.written, task.tokenizer.special),
         repetition=repetition_rate(texts.written),
+        expert_share=mean_expert_share(folder, run.experiment.agent),
     )
+
+
+def mean_expert_share(folder: Path, agent: Agent) -> float | None:
+    """Return the share of a batch's tokens that the teacher wrote, as a mean over a run's updates.
+
+    Args:
+        folder: of a run that has its log.
+        agent: that trained it.
+
+    Returns:
+        A share in [0, 1]; None if the agent's teacher writes nothing, or the log does not say.
+    """
+    if not agent.queries_while_writing:
+        return None
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    figures = [json.loads(line).get("expert_share") for line in lines]
+    shares = [share for share in figures if share is not None]  # not at evaluations
+    return statistics.mean(shares) if shares else None
 
 
 def read_scores(folder: Path) -> ModelScores:

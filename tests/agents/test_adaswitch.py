@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.support.updates import ROWS, assert_learn_the_same, collect
+from tests.support.updates import ROWS, assert_learn_the_same, collect, context_of
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.switch import AdaSwitch
@@ -51,6 +52,20 @@ def test_the_teacher_writes_from_the_first_leap_on(
         writers.append(writer[:length].tolist())
     assert writers == expected
     assert {len(set(row)) for row in writers} == {1, 2}, "the test wants texts with and without"
+
+
+def test_the_factor_that_is_found_gives_the_teacher_its_share(
+    tiny_task, make_env, make_table_model
+):
+    student, teacher = make_table_model(tiny_task, 1), make_table_model(tiny_task, 2)
+    env = make_env(tiny_task, 60, NeuralExpert(teacher))
+    agent = AdaSwitch(window=1, expert_share=0.4)
+    found = agent.calibrate(context_of(env, student, seed=1))
+    context = replace(context_of(env, student, seed=2), calibration=found)
+    states = agent.collect(context).trajectories
+    written = states.writer[states.mask].eq(Writer.EXPERT).float().mean()
+    assert written == pytest.approx(0.4, abs=0.1)
+    assert states.writer[:, 0].eq(Writer.STUDENT).all()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from textgen_agents import AGENTS
 from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull, ImitKDVariant
-from textgen_agents.losses.labels import LabelledBatch, TopKWithTail
+from textgen_agents.losses.labels import LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.objectives import token_loss
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Exponential, Linear
 from textgen_agents.seqkd import SeqKD, SeqKDFull
@@ -41,6 +42,7 @@ ON_REFERENCES = [name for name, kind in AGENTS.items() if kind.prepare is Agent.
 ASKED_ABOUT_NO_STATE = (LearnsFrom.REFERENCES, LearnsFrom.TEXTS)
 QUERYING = [name for name, kind in AGENTS.items() if kind.queries_while_writing]
 ALWAYS_QUERYING = sorted({*QUERYING} - {"dagger"})  # whose schedule ends the expert's part
+LABELLED_BY_WRITER = {"imitkd", "imitkd_star"}
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
 
 
@@ -135,6 +137,42 @@ def test_imitkd_labels_each_prefix_by_its_writer(env, expert, tiny_student):
             label = teacher[row, column, 2:].argmax() + 2  # never padding or start
         losses.append(-log_prob(student[row, column], int(label)))
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_imitkd_asks_about_the_students_rows_alone(env, expert, tiny_student):
+    batch = collect_batch(ImitKD(beta=BY_COIN), env, tiny_student)
+    states = batch.trajectories
+    by_student = states.writer == Writer.STUDENT
+    asked = expert.queries.tokens
+    _, gradients = loss_and_gradients(ImitKD(), batch, tiny_student, expert)
+    asked = expert.queries.tokens - asked
+    assert 0 < asked == int((by_student & states.mask).sum()) < int(states.mask.sum())
+    tiny_student.zero_grad()
+    labels = expert.best_actions(states).where(by_student, states.actions)
+    token_loss(states, tiny_student, labels).backward()
+    of_all = {name: parameter.grad for name, parameter in tiny_student.named_parameters()}
+    torch.testing.assert_close(gradients, of_all, rtol=0, atol=1e-6)
+
+
+def test_imitkd_asks_nothing_where_the_data_writes_all(env, expert, tiny_student):
+    learn(ImitKD(beta=BY_DATA), env, tiny_student)
+    assert not expert.queries.tokens
+
+
+def test_the_teachers_token_on_data_prefixes_too_is_imitkd_full_with_its_best_token(
+    env, expert, tiny_student
+):
+    agent = ImitKDFull(beta=BY_COIN, label=Top1())
+    states, loss, gradients = learn(agent, env, tiny_student)
+    base, _, _ = learn(ImitKD(beta=BY_COIN), env, tiny_student)
+    assert torch.equal(states.actions, base.actions)
+    assert {Writer.DATA, Writer.STUDENT} <= set(states.writer[states.mask].tolist())
+    tiny_student.zero_grad()
+    expected = token_loss(states, tiny_student, expert.best_actions(states))
+    expected.backward()
+    found = {name: parameter.grad for name, parameter in tiny_student.named_parameters()}
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradients, found)
 
 
 def test_under_noise_imitkd_labels_data_with_the_reference(noisy_env, tiny_student):
@@ -250,10 +288,13 @@ def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
 
 
 @pytest.mark.parametrize("name", sorted(set(AGENTS) - {"aggrevate"}))
-def test_the_teacher_is_asked_once_at_each_counted_state(env, expert, tiny_student, name):
+def test_the_teacher_is_asked_once_at_each_state_that_it_labels(env, expert, tiny_student, name):
     trajectories, _, _ = learn(make(name), env, tiny_student)
     asks = AGENTS[name].learns_from not in ASKED_ABOUT_NO_STATE
-    assert expert.queries.tokens == (int(trajectories.mask.sum()) if asks else 0)
+    labelled = trajectories.mask
+    if name in LABELLED_BY_WRITER:
+        labelled = labelled & (trajectories.writer == Writer.STUDENT)
+    assert expert.queries.tokens == (int(labelled.sum()) if asks else 0)
     steps = trajectories.actions.shape[1]
     assert expert.queries.forwards == (steps if name in ALWAYS_QUERYING else asks)
 

@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.support.updates import ROWS, assert_learn_the_same, collect
+from tests.support.updates import ROWS, assert_learn_the_same, collect, context_of
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.rollouts.schedules import Constant, Linear
 from textgen_agents.seqkd import SeqKDFull
@@ -74,6 +75,26 @@ def test_a_higher_threshold_leaves_the_student_more(env, tiny_student):
         shares.append(trajectories.writer[trajectories.mask].eq(Writer.STUDENT).float().mean())
     assert shares == sorted(shares)
     assert shares[0] == 0 < shares[-1] == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.53, 0.8, 1.0])
+def test_the_threshold_that_is_found_gives_the_teacher_its_share(
+    tiny_task, make_env, make_table_model, share
+):
+    student, teacher = make_table_model(tiny_task, 1), make_table_model(tiny_task, 2)
+    env = make_env(tiny_task, 60, NeuralExpert(teacher))
+    agent = Switch(expert_share=share)
+    found = agent.calibrate(context_of(env, student, seed=1))
+    context = replace(context_of(env, student, seed=2), calibration=found)
+    states = agent.collect(context).trajectories
+    written = states.writer[states.mask].eq(Writer.EXPERT).float().mean()
+    assert written == pytest.approx(share, abs=0.1)
+
+
+def test_a_threshold_that_is_given_is_kept(env, tiny_student):
+    before = env.expert.queries
+    assert Switch(threshold=0.2).calibrate(context_of(env, tiny_student)) == 0.2
+    assert env.expert.queries == before
 
 
 @pytest.mark.parametrize("threshold", [-0.1, math.nan])

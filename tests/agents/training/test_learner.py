@@ -26,6 +26,7 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Linear
+from textgen_agents.switch import Switch
 from textgen_agents.training.checkpoint import TrainingStopped, copy_weights
 from textgen_agents.training.learner import Learner, LearnerConfig, TrainingError
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
@@ -36,6 +37,7 @@ FIGURES = {
     "learning_rate",
     "tokens_per_second",
     "student_share",
+    "expert_share",
     "teacher_tokens",
 }
 
@@ -238,6 +240,7 @@ RESUMED = [
     (DAgger(beta=Linear(), capacity=40), CONFIG),
     (DAgger(beta=Constant(0.5), label=Dense(), batches_per_rollout=2, capacity=12), CONFIG),
     (DistiLLM(student_fraction=0.5, rise=0.3, fresh=Constant(0.2), capacity=9), CONFIG),
+    (Switch(), CONFIG),
 ]
 
 
@@ -267,6 +270,26 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
         paths = getattr(resumed, file), getattr(unbroken, file)
         assert_same_bits(*map(load_file, paths))
     assert replace(counters, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+def test_a_threshold_that_was_found_trains_as_the_same_one_given(make_learner):
+    found, log = make_learner(Switch(), folder="found"), Log()
+    threshold = found.train(no_score, log).calibration
+    given = make_learner(Switch(threshold=threshold), folder="given")
+    given.train(no_score, Log())
+    assert {record["calibration"] for record in log.values()} == {threshold}
+    assert_same_bits(weights_of(given.student), weights_of(found.student))
+    assert given.counters.teacher_tokens < found.counters.teacher_tokens, "writing anew is counted"
+
+
+def test_the_share_of_each_writer_is_logged(make_learner):
+    shares = {}
+    for name, agent in {"mle": MLE(), "mixed": DAgger(beta=Constant(0.5))}.items():
+        record = gradients_of_an_update(make_learner(agent, folder=name))[1]
+        shares[name] = record["student_share"], record["expert_share"]
+    assert shares["mle"] == (0.0, 0.0)
+    assert 0 < shares["mixed"][1] < 1
+    assert sum(shares["mixed"]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
