@@ -21,12 +21,12 @@ from textgen_experiments.benchmarks.worker_process import WorkerProcess, run_in_
 from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
+from textgen_experiments.runs.precisions import PrecisionName
 
 WriterKey = TypeVar("WriterKey")
 Engine = Literal["eager", "compiled", "ctranslate2"]
-PrecisionName = Literal["float32", "bfloat16", "int8"]
 ENGINE_PRECISIONS: dict[Engine, tuple[PrecisionName, ...]] = {
-    "eager": ("float32", "bfloat16"),
+    "eager": ("float32", "bfloat16", "int8"),
     "compiled": ("float32", "bfloat16"),
     "ctranslate2": ("float32", "int8"),
 }

@@ -26,7 +26,6 @@ from textgen_experiments.benchmarks.candidates import (
     ENGINE_PRECISIONS,
     BenchmarkCase,
     Engine,
-    PrecisionName,
     TimedGeneration,
     benchmark_cases,
     peak_memory,
@@ -38,6 +37,7 @@ from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.run_log import progress
 from textgen_experiments.runs.train import read_outcome
 
@@ -54,7 +54,7 @@ class BenchmarkDecodeOptions:
         runs: folders of finished runs of one task.
         engines: eager is this project's own; compiled runs its step under `torch.compile`, after
             minutes of compiling; ctranslate2 runs Transformers alone and needs the extra `export`.
-        precisions: bfloat16 is for eager and compiled, int8 for ctranslate2.
+        precisions: bfloat16 is for eager and compiled, int8 for eager and ctranslate2.
         batch_sizes: sentences decoded together; each waits for the last of its batch.
         sentences: the first sentences of the test split, in at most 32 batches.
         rounds: measured rounds, after one that is not.

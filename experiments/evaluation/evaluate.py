@@ -43,6 +43,7 @@ from textgen_experiments.evaluation.scores import (
 from textgen_experiments.evaluation.timing import TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.run_log import log_evaluation, progress
 from textgen_experiments.runs.train import NUM_SAMPLES, read_outcome
 from textgen_experiments.runs.validation import warn_of_obstacle
@@ -68,6 +69,7 @@ class EvaluateOptions:
         batch_size: sentences decoded together.
         rounds: measurements of speed, of which the median counts.
         diagnostics: compute the exposure-bias diagnostics, which take longest.
+        precision: that all models act in, the teacher too; None for that of each run.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -76,6 +78,7 @@ class EvaluateOptions:
     batch_size: int = 64
     rounds: int = 5
     diagnostics: bool = True
+    precision: PrecisionName | None = None
 
     def __post_init__(self) -> None:
         check_at_least(self, beam_size=1, batch_size=1, rounds=1)
@@ -115,7 +118,7 @@ def evaluate_runs(
         raise RunError(f"baseline must be one of the runs, got {baseline}")
     from textgen_experiments.evaluation.pareto import pareto_figure  # slow: imports matplotlib
 
-    entries = _entries(folders)
+    entries = _entries(folders, options.precision)
     offset, task = len(entries) - len(folders), entries[-1].task
     entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]
     with progress("evaluating", total=len(entries) + 1 + len(folders)) as advance:
@@ -169,16 +172,25 @@ def _write_evaluation(
     log_evaluation(folder, _figures(row, report), first_samples, picture)
 
 
-def _entries(folders: Sequence[Path]) -> list[EvaluatedModel]:
-    """Return the models to evaluate: the runs' teacher, if they have one, and the runs'."""
+def _entries(folders: Sequence[Path], precision: PrecisionName | None) -> list[EvaluatedModel]:
+    """Return the models to evaluate: the runs' teacher, if they have one, and the runs'.
+
+    Args:
+        folders: of the runs.
+        precision: of all; None for that of each run, where the teacher has the first run's.
+    """
     runs, names = read_runs(folders), run_names(folders)
     first = runs[0]
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
     check_tokenizers([folder / "model" for folder in folders])
     task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
-    entries = [run_entry(*each, task) for each in zip(names, folders, runs, outcomes, strict=True)]
+    entries = [
+        run_entry(name, folder, run, outcome, precision=precision or run.precision, task=task)
+        for name, folder, run, outcome in zip(names, folders, runs, outcomes, strict=True)
+    ]
     if first.experiment.teacher:
-        entries.insert(0, teacher_entry(first.experiment.teacher, first, task))
+        chosen = precision or first.precision
+        entries.insert(0, teacher_entry(first.experiment.teacher, chosen, task))
     return entries
 
 

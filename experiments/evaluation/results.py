@@ -32,7 +32,7 @@ class ResultRow:
     Attributes:
         model: its name in the table.
         agent: the algorithm that trained it.
-        precision: name of the dtype that it ran in.
+        precision: name of the precision that it ran in.
         seed: of its training; None for the teacher, like all figures of training.
         train_pairs: training pairs with references.
         train_sources: training sources without.

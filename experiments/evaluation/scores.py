@@ -16,21 +16,14 @@ from textgen_agents.evaluation.quality import Quality, bleu_by_length, score
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import Decoder, greedy, logits_from
-from textgen_env.models.acceleration.prepacked import with_prepacked_weights
-from textgen_env.models.storage import Model, load_model, load_tokenizer
+from textgen_env.models.storage import Model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode, in_tokens_of, references_of
 from textgen_env.types import Trajectories, Writer
 from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import (
-    DTYPES,
-    Run,
-    RunError,
-    read_config,
-    read_record,
-    write_text,
-)
+from textgen_experiments.runs.folder import Run, RunError, read_config, read_record, write_text
+from textgen_experiments.runs.precisions import load_to_act
 from textgen_experiments.runs.run_log import METRICS
 from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
 
@@ -44,7 +37,7 @@ class EvaluatedModel:
     Attributes:
         name: its name in the table.
         agent: the algorithm that trained it.
-        precision: name of the dtype that it runs in.
+        precision: name of the precision that it runs in.
         seed: of its training; None for the teacher.
         model: in that precision.
         task: in the model's own tokens.
@@ -120,25 +113,25 @@ class ModelScores:
 
 
 def run_entry(
-    name: str, folder: Path, run: Run, outcome: Outcome, task: TextTask
+    name: str, folder: Path, run: Run, outcome: Outcome, *, precision: str, task: TextTask
 ) -> EvaluatedModel:
-    """Return the best model of a finished run."""
+    """Return the best model of a finished run, in any of `PRECISIONS`."""
     return EvaluatedModel(
         name=name,
         agent=agent_name(run.experiment.agent),
-        precision=run.precision,
+        precision=precision,
         seed=run.experiment.learner.seed,
-        model=with_prepacked_weights(load_model(folder / "model", run.dtype)),
+        model=load_to_act(folder / "model", precision),
         task=task,
         outcome=outcome,
     )
 
 
-def teacher_entry(folder: Path, run: Run, task: TextTask) -> EvaluatedModel:
-    """Return the teacher of a run with `task`, given in any tokens, in the teacher's tokens."""
-    model = with_prepacked_weights(load_model(folder, run.dtype))
+def teacher_entry(folder: Path, precision: str, task: TextTask) -> EvaluatedModel:
+    """Return a teacher in a precision with `task`, given in any tokens, in the teacher's tokens."""
     task = in_tokens_of(load_tokenizer(folder), task)
-    return EvaluatedModel(TEACHER, TEACHER, run.precision, None, model, task, None)
+    model = load_to_act(folder, precision)
+    return EvaluatedModel(TEACHER, TEACHER, precision, None, model, task, None)
 
 
 def shipped_entry(name: str, folder: Path, other: EvaluatedModel) -> EvaluatedModel:
@@ -155,7 +148,7 @@ def shipped_entry(name: str, folder: Path, other: EvaluatedModel) -> EvaluatedMo
         name=name,
         agent=known["agent"],
         seed=known["seed"],
-        model=with_prepacked_weights(load_model(folder, DTYPES[other.precision])),
+        model=load_to_act(folder, other.precision),
         outcome=Outcome(**known["outcome"]),
     )
 
@@ -203,9 +196,12 @@ def score_run(folder: Path) -> ModelScores:
     """Return the scores of the finished run in `folder` on the test split of its task."""
     run = read_config(folder)
     assert run.experiment.teacher is not None, "configs.verses_student names the shipped one"
-    expert = NeuralExpert(with_prepacked_weights(load_model(run.experiment.teacher, run.dtype)))
+    expert = NeuralExpert(load_to_act(run.experiment.teacher, run.precision))
     task = build_task(run.experiment.task, load_tokenizer(folder / "model"))
-    texts = score_texts(run_entry(folder.name, folder, run, read_outcome(folder), task))
+    entry = run_entry(
+        folder.name, folder, run, read_outcome(folder), precision=run.precision, task=task
+    )
+    texts = score_texts(entry)
     on_references = Trajectories.from_examples(texts.written.examples, task.tokenizer.special)
     student, references = texts.entry.model, references_of(task.test)
     by_length = bleu_by_length(texts.hypotheses, references, references, task.target_language)

@@ -11,12 +11,12 @@ from typing import Literal
 
 from textgen_env.generation.beam_search import decoder_of
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
-from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_model, save_model
 from textgen_env.tokenizers.subword import TextTokenizer
-from textgen_experiments.runs.folder import DTYPES, RunError
+from textgen_experiments.runs.folder import RunError
+from textgen_experiments.runs.precisions import PRECISIONS
 
 Format = Literal["hf", "ctranslate2", "safetensors"]
 FORMAT_FILES: dict[Format, str] = {  # the first file that exists tells the format
@@ -39,11 +39,13 @@ def load_generator(
     Args:
         folder: of the model.
         beam_size: 1 for greedy.
-        precision: a name in `DTYPES`.
+        precision: a name in `PRECISIONS`.
         device: where it runs; CTranslate2 runs on CPUs alone.
 
     Raises:
-        RunError: its package is not installed, or its precision was chosen when it was exported.
+        RunError: its package is not installed, its precision was chosen when it was exported, or it
+            has no such precision.
+        ValueError: the device has no such precision.
     """
     if format_of(folder) == "ctranslate2":
         if precision != "float32":
@@ -53,8 +55,9 @@ def load_generator(
         with extra("export"):
             from textgen_env.models.export.ctranslate2 import load_ctranslate2
         return load_ctranslate2(folder, beam_size)
-    model = load_model(folder, DTYPES[precision]).to(device)
-    return partial(decoder_of(beam_size), with_prepacked_weights(with_cuda_graphs(model)))
+    dtype, accelerate = PRECISIONS[precision]
+    model = accelerate(load_model(folder, dtype).to(device))
+    return partial(decoder_of(beam_size), with_cuda_graphs(model))
 
 
 def save_as(

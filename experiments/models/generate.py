@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -20,6 +20,7 @@ from textgen_experiments.models.formats import format_of, load_generator
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
 from textgen_experiments.runs.pipes import quiet_when_unread
+from textgen_experiments.runs.precisions import PrecisionName
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class GenerateOptions:
         beam_size: 1 for greedy.
         batch_size: lines decoded together; with 1 each line is answered at once.
         max_tokens: longest output, in tokens.
-        precision: float32, or bfloat16 where it is faster.
+        precision: float32, bfloat16 where it is faster, or int8 with products of 8-bit integers.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
     beam_size: int = 1
     batch_size: int = 64
     max_tokens: int = 128
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: PrecisionName = "float32"
 
     def __post_init__(self) -> None:
         check_at_least(self, beam_size=1, batch_size=1, max_tokens=1)

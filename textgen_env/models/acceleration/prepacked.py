@@ -8,6 +8,7 @@ are left to the plain product.
 A prepacked model cannot be trained: it keeps the weights that it was made with.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,30 +31,37 @@ def with_prepacked_weights(model: ModelT) -> ModelT:
     if not isinstance(model, nn.Module) or not torch.backends.mkldnn.is_available():
         return model
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return cast("ModelT", _prepacked_copy(model)) if on_cpu else model
+    return cast("ModelT", converted_copy(model, PREPACKED_CLASSES)) if on_cpu else model
 
 
-def _prepacked_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module and its submodules with the same tensors, prepacked if possible."""
-    kind = PREPACKED_CLASSES.get(type(module), type(module))
+def converted_copy(
+    module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]
+) -> nn.Module:
+    """Return a copy of a module and its submodules with the same tensors and faster products.
+
+    Args:
+        module: it is not changed.
+        classes: class of a module -> subclass with the mixin `Prepacked` that takes its place.
+    """
+    kind = classes.get(type(module), type(module))
     copy = kind.__new__(kind)
     copy.__dict__.update(module.__dict__)
     copy._modules = {
-        name: None if child is None else _prepacked_copy(child)
+        name: None if child is None else converted_copy(child, classes)
         for name, child in module._modules.items()
     }
-    if isinstance(copy, _Prepacked):
+    if isinstance(copy, Prepacked):
         copy.prepack()
     return copy
 
 
-class _Prepacked:
-    """Mixin for modules with prepacked weights, which are made again after copying or pickling."""
+class Prepacked:
+    """Mixin for modules with converted weights, which are made again after copying or pickling."""
 
     __dict__: dict[str, Any]
 
     def prepack(self) -> None:
-        """Convert the weights to oneDNN's layout."""
+        """Convert the weights to the form that the products take."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +72,7 @@ class _Prepacked:
         self.prepack()
 
 
-class PrepackedLinear(_Prepacked, nn.Linear):
+class PrepackedLinear(Prepacked, nn.Linear):
     """Linear layer with a prepacked weight."""
 
     def prepack(self) -> None:
@@ -76,7 +84,7 @@ class PrepackedLinear(_Prepacked, nn.Linear):
         return prepacked_linear(input, self.weight, self.blocks, self.bias)
 
 
-class PrepackedEmbedding(_Prepacked, TiedEmbedding):
+class PrepackedEmbedding(Prepacked, TiedEmbedding):
     """Tied embedding whose matrix is prepacked for the logits."""
 
     def prepack(self) -> None:
@@ -88,7 +96,7 @@ class PrepackedEmbedding(_Prepacked, TiedEmbedding):
         return prepacked_linear(hidden, self.weight, self.blocks, None)
 
 
-class PrepackedGRUCell(_Prepacked, nn.GRUCell):
+class PrepackedGRUCell(Prepacked, nn.GRUCell):
     """Cell of a gated recurrent unit with prepacked weights."""
 
     def prepack(self) -> None:
