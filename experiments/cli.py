@@ -39,6 +39,7 @@ from textgen_experiments.recipes.distill_verses import DistillVersesOptions, dis
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.recipes.paper_order import PaperOrderOptions, paper_order
 from textgen_experiments.recipes.recovery import RecoveryOptions, recovery
+from textgen_experiments.recipes.speed_curve import SpeedCurveOptions, speed_curve
 from textgen_experiments.recipes.study import StudyOptions, study
 from textgen_experiments.recipes.summarize import SummarizeOptions, summarize
 from textgen_experiments.recipes.teacher import TeacherOptions, teacher
@@ -159,6 +160,7 @@ COMMANDS = (
     Command("study", StudyOptions, study, is_resumable=True),
     Command("paper-order", PaperOrderOptions, paper_order, is_resumable=True),
     Command("distill-verses", DistillVersesOptions, distill_verses, is_resumable=True),
+    Command("speed-curve", SpeedCurveOptions, speed_curve, is_resumable=True),
     Command("summarize", SummarizeOptions, summarize),
     Command("benchmark-losses", BenchmarkLossesOptions, benchmark_losses),
     Command("benchmark-peers", BenchmarkPeersOptions, benchmark_peers),

@@ -18,7 +18,6 @@ from textgen_agents.imitkd import ImitKDStar
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
-from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tasks.task import TextTask, encode_sources
@@ -27,11 +26,12 @@ from textgen_experiments.evaluation.timing import Speed, TimedModel, decode_spee
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.experiment import VERSES_TEACHER, agent_name
 from textgen_experiments.runs.factories import build_task, num_parameters
-from textgen_experiments.runs.folder import DTYPES, read_config, write_text
+from textgen_experiments.runs.folder import read_config, write_text
+from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
 from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import Outcome, read_outcome, train_with_bar
 
-SPEED_SENTENCES = 256  # test sentences that speed is measured on
+TIMED_VERSES = 256  # test sentences that speed is measured on
 STUDENT_CARD = """\
 ---
 language: [de, en]
@@ -43,13 +43,14 @@ license: mit
 A Transformer ({parameters:.1f} M parameters, {layers}) that translates German Bible verses into the
 English of the Bible in Basic English, {speedup:.1f} times as fast as its teacher.
 
-| test verses ({pairs}), greedy | sacreBLEU | chrF | speed-up, bfloat16 | speed-up, float32 |
-|---|---:|---:|---:|---:|
-| teacher | {teacher.bleu:.1f} | {teacher.chrf:.1f} | 1.0 | 1.0 |
-| this student | {student.bleu:.1f} | {student.chrf:.1f} | {bfloat16:.1f} | {float32:.1f} |
+| test verses ({pairs}), greedy | sacreBLEU | chrF | speed-up, bfloat16 | float32 | int8 |
+|---|---:|---:|---:|---:|---:|
+| teacher | {teacher.bleu:.1f} | {teacher.chrf:.1f} | 1.0 | 1.0 | 1.0 |
+| this student | {student.bleu:.1f} | {student.chrf:.1f} | {speedups} |
 
 BLEU signature: `{student.signature}`. Speed is that of {sentences} of these verses, 64 at a time,
-as the median of five rounds in one process.
+as the median of five rounds in one process, over the teacher's in the same precision; scores are
+of float32.
 
 - **Data**: {train_pairs:,} pairs of the German Elberfelder version and the Bible in Basic English,
   and {train_sources:,} sources without references: its longer verses and the Schlachter version, of
@@ -112,7 +113,7 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
     task = build_task(run.experiment.task, tokenizer)
     models = {name: load_model(path) for name, path in (("t", VERSES_TEACHER), ("s", folder))}
     teacher, student = (quality_on(model, task, task.test) for model in models.values())
-    speeds = {name: _speed(folder, task, name) for name in DTYPES}
+    speeds = {name: _speed(folder, task, name) for name in PRECISIONS}
     outcome = _both(options, read_outcome(kept))
     scores = {
         "agent": agent_name(run.experiment.agent),
@@ -124,7 +125,9 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
     }
     write_text(folder / SCORES, json.dumps(scores, indent=2) + "\n")
     speedups = {name: speed.speedup for name, speed in speeds.items()}
-    write_text(folder / "README.md", _card(options, kept, outcome, speedups, (teacher, student)))
+    write_text(
+        folder / "README.md", _student_card(options, kept, outcome, speedups, (teacher, student))
+    )
     console.print(
         f"the student is in {folder}: BLEU {student.bleu:.1f}, its teacher {teacher.bleu:.1f}, "
         f"{speedups['bfloat16']:.1f} times as fast\n"
@@ -135,14 +138,10 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
 
 def _speed(folder: Path, task: TextTask, precision: str) -> Speed:
     """Return the student's greedy speed and its ratio to the teacher's."""
-    sources = [pair.source for pair in task.test[:SPEED_SENTENCES]]
+    sources = [pair.source for pair in task.test[:TIMED_VERSES]]
     source = encode_sources(sources, task.tokenizer)
     timed = [
-        TimedModel(
-            with_prepacked_weights(load_model(path, DTYPES[precision])),
-            source,
-            task.max_target_length,
-        )
+        TimedModel(load_to_act(path, precision), source, task.max_target_length)
         for path in (VERSES_TEACHER, folder)
     ]
     return decode_speeds(timed, same_tokens=True)[1]
@@ -158,7 +157,7 @@ def _both(options: DistillVersesOptions, kept: Outcome) -> Outcome:
     )
 
 
-def _card(
+def _student_card(
     options: DistillVersesOptions,
     kept: Path,
     outcome: Outcome,
@@ -184,8 +183,8 @@ def _card(
         pairs=outcome.test_pairs,
         teacher=qualities[0],
         student=qualities[1],
-        **speedups,
-        sentences=SPEED_SENTENCES,
+        speedups=" | ".join(f"{speedups[name]:.1f}" for name in ("bfloat16", "float32", "int8")),
+        sentences=TIMED_VERSES,
         train_pairs=outcome.train_pairs,
         train_sources=outcome.train_sources,
         updates=options.updates,

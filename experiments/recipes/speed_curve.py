@@ -4,23 +4,48 @@ Each learns by seqkd from the same texts of the teacher's, those of the shipped 
 same number of updates. All begin with layers of the teacher, but for the recurrent one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from textgen_agents.evaluation.quality import quality_on
 from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.storage import load_tokenizer
 from textgen_env.models.teacher_layers import TeacherLayers
+from textgen_env.tasks import TASKS
+from textgen_env.tasks.task import encode_sources
+from textgen_experiments.evaluation.results import TEACHER
+from textgen_experiments.evaluation.tables import print_table
+from textgen_experiments.evaluation.timing import TimedModel, decode_speeds
 from textgen_experiments.recipes import configs
-from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.factories import build_task, num_parameters
+from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.parallel import train_in_parallel
+from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
+from textgen_experiments.runs.run_log import console, progress
 from textgen_experiments.runs.train import PREPARED, Outcome, Show, train
 
 DROPOUT = 0.1
 COPIED = partial(TeacherLayers, dropout=DROPOUT)
+TIMED_TEST_SENTENCES = 256  # test sentences that speed is measured on
+MARKERS = {"float32": "o", "bfloat16": "s", "int8": "^"}
+CURVE_COLORS = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+"""Okabe and Ito's colors, for all kinds of color vision."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +53,9 @@ class SpeedCurveOptions:
     """Train students of several sizes alike, and draw their quality against their speed.
 
     Attributes:
-        output: folder of the runs.
+        output: folder of the runs, of `results.json`, `tables.md` and `curve.png`.
         texts: folder of a run of seqkd with the same sources, whose texts of the teacher are
-            learned from if they are there: an hour saved.
+            learned from if they are there.
         updates: of every student, 64 texts each.
         at_once: runs at the same time; one a core if not given.
     """
@@ -42,6 +67,48 @@ class SpeedCurveOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, updates=1, at_once=1)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A model in a precision: its greedy quality on the test split, and its speed.
+
+    Attributes:
+        model: its name.
+        precision: a name in `PRECISIONS`.
+        parameters: number of weights.
+        bleu: sacreBLEU.
+        chrf: chrF2.
+        signature: sacreBLEU's signature of `bleu`.
+        tokens_per_second: of greedy decoding.
+        speedup: tokens per second over those of the teacher in float32.
+    """
+
+    model: str
+    precision: str
+    parameters: int
+    bleu: float
+    chrf: float
+    signature: str
+    tokens_per_second: float
+    speedup: float
+
+
+def speed_curve(options: SpeedCurveOptions) -> None:
+    """Train the students, score and time them in each precision, write table and figure."""
+    runs = train_curve(options)
+    folders = {TEACHER: VERSES_TEACHER, **{run.name: run / "model" for run in runs}}
+    points = curve_points(folders)
+    title = f"{options.updates:,} updates of seqkd each; speed-up over the teacher in float32"
+    write_text(options.output / "results.json", json.dumps([*map(asdict, points)], indent=2) + "\n")
+    cells = [curve_cells(point) for point in points]
+    lines = [title, "", f"| {' | '.join(cells[0])} |", "|---|---|" + "---:|" * (len(cells[0]) - 2)]
+    lines += [f"| {' | '.join(row.values())} |" for row in cells]
+    text = "\n".join([*lines, "", f"BLEU: `{points[0].signature}`", ""])
+    write_text(options.output / "tables.md", text)
+    draw_curve(points, options.output / "curve.png")
+    print_table(title, list(cells[0]), [[*row.values()] for row in cells])
+    console.print(f"written to {options.output}", soft_wrap=True)
 
 
 def curve_runs(options: SpeedCurveOptions) -> dict[Path, Experiment]:
@@ -62,7 +129,7 @@ def curve_runs(options: SpeedCurveOptions) -> dict[Path, Experiment]:
     return {options.output / name: experiment for name, experiment in students.items()}
 
 
-def train_curve(options: SpeedCurveOptions) -> Mapping[Path, Experiment]:
+def train_curve(options: SpeedCurveOptions) -> dict[Path, Experiment]:
     """Train all students, and return their runs by folder."""
     runs = curve_runs(options)
     (first, experiment), *others = runs.items()
@@ -76,3 +143,74 @@ def train_curve(options: SpeedCurveOptions) -> Mapping[Path, Experiment]:
 def train_on_texts(texts: Path, experiment: Experiment, folder: Path, show: Show) -> Outcome:
     """Train a run on the teacher's texts of another, if they are there."""
     return train(experiment, folder, show, texts)
+
+
+def curve_points(folders: dict[str, Path]) -> list[CurvePoint]:
+    """Score and time models in each precision, in one process.
+
+    Args:
+        folders: folders of models of one tokenizer, by name, the teacher's first.
+    """
+    tokenizer = load_tokenizer(next(iter(folders.values())))
+    task = build_task(TASKS["verses"], tokenizer)
+    source = encode_sources([pair.source for pair in task.test[:TIMED_TEST_SENTENCES]], tokenizer)
+    names = [(name, precision) for name in folders for precision in PRECISIONS]
+    models = [load_to_act(folders[name], precision) for name, precision in names]
+    with progress("scoring", total=len(models) + 1) as advance:
+        qualities = []
+        for model in models:
+            qualities.append(quality_on(model, task, task.test))
+            advance()
+        timed = [TimedModel(model, source, task.max_target_length) for model in models]
+        speeds = decode_speeds(timed, same_tokens=True)
+        advance()
+    parameters = {
+        name: num_parameters(load_to_act(path, "float32")) for name, path in folders.items()
+    }
+    return [
+        CurvePoint(
+            *name,
+            parameters=sizes[name[0]],
+            bleu=quality.bleu,
+            chrf=quality.chrf,
+            signature=quality.signature,
+            tokens_per_second=speed.tokens_per_second,
+            speedup=speed.speedup,
+        )
+        for name, quality, speed in zip(names, qualities, speeds, strict=True)
+    ]
+
+
+def curve_cells(point: CurvePoint) -> dict[str, str]:
+    """Return the cells of a point by their headings."""
+    return {
+        "model": point.model,
+        "precision": point.precision,
+        "BLEU": f"{point.bleu:.1f}",
+        "chrF": f"{point.chrf:.1f}",
+        "parameters": f"{point.parameters / 1e6:.2f} M",
+        "tokens/s": f"{point.tokens_per_second:,.0f}",
+        "speed-up": f"{point.speedup:.1f}",
+    }
+
+
+def draw_curve(points: Sequence[CurvePoint], path: Path) -> None:
+    """Plot BLEU against speed-up: a color for each model, a marker for each precision."""
+    from matplotlib.figure import Figure  # slow to import, and other commands do not need it
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(point.model for point in points))
+    for name, color in zip(names, CURVE_COLORS, strict=False):
+        own = [point for point in points if point.model == name]
+        speeds, scores = [point.speedup for point in own], [point.bleu for point in own]
+        axes.plot(speeds, scores, color=color, linewidth=0.8, label=name)
+        for point in own:
+            axes.plot(point.speedup, point.bleu, MARKERS[point.precision], color=color)
+    for precision, marker in MARKERS.items():
+        axes.plot([], [], marker, color="gray", label=precision)
+    axes.set_xlabel("speed-up over the teacher in float32")
+    axes.set_ylabel("BLEU on the test split")
+    axes.legend(ncols=2, fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)

@@ -38,7 +38,7 @@ def test_the_better_student_is_written_with_scores_and_card(small, capsys):
     )
     seconds = sum(read_outcome(run).train_seconds for run in runs)
     assert scores["outcome"]["train_seconds"] == pytest.approx(seconds)
-    assert set(scores["speed"]) == {"float32", "bfloat16"}
+    assert set(scores["speed"]) == {"float32", "bfloat16", "int8"}
     assert scores["outcome"]["test_pairs"] == COPY.num_test
     card = (folder / "README.md").read_text()
     assert "encoder 0 2, decoder 2 of 3 and 3" in card

@@ -1,8 +1,10 @@
 """Students of the curve of quality against speed, which are trained alike."""
 
+import json
+import shutil
 from dataclasses import replace
 
-from tests.experiments.recipes.conftest import one_after_the_other
+from tests.experiments.recipes.conftest import COPY, one_after_the_other
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_experiments.recipes import speed_curve
 from textgen_experiments.recipes.speed_curve import SpeedCurveOptions, curve_runs, train_curve
@@ -31,3 +33,23 @@ def test_all_learn_from_the_texts_that_the_first_prepares(tmp_path, monkeypatch,
     runs = train_curve(SpeedCurveOptions(tmp_path / "curve", tmp_path / "none"))
     texts = {(folder / PREPARED).read_bytes() for folder in runs}
     assert len(texts) == 1
+
+
+def test_each_model_has_a_point_in_each_precision(tmp_path, monkeypatch, copy_teacher, capsys):
+    monkeypatch.setattr(speed_curve, "VERSES_TEACHER", copy_teacher)
+    monkeypatch.setattr(speed_curve, "TASKS", {"verses": COPY})
+    run = tmp_path / "small"
+    shutil.copytree(copy_teacher, run / "model")
+    monkeypatch.setattr(speed_curve, "train_curve", lambda options: {run: None})
+    speed_curve.speed_curve(SpeedCurveOptions(tmp_path / "curve"))
+    points = json.loads((tmp_path / "curve" / "results.json").read_text())
+    assert [(point["model"], point["precision"]) for point in points] == [
+        (name, precision)
+        for name in ("teacher", "small")
+        for precision in ("float32", "bfloat16", "int8")
+    ]
+    assert points[0]["speedup"] == 1.0
+    assert points[3]["bleu"] == points[0]["bleu"], "it is the same model"
+    assert "| small | int8 |" in (tmp_path / "curve" / "tables.md").read_text()
+    assert (tmp_path / "curve" / "curve.png").stat().st_size > 1000
+    assert "speed-up" in capsys.readouterr().out
