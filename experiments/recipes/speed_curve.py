@@ -15,7 +15,7 @@ from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
-from textgen_env.models.storage import load_tokenizer
+from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import encode_sources
@@ -164,9 +164,7 @@ def curve_points(folders: dict[str, Path]) -> list[CurvePoint]:
         timed = [TimedModel(model, source, task.max_target_length) for model in models]
         speeds = decode_speeds(timed, same_tokens=True)
         advance()
-    parameters = {
-        name: num_parameters(load_to_act(path, "float32")) for name, path in folders.items()
-    }
+    sizes = {name: num_parameters(load_model(path)) for name, path in folders.items()}
     return [
         CurvePoint(
             *name,

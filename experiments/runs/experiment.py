@@ -88,7 +88,6 @@ class Experiment:
                 "student_init and student_from_teacher must not both be given, got "
                 f"{self.student_init} and {self.student_from_teacher}: leave one out"
             )
-        self.learner.check_agent(self.agent)
         if self.metric not in get_args(Metric):
             raise ValueError(
                 f"metric must be one of {', '.join(get_args(Metric))}, got {self.metric!r}"

@@ -45,9 +45,11 @@ def check_parts(experiment: Experiment) -> None:
 
     Raises:
         RegistryError: the agent or the task is not registered.
+        ValueError: a setting of the learner is none that the agent takes.
         RunError: the agent's teacher, or the model that adapters or EWC need, is missing.
     """
     AGENTS.name_of(experiment.agent)
+    experiment.learner.check_agent(experiment.agent)
     TASKS.name_of(experiment.task)
     if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
         raise RunError(

@@ -19,6 +19,7 @@ from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
 from textgen_env.files import remove_leftovers
+from textgen_env.generation.decoding import logits_from
 from textgen_env.models.acceleration.precision import measure_precision, onednn_float32
 from textgen_env.models.storage import Model, save_model
 from textgen_env.tasks.prompts import with_expert_prompts
@@ -237,7 +238,8 @@ def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTex
     if not isinstance(expert, NeuralExpert):
         return None
     some = examples.select(torch.arange(min(DIAGNOSTIC_PAIRS, len(examples))))
-    written = written_by(expert.model, some, max_steps, writer=Writer.EXPERT)
+    with logits_from("teacher"):
+        written = written_by(expert.model, some, max_steps, writer=Writer.EXPERT)
     return TeacherTexts.of(NeuralExpert(expert.model), written)
 
 

@@ -151,7 +151,7 @@ def test_a_broken_configuration_is_one_error(text, tmp_path):
     ("change", "wrong"),
     [
         ({"precision": "float16"}, "float16"),
-        ({"precision": ["float32"]}, "list"),
+        ({"precision": ["float32"]}, "precision must be of the kind str"),
         ({"experiment": "abc"}, "abc"),
         ({"experiment": None}, "None"),
         ({"experiment": {"type": "Experiment", "agent": "mle"}}, "agent must be"),
