@@ -50,7 +50,7 @@ def test_every_agent_trains_from_the_command_line(agent, teacher_run, tmp_path):
     own = {
         "seqkd": ["--agent.beam-size", "2"],
         "skd": ["--agent.k", "3"],
-        "imitkd": ["--agent.beta.base", "1e9"],  # the student writes from the second update on
+        "imitkd": ["--agent.beta.base", "1e9", "--agent.batches-per-rollout", "1"],
     }.get(agent, [])
     train(tmp_path / "run", "--agent", agent, "--teacher", str(teacher_run / "model"), *own)
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
