@@ -1,10 +1,10 @@
 """AggreVaTe: the value of an action is the score of the text that the expert makes after it.
 
-The student writes a text, at one place in it a token is drawn that is not its first choice, and the
-expert continues from there. The token's advantage is the BLEU of that text less that of the one
-which the expert makes of the first choice. One token a text is learned from, so the student must
-write already, batches must be large and the learning rate low. Left out: the aggregation of data,
-and regression on costs in place of a gradient.
+The student writes a text, at some places of it a token is drawn that is not its first choice, and
+the expert continues from there. The token's advantage is the BLEU of that text less that of the one
+which the expert makes of the first choice. A deviation says little by itself, so the student must
+write already, an update must have hundreds of them and a low learning rate. Left out: the
+aggregation of data, and regression on costs in place of a gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from textgen_agents.losses.labels import LabelledBatch, Top1
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
+from textgen_env.bounds import check_at_least
 from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
@@ -31,17 +32,21 @@ MAX_LENGTH_RATIO = 1.5  # of a completed text to its reference, where it is cut 
 class AggreVaTe(Agent):
     """Policy gradient on the advantage of single deviations, as the expert completes them.
 
-    Roll-in: the student draws a text, which is cut off at a place drawn evenly from it, and its
-    last token is drawn again, from all but the student's most probable one. Label: for that token
-    alone its advantage, the BLEU of the text that the expert's most probable tokens make of it,
-    less that of the one which they make of the student's most probable token.
+    Roll-in: the student draws a text, which is cut off at each of several places drawn evenly from
+    it, and its last token is drawn again, from all but the student's most probable one. Label: for
+    that token alone its advantage, the BLEU of the text that the expert's most probable tokens make
+    of it, less that of the one which they make of the student's most probable token.
     Loss: minus advantage times the log-probability of that token, times the probability that the
     student draws any but its most probable one; the expected gradient is that of the expected
     cost-to-go of the student's actions. Its most probable token and that probability are those of
     the student that drew, whatever dropout does to it when it learns.
     Differs from the paper in: the deviation is drawn from the student, not evenly from all tokens,
     most of which no expert could mend; never is its most probable token drawn, which has advantage
-    0 and so would teach nothing; BLEU of tokens is the reward.
+    0 and so would teach nothing; several deviations a text in place of one, so that 64 texts give
+    512; BLEU of tokens is the reward.
+
+    Attributes:
+        deviations: deviations from each text, at least 1. The expert completes two texts for each.
 
     Source: Ross and Bagnell 2014, algorithm 1, arXiv:1406.5979; the gradient: Sun et al. 2017,
     section 4, arXiv:1703.01030; on text: Hubert et al. 2023, arXiv:2307.08426.
@@ -49,25 +54,30 @@ class AggreVaTe(Agent):
 
     learns_from = LearnsFrom.TOKENS
     expects_trained_student = True
-    learning_rate_factor = 0.1
+    learning_rate_factor = 0.02  # 1e-5 where cross-entropy has 5e-4
     label = Top1()
+    deviations: int = 8
+
+    def __post_init__(self) -> None:
+        check_at_least(self, deviations=1)
 
     def collect(self, context: Context) -> LabelledBatch:
         """Return beginnings of the student's texts; the last token of each is the deviation."""
         env, student = context.env, context.student
         draw, best = token_sampler(Sampling(), context), token_sampler(None, context)
         texts = student_rollout(context, Sampling()).trajectories
-        share = torch.rand(len(texts), generator=context.generator).to(env.device)
-        last = (share * texts.mask.sum(1)).long()
         with torch.no_grad():
             logits = student.sequence_logits(texts.source, texts.actions)
-        rows = torch.arange(len(texts), device=env.device)
-        others = logits[rows, last].scatter(1, best(logits[rows, last])[:, None], float("-inf"))
-        actions = texts.actions.index_put((rows, last), draw(others))
+        rows = torch.arange(len(texts), device=env.device).repeat_interleave(self.deviations)
+        share = torch.rand(len(rows), generator=context.generator).to(env.device)
+        last = (share * texts.mask.sum(1)[rows]).long()
+        logits = logits[rows, last]
+        others = logits.scatter(1, best(logits)[:, None], float("-inf"))
+        actions = texts.actions[rows].scatter(1, last[:, None], draw(others)[:, None])
         mask = torch.arange(actions.shape[1], device=env.device) <= last[:, None]
         actions = actions.masked_fill(~mask, env.special.pad)
-        deviations = replace(texts, actions=actions, mask=mask)
-        return labelled(deviations, logits[rows, last], env.expert)
+        deviations = replace(texts.select(rows), actions=actions, mask=mask)
+        return labelled(deviations, logits, env.expert)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return minus advantage times log-probability of the deviation, as a mean over states."""

@@ -43,9 +43,9 @@ class Switch(Agent):
     Attributes:
         sampling: how the student writes; None for greedy.
         expert_sampling: how the teacher writes; None for greedy.
-        threshold: nats at the first position, at least 0: then the teacher writes all; at the
-            divergence's maximum, ln 2, divided by the least share of `decay` the student does.
-            None for the one at which the teacher writes `expert_share`.
+        threshold: nats at the first position, at least 0. At 0 the teacher writes all; the student
+            does where the threshold stays above ln 2, the divergence's maximum, to the end. None
+            for the one at which the teacher writes `expert_share`.
         expert_share: share of the tokens of the run's first batch that the teacher writes, in
             [0, 1]; of no meaning with a `threshold`.
         decay: position / length limit -> share of the threshold.

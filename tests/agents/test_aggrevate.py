@@ -3,10 +3,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sacrebleu import sentence_bleu
 
 from tests.support.toy import Given, record
-from tests.support.updates import collect, collect_batch, learn
+from tests.support.updates import (
+    collect,
+    collect_batch,
+    context_of,
+    learn,
+    loss_and_gradients,
+)
 from textgen_agents.aggrevate import AggreVaTe, labelled, worth
 from textgen_agents.rollouts.context import Context
 from textgen_env.experts.expert import NeuralExpert
@@ -39,6 +46,13 @@ def permitted(logits):
     return logits.detach().double().index_fill(-1, NEVER, float("-inf")).log_softmax(-1)
 
 
+def never_ending(student):
+    """Return `student` made to write to the limit."""
+    with torch.no_grad():
+        student.tables[..., END] -= 100
+    return student
+
+
 @pytest.fixture
 def lively_env(tiny_task, make_env, make_table_model):
     """With a teacher whose texts vary and end."""
@@ -65,6 +79,40 @@ def test_the_loss_is_the_advantage_times_the_surprise_at_the_deviation(
         signs[(after > instead) - (after < instead)] += 1
     assert min(signs[-1], signs[0], signs[1]) > 2, "better, as good and worse"
     assert loss.item() == pytest.approx(total / int(texts.mask.sum()), rel=1e-4)
+
+
+def test_more_deviations_a_text_make_gradients_of_independent_batches_alike(
+    lively_env, tiny_task, make_table_model
+):
+    student = never_ending(make_table_model(tiny_task, 0))
+
+    def mean_cosine(deviations):
+        agent, gradients = AggreVaTe(deviations), []
+        for seed in range(8):
+            batch = agent.collect(context_of(lively_env, student, seed=seed))
+            _, found = loss_and_gradients(agent, batch, student, lively_env.expert)
+            gradients.append(torch.cat([gradient.flatten() for gradient in found.values()]))
+        units = F.normalize(torch.stack(gradients), dim=1)
+        return ((units @ units.T).sum() - 8) / (8 * 7)
+
+    cosines = [float(mean_cosine(deviations)) for deviations in (1, 4, 16)]
+    assert cosines == sorted(cosines)
+    assert cosines[-1] > 2 * cosines[0]
+
+
+def test_an_update_has_eight_deviations_of_each_text(lively_env, tiny_task, make_table_model):
+    student = never_ending(make_table_model(tiny_task, 0))
+    texts = collect(AggreVaTe(), lively_env, student)
+    one = collect(AggreVaTe(deviations=1), lively_env, student)
+    assert (len(one), len(texts)) == (40, 8 * 40)
+    assert torch.equal(texts.source, one.source.repeat_interleave(8, 0))
+    places = texts.mask.sum(1).view(40, 8)
+    assert (places != places[:, :1]).any(1).float().mean() > 0.8, "each has places of its own"
+
+
+def test_a_text_without_a_deviation_is_refused():
+    with pytest.raises(ValueError, match=r"^deviations must be at least 1, got 0$"):
+        AggreVaTe(deviations=0)
 
 
 def test_the_expected_gradient_is_that_of_the_expected_cost():
@@ -167,7 +215,8 @@ def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_
     examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
     env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
     rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
-    texts = AggreVaTe().collect(Context(rows, env, student, generator=generator)).trajectories
+    context = Context(rows, env, student, generator=generator)
+    texts = AggreVaTe(deviations=1).collect(context).trajectories
     first = texts.actions[texts.mask.sum(1) == 1, 0]
     probs = permitted(student.sequence_logits(examples.source, examples.reference))[0, 0].exp()
     probs[probs.argmax()] = 0.0
@@ -179,13 +228,12 @@ def test_the_deviation_is_a_fresh_draw_wherever_it_is(tiny_task, make_env, make_
 
 
 def test_each_place_of_a_text_is_as_likely(tiny_task, make_env, make_table_model):
-    student = make_table_model(tiny_task, 0)
-    with torch.no_grad():
-        student.tables[..., END] -= 100  # it writes to the limit
+    student = never_ending(make_table_model(tiny_task, 0))
     examples = Examples(torch.tensor([[5, END]]), torch.tensor([[4, END]]))
     env = make_env(tiny_task, 6000, NeuralExpert(student), examples)
     rows, generator = torch.zeros(6000, dtype=torch.int64), torch.Generator().manual_seed(0)
-    texts = AggreVaTe().collect(Context(rows, env, student, generator=generator)).trajectories
+    context = Context(rows, env, student, generator=generator)
+    texts = AggreVaTe(deviations=1).collect(context).trajectories
     counts = Counter(texts.mask.sum(1).tolist())
     assert set(counts) == set(range(1, env.max_steps + 1))
     assert all(abs(count * env.max_steps / 6000 - 1) < 0.1 for count in counts.values())

@@ -52,6 +52,8 @@ def test_updates_and_evaluations_are_the_same_for_all(monkeypatch):
 def test_an_agent_has_the_learning_rate_of_its_paper(small):
     rates = {f.name: run.learner.learning_rate for f, run in study_runs(small).items()}
     assert rates["minillm-0"] == pytest.approx(0.1 * rates["mle-0"])
+    lowest = study_runs(replace(small, agents=("aggrevate",), seeds=1))
+    assert [run.learner.learning_rate for run in lowest.values()] == [pytest.approx(1e-5)]
 
 
 def test_every_agent_and_the_start_have_a_row(small, capsys):
