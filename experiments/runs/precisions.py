@@ -36,8 +36,8 @@ def in_int8(model: Model) -> Model:
     """
     if isinstance(model, HuggingFaceModel):
         raise RunError(
-            "precision must be float32 or bfloat16 for a pretrained model, got int8: export it, or "
-            "distill it to a model of this project"
+            "precision must be float32 or bfloat16 for a pretrained model, got int8: take one of "
+            "them, or a student of this project's own"
         )
     return with_int8_weights(model)
 

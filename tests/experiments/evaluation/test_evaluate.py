@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import textgen_experiments.evaluation.evaluate
 from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality, score, translate
+from textgen_env.models.acceleration.int8 import Int8Embedding
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
@@ -186,6 +187,19 @@ def test_a_row_says_what_precision_it_is_of(copied, capsys):
         ["float32", "bfloat16"],
     ]
     assert "bfloat16 word_kd" in " ".join(capsys.readouterr().out.split())
+
+
+def test_all_models_act_in_the_precision_that_is_asked_for(copied, monkeypatch):
+    folder, entries = copied("mle"), []
+    monkeypatch.setattr(
+        textgen_experiments.evaluation.evaluate,
+        "score_texts",
+        lambda entry, **options: entries.append(entry) or score_texts(entry, **options),
+    )
+    evaluate(folder, "--precision", "int8", "--beam-size", "1", "--rounds", "1")
+    assert [row["precision"] for row in read(folder / RESULTS)["rows"]] == ["int8", "int8"]
+    kinds = [{type(module) for module in entry.model.modules()} for entry in entries]
+    assert [Int8Embedding in each for each in kinds] == [True, True]
 
 
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):

@@ -120,9 +120,14 @@ def int8_linear(hidden: Tensor, weight: QuantizedRows, bias: Tensor | None) -> T
     if hidden.requires_grad:
         raise RuntimeError("a model in int8 must act without gradients: call it in torch.no_grad()")
     rows = quantize_rows(hidden.reshape(-1, hidden.shape[-1]))
-    sums = torch._int_mm(rows.levels, weight.levels.t()) * weight.scales.view(-1)
+    sums = add_products(rows.levels, weight.levels.t()) * weight.scales.view(-1)
     output = sums.mul_(rows.scales) if bias is None else torch.addcmul(bias, sums, rows.scales)
-    return output.view(*hidden.shape[:-1], -1)
+    return output.view(*hidden.shape[:-1], len(weight.levels))
+
+
+def add_products(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product, (R, out) int32, of matrices of int8, (R, in) and (in, out)."""
+    return torch._int_mm(left, right)
 
 
 @cache
@@ -132,10 +137,7 @@ def weight_levels() -> int:
     CPUs without instructions for such products (VNNI) add two of them in 16 bits, which 8-bit
     weights overflow.
     """
-    extreme = torch.full((1, 64), MAX_LEVEL, dtype=torch.int8)
-    for rows in (extreme, -extreme):
-        if not torch.equal(
-            torch._int_mm(rows, extreme.t()).float(), rows.float() @ extreme.t().float()
-        ):
-            return MAX_SAFE_LEVEL
-    return MAX_LEVEL
+    row = torch.full((1, 64), MAX_LEVEL, dtype=torch.int8)
+    exact = int(row.int().square().sum())
+    found = [int(add_products(row, column.t())) for column in (row, -row)]
+    return MAX_LEVEL if found == [exact, -exact] else MAX_SAFE_LEVEL
