@@ -29,7 +29,7 @@ from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
 from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
 from textgen_experiments.runs.run_log import console
-from textgen_experiments.runs.train import Outcome, read_outcome, train_with_bar
+from textgen_experiments.runs.train import PREPARED, Outcome, read_outcome, train_with_bar
 
 TIMED_VERSES = 256  # test sentences that speed is measured on
 STUDENT_CARD = """\
@@ -101,6 +101,7 @@ def distill_verses(options: DistillVersesOptions) -> None:
             start=first / "model",
         ),
         second,
+        first / PREPARED,  # the same texts
     )
     ship(options, max((first, second), key=lambda run: read_outcome(run).validation_bleu))
 

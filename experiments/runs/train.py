@@ -97,11 +97,11 @@ Show = Callable[[int, Record], None]
 """Called with the number of each update and its figures, while the run is in progress."""
 
 
-def train_with_bar(experiment: Experiment, folder: Path) -> Outcome:
+def train_with_bar(experiment: Experiment, folder: Path, prepared: Path | None = None) -> Outcome:
     """Train as `train` does, with a progress bar."""
     with Bars() as bars:
         bars.add(folder.name, experiment.learner.updates)
-        return train(experiment, folder, partial(bars.show, folder.name))
+        return train(experiment, folder, partial(bars.show, folder.name), prepared)
 
 
 def train(

@@ -11,7 +11,7 @@ from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_experiments.recipes import configs, distill_verses
 from textgen_experiments.recipes.distill_verses import DistillVersesOptions
 from textgen_experiments.runs.folder import read_config
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.train import PREPARED, read_outcome
 
 
 @pytest.fixture
@@ -52,4 +52,6 @@ def test_the_second_run_goes_on_from_the_first(small):
     distill_verses.distill_verses(small)
     second = read_config(small.output / "imitkd_star").experiment
     assert second.student_init == small.output / "seqkd" / "model"
+    texts = [small.output / name / PREPARED for name in ("seqkd", "imitkd_star")]
+    assert texts[0].read_bytes() == texts[1].read_bytes()
     assert second.learner.learning_rate == pytest.approx(2e-4)
