@@ -120,7 +120,7 @@ def int8_linear(hidden: Tensor, weight: QuantizedRows, bias: Tensor | None) -> T
     if hidden.requires_grad:
         raise RuntimeError("a model in int8 must act without gradients: call it in torch.no_grad()")
     rows = quantize_rows(hidden.reshape(-1, hidden.shape[-1]))
-    sums = add_products(rows.levels, weight.levels.t()) * weight.scales.view(-1)
+    sums = add_products(rows.levels, weight.levels.t()).float().mul_(weight.scales.view(-1))
     output = sums.mul_(rows.scales) if bias is None else torch.addcmul(bias, sums, rows.scales)
     return output.view(*hidden.shape[:-1], len(weight.levels))
 
