@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from hypothesis import settings
 from torch import Tensor, nn
 
 from tests.support.toy import lively_transformer, random_sources
@@ -16,6 +17,8 @@ from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import SpecialTokens
 
 torch.set_num_threads(1)  # more make tiny trainings many times slower
+settings.register_profile("shared machine", deadline=None)  # how long an example takes says little
+settings.load_profile("shared machine")
 
 
 @pytest.fixture
