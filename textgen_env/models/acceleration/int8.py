@@ -64,7 +64,7 @@ class Int8Linear(Prepacked, nn.Linear):
     """Linear layer with a quantized weight."""
 
     def prepack(self) -> None:
-        """Quantize the weight."""
+        """Quantize the weight, with a scale for each output."""
         self.blocks = quantize_rows(self.weight.detach(), weight_levels())
 
     def forward(self, input: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Int8Embedding(Prepacked, TiedEmbedding):
     """Tied embedding whose matrix is quantized for the logits."""
 
     def prepack(self) -> None:
-        """Quantize the matrix."""
+        """Quantize the matrix, with a scale for each token."""
         self.blocks = quantize_rows(self.weight.detach(), weight_levels())
 
     def logits(self, hidden: Tensor) -> Tensor:
