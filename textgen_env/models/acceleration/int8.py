@@ -64,11 +64,7 @@ class Int8Linear(Prepacked, nn.Linear):
     """Linear layer with a quantized weight."""
 
     def prepack(self) -> None:
-<<<<<<< HEAD
-        """Quantize the weight of a linear layer."""
-=======
         """Quantize the weight, with a scale for each output."""
->>>>>>> int8
         self.blocks = quantize_rows(self.weight.detach(), weight_levels())
 
     def forward(self, input: Tensor) -> Tensor:
@@ -80,11 +76,7 @@ class Int8Embedding(Prepacked, TiedEmbedding):
     """Tied embedding whose matrix is quantized for the logits."""
 
     def prepack(self) -> None:
-<<<<<<< HEAD
-        """Quantize the matrix of an embedding."""
-=======
         """Quantize the matrix, with a scale for each token."""
->>>>>>> int8
         self.blocks = quantize_rows(self.weight.detach(), weight_levels())
 
     def logits(self, hidden: Tensor) -> Tensor:
