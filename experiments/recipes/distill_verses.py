@@ -29,7 +29,13 @@ from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
 from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
 from textgen_experiments.runs.run_log import console
-from textgen_experiments.runs.train import PREPARED, Outcome, read_outcome, train_with_bar
+from textgen_experiments.runs.train import (
+    PREPARED,
+    Outcome,
+    prepared_queries,
+    read_outcome,
+    train_with_bar,
+)
 
 TIMED_VERSES = 256  # test sentences that speed is measured on
 STUDENT_CARD = """\
@@ -149,12 +155,16 @@ def _speed(folder: Path, task: TextTask, precision: str) -> Speed:
 
 
 def _both(options: DistillVersesOptions, kept: Outcome) -> Outcome:
-    """Return the outcome of the run that is kept, with the work of both runs."""
-    runs = [read_outcome(options.output / name) for name in ("seqkd", "imitkd_star")]
+    """Return the outcome of the run that is kept, with the work of both runs, the texts once."""
+    folders = [options.output / name for name in ("seqkd", "imitkd_star")]
+    first, second = map(read_outcome, folders)
+    texts = prepared_queries(folders[1])
     return replace(
         kept,
-        train_seconds=sum(run.train_seconds for run in runs),
-        teacher_tokens_queried=sum(run.teacher_tokens_queried for run in runs),
+        train_seconds=first.train_seconds + second.train_seconds - texts.seconds,
+        teacher_tokens_queried=first.teacher_tokens_queried
+        + second.teacher_tokens_queried
+        - texts.tokens,
     )
 
 

@@ -256,6 +256,12 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
     )
 
 
+def prepared_queries(folder: Path) -> Queries:
+    """Return the queries for the data that the run in `folder` was prepared with."""
+    _, metadata = load_tensors(folder / PREPARED)
+    return Queries(**json.loads(metadata["queries"]))
+
+
 def read_outcome(folder: Path) -> Outcome:
     """Return the results that the finished run in `folder` reported.
 
