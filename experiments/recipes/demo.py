@@ -29,7 +29,7 @@ from textgen_experiments.runs.run_log import console
 
 SETTING = (
     "students begin with 3 + 2 of the teacher's 6 + 6 layers and see 4,000 pairs; imitkd and "
-    "imitkd_full read 14,207 further sources; mle_all_pairs has seen all pairs and no teacher"
+    "imitkd_full read further sources; mle_all_pairs has seen all pairs and no teacher"
 )
 QUICK_ROUNDS = 3  # measurements of speed in the demo
 QUICK_SENTENCES = 12  # sentences that its report shows token by token
