@@ -73,10 +73,15 @@ def weight_shapes(path: Path) -> Shapes:
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise ModelFileError(f"{path} must be a whole safetensors file, got: {error}") from error
+    except MemoryError:  # the file is mapped as a whole
+        size = path.stat().st_size
+        raise ModelFileError(
+            f"{path} must be a file that this machine has room to map, got {size:,} bytes"
+        ) from None
 
 
 def check_sizes(path: Path, sizes: Mapping[str, object], shapes: Shapes) -> None:
-    """Raise unless a model of these sizes could have weights of these shapes.
+    """Raise unless a model of these sizes could have weights of these shapes, none below 0.
 
     Args:
         path: configuration, for the error.
@@ -84,11 +89,14 @@ def check_sizes(path: Path, sizes: Mapping[str, object], shapes: Shapes) -> None
         shapes: shapes of the weights.
 
     Raises:
-        ModelFileError: there are more layers than tensors, or more of something than numbers.
+        ModelFileError: there are more layers than tensors, more of something than numbers, or less
+            than none.
     """
     numbers = count_numbers(shapes)
     for name, value in sizes.items():
         largest = len(shapes) if "layer" in name else max(numbers, ALWAYS_POSSIBLE)
+        if isinstance(value, int) and value < 0:
+            raise ModelFileError(f"{path}: {name} must be at least 0, got {value}")
         if isinstance(value, int) and value > largest:
             found = value if value < 2**63 else f"one of {value.bit_length()} bits"
             raise ModelFileError(

@@ -23,6 +23,9 @@ from textgen_env.models.model_files import (
 from textgen_env.tokenizers.folder_check import json_fields
 
 SIZES = {
+    "max_position_embeddings",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
     "vocab_size",
     "hidden_size",
     "d_model",
