@@ -40,7 +40,7 @@ from textgen_experiments.evaluation.scores import (
     shipped_entry,
     teacher_entry,
 )
-from textgen_experiments.evaluation.timing import TimedModel, decode_speeds
+from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
 from textgen_experiments.runs.precisions import PrecisionName
@@ -51,7 +51,6 @@ from textgen_experiments.runs.validation import warn_of_obstacle
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
-SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
 TEACHER_PAIRS = 300  # test pairs at most on which diagnostics query the teacher
 
 

@@ -1,6 +1,6 @@
-"""The table that every command prints its results as."""
+"""Tables that commands print and write their results as."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -43,3 +43,16 @@ def print_table(
     needed = Measurement.get(console, options, table).maximum
     console.width = max(console.width, needed)  # a pipe has 80 columns and would cut the cells
     console.print(table)
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]], *, left: int = 1) -> str:
+    """Return a Markdown table without a line end after it.
+
+    Args:
+        rows: cells of each row by their headings, the same in all of them; at least one row.
+        left: number of columns, the first ones, that are aligned to the left.
+    """
+    headings = list(rows[0])
+    aligned = ["---"] * left + ["---:"] * (len(headings) - left)
+    lines = [f"| {' | '.join(headings)} |", f"|{'|'.join(aligned)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row.values())} |" for row in rows)])

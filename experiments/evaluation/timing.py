@@ -15,6 +15,9 @@ from torch import Tensor
 
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.tasks.task import TextTask, encode_sources
+
+SPEED_SENTENCES = 256  # test sentences that decode speed is measured on
 
 Name = TypeVar("Name")
 Workload = Callable[[], int]
@@ -77,6 +80,12 @@ class TimedModel:
     model: SequenceModel
     source: Tensor
     max_steps: int
+
+
+def timed_model(model: SequenceModel, task: TextTask) -> TimedModel:
+    """Return a model with the sources of the first test pairs of a task in its tokens."""
+    sources = [pair.source for pair in task.test[:SPEED_SENTENCES]]
+    return TimedModel(model, encode_sources(sources, task.tokenizer), task.max_target_length)
 
 
 def decode_speeds(

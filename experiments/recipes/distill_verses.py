@@ -5,7 +5,6 @@ by beam search for every source there is, with references or without (seqkd), th
 its own (imitkd_star). Both runs can be resumed; of their students the better on validation is kept.
 """
 
-import json
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +19,15 @@ from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer
-from textgen_env.tasks.task import TextTask, encode_sources
+from textgen_env.tasks.task import TextTask
+from textgen_experiments.evaluation.results import write_json
 from textgen_experiments.evaluation.scores import SCORES
-from textgen_experiments.evaluation.timing import Speed, TimedModel, decode_speeds
+from textgen_experiments.evaluation.timing import (
+    SPEED_SENTENCES,
+    Speed,
+    decode_speeds,
+    timed_model,
+)
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.experiment import VERSES_TEACHER, agent_name
 from textgen_experiments.runs.factories import build_task, num_parameters
@@ -32,12 +37,11 @@ from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import (
     PREPARED,
     Outcome,
-    prepared_queries,
     read_outcome,
+    read_prepared,
     train_with_bar,
 )
 
-TIMED_VERSES = 256  # test sentences that speed is measured on
 STUDENT_CARD = """\
 ---
 language: [de, en]
@@ -118,8 +122,9 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
     tokenizer = load_tokenizer(kept / "model")
     save_model(load_model(kept / "model", torch.bfloat16), folder, tokenizer)
     task = build_task(run.experiment.task, tokenizer)
-    models = {name: load_model(path) for name, path in (("t", VERSES_TEACHER), ("s", folder))}
-    teacher, student = (quality_on(model, task, task.test) for model in models.values())
+    teacher, student = (
+        quality_on(load_model(path), task, task.test) for path in (VERSES_TEACHER, folder)
+    )
     speeds = {name: _speed(folder, task, name) for name in PRECISIONS}
     outcome = _both(options, read_outcome(kept))
     scores = {
@@ -130,7 +135,7 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
         "teacher": asdict(teacher),
         "speed": {name: asdict(speed) for name, speed in speeds.items()},
     }
-    write_text(folder / SCORES, json.dumps(scores, indent=2) + "\n")
+    write_json(folder / SCORES, scores)
     speedups = {name: speed.speedup for name, speed in speeds.items()}
     write_text(
         folder / "README.md", _student_card(options, kept, outcome, speedups, (teacher, student))
@@ -145,12 +150,7 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
 
 def _speed(folder: Path, task: TextTask, precision: str) -> Speed:
     """Return the student's greedy speed and its ratio to the teacher's."""
-    sources = [pair.source for pair in task.test[:TIMED_VERSES]]
-    source = encode_sources(sources, task.tokenizer)
-    timed = [
-        TimedModel(load_to_act(path, precision), source, task.max_target_length)
-        for path in (VERSES_TEACHER, folder)
-    ]
+    timed = [timed_model(load_to_act(path, precision), task) for path in (VERSES_TEACHER, folder)]
     return decode_speeds(timed, same_tokens=True)[1]
 
 
@@ -158,7 +158,7 @@ def _both(options: DistillVersesOptions, kept: Outcome) -> Outcome:
     """Return the outcome of the run that is kept, with the work of both runs, the texts once."""
     folders = [options.output / name for name in ("seqkd", "imitkd_star")]
     first, second = map(read_outcome, folders)
-    texts = prepared_queries(folders[1])
+    _, texts = read_prepared(folders[1] / PREPARED)
     return replace(
         kept,
         train_seconds=first.train_seconds + second.train_seconds - texts.seconds,
@@ -195,7 +195,7 @@ def _student_card(
         teacher=qualities[0],
         student=qualities[1],
         speedups=" | ".join(f"{speedups[name]:.1f}" for name in ("bfloat16", "float32", "int8")),
-        sentences=TIMED_VERSES,
+        sentences=SPEED_SENTENCES,
         train_pairs=outcome.train_pairs,
         train_sources=outcome.train_sources,
         updates=options.updates,

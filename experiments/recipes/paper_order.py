@@ -8,7 +8,6 @@ first seed. The test split is scored once for each finished run.
 Source: Lin et al. 2020, tables 2 and 3, arXiv:2009.07253.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,21 +20,18 @@ from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.storage import load_tokenizer
-from textgen_experiments.evaluation.scores import SCORES, train_and_score
+from textgen_experiments.evaluation.scores import train_and_score
 from textgen_experiments.recipes import configs
 from textgen_experiments.recipes.seed_table import (
     BASELINE,
     SeedRow,
-    markdown_tables,
-    print_seed_rows,
     seed_row,
+    write_seed_tables,
 )
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.parallel import train_in_parallel
-from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import read_outcome, train_with_bar
 
 SCRATCH, COPIED, UNSMOOTHED = "scratch", "copied", "unsmoothed"
@@ -171,11 +167,7 @@ def _write_tables(options: PaperOrderOptions) -> None:
     rows = {setting: _setting_rows(options, setting) for setting in options.settings}
     titles = {SETTINGS[setting]: of_setting for setting, of_setting in rows.items()}
     content = {setting: [asdict(row) for row in rows[setting]] for setting in rows}
-    write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
-    write_text(options.output / "tables.md", markdown_tables(titles, BASELINE))
-    for title, of_setting in titles.items():
-        print_seed_rows(title, of_setting, BASELINE)
-    console.print(f"written to {options.output}", soft_wrap=True)
+    write_seed_tables(options.output, titles, content)
 
 
 def _setting_rows(options: PaperOrderOptions, setting: str) -> list[SeedRow]:
@@ -185,6 +177,5 @@ def _setting_rows(options: PaperOrderOptions, setting: str) -> list[SeedRow]:
     def folders(name: str) -> list[Path]:
         return [options.output / setting / f"{name}-{seed}" for seed in options.seeds_of(setting)]
 
-    assert all((folder / SCORES).exists() for folder in folders(BASELINE)), "they were scored"
     names = reversed(paper_agents())
     return [seed_row(name, folders(name), folders(BASELINE), task) for name in names]

@@ -6,7 +6,6 @@ on its own prefixes learns to undo. Both are shown beside the closed forms of
 `textgen_env/envs/recovery.py`. A stopped experiment starts over, since all of it takes minutes.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -42,10 +41,10 @@ from textgen_env.models.storage import Model
 from textgen_env.tasks.copy import CopyConfig
 from textgen_env.tasks.task import TextTask
 from textgen_env.types import Examples
+from textgen_experiments.evaluation.results import RESULTS, write_json
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.factories import build_model, learning_env
-from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.run_log import console, progress
 
@@ -119,7 +118,7 @@ def recovery(options: RecoveryOptions) -> None:
     rows = recovery_rows(options)
     print_recovery(rows)
     content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
-    write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
+    write_json(options.output / RESULTS, content)
     draw_recovery(rows, options.output / "recovery.png")
     console.print(f"written to {options.output}", soft_wrap=True)
 

@@ -12,8 +12,11 @@ from pathlib import Path
 from textgen_agents.evaluation.bleu_metric import bleu_signature
 from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_env.tasks.task import TextTask, references_of
+from textgen_experiments.evaluation.results import RESULTS, write_json
 from textgen_experiments.evaluation.scores import ModelScores, read_scores
-from textgen_experiments.evaluation.tables import print_table
+from textgen_experiments.evaluation.tables import markdown_table, print_table
+from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import read_outcome
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -161,9 +164,7 @@ def markdown_tables(tables: Mapping[str, Sequence[SeedRow]], baseline: str) -> s
     lines, signatures = [], {}
     for title, rows in tables.items():
         cells = [seed_cells(row, baseline) for row in rows]
-        lines += [f"## {title}", "", f"| {' | '.join(cells[0])} |"]
-        lines += ["|---|" + "---:|" * (len(cells[0]) - 1)]
-        lines += [f"| {' | '.join(row.values())} |" for row in cells] + [""]
+        lines += [f"## {title}", "", markdown_table(cells), ""]
         signatures |= {row.signature: None for row in rows}
     return "\n".join([*lines, f"BLEU: {', '.join(f'`{each}`' for each in signatures)}", ""])
 
@@ -173,3 +174,20 @@ def print_seed_rows(title: str, rows: Sequence[SeedRow], baseline: str) -> None:
     cells = [seed_cells(row, baseline) for row in rows]
     caption = f"± standard error of the mean over {rows[0].seeds} seeds; BLEU: {rows[0].signature}"
     print_table(title, list(cells[0]), [[*row.values()] for row in cells], caption=caption)
+
+
+def write_seed_tables(
+    output: Path, tables: Mapping[str, Sequence[SeedRow]], content: object
+) -> None:
+    """Print a table for each title, and write `results.json` and `tables.md`.
+
+    Args:
+        output: folder of the files.
+        tables: rows of each table by its title, which are compared with `BASELINE`.
+        content: what `results.json` holds.
+    """
+    write_json(output / RESULTS, content)
+    write_text(output / "tables.md", markdown_tables(tables, BASELINE))
+    for title, rows in tables.items():
+        print_seed_rows(title, rows, BASELINE)
+    console.print(f"written to {output}", soft_wrap=True)

@@ -4,7 +4,6 @@ Each learns by seqkd from the same texts of the teacher's, those of the shipped 
 same number of updates. All begin with layers of the teacher, but for the recurrent one.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,11 +17,11 @@ from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
-from textgen_env.tasks.task import encode_sources
-from textgen_experiments.evaluation.results import TEACHER
-from textgen_experiments.evaluation.tables import print_table
-from textgen_experiments.evaluation.timing import TimedModel, decode_speeds
+from textgen_experiments.evaluation.results import RESULTS, TEACHER, write_json
+from textgen_experiments.evaluation.tables import markdown_table, print_table
+from textgen_experiments.evaluation.timing import decode_speeds, timed_model
 from textgen_experiments.recipes import configs
+from textgen_experiments.reporting.charts import COLORS
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import write_text
@@ -33,19 +32,8 @@ from textgen_experiments.runs.train import PREPARED, Outcome, Show, train
 
 DROPOUT = 0.1
 COPIED = partial(TeacherLayers, dropout=DROPOUT)
-TIMED_TEST_SENTENCES = 256  # test sentences that speed is measured on
 MARKERS = {"float32": "o", "bfloat16": "s", "int8": "^"}
-CURVE_COLORS = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-"""Okabe and Ito's colors, for all kinds of color vision."""
+CURVE_COLORS = ("#000000", *COLORS)  # the teacher is black
 
 
 @dataclass(frozen=True)
@@ -100,11 +88,9 @@ def speed_curve(options: SpeedCurveOptions) -> None:
     folders = {TEACHER: VERSES_TEACHER, **{run.name: run / "model" for run in runs}}
     points = curve_points(folders)
     title = f"{options.updates:,} updates of seqkd each; speed-up over the teacher in float32"
-    write_text(options.output / "results.json", json.dumps([*map(asdict, points)], indent=2) + "\n")
+    write_json(options.output / RESULTS, [*map(asdict, points)])
     cells = [curve_cells(point) for point in points]
-    lines = [title, "", f"| {' | '.join(cells[0])} |", "|---|---|" + "---:|" * (len(cells[0]) - 2)]
-    lines += [f"| {' | '.join(row.values())} |" for row in cells]
-    text = "\n".join([*lines, "", f"BLEU: `{points[0].signature}`", ""])
+    text = f"{title}\n\n{markdown_table(cells, left=2)}\n\nBLEU: `{points[0].signature}`\n"
     write_text(options.output / "tables.md", text)
     draw_curve(points, options.output / "curve.png")
     print_table(title, list(cells[0]), [[*row.values()] for row in cells])
@@ -153,7 +139,6 @@ def curve_points(folders: dict[str, Path]) -> list[CurvePoint]:
     """
     tokenizer = load_tokenizer(next(iter(folders.values())))
     task = build_task(TASKS["verses"], tokenizer)
-    source = encode_sources([pair.source for pair in task.test[:TIMED_TEST_SENTENCES]], tokenizer)
     names = [(name, precision) for name in folders for precision in PRECISIONS]
     models = [load_to_act(folders[name], precision) for name, precision in names]
     with progress("scoring", total=len(models) + 1) as advance:
@@ -161,8 +146,7 @@ def curve_points(folders: dict[str, Path]) -> list[CurvePoint]:
         for model in models:
             qualities.append(quality_on(model, task, task.test))
             advance()
-        timed = [TimedModel(model, source, task.max_target_length) for model in models]
-        speeds = decode_speeds(timed, same_tokens=True)
+        speeds = decode_speeds([timed_model(model, task) for model in models], same_tokens=True)
         advance()
     sizes = {name: num_parameters(load_model(path)) for name, path in folders.items()}
     return [

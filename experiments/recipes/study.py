@@ -6,7 +6,6 @@ rate that its paper asks for. The test split is scored once, after all choices w
 validation. Scores are kept in the folder of the run, so a stopped study can be resumed.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,16 +20,13 @@ from textgen_experiments.recipes import configs
 from textgen_experiments.recipes.seed_table import (
     BASELINE,
     SeedRow,
-    markdown_tables,
-    print_seed_rows,
     seed_row,
+    write_seed_tables,
 )
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.parallel import train_in_parallel
-from textgen_experiments.runs.run_log import console
 from textgen_experiments.runs.train import PREPARED, Outcome, Show
 
 START = "start"  # in place of an agent's name: the common start of a seed
@@ -70,12 +66,8 @@ def study(options: StudyOptions) -> None:
     train_in_parallel(study_runs(options), train_and_score_one, options.at_once)
     rows = study_rows(options)
     title = f"{options.pairs:,} pairs, {options.seeds} seed{'s' if options.seeds > 1 else ''}"
-    options.output.mkdir(parents=True, exist_ok=True)
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
-    write_text(options.output / "results.json", json.dumps(content, indent=2) + "\n")
-    write_text(options.output / "tables.md", markdown_tables({title: rows}, BASELINE))
-    print_seed_rows(title, rows, BASELINE)
-    console.print(f"written to {options.output}", soft_wrap=True)
+    write_seed_tables(options.output, {title: rows}, content)
 
 
 def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:

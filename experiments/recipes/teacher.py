@@ -13,6 +13,7 @@ from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.verses import VersesConfig
+from textgen_experiments.evaluation.results import write_json
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
@@ -106,7 +107,7 @@ def teacher(options: TeacherOptions) -> None:
         "sample": asdict(sample),
         "training": asdict(training),
     }
-    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_json(folder / "scores.json", scores)
     write_text(folder / "README.md", _card(options.output, outcome, training, greedy, beam))
     console.print(
         f"the teacher is in {folder}: BLEU {greedy.bleu:.1f} greedy, {beam.bleu:.1f} beam 5 "

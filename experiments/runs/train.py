@@ -256,10 +256,10 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
     )
 
 
-def prepared_queries(folder: Path) -> Queries:
-    """Return the queries for the data that the run in `folder` was prepared with."""
-    _, metadata = load_tensors(folder / PREPARED)
-    return Queries(**json.loads(metadata["queries"]))
+def read_prepared(path: Path) -> tuple[Examples, Queries]:
+    """Return the training data that a run was prepared with, and the queries for it."""
+    prepared, metadata = load_tensors(path)
+    return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -341,8 +341,7 @@ def _prepare(
 ) -> tuple[Examples, Queries]:
     """Prepare the agent's training data and count the queries for it, once; then read them back."""
     if path.exists():
-        prepared, metadata = load_tensors(path)
-        return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
+        return read_prepared(path)
     pairs = encode(task.train, task)
     if isinstance(expert, CrossTokenizerExpert):
         views = expert.view([pair.expert_view for pair in task.train])

@@ -11,7 +11,7 @@ from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_experiments.recipes import configs, distill_verses
 from textgen_experiments.recipes.distill_verses import DistillVersesOptions
 from textgen_experiments.runs.folder import read_config
-from textgen_experiments.runs.train import PREPARED, prepared_queries, read_outcome
+from textgen_experiments.runs.train import PREPARED, read_outcome, read_prepared
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_the_better_student_is_written_with_scores_and_card(small, capsys):
     assert scores["outcome"]["validation_bleu"] == max(
         read_outcome(run).validation_bleu for run in runs
     )
-    texts = prepared_queries(runs[0])
+    _, texts = read_prepared(runs[0] / PREPARED)
     for name, once in (("train_seconds", texts.seconds), ("teacher_tokens_queried", texts.tokens)):
         both = sum(vars(read_outcome(run))[name] for run in runs)
         assert scores["outcome"][name] == pytest.approx(both - once)
