@@ -160,3 +160,23 @@ def record(*texts):
 def permitted(env, actions):
     """`actions`, (B,), with PAD where the episode is over: what mode `DISABLED` takes."""
     return actions.masked_fill(env.state.done, env.special.pad)
+
+
+def random_texts(rows):
+    """Return sources and actions of 50 tokens, without an end in the actions."""
+    generator = torch.Generator().manual_seed(rows)
+    source, actions = (torch.randint(3, 50, (rows, width), generator=generator) for width in (6, 5))
+    source[:, -1] = 2
+    return source, actions
+
+
+@torch.no_grad()
+def stepped_logits(model, source, actions):
+    """Return the logits of actions as a model that is stepped along them gives them."""
+    cache, previous = model.start(source, actions.shape[1]), torch.ones_like(source[:, 0])
+    logits = []
+    for action in actions.T:
+        answer, cache = model.step(previous, cache)
+        logits.append(answer)
+        previous = action
+    return torch.stack(logits, 1)

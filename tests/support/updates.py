@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from textgen_agents import AGENTS
@@ -11,6 +12,7 @@ from textgen_agents.agent import Agent
 from textgen_agents.rollouts.context import Context
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
+from textgen_agents.training.checkpoint import save_checkpoint
 from textgen_agents.training.learner import LearnerConfig
 
 ROWS = 12
@@ -76,6 +78,31 @@ def assert_learn_the_same(one, other, env, student):
 
 class StoppedError(Exception):
     """Stands in for whatever stops a run."""
+
+
+def stop_at_second_checkpoint(monkeypatch, begin):
+    """Begin a run that stops in place of its second checkpoint."""
+    actions = iter((save_checkpoint,))
+
+    def stop(*_):
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "textgen_agents.training.learner.save_checkpoint",
+            lambda *args: next(actions, stop)(*args),
+        )
+        with pytest.raises(StoppedError):
+            begin()
+
+
+def assert_runs_end_alike(whole, stopped):
+    """Check that two runs have the same model and last checkpoint, and return the latter."""
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
+        first, second = load_file(whole / file), load_file(stopped / file)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), file
+    return first
 
 
 class Log(dict):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.support.pretrained import FAMILIES, WORDS, save_family
+from tests.support.updates import assert_runs_end_alike, stop_at_second_checkpoint
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.storage import load_model, load_tokenizer
@@ -128,32 +129,11 @@ def test_a_run_with_adapters_goes_on_as_if_never_stopped(run, root, monkeypatch)
     options += ["--lora-rank", "2", "--agent.batches_per_rollout", "1", "--learner.ema", "0.5"]
     whole = run("whole", *options)
 
-    class StoppedError(Exception):
-        pass
-
-    def stop(*_):
-        raise StoppedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("textgen_agents.training.learner.save_checkpoint", _second_time(stop))
-        with pytest.raises(StoppedError):
-            run("stopped", *options)
-    again = run("stopped", *options)
-    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
-        first, second = load_file(whole / file), load_file(again / file)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first), file
-    averaged = [name for name in first if name.startswith("average.")]
+    stop_at_second_checkpoint(monkeypatch, lambda: run("stopped", *options))
+    last = assert_runs_end_alike(whole, run("stopped", *options))
+    averaged = [name for name in last if name.startswith("average.")]
     assert averaged
     assert all(".lora_" in name for name in averaged), "only what is trained"
-
-
-def _second_time(stop):
-    """Call `save_checkpoint` the first time, `stop` after."""
-    from textgen_agents.training.learner import save_checkpoint
-
-    actions = iter((save_checkpoint,))
-    return lambda *args: next(actions, stop)(*args)
 
 
 @pytest.mark.parametrize("agent", ["seqkd", "seqinter", "imitkd"])

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests.support.updates import assert_runs_end_alike, stop_at_second_checkpoint
 from textgen_env.generation.decoding import greedy
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import load_model, save_model
@@ -74,33 +74,13 @@ def test_a_run_keeps_the_layers_and_goes_on_as_if_never_stopped(models, tmp_path
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, *options)
 
-    class StoppedError(Exception):
-        pass
-
-    def stop(*_):
-        raise StoppedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("textgen_agents.training.learner.save_checkpoint", _second_time(stop))
-        with pytest.raises(StoppedError):
-            train(stopped, *options)
+    stop_at_second_checkpoint(monkeypatch, lambda: train(stopped, *options))
     train(stopped, *options)
-    for file in ("model/model.safetensors", "checkpoints/last.safetensors"):
-        first, second = load_file(whole / file), load_file(stopped / file)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first), file
+    assert_runs_end_alike(whole, stopped)
     experiment = read_config(whole).experiment
     assert experiment.student_from_teacher.encoder_indices == (0, 2)
     sizes = (experiment.student.num_encoder_layers, experiment.student.num_decoder_layers)
     assert (sizes, experiment.student.dropout) == ((2, 1), 0.1)
-
-
-def _second_time(stop):
-    """Call `save_checkpoint` the first time, `stop` after."""
-    from textgen_agents.training.learner import save_checkpoint
-
-    actions = iter((save_checkpoint,))
-    return lambda *args: next(actions, stop)(*args)
 
 
 def test_a_run_with_other_layers_is_no_run_to_resume(models, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.toy import random_texts, stepped_logits
 from textgen_env.generation.decoding import greedy
 from textgen_env.models.acceleration import int8
 from textgen_env.models.acceleration.int8 import (
@@ -34,23 +35,6 @@ CONFIGS = {
 def model(request):
     torch.manual_seed(0)
     return CONFIGS[request.param].build().eval()
-
-
-def texts(rows):
-    generator = torch.Generator().manual_seed(rows)
-    source, actions = (torch.randint(3, 50, (rows, width), generator=generator) for width in (6, 5))
-    source[:, -1] = 2
-    return source, actions
-
-
-@torch.no_grad()
-def by_steps(model, source, actions):
-    cache, previous, logits = model.start(source, 5), torch.ones_like(source[:, 0]), []
-    for action in actions.T:
-        answer, cache = model.step(previous, cache)
-        logits.append(answer)
-        previous = action
-    return torch.stack(logits, 1)
 
 
 def test_a_product_by_hand(monkeypatch):
@@ -155,7 +139,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 def test_steps_are_those_of_the_whole_text_and_near_the_model(model):
-    source, actions = texts(9)
+    source, actions = random_texts(9)
     quantized = with_int8_weights(model)
     kinds = {type(module) for module in quantized.modules()}
     assert {Int8Linear, Int8Embedding} <= kinds
@@ -163,12 +147,12 @@ def test_steps_are_those_of_the_whole_text_and_near_the_model(model):
     with torch.no_grad():
         expected = model.sequence_logits(source, actions)
         whole = quantized.sequence_logits(source, actions)
-    steps = by_steps(quantized, source, actions)
+    steps = stepped_logits(quantized, source, actions)
     # Sums in another order may round to a neighbouring level.
     assert (steps - whole).norm() < 0.01 * whole.norm()
     assert 0 < (whole - expected).norm() < 0.05 * expected.norm()
     pairs = zip(source.split(1), actions.split(1), strict=True)
-    alone = torch.cat([by_steps(quantized, *pair) for pair in pairs])
+    alone = torch.cat([stepped_logits(quantized, *pair) for pair in pairs])
     assert (alone - steps).norm() < 0.01 * steps.norm()
 
 
@@ -182,10 +166,11 @@ def test_the_model_itself_stays_as_it_was_and_shares_its_weights(model):
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_answer_as_the_model(model, again):
-    source, actions = texts(7)
+    source, actions = random_texts(7)
     quantized = with_int8_weights(model)
     assert torch.equal(
-        by_steps(again(quantized), source, actions), by_steps(quantized, source, actions)
+        stepped_logits(again(quantized), source, actions),
+        stepped_logits(quantized, source, actions),
     )
 
 

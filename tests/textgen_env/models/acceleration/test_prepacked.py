@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.toy import random_texts, stepped_logits
 from textgen_env.models.acceleration.prepacked import (
     MIN_FLOAT32_ROWS,
     PrepackedLinear,
@@ -31,28 +32,11 @@ def model(request):
     return CONFIGS[request.param]().eval()
 
 
-def texts(rows):
-    generator = torch.Generator().manual_seed(rows)
-    source, actions = (torch.randint(3, 50, (rows, width), generator=generator) for width in (6, 5))
-    source[:, -1] = 2
-    return source, actions
-
-
-@torch.no_grad()
-def by_steps(model, source, actions):
-    cache, previous, logits = model.start(source, 5), torch.ones_like(source[:, 0]), []
-    for action in actions.T:
-        answer, cache = model.step(previous, cache)
-        logits.append(answer)
-        previous = action
-    return torch.stack(logits, 1)
-
-
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("rows", [1, MIN_FLOAT32_ROWS, 9])
 def test_logits_are_those_of_the_model(model, dtype, rows):
     model = model.to(dtype)
-    source, actions = texts(rows)
+    source, actions = random_texts(rows)
     prepacked = with_prepacked_weights(model)
     assert any(isinstance(module, PrepackedLinear) for module in prepacked.modules())
     with torch.no_grad():
@@ -60,7 +44,7 @@ def test_logits_are_those_of_the_model(model, dtype, rows):
         torch.testing.assert_close(
             prepacked.sequence_logits(source, actions), expected, **CLOSE[dtype]
         )
-    torch.testing.assert_close(by_steps(prepacked, source, actions), expected, **CLOSE[dtype])
+    torch.testing.assert_close(stepped_logits(prepacked, source, actions), expected, **CLOSE[dtype])
 
 
 def test_the_model_itself_stays_as_it_was_and_shares_its_weights(model):
@@ -81,10 +65,11 @@ def test_a_gradient_is_not_lost():
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_answer_as_well(model, again):
-    source, actions = texts(7)
+    source, actions = random_texts(7)
     prepacked = with_prepacked_weights(model)
     torch.testing.assert_close(
-        by_steps(again(prepacked), source, actions), by_steps(prepacked, source, actions)
+        stepped_logits(again(prepacked), source, actions),
+        stepped_logits(prepacked, source, actions),
     )
 
 
