@@ -144,6 +144,7 @@ def test_a_run_killed_at_every_file_it_puts_in_place_ends_the_same(tmp_path, age
     """While the teacher's texts, checkpoints, among them a buffer, and the model are written."""
     task = copy_task(CopyConfig(num_words=8, max_length=5, num_train=20))
     size = TransformerConfig(task.tokenizer.vocab_size, width=16, num_heads=2, feed_forward=16)
+    torch.manual_seed(0)
     save_model(Transformer(size), tmp_path / "teacher", task.tokenizer)
     command = [
         *("train", "--task", "copy", "--agent", agent, "--teacher", str(tmp_path / "teacher")),
