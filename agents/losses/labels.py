@@ -15,8 +15,10 @@ from textgen_agents.losses.divergences import Divergence, by_parts, cross_entrop
 from textgen_agents.losses.topk import with_tail
 from textgen_env.bounds import check_at_least
 from textgen_env.dynamics import State
-from textgen_env.experts.expert import Expert, ExpertError, TopK
+from textgen_env.experts.expert import Expert, ExpertError
+from textgen_env.experts.top_k import TopK
 from textgen_env.models.sequence_model import AnyCache
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 Labels = Mapping[str, Tensor]
@@ -47,12 +49,11 @@ class Top1:
     def losses(
         self,
         student_logits: Tensor,
-        trajectories: Trajectories,
-        expert: Expert,
         divergence: Divergence,
+        asked: "AskedStates",
     ) -> Tensor:
-        """Return the (B, T) divergence, nats, with all other tokens as one."""
-        tokens = expert.best_actions(trajectories)
+        """Return the (1, K) divergence, nats, with all other tokens as one."""
+        tokens = asked.at_positions(asked.expert.best_actions(asked.trajectories))
         if divergence is forward_kl:  # the same, without a distribution to be made
             return cross_entropy(student_logits, tokens, label_smoothing=self.label_smoothing)
         none = torch.full(tokens.shape, float("-inf"), device=tokens.device)
@@ -92,12 +93,13 @@ class TopKWithTail:
     def losses(
         self,
         student_logits: Tensor,
-        trajectories: Trajectories,
-        expert: Expert,
         divergence: Divergence,
+        asked: "AskedStates",
     ) -> Tensor:
-        """Return the (B, T) divergence, nats, on k tokens and all others as one."""
-        return divergence(*with_tail(student_logits, expert.top_k(trajectories, self.k)))
+        """Return the (1, K) divergence, nats, on k tokens and all others as one."""
+        answer = asked.expert.top_k(asked.trajectories, self.k)
+        parts = (asked.at_positions(getattr(answer, field.name)) for field in fields(answer))
+        return divergence(*with_tail(student_logits, TopK(*parts)))
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,34 @@ class Dense:
     def losses(
         self,
         student_logits: Tensor,
-        trajectories: Trajectories,
-        expert: Expert,
         divergence: Divergence,
+        asked: "AskedStates",
     ) -> Tensor:
-        """Return the (B, T) divergence, nats, on the whole vocabulary."""
-        return by_parts(divergence, student_logits, expert.logits(trajectories))
+        """Return the (1, K) divergence, nats, on the whole vocabulary."""
+        logits = asked.expert.logits_at(asked.trajectories, asked.positions)
+        return by_parts(divergence, student_logits, logits[None])
 
 
 Label = Top1 | TopKWithTail | Dense
+
+
+@dataclass(frozen=True)
+class AskedStates:
+    """States at which a label is asked and learned from, and who answers.
+
+    Attributes:
+        trajectories: B of them, with T steps.
+        positions: K of their steps, among them all that count.
+        expert: the teacher, or its recorded answers.
+    """
+
+    trajectories: Trajectories
+    positions: TokenPositions
+    expert: Expert
+
+    def at_positions(self, values: Tensor) -> Tensor:
+        """Return those of (B, T, ...) values that are at the positions, (1, K, ...)."""
+        return self.positions.gather(values)[None]
 
 
 def check_smoothing(label_smoothing: float) -> None:

@@ -16,10 +16,12 @@ from textgen_agents.losses.divergences import (
     cross_entropy,
     masked_mean,
 )
-from textgen_agents.losses.labels import Label
+from textgen_agents.losses.labels import AskedStates, Label
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import check_logits, logits_from
+from textgen_env.models.hidden_states import logits_at
 from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 
@@ -59,6 +61,24 @@ def mean_over_actions(losses: Tensor, trajectories: Trajectories) -> Tensor:
     return masked_mean(losses, trajectories.mask)
 
 
+def counted_positions(trajectories: Trajectories) -> TokenPositions:
+    """Return the steps that are learned from: those that count, where they are cheap to find."""
+    return TokenPositions.of(trajectories.mask)
+
+
+def mean_at(losses: Tensor, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
+    """Return what `mean_over_actions` does, from the losses at some positions.
+
+    Args:
+        losses: (1, K) float.
+        trajectories: with mask and weights.
+        positions: K of their steps, among them all that count.
+    """
+    if trajectories.weight is not None:
+        losses = losses * positions.gather(trajectories.weight)
+    return masked_mean(losses, positions.gather(trajectories.mask)[None])
+
+
 def token_loss(
     trajectories: Trajectories,
     student: SequenceModel,
@@ -76,9 +96,10 @@ def token_loss(
 
     Source: Lin et al. 2020, eq. 5, arXiv:2009.07253.
     """
-    logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    return mean_over_actions(losses, trajectories)
+    positions = counted_positions(trajectories)
+    logits = logits_at(student, positions, trajectories.source, trajectories.actions)
+    losses = cross_entropy(logits, positions.gather(labels), label_smoothing=label_smoothing)
+    return mean_at(losses[None], trajectories, positions)
 
 
 @torch.no_grad()
@@ -121,9 +142,10 @@ def loss_for(
 
     Source: Lin et al. 2020, eq. 6 with `Dense` and `forward_kl`, arXiv:2009.07253.
     """
-    logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    losses = label.losses(logits, trajectories, expert, divergence)
-    return mean_over_actions(losses, trajectories)
+    positions = counted_positions(trajectories)
+    logits = logits_at(student, positions, trajectories.source, trajectories.actions)
+    losses = label.losses(logits[None], divergence, AskedStates(trajectories, positions, expert))
+    return mean_at(losses, trajectories, positions)
 
 
 def loss_by_writer(

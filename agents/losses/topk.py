@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textgen_agents.losses.divergences import forward_kl
-from textgen_env.experts.expert import TopK
+from textgen_env.experts.top_k import TopK
 
 
 def with_tail(student_logits: Tensor, labels: TopK) -> tuple[Tensor, Tensor]:

@@ -149,6 +149,9 @@ class Given(nn.Module):
     def logits(self, trajectories):
         return self.table.detach()
 
+    def logits_at(self, trajectories, positions):
+        return positions.gather(self.logits(trajectories))
+
 
 def record(*texts):
     """Trajectories of texts given as lists of tokens, written by the data."""

@@ -5,10 +5,11 @@
 
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.dynamic_oracle import DynamicOracle
-from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert, Queries, TopK
+from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert, Queries
 from textgen_env.experts.kept_states import KeptStatesExpert, KeptTexts
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.experts.scripted import ScriptedExpert
+from textgen_env.experts.top_k import TopK
 
 __all__ = [
     "CrossTokenizerExpert",

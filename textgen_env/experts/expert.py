@@ -8,6 +8,7 @@ and losses made from the answers are in `agents/`.
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from textgen_env import dynamics
 from textgen_env.dynamics import State
+from textgen_env.experts.top_k import TopK, top_k_and_tail
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import (
     Decoder,
@@ -28,10 +30,10 @@ from textgen_env.generation.decoding import (
     sync_interval,
 )
 from textgen_env.models.ensemble import CutVocabulary
+from textgen_env.models.hidden_states import logits_at
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
-from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, check_shape
-
-TOP_K_CHUNK_STATES = 1024  # `top_k` holds the float32 logits of this many states at a time
+from textgen_env.models.token_positions import TokenPositions
+from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,6 @@ class Queries:
             self.tokens + other.tokens,
             self.seconds + other.seconds,
         )
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Top-k label: the k most probable next tokens at every state, and the tail as one bucket.
-
-    The k probabilities and the tail sum to 1: a divergence between two such labels is a divergence
-    between distributions.
-
-    Attributes:
-        tokens: (B, T, k) int64, by decreasing probability.
-        log_probs: (B, T, k) float32, nats.
-        tail_log_prob: (B, T) float32, nats, of all other tokens together; -inf if k is V.
-    """
-
-    tokens: Tensor
-    log_probs: Tensor
-    tail_log_prob: Tensor
-
-    def __post_init__(self) -> None:
-        check_shape("tokens", self.tokens, (None, None, None))
-        check_shape("log_probs", self.log_probs, tuple(self.tokens.shape))
-        check_shape("tail_log_prob", self.tail_log_prob, tuple(self.tokens.shape[:2]))
 
 
 class ExpertError(RuntimeError):
@@ -128,6 +107,13 @@ class Expert(ABC):
     @abstractmethod
     def logits(self, trajectories: Trajectories) -> Tensor:
         """Return (B, T, V) float logits of the next token at every state, without gradient."""
+
+    def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
+        """Return (K, V) float logits of the next token at K of the states, without gradient.
+
+        The states that count in the mask are queried, as by `logits`, and must be among them.
+        """
+        return positions.gather(self.logits(trajectories))
 
     @abstractmethod
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
@@ -263,27 +249,7 @@ class Expert(ABC):
         Raises:
             ValueError: `k` below 1 or above V.
         """
-        logits = self.logits(trajectories)
-        rows, steps, vocab_size = logits.shape
-        if not 1 <= k <= vocab_size:
-            raise ValueError(
-                f"k must be from 1 to {vocab_size}, the size of the vocabulary, got {k}"
-            )
-        chunks = logits.flatten(0, 1).split(TOP_K_CHUNK_STATES)
-        parts = [_top_k_and_tail(chunk, k) for chunk in chunks]
-        tokens, log_probs, tail = (torch.cat(column) for column in zip(*parts, strict=True))
-        return TopK(
-            tokens.view(rows, steps, k), log_probs.view(rows, steps, k), tail.view(rows, steps)
-        )
-
-
-def _top_k_and_tail(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens (B, k), their log-probabilities (B, k) and the tail's (B,) of logits (B, V)."""
-    # One minus the sum of the k probabilities would round a small tail to 0.
-    values, tokens = logits.float().topk(k)
-    tail = logits.float().scatter(1, tokens, float("-inf")).logsumexp(1)
-    normalizer = torch.logaddexp(values.logsumexp(1), tail)
-    return tokens, values - normalizer[:, None], tail - normalizer
+        return top_k_and_tail(self.logits(trajectories), k)
 
 
 class NeuralExpert(Expert):
@@ -307,11 +273,20 @@ class NeuralExpert(Expert):
         """V, the size of the expert's vocabulary."""
         return self.model.vocab_size
 
-    @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:
         """Return (B, T, V) logits of one parallel pass; entries at padding have no meaning."""
+        return self._answer(trajectories, self.model.sequence_logits)
+
+    def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
+        """Return (K, V) logits of one parallel pass."""
+        return self._answer(trajectories, partial(logits_at, self.model, positions))
+
+    @torch.no_grad()
+    def _answer(
+        self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         start = time.perf_counter()
-        logits = self.model.sequence_logits(trajectories.expert_view, trajectories.actions)
+        logits = forward(trajectories.expert_view, trajectories.actions)
         self.count(trajectories.mask.sum(), start)
         return logits
 

@@ -22,6 +22,7 @@ from textgen_env.files import write_atomically
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
 from textgen_env.models.sequence_model import AnyCache
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 Key = bytes
@@ -193,6 +194,15 @@ class KeptStatesExpert(Expert):
     @torch.no_grad()
     def logits(self, trajectories: Trajectories) -> Tensor:
         """Return (B, T, V) logits; entries at padding have no meaning."""
+        return self.model.project(self._hidden(trajectories))
+
+    @torch.no_grad()
+    def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
+        """Return (K, V) logits at K of the states."""
+        return self.model.project(positions.gather(self._hidden(trajectories)))
+
+    def _hidden(self, trajectories: Trajectories) -> Tensor:
+        """Return the (B, T, D) hidden states, kept ones and others."""
         hidden, is_known = self.kept.find(trajectories)
         others = (~is_known).nonzero()[:, 0].to(hidden.device)
         if len(others):
@@ -200,7 +210,7 @@ class KeptStatesExpert(Expert):
             answered = self.model.hidden(asked.expert_view, asked.actions)
             hidden[others] = answered.to(hidden.dtype)
             self.inner.count(asked.mask.sum(), start)
-        return self.model.project(hidden)
+        return hidden
 
     def start(self, source: Tensor, max_steps: int) -> AnyCache:
         """Return the teacher's own cache."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from textgen_env.dynamics import State
 from textgen_env.experts.completions_client import Completion, CompletionsClient
-from textgen_env.experts.expert import Expert, ExpertError, TopK
+from textgen_env.experts.expert import Expert, ExpertError
 from textgen_env.experts.label_cache import LabelCache
+from textgen_env.experts.top_k import TopK
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tokenizers.subword import TextTokenizer

@@ -33,6 +33,7 @@ from textgen_env.models.layers import (
     sinusoids,
 )
 from textgen_env.models.source_memory import SourceMemory
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import SpecialTokens
 
 
@@ -81,17 +82,33 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config.width, config.feed_forward)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Return the layer's output, (B, S, width), for an input of the same shape.
+    def forward(self, hidden: Tensor, positions: TokenPositions, mask: Tensor) -> Tensor:
+        """Return the layer's output, (K, width), for an input of the same shape.
 
         Args:
-            hidden: (B, S, width).
+            hidden: (K, width).
+            positions: its K positions of the (B, S) source.
             mask: (B, 1, 1, S) bool, True at the source's tokens.
         """
         normed = self.attention_norm(hidden)
-        keys, values = self.attention.project(normed)
-        hidden = hidden + self.dropout(self.attention(normed, keys, values, mask))
+        keys, values = self.attention.project(normed, positions)
+        hidden = hidden + self.dropout(self.attention(normed, positions, keys, values, mask))
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """Encoder's output.
+
+    Attributes:
+        memory: (K, width).
+        positions: its K positions of the (B, S) source.
+        mask: (B, S) bool, True at the source's tokens.
+    """
+
+    memory: Tensor
+    positions: TokenPositions
+    mask: Tensor
 
 
 class SourceDecoderLayer(nn.Module, ABC):
@@ -102,13 +119,13 @@ class SourceDecoderLayer(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, hidden: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
-        """Return the layer's output at all positions, (B, T, width).
+    def forward(self, hidden: Tensor, positions: TokenPositions, source: EncodedSource) -> Tensor:
+        """Return the layer's output, (K, width).
 
         Args:
-            hidden: (B, T, width).
-            memory: (B, S, width), the encoder's output.
-            source_mask: (B, 1, 1, S) bool, True at the source's tokens.
+            hidden: (K, width).
+            positions: its K positions of the (B, T) prefixes.
+            source: the encoder's output.
         """
 
     def add_source_sublayers(self, config: EncoderDecoderConfig) -> None:
@@ -119,10 +136,13 @@ class SourceDecoderLayer(nn.Module, ABC):
         self.feed_forward = FeedForward(config.width, config.feed_forward)
         self.dropout = Dropout(config.dropout)
 
-    def read_source(self, hidden: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+    def read_source(
+        self, hidden: Tensor, positions: TokenPositions, source: EncodedSource
+    ) -> Tensor:
         """Return what `forward` does, given `hidden` with the first sublayer's output added."""
-        keys, values = self.source_attention.project(memory)
-        context = self.source_attention(self.source_norm(hidden), keys, values, source_mask)
+        keys, values = self.source_attention.project(source.memory, source.positions)
+        mask = source.mask[:, None, None]
+        context = self.source_attention(self.source_norm(hidden), positions, keys, values, mask)
         hidden = hidden + self.dropout(context)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
@@ -172,15 +192,13 @@ class EncoderDecoder(nn.Module):
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
-        return self.project(self.hidden(source, actions))
+        hidden, positions = self._decode(source, actions)
+        return positions.scatter(self.project(hidden))
 
     def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the last hidden states, (B, T, width), after the final norm."""
-        memory, mask = self._encode(source)
-        hidden = self._embed(F.pad(actions, (1, 0), value=self.special.start)[:, :-1])
-        for layer in self.decoder:
-            hidden = layer(hidden, memory, mask[:, None, None])
-        return self.decoder_norm(hidden)
+        hidden, positions = self._decode(source, actions)
+        return positions.scatter(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of last hidden states, (..., width)."""
@@ -188,10 +206,14 @@ class EncoderDecoder(nn.Module):
 
     def source_memory(self, source: Tensor) -> SourceMemory:
         """Encode the source and compute its keys and values for every decoder layer."""
-        memory, mask = self._encode(source)
+        encoded = self._encode(source)
         layers = cast("Iterator[SourceDecoderLayer]", iter(self.decoder))
-        projected = [part for layer in layers for part in layer.source_attention.project(memory)]
-        return SourceMemory.masked(torch.stack(projected).unflatten(0, (-1, 2)), mask)
+        projected = [
+            part
+            for layer in layers
+            for part in layer.source_attention.project(encoded.memory, encoded.positions)
+        ]
+        return SourceMemory.masked(torch.stack(projected).unflatten(0, (-1, 2)), encoded.mask)
 
     def embed_next(self, previous: Tensor, position_embeddings: Tensor) -> Tensor:
         """Return the decoder's input of one step, (R, width).
@@ -207,19 +229,38 @@ class EncoderDecoder(nn.Module):
         positions = sinusoids(torch.arange(count, device=device), self.config.width)
         return positions.to(self.embedding.weight.dtype)
 
-    def _encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoder's output, (B, S, width), and the mask of its tokens, (B, S) bool."""
+    def _encode(self, source: Tensor) -> EncodedSource:
+        """Return the encoder's output at the tokens of (B, S) `source`."""
         check_source(source)
         mask = source != self.special.pad
-        hidden = self._embed(source)
+        positions = TokenPositions.of(mask)
+        hidden = self._embed(source, positions)
         for layer in self.encoder:
-            hidden = layer(hidden, mask[:, None, None])
-        return self.encoder_norm(hidden), mask
+            hidden = layer(hidden, positions, mask[:, None, None])
+        return EncodedSource(self.encoder_norm(hidden), positions, mask)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        scaled = self.embedding(tokens) * math.sqrt(self.config.width)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.dropout(scaled + sinusoids(positions, self.config.width).to(scaled.dtype))
+    def _decode(self, source: Tensor, actions: Tensor) -> tuple[Tensor, TokenPositions]:
+        """Return the last hidden states before the actions, (K, width), and their positions.
+
+        They are those of the actions, and of one more of each row that ends before the widest.
+        """
+        encoded = self._encode(source)
+        # By the token before: the end token may have the id of padding.
+        positions = TokenPositions.of(
+            F.pad(actions != self.special.pad, (1, 0), value=True)[:, :-1]
+        )
+        previous = F.pad(actions, (1, 0), value=self.special.start)[:, :-1]
+        hidden = self._embed(previous, positions)
+        for layer in self.decoder:
+            hidden = layer(hidden, positions, encoded)
+        return self.decoder_norm(hidden), positions
+
+    def _embed(self, tokens: Tensor, positions: TokenPositions) -> Tensor:
+        """Return the vectors, (K, width), of the tokens (B, L) at K positions."""
+        embedded = self.embedding(positions.gather(tokens)) * math.sqrt(self.config.width)
+        order = torch.arange(tokens.shape[1], device=tokens.device)
+        angles = sinusoids(order, self.config.width).to(embedded.dtype)
+        return self.dropout(embedded + positions.gather(angles.expand(len(tokens), -1, -1)))
 
     def _initialize(self) -> None:
         for parameter in self.parameters():

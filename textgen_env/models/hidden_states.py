@@ -12,6 +12,7 @@ from textgen_env.models.acceleration.cuda_graph import GraphedModel
 from textgen_env.models.huggingface.hidden_states import PretrainedHiddenStates
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.token_positions import TokenPositions
 
 
 @runtime_checkable
@@ -39,3 +40,22 @@ def with_hidden_states(model: SequenceModel) -> HiddenStates | None:
     if isinstance(model, HuggingFaceModel):
         return PretrainedHiddenStates.of(model)
     return model if isinstance(model, HiddenStates) else None
+
+
+def logits_at(
+    model: SequenceModel, positions: TokenPositions, source: Tensor, actions: Tensor
+) -> Tensor:
+    """Return the logits (K, V) of `model` at K positions of the actions.
+
+    Those of other positions are not computed, if the model has hidden states.
+
+    Args:
+        model: any model.
+        positions: K of the (B, T) actions.
+        source: (B, S) int64, PAD after each row's end token.
+        actions: (B, T) int64, PAD after the end of each row.
+    """
+    states = with_hidden_states(model)
+    if states is None:
+        return positions.gather(model.sequence_logits(source, actions))
+    return states.project(positions.gather(states.hidden(source, actions)))

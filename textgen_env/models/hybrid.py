@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from textgen_env.models.cache_ops import host_sync_is_free, scatter_rows_
 from textgen_env.models.encoder_decoder import (
+    EncodedSource,
     EncoderDecoder,
     EncoderDecoderConfig,
     SourceDecoderLayer,
@@ -28,6 +29,7 @@ from textgen_env.models.encoder_decoder import (
 from textgen_env.models.layers import at_least_float32
 from textgen_env.models.recurrent_units import UNITS, UnitName
 from textgen_env.models.source_memory import SourceMemory
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import SpecialTokens
 
 
@@ -129,10 +131,11 @@ class HybridDecoderLayer(SourceDecoderLayer):
         self.unit = UNITS[config.unit](config.width)
         self.add_source_sublayers(config)
 
-    def forward(self, hidden: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
-        """Return the layer's output at all positions, as the base class says."""
-        hidden = hidden + self.dropout(self.unit(self.unit_norm(hidden)))
-        return self.read_source(hidden, memory, source_mask)
+    def forward(self, hidden: Tensor, positions: TokenPositions, source: EncodedSource) -> Tensor:
+        """Return the layer's output, as the base class says."""
+        outputs = self.unit(positions.scatter(self.unit_norm(hidden)))
+        hidden = hidden + self.dropout(positions.gather(outputs))
+        return self.read_source(hidden, positions, source)
 
     def step(self, hidden: Tensor, cache: HybridCache, layer: int) -> tuple[Tensor, Tensor]:
         """Return the layer's output at the next position of each row, and its unit's state.

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textgen_env.models.token_positions import TokenPositions
+
 
 def check_source(source: Tensor) -> None:
     """Raise `ValueError` unless each row of (B, S) `source` has a token to read."""
@@ -135,28 +137,36 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values, (B, H, L, D) each, of `memory`, (B, L, width)."""
-        keys, values = self.key_value(memory).chunk(2, dim=-1)
+    def project(self, memory: Tensor, positions: TokenPositions) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values, (B, H, L, D) each, of `memory`, (K, width).
+
+        Args:
+            memory: the vectors at `positions`.
+            positions: K of a (B, L) batch; keys and values are 0 elsewhere.
+        """
+        keys, values = positions.scatter(self.key_value(memory)).chunk(2, dim=-1)
         return self._split_heads(keys), self._split_heads(values)
 
     def forward(
         self,
         hidden: Tensor,
+        positions: TokenPositions,
         keys: Tensor,
         values: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Return the attention output, (B, T, width).
+        """Return the attention output, (K, width).
 
         Args:
-            hidden: (B, T, width), the vectors that queries are computed from.
+            hidden: (K, width), the vectors that queries are computed from.
+            positions: their K positions of a (B, T) batch.
             keys: (B, H, L, D).
             values: (B, H, L, D).
             mask: bool, broadcasts to (B, H, T, L), True where a position is visible.
         """
-        attended = attend(self._split_heads(self.query(hidden)), keys, values, mask)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        queries = self._split_heads(positions.scatter(self.query(hidden)))
+        attended = attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
+        return self.out(positions.gather(attended))
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

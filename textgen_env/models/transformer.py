@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from textgen_env.models.encoder_decoder import (
+    EncodedSource,
     EncoderDecoder,
     EncoderDecoderConfig,
     SourceDecoderLayer,
 )
 from textgen_env.models.kv_cache import KeyValueCache
 from textgen_env.models.layers import Attention
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import SpecialTokens
 
 
@@ -41,14 +43,14 @@ class DecoderLayer(SourceDecoderLayer):
         self.attention = Attention(config.width, config.num_heads)
         self.add_source_sublayers(config)
 
-    def forward(self, hidden: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
-        """Return the layer's output at all positions, as the base class says."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        causal = positions <= positions[:, None]  # padding is at the end, so it is hidden too
+    def forward(self, hidden: Tensor, positions: TokenPositions, source: EncodedSource) -> Tensor:
+        """Return the layer's output, as the base class says."""
+        steps = torch.arange(positions.shape[1], device=hidden.device)
+        causal = steps <= steps[:, None]  # padding is at the end, so it is hidden too
         normed = self.attention_norm(hidden)
-        keys, values = self.attention.project(normed)
-        hidden = hidden + self.dropout(self.attention(normed, keys, values, causal))
-        return self.read_source(hidden, memory, source_mask)
+        keys, values = self.attention.project(normed, positions)
+        hidden = hidden + self.dropout(self.attention(normed, positions, keys, values, causal))
+        return self.read_source(hidden, positions, source)
 
     def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, slots: Tensor) -> Tensor:
         """Return the layer's output at the next position of each row, (R, width).

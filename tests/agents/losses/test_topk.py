@@ -9,7 +9,7 @@ from textgen_agents.losses.divergences import (
     total_variation,
 )
 from textgen_agents.losses.topk import atkd_split, rest_prob, with_tail
-from textgen_env.experts.expert import TopK, _top_k_and_tail
+from textgen_env.experts.top_k import TopK, top_k_and_tail
 
 INFINITE = float("inf")
 
@@ -79,7 +79,7 @@ def test_with_tail_is_a_divergence_below_that_of_the_whole(k):
 def test_with_tail_is_exactly_zero_where_both_are_equal(k, divergence):
     """The labels are those of an expert, in float32."""
     logits = random_logits(15, 1, 64, 50).float()
-    labels = TopK(*(part[None] for part in _top_k_and_tail(logits[0], k)))
+    labels = top_k_and_tail(logits, k)
     assert (divergence(*with_tail(logits, labels)) == 0).all()
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from textgen_env import dynamics
-from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert, TopK
+from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.experts.top_k import TopK
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import Sampling, decode_all, sample
 from textgen_env.tasks.task import encode
@@ -209,7 +210,7 @@ def test_a_small_tail_is_not_rounded_to_zero():
 def test_top_k_does_not_depend_on_the_chunks(tiny_teacher, trajectories, monkeypatch):
     expert = NeuralExpert(tiny_teacher)
     whole = expert.top_k(trajectories, 2)
-    monkeypatch.setattr("textgen_env.experts.expert.TOP_K_CHUNK_STATES", 7)
+    monkeypatch.setattr("textgen_env.experts.top_k.TOP_K_CHUNK_STATES", 7)
     parts = expert.top_k(trajectories, 2)
     for name in ("tokens", "log_probs", "tail_log_prob"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))

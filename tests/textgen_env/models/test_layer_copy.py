@@ -137,7 +137,7 @@ def test_a_hybrid_is_its_teacher_but_for_what_stands_in_place_of_self_attention(
     before = student.sequence_logits(SOURCE, ACTIONS)
     for layer, own in zip(student.decoder, plain.decoder, strict=True):
         layer.unit, own.attention = Silent(), Silent()
-        own.attention.project = lambda hidden: (hidden, hidden)
+        own.attention.project = lambda hidden, positions: (hidden, hidden)
     expected = plain.sequence_logits(SOURCE, ACTIONS)
     assert torch.equal(student.sequence_logits(SOURCE, ACTIONS), expected)
     assert (before - expected).abs().max() > 0.01
