@@ -66,8 +66,8 @@ def mixed_rollout(context: Context, *, beta: float, sampling: Sampling | None) -
     env = context.env
     drawn = bernoulli_mask(beta, len(context.indices), context.generator).to(env.device)
     by_student = ~(drawn & _has_reference(context))
-    student = token_sampler(sampling, context)
-    return rollout(context, by_example(by_student, student, env.max_steps))
+    behavior = by_example(by_student, token_sampler(sampling, context), env.max_steps)
+    return rollout(context, behavior, by_data=~by_student)
 
 
 def student_rollout(context: Context, sampling: Sampling | None) -> LabelledBatch:
@@ -81,7 +81,11 @@ def student_rollout(context: Context, sampling: Sampling | None) -> LabelledBatc
 
 
 def rollout(
-    context: Context, behavior: Behavior, *, record_expert_logits: bool = False
+    context: Context,
+    behavior: Behavior,
+    *,
+    record_expert_logits: bool = False,
+    by_data: Tensor | None = None,
 ) -> LabelledBatch:
     """Write one episode in each slot.
 
@@ -92,6 +96,8 @@ def rollout(
         behavior: the policy that writes.
         record_expert_logits: query the environment's expert at every step, show its logits to
             `behavior`, and keep them as labels, in the expert's precision.
+        by_data: (B,) bool, the rows that `behavior` leaves to the data from start to end: where it
+            saves time, no student is asked about them. None if there are none.
 
     Returns:
         Trajectories with T up to the environment's limit, and the label "logits", (B, T, V), if it
@@ -102,7 +108,7 @@ def rollout(
     recorder = _LogitsRecorder(env.expert, examples, env) if record_expert_logits else None
     with torch.inference_mode():
         env.reset(options={"indices": context.indices})
-        columns = list(_steps(context, behavior, examples, recorder))
+        columns = list(_steps(context, behavior, examples, recorder, by_data))
     actions, writer, mask = (torch.stack(steps, 1) for steps in zip(*columns, strict=True))
     trajectories = Trajectories.of(examples, actions, writer, mask)
     return LabelledBatch(trajectories, {} if recorder is None else recorder.labels())
@@ -119,38 +125,44 @@ def _steps(
     behavior: Behavior,
     examples: Examples,
     recorder: "_LogitsRecorder | None",
+    by_data: Tensor | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield what is written, who wrote it and whether it counts, (B,) each, step by step."""
     env, every = context.env, sync_interval(context.env.device)
-    cache = context.student.start(examples.source, env.max_steps)
-    rows = torch.arange(len(examples), device=env.device)  # that are still being written
-    reference = F.pad(examples.reference, (0, env.max_steps), value=env.special.pad)
-    previous = torch.full_like(rows, env.special.start)
     state, data_alone = env.state, torch.ones_like(env.state.done)
+    rows = torch.arange(len(examples), device=env.device)  # that the student is asked about
+    kept = None if by_data is None else rows_to_keep(by_data)
+    rows = rows if kept is None else kept
+    cache = context.student.start(examples.source[rows], env.max_steps) if len(rows) else None
+    reference = F.pad(examples.reference, (0, env.max_steps), value=env.special.pad)
+    previous = torch.full_like(examples.source[:, 0], env.special.start)
     for step in range(env.max_steps):
-        written = previous[rows]
-        logits, cache = context.student.step(written, cache)
-        view = StepView(
-            rows=rows,
-            position=torch.full_like(rows, step),
-            student_logits=logits,
-            data_action=reference[:, step],
-            expert_logits=None if recorder is None else recorder.step(state, rows, written),
-        )
-        action, writer = torch.full_like(previous, env.special.pad), torch.zeros_like(previous)
-        action[rows], writer[rows] = behavior(view)
+        action, writer = reference[:, step].clone(), torch.full_like(previous, Writer.DATA)
+        if cache is not None:
+            written = previous[rows]
+            logits, cache = context.student.step(written, cache)
+            view = StepView(
+                rows=rows,
+                position=torch.full_like(rows, step),
+                student_logits=logits,
+                data_action=action[rows],
+                expert_logits=None if recorder is None else recorder.step(state, rows, written),
+            )
+            action[rows], writer[rows] = behavior(view)
         *_, info = env.step(action.masked_fill_(state.done, env.special.pad))
         previous = info["written"].masked_fill(state.done, env.special.pad)
         yield previous, writer, state.alive
         data_alone = data_alone & (writer == Writer.DATA)
         state = cut_off(env.state, context.max_written, data_alone)
-        kept = rows_to_keep(state.done[rows]) if (step + 1) % every == 0 else None
-        if kept is not None:
-            rows, reference, cache = rows[kept], reference[kept], cache.select_rows(kept)
+        if (step + 1) % every:
+            continue
+        if state.done.all():
+            return
+        kept = None if cache is None else rows_to_keep(state.done[rows])
+        if kept is not None and cache is not None:
+            rows, cache = rows[kept], cache.select_rows(kept) if len(kept) else None
             if recorder is not None:
                 recorder.session.select_rows(kept)
-        if not len(rows):
-            return
 
 
 class _LogitsRecorder:

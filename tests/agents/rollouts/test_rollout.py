@@ -148,6 +148,33 @@ def test_rows_that_are_done_are_not_stepped(tiny_task, make_env, table_model, mo
     assert all(DROP_ROWS_BELOW * ours <= theirs for ours, theirs in zip(stepped, live, strict=True))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("sync_interval", [1, 3])
+def test_the_student_is_not_asked_about_rows_of_the_data(
+    tiny_task, make_env, table_model, monkeypatch, share, sync_interval
+):
+    monkeypatch.setattr(
+        textgen_agents.rollouts.rollout, "sync_interval", lambda device: sync_interval
+    )
+    by_student = torch.arange(ROWS) < share * ROWS
+    env, indices = make_env(tiny_task, ROWS), torch.arange(ROWS)
+    behavior = mixture(env, by_student)
+    whole = rollout(Context(indices, env, table_model), behavior).trajectories
+    stepped, step = [], table_model.step
+
+    def counting_step(previous, cache):
+        stepped.append(len(previous))
+        return step(previous, cache)
+
+    monkeypatch.setattr(table_model, "step", counting_step)
+    context = Context(indices, env, table_model)
+    skipping = rollout(context, behavior, by_data=~by_student).trajectories
+    assert counted_rows(skipping) == counted_rows(whole)
+    assert torch.equal(skipping.mask, whole.mask)
+    assert torch.equal(skipping.writer[skipping.mask], whole.writer[whole.mask])
+    assert max(stepped, default=0) == by_student.sum()
+
+
 def test_a_row_does_not_depend_on_the_others(tiny_task, make_env, tiny_student):
     env = make_env(tiny_task, ROWS)
     together, indices = write(env, tiny_student, [True] * ROWS)
