@@ -6,6 +6,7 @@ A further file of this folder needs no line here: it calls `AGENTS.register` aft
 from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.aggrevate import AggreVaTe
 from textgen_agents.atkd import ATKD
+from textgen_agents.contrastive_markings import ContrastiveMarkings
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
 from textgen_agents.f_distill import FDistill
@@ -31,6 +32,7 @@ AGENTS: Registry[type[Agent]] = Registry(
 )
 _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "mle": MLE,
+    "contrastive_markings": ContrastiveMarkings,
     "scheduled_sampling": ScheduledSampling,
     "iq_learn": IQLearn,
     "word_kd": WordKD,
