@@ -15,6 +15,7 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
 from textgen_agents.iq_learn import IQLearn
 from textgen_agents.kid import KID
 from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.mgsr import MGSR
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
 from textgen_agents.rollouts.context import Context
@@ -51,6 +52,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "skd": SKD,
     "switch": Switch,
     "adaswitch": AdaSwitch,
+    "mgsr": MGSR,
     "kid": KID,
     "atkd": ATKD,
     "minillm": MiniLLM,
