@@ -23,6 +23,7 @@ from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
+from textgen_agents.target_side_augmentation import TargetSideAugmentation
 from textgen_agents.word_kd import WordKD
 from textgen_env.registry import Registry, import_all
 
@@ -40,6 +41,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "seqkd": SeqKD,
     "seqkd_full": SeqKDFull,
     "seqinter": SeqInter,
+    "target_side_augmentation": TargetSideAugmentation,
     "imitkd": ImitKD,
     "imitkd_full": ImitKDFull,
     "imitkd_star": ImitKDStar,

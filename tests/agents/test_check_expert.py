@@ -16,7 +16,7 @@ from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert
 
 ONE_TOKEN_IS_ENOUGH = {
     *("mle", "iq_learn", "scheduled_sampling", "seqkd", "seqinter", "aggrevate"),
-    *("imitkd", "imitkd_star", "contrastive_markings"),
+    *("imitkd", "imitkd_star", "contrastive_markings", "target_side_augmentation"),
 }
 
 
