@@ -18,6 +18,7 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mgsr import MGSR
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
+from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.rollouts.context import Context
 from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
@@ -42,6 +43,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "seqkd_full": SeqKDFull,
     "seqinter": SeqInter,
     "target_side_augmentation": TargetSideAugmentation,
+    "genpi": GenPI,
     "imitkd": ImitKD,
     "imitkd_full": ImitKDFull,
     "imitkd_star": ImitKDStar,
