@@ -25,6 +25,7 @@ from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.target_side_augmentation import TargetSideAugmentation
+from textgen_agents.uncommonsense import UNcommonsense
 from textgen_agents.word_kd import WordKD
 from textgen_env.registry import Registry, import_all
 
@@ -49,6 +50,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "imitkd_star": ImitKDStar,
     "imitkd_star_full": ImitKDStarFull,
     "dagger": DAgger,
+    "uncommonsense": UNcommonsense,
     "distillm": DistiLLM,
     "gkd": GKD,
     "f_distill": FDistill,
