@@ -9,6 +9,7 @@ from textgen_agents.atkd import ATKD
 from textgen_agents.contrastive_markings import ContrastiveMarkings
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
+from textgen_agents.diverse_cfg import DiverseCFG
 from textgen_agents.f_distill import FDistill
 from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
@@ -61,6 +62,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "mgsr": MGSR,
     "kid": KID,
     "atkd": ATKD,
+    "diverse_cfg": DiverseCFG,
     "minillm": MiniLLM,
     "aggrevate": AggreVaTe,
 }
