@@ -50,6 +50,7 @@ class GenPI(Agent):
     learns_from = LearnsFrom.TEXTS
     student_writes = False
     learns_without_references = True
+    needs_expert_view = True
     beam_size: int = 5
     prompt_weight: float = 1.0
     label_smoothing: float = field(default=0.0, kw_only=True)
