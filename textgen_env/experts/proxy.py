@@ -43,7 +43,7 @@ class ProxyCache:
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """Return the cache with row index[i] of `fresh` as row i where `mask` is True."""
         count = max(self.texts.shape[1], fresh.texts.shape[1])
-        old, new = _widened(self, count), _widened(fresh, count)
+        old, new = _with_room(self, count), _with_room(fresh, count)
         return type(self)(
             self.proxy.reset_rows(mask, fresh.proxy, index),
             new.texts[index].where(mask[:, None, None], old.texts),
@@ -207,7 +207,7 @@ def _at(texts: Tensor, place: Tensor) -> Tensor:
     return texts.gather(2, place[:, None, None].expand(-1, texts.shape[1], 1)).squeeze(2)
 
 
-def _widened(cache: ProxyCache, count: int) -> ProxyCache:
+def _with_room(cache: ProxyCache, count: int) -> ProxyCache:
     """Return the cache with room for `count` texts of each source."""
     missing = count - cache.texts.shape[1]
     texts = F.pad(cache.texts, (0, 0, 0, missing))
