@@ -9,6 +9,7 @@ in whose place are fixed percentiles; the weighting of sequences.
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.agent import Agent
@@ -169,4 +170,4 @@ def pair_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     student, teacher = (each.float().softmax(-1) for each in (student_logits, teacher_logits))
     gap = student[:, :-1] * student[:, 1:] - teacher[:, :-1] * teacher[:, 1:]
-    return torch.nn.functional.pad(gap.square().sum(-1), (1, 0))
+    return F.pad(gap.square().sum(-1), (1, 0))

@@ -8,6 +8,7 @@ training.
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.agent import Agent, LearnsFrom
@@ -104,4 +105,4 @@ class TargetSideAugmentation(Agent):
 
 def _with_width(texts: Tensor, width: int, special: SpecialTokens) -> Tensor:
     """Return (N, `width`) texts, padded or cut."""
-    return torch.nn.functional.pad(texts, (0, width - texts.shape[1]), value=special.pad)
+    return F.pad(texts, (0, width - texts.shape[1]), value=special.pad)
