@@ -40,6 +40,8 @@ class Agent(ABC):
         expects_trained_student: whether its paper begins with a student that can write already.
         learns_without_references: whether sources without references are examples to it, because
             the teacher or the student writes their texts.
+        needs_expert_view: whether the expert must read another view of each example than the
+            student, such as a prompt with the source.
         learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
         label: what the expert is asked at every state, if it learns from tokens or distributions.
         batches_per_rollout: M, the batches that are collected together. A batch is learned from up
@@ -51,6 +53,7 @@ class Agent(ABC):
     student_writes: ClassVar[bool] = True
     expects_trained_student: ClassVar[bool] = False
     learns_without_references: ClassVar[bool] = False
+    needs_expert_view: ClassVar[bool] = False
     learning_rate_factor: ClassVar[float] = 1.0
     label: Label = Dense()
     batches_per_rollout: int = 1

@@ -75,6 +75,16 @@ def rest_prob(logits: Tensor, actions: Tensor) -> Tensor:
     return _with_rest(logits, actions[..., None]).softmax(-1)[..., 1]
 
 
+def log_rest_prob(logits: Tensor, actions: Tensor) -> Tensor:
+    """Return the log-probability of all tokens but one, (...) float32, nats.
+
+    Args:
+        logits: (..., V) float, any dtype.
+        actions: (...) int64, the token that is left out, in [0, V).
+    """
+    return _with_rest(logits, actions[..., None]).log_softmax(-1)[..., 1]
+
+
 def _with_rest(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return (..., k + 1) float32 logits of `tokens` (..., k) and, last, of all others together."""
     chosen = logits.float().gather(-1, tokens)

@@ -108,7 +108,7 @@ class InTopK:
     """Gate that keeps a proposal if it is one of the expert's k most probable tokens.
 
     Attributes:
-        k: at least 1; all proposals stay if it is V.
+        k: at least 0; no proposal stays if it is 0, and all do if it is V.
 
     Source: Xu et al. 2025, arXiv:2410.11325.
     """

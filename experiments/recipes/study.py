@@ -32,13 +32,20 @@ from textgen_experiments.runs.train import PREPARED, Outcome, Show
 START = "start"  # in place of an agent's name: the common start of a seed
 
 
+def agents_of_one_view() -> tuple[str, ...]:
+    """Return the names of the agents whose teacher may read what the student reads."""
+    others = {AGENTS.name_of(kind) for kind in AGENTS.loaded() if kind.needs_expert_view}
+    return tuple(name for name in AGENTS if name not in others)
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """Train agents with several seeds from one common start, and compare them on the test split.
 
     Attributes:
         output: folder of the runs, `results.json` and `tables.md`.
-        agents: agents to compare; all of them if none is named.
+        agents: agents to compare; all of them if none is named, but those whose teacher must read
+            another view than the student.
         seeds: runs of each agent; a single one gives no standard error.
         start_updates: updates of seqkd's that make the common start of a seed.
         updates: updates of every agent from there on.
@@ -48,7 +55,7 @@ class StudyOptions:
 
     output: Path = Path("runs/study")
     agents: Annotated[tuple[str, ...], several_of(AGENTS)] = field(
-        default_factory=lambda: tuple(AGENTS)
+        default_factory=agents_of_one_view
     )
     seeds: int = 3
     start_updates: int = 600

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.updates import ROWS
+from tests.support.updates import ROWS, make
 from textgen_agents import AGENTS
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM
@@ -16,7 +16,8 @@ from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert
 
 ONE_TOKEN_IS_ENOUGH = {
     *("mle", "iq_learn", "scheduled_sampling", "seqkd", "seqinter", "aggrevate"),
-    *("imitkd", "imitkd_star"),
+    *("imitkd", "imitkd_star", "contrastive_markings", "target_side_augmentation"),
+    "genpi",
 }
 
 
@@ -81,7 +82,7 @@ def fits(agent, expert):
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("largest_k", [0, 10])
 def test_who_is_not_refused_misses_nothing(train, tiny_teacher, name, largest_k):
-    agent, expert = AGENTS[name](), Limited(tiny_teacher, largest_k)
+    agent, expert = make(name), Limited(tiny_teacher, largest_k)
     enough = name in ONE_TOKEN_IS_ENOUGH or (name == "distillm" and largest_k > 0)
     assert fits(agent, expert) == enough
     if enough:
@@ -91,7 +92,7 @@ def test_who_is_not_refused_misses_nothing(train, tiny_teacher, name, largest_k)
 @pytest.mark.parametrize("name", sorted(set(AGENTS) - ONE_TOKEN_IS_ENOUGH))
 def test_who_is_refused_would_miss_something(train, tiny_teacher, name):
     with pytest.raises(ExpertError, match=r"^not "):
-        train(AGENTS[name](), Limited(tiny_teacher, 0))
+        train(make(name), Limited(tiny_teacher, 0))
 
 
 @pytest.mark.parametrize("label", [Top1(), TopKWithTail(k=4), TopKWithTail(k=5), Dense()])

@@ -9,6 +9,7 @@ from textgen_agents import AGENTS
 from textgen_agents.evaluation.quality import translate
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
+from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch
 from textgen_agents.training.learner import Learner, LearnerConfig
@@ -20,7 +21,7 @@ from textgen_env.tasks.task import encode
 pytestmark = pytest.mark.slow
 
 ENOUGH = 0.95  # share of validation texts that must be copied without a mistake
-FITTED = {"skd": SKD(k=3), "adaswitch": AdaSwitch(window=2)}  # to few words and short texts
+FITTED = {"skd": SKD(k=3), "adaswitch": AdaSwitch(window=2), "genpi": GenPI(prompt_weight=0.0)}
 CONFIG = LearnerConfig(
     updates=800, batch_size=32, learning_rate=5e-3, warmup=50, evaluate_every=100, seed=0
 )

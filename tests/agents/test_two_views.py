@@ -102,8 +102,9 @@ def test_every_agent_learns_what_the_expert_says_of_its_own_view(
 @pytest.mark.parametrize("name", AGENTS)
 def test_what_is_prepared_has_both_views(two_views, teacher, name):
     prepared = make(name).prepare(two_views, NeuralExpert(teacher), 6)
-    assert torch.equal(prepared.source, two_views.source)
-    assert torch.equal(prepared.expert_view, two_views.expert_view)
+    copies = len(prepared) // len(two_views)  # rows that are made of each example, one by default
+    assert torch.equal(prepared.source, two_views.source.repeat(copies, 1))
+    assert torch.equal(prepared.expert_view, two_views.expert_view.repeat(copies, 1))
 
 
 def pair_of_experts(kind, teacher, one_view, two_views):

@@ -37,6 +37,7 @@ from textgen_env.types import Writer
 LEARNING = [name for name, kind in AGENTS.items() if kind.learns_without_references]
 NEEDING = {
     *("mle", "scheduled_sampling", "iq_learn", "word_kd", "seqinter", "kid"),
+    "contrastive_markings",
     "aggrevate",  # whose reward is BLEU
 }
 

@@ -50,6 +50,7 @@ def test_every_agent_trains_from_the_command_line(agent, teacher_run, tmp_path):
     own = {
         "seqkd": ["--agent.beam-size", "2"],
         "skd": ["--agent.k", "3"],
+        "genpi": ["--agent.prompt-weight", "0"],  # for a teacher that reads no prompt
         "imitkd": ["--agent.beta.base", "1e9", "--agent.batches-per-rollout", "1"],
     }.get(agent, [])
     train(tmp_path / "run", "--agent", agent, "--teacher", str(teacher_run / "model"), *own)

@@ -37,7 +37,10 @@ TWENTY = f"{LEARNER} --learner.updates 20 --learner.evaluate-every 10"
 STUDENT = "--student recurrent --student.width 16"
 TEACHER = "--agent mle --student transformer --student.width 16 --student.num-heads 2"
 TEACHER += f" --student.feed-forward 32 {LEARNER} --learner.updates 120 --learner.evaluate-every 60"
-OPTIONS = {"skd": "--agent.k 3"}  # in a vocabulary of eleven tokens
+OPTIONS = {
+    "skd": "--agent.k 3",  # in a vocabulary of eleven tokens
+    "genpi": "--agent.prompt-weight 0",  # for a teacher that reads no prompt
+}
 VARIANTS = {
     "dagger, both write": "--agent dagger --schedule constant --agent.beta.value 0.5",
     "dagger, top 3": "--agent dagger --label top_k --agent.label.k 3",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from textgen_agents import AGENTS
 from textgen_agents.agent import Agent
+from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.rollouts.context import Context
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
@@ -20,6 +21,7 @@ FITTED = {
     "skd": SKD(k=3),  # to a vocabulary of ten tokens
     "switch": Switch(threshold=0.3),  # which the others find by writing the first batch anew
     "adaswitch": AdaSwitch(factor=2.0),
+    "genpi": GenPI(prompt_weight=0.0),  # for a teacher that reads no prompt
 }
 CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
 

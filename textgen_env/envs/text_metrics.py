@@ -1,14 +1,18 @@
 """Sentence BLEU and ROUGE-L of token ids, for many texts at once, on the device of the tokens.
 
+Beside them, the tokens that a text and its reference have in common, in order.
+
 Metrics do not wait for the device. They compare token ids where metrics of text compare words:
 scores of text, which depend on how it is split into words, are left to evaluation.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_env.types import SpecialTokens, check_shape
@@ -117,17 +121,50 @@ def token_rouge_l(hypotheses: TokenTexts, references: TokenTexts) -> Tensor:
 
     Source: Lin 2004, section 3.1, with beta = 1.
     """
-    common = _longest_common_subsequence(hypotheses, references)
+    pairs = _equal_tokens(hypotheses, references)
+    common = list(_common_lengths(pairs))[-1][:, -1]
     return 2 * common / (hypotheses.length + references.length).clamp(min=1)
 
 
-def _longest_common_subsequence(left: TokenTexts, right: TokenTexts) -> Tensor:
-    """Return the (B,) int64 lengths, computed column by column of `left`."""
+def common_tokens(texts: TokenTexts, references: TokenTexts) -> Tensor:
+    """Mark the tokens of a longest common subsequence of each text and its reference.
+
+    Of several longest ones it is the one that ends first in the text.
+
+    Args:
+        texts: B texts.
+        references: B texts, of any width.
+
+    Returns:
+        (B, L) bool, True for the tokens of the text that are in it.
+    """
+    table = list(_common_lengths(_equal_tokens(texts, references)))
+    column = torch.full_like(texts.length, table[0].shape[1] - 1)[:, None]
+    marks = []
+    for before, after in zip(table[-2::-1], table[:0:-1], strict=True):
+        length = after.gather(1, column)
+        matched = length > before.gather(1, column)
+        earlier = (after < length).sum(1, keepdim=True) - 1  # columns before the matched token
+        column = earlier.where(matched, column)
+        marks.append(matched)
+    return torch.cat(marks[::-1], 1)
+
+
+def _equal_tokens(left: TokenTexts, right: TokenTexts) -> Tensor:
+    """Return a (B, L, R) bool mask of the pairs of equal tokens within the texts."""
     pairs = left.tokens[:, :, None] == right.tokens[:, None, :]
-    pairs = pairs & left.mask[:, :, None] & right.mask[:, None, :]
+    return pairs & left.mask[:, :, None] & right.mask[:, None, :]
+
+
+def _common_lengths(pairs: Tensor) -> Iterator[Tensor]:
+    """Yield the lengths of longest common subsequences, (B, R + 1) int64, for L + 1 prefixes.
+
+    [:, j] of number i is that of the first i tokens on the left and the first j on the right.
+    """
     rows, _, width = pairs.shape
-    longest = left.tokens.new_zeros(rows, width + 1)  # [:, j]: with the first j tokens of `right`
+    longest = torch.zeros(rows, width + 1, dtype=torch.int64, device=pairs.device)
+    yield longest
     for equal in pairs.unbind(1):
         longer = torch.maximum(longest[:, 1:], longest[:, :-1] + equal)
-        longest[:, 1:] = longer.cummax(1).values
-    return longest[:, -1]
+        longest = F.pad(longer.cummax(1).values, (1, 0))
+        yield longest

@@ -7,6 +7,7 @@ from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert, Queries
 from textgen_env.experts.kept_states import KeptStatesExpert, KeptTexts
+from textgen_env.experts.proxy import ProxyExpert
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.experts.top_k import TopK
@@ -20,6 +21,7 @@ __all__ = [
     "KeptTexts",
     "NeuralExpert",
     "NoExpert",
+    "ProxyExpert",
     "Queries",
     "RemoteTeacher",
     "ScriptedExpert",

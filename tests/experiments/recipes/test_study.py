@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.experiments.recipes.conftest import one_after_the_other
+from textgen_agents import AGENTS
 from textgen_agents.seqkd import SeqKD
 from textgen_experiments.evaluation import scores
 from textgen_experiments.evaluation.scores import read_scores
@@ -47,6 +48,10 @@ def test_all_agents_go_on_from_the_start_of_their_seed(small):
 def test_updates_and_evaluations_are_the_same_for_all(monkeypatch):
     learners = [run.learner for run in study_runs(StudyOptions(seeds=1)).values()]
     assert {(each.updates, each.evaluate_every) for each in learners} == {(300, 30)}
+
+
+def test_agents_whose_teacher_reads_a_prompt_have_no_place_in_it():
+    assert set(AGENTS) - set(StudyOptions().agents) == {"genpi"}
 
 
 def test_an_agent_has_the_learning_rate_of_its_paper(small):

@@ -206,7 +206,7 @@ def test_an_argument_that_there_is_not_is_refused():
 
 def test_every_task_has_an_id():
     ids = {name for name in gymnasium.registry if name.startswith("TextGen/")}
-    names = "Copy", "Verses", "Descriptions", "Text", "Hub", "Recovery"
+    names = "Copy", "Division", "Verses", "Descriptions", "Text", "Hub", "Recovery"
     assert ids == {f"TextGen/{name}-v0" for name in names}
     assert len(ids) == len(TASKS)
 

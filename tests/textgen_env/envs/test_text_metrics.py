@@ -1,11 +1,13 @@
+import itertools
 import math
+import random
 
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu as sacrebleu_of
 
-from textgen_env.envs.text_metrics import TokenTexts, token_bleu, token_rouge_l
+from textgen_env.envs.text_metrics import TokenTexts, common_tokens, token_bleu, token_rouge_l
 from textgen_env.types import ShapeError, SpecialTokens
 
 FILLER = 3  # fills rows after their text; a word of the texts, so that reading it changes scores
@@ -121,3 +123,44 @@ def test_large_ids_are_told_apart(metric):
 def test_texts_check_their_shapes():
     with pytest.raises(ShapeError, match="length must have shape"):
         TokenTexts(torch.zeros(2, 3).long(), torch.zeros(3).long())
+
+
+def subsequences(tokens):
+    """Return the sets of places of all subsequences of `tokens`."""
+    places = range(len(tokens))
+    return (
+        chosen
+        for count in range(len(tokens) + 1)
+        for chosen in itertools.combinations(places, count)
+    )
+
+
+def is_within(tokens, text):
+    """Return whether `tokens` are a subsequence of `text`."""
+    rest = iter(text)
+    return all(token in rest for token in tokens)
+
+
+def test_common_tokens_are_a_longest_common_subsequence():
+    draw = random.Random(0)
+    rows = [[draw.choices((3, 4, 5), k=draw.randint(1, 6)) for _ in range(2)] for _ in range(60)]
+    texts, references = (
+        TokenTexts(
+            torch.tensor([row[side] + [3] * (6 - len(row[side])) for row in rows]),
+            torch.tensor([len(row[side]) for row in rows]),
+        )
+        for side in (0, 1)
+    )
+    marked = common_tokens(texts, references)
+    for marks, (text, reference) in zip(marked, rows, strict=True):
+        common = [
+            chosen
+            for chosen in subsequences(text)
+            if is_within([text[place] for place in chosen], reference)
+        ]
+        longest = max(map(len, common))
+        found = tuple(marks.nonzero().squeeze(1).tolist())
+        assert found in common
+        assert len(found) == longest
+        ends = [chosen[-1] for chosen in common if len(chosen) == longest and longest]
+        assert not ends or found[-1] == min(ends)
