@@ -104,6 +104,21 @@ class Recurrent(nn.Module):
         logits = self.project(self._join(hidden[:, None], cache)).squeeze(1)
         return logits, replace(cache, states=torch.stack(states))
 
+    def step_block(
+        self, tokens: Tensor, cache: RecurrentCache
+    ) -> tuple[Tensor, list[RecurrentCache]]:
+        """Return the logits after each of K tokens, (B, K, V), and the cache after each of them."""
+        hidden, states = self._embed(tokens), []
+        for cell, state in zip(self.decoder, cache.states.unbind(), strict=True):
+            after = []
+            for inputs in hidden.unbind(1):
+                state = cell(inputs, state)
+                after.append(state)
+            states.append(torch.stack(after))
+            hidden = self.dropout(torch.stack(after, 1))
+        caches = [replace(cache, states=each) for each in torch.stack(states, 1).unbind()]
+        return self.project(self._join(hidden, cache)), caches
+
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
         return self.project(self.hidden(source, actions))

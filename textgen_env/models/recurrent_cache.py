@@ -1,12 +1,19 @@
 """Cache of a recurrent decoder with attention: its states, and the encoded source."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
+from textgen_env.models.cache_ops import (
+    host_sync_is_free,
+    pad_to,
+    scatter_rows_,
+    select_states,
+    trim_to,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,10 @@ class RecurrentCache:
     def reorder_rows(self, index: Tensor) -> Self:
         """Return a cache whose row i is a copy of row index[i], where both have the same source."""
         return replace(self, states=self.states.index_select(1, index))
+
+    def rewind(self, history: Sequence[Self], index: Tensor) -> Self:
+        """Return a cache whose row i is as it was in history[index[i]]; `index` is (B,) int64."""
+        return replace(self, states=select_states([each.states for each in history], index))
 
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """Return the cache with row i replaced by row index[i] of `fresh` where `mask` is True.
