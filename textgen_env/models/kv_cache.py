@@ -1,8 +1,9 @@
 """Key-value cache of a Transformer decoder: keys and values of the target, beside the source's.
 
-A step writes one position of each row in place, or several. Each row has a length of its own, so
-rows that started at different times can share a batch, and each can go back by itself. Capacity grows a few positions at a time: products
-over a part of a larger tensor are slow on CPUs, and unused capacity is copied with selected rows.
+A step writes one position of each row in place, or several. Each row has a length of its own: rows
+that started at different times can share a batch, and each can go back by itself. Capacity grows a
+few positions at a time: products over a part of a larger tensor are slow on CPUs, and unused
+capacity is copied with selected rows.
 """
 
 from collections.abc import Sequence
@@ -217,7 +218,7 @@ def _visible_up_to(positions: Tensor, like: Tensor) -> Tensor:
         positions: (R, K) int64; a query at -1 sees none.
         like: (R, H, ..., L), a bias of the same rows, heads and capacity.
     """
-    rows, heads, *_, capacity = like.shape
+    _, heads, *_, capacity = like.shape
     hidden = torch.arange(capacity, device=like.device) > positions[..., None]
     bias = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
     return bias[:, None].repeat(1, heads, 1, 1)

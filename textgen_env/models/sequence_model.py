@@ -62,7 +62,7 @@ class Cache(Protocol):
 
 
 @runtime_checkable
-class RewindableCache(Cache, Protocol):
+class RewindableCache(Protocol):
     """Cache whose rows can go back to earlier steps, each to one of its own."""
 
     def rewind(self, history: Sequence[Self], index: Tensor) -> Self:
