@@ -35,6 +35,8 @@ from textgen_env.models.sequence_model import (
 )
 from textgen_env.types import SpecialTokens
 
+DRAFT_TOKENS = 3  # that a draft proposes at a time, unless told otherwise
+
 
 @dataclass(frozen=True)
 class DraftCounts:
@@ -91,7 +93,7 @@ class SpeculativeDecoder:
     """
 
     draft: SequenceModel
-    draft_tokens: int = 4
+    draft_tokens: int = DRAFT_TOKENS
     sampling: Sampling | None = None
     generator: torch.Generator | None = None
     counts: DraftCounts = field(default_factory=DraftCounts, init=False)

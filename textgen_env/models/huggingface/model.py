@@ -85,6 +85,11 @@ class HuggingFaceModel(nn.Module, ABC):
         """Number of tokens in the vocabulary, V."""
         return self.conventions.vocab_size
 
+    @property
+    def rows_move_together(self) -> bool:
+        """True if all rows of a batch must keep the same number of tokens when they go back."""
+        return False
+
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> "RowCache":
         """Read the source and the decoder's prompt, and return the cache."""

@@ -51,6 +51,11 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
             embeddings = cast("nn.Module", model.get_decoder().embed_positions)
             embeddings.register_forward_hook(_drop_extra_dimension)
 
+    @property
+    def rows_move_together(self) -> bool:
+        """True if the model counts one position for all rows of a batch."""
+        return self.position_mode is PositionMode.SHARED
+
     def start(self, source: Tensor, max_steps: int) -> RowCache:
         """Encode the source and compute its keys and values for every decoder layer."""
         tokens, mask = self.frame_source(source, as_prompt=False)

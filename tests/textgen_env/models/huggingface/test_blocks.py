@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from tests.support.pretrained import FAMILIES, SHARED_POSITIONS, SLIDING, TEXTS, save_family
+from textgen_env.generation.decoding import greedy
+from textgen_env.generation.speculative import SpeculativeDecoder
 from textgen_env.models.sequence_model import BlockModel, RewindableCache
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode_sources
@@ -83,3 +85,19 @@ def test_rows_with_one_position_for_all_go_back_together(tmp_path):
         row = row[row != model.special.pad][None]
         alone = read(model, row, block[0, :2].tolist())[-1]
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_speculative_decoding_writes_the_targets_greedy_texts(loaded):
+    model, source = loaded
+    decoder = SpeculativeDecoder(model, COUNT)
+    assert torch.equal(decoder(model, source, STEPS), greedy(model, source, STEPS))
+    assert decoder.counts.tokens_per_pass > 2
+
+
+def test_so_it_does_with_another_draft(tmp_path):
+    folders = [save_family(FAMILIES["marian"], tmp_path / str(seed), seed) for seed in range(2)]
+    target, draft = map(load_model, folders)
+    source = encode_sources(TEXTS, load_tokenizer(folders[0]))
+    decoder = SpeculativeDecoder(draft, COUNT)
+    assert torch.equal(decoder(target, source, STEPS), greedy(target, source, STEPS))
+    assert decoder.counts.accepted < decoder.counts.verified
