@@ -12,23 +12,26 @@ import torch
 from torch import Tensor
 
 from textgen_env.generation.decoding import greedy
+from textgen_env.generation.speculative import DRAFT_TOKENS, DraftCounts
 from textgen_env.models.export.common import GenerateFn
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_experiments.benchmarks.memory import process_memory, return_freed_memory
 from textgen_experiments.benchmarks.worker_process import WorkerProcess, run_in_new_process
+from textgen_experiments.models.drafts import SpeculativeWriter, load_speculative
 from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
 from textgen_experiments.runs.precisions import PrecisionName
 
 WriterKey = TypeVar("WriterKey")
-Engine = Literal["eager", "compiled", "ctranslate2"]
+Engine = Literal["eager", "compiled", "ctranslate2", "speculative"]
 ENGINE_PRECISIONS: dict[Engine, tuple[PrecisionName, ...]] = {
     "eager": ("float32", "bfloat16", "int8"),
     "compiled": ("float32", "bfloat16"),
     "ctranslate2": ("float32", "int8"),
+    "speculative": ("float32", "bfloat16", "int8"),
 }
 MAX_RECOMPILES = 64  # variants of a compiled step: one row, a cache without room left, ...
 
@@ -44,6 +47,8 @@ class BenchmarkCase:
         engine: the engine that runs it.
         precision: precision of its weights.
         folder: folder to load, of the model or of its export.
+        target: folder of the model whose texts it drafts; None where it writes its own.
+        draft_tokens: tokens that it proposes at a time.
     """
 
     name: str
@@ -52,14 +57,26 @@ class BenchmarkCase:
     engine: Engine
     precision: PrecisionName
     folder: Path
+    target: Path | None = None
+    draft_tokens: int = DRAFT_TOKENS
 
     @property
     def setting(self) -> tuple[Engine, PrecisionName]:
-        """Engine and precision, which other models may have too."""
-        return self.engine, self.precision
+        """Engine and precision of what it is compared with: a draft's target is run eagerly."""
+        return "eager" if self.target else self.engine, self.precision
+
+    @property
+    def author(self) -> Path:
+        """Folder of the model whose texts are written."""
+        return self.target or self.model
 
     def load(self) -> GenerateFn:
-        """Return the greedy decoding of the model."""
+        """Return the greedy decoding of the model, or of the one that it drafts for."""
+        if self.target:
+            count = self.draft_tokens
+            return load_speculative(
+                self.target, self.folder, draft_tokens=count, precision=self.precision
+            )
         if self.engine == "compiled":
             model = load_model(self.folder, DTYPES[self.precision])
             return partial(greedy, CompiledSteps(model))
@@ -91,19 +108,29 @@ class CompiledSteps:
 
 
 def benchmark_cases(
-    models: Mapping[Path, str], settings: Sequence[tuple[Engine, PrecisionName]], exports: Path
+    models: Mapping[Path, str],
+    settings: Sequence[tuple[Engine, PrecisionName]],
+    exports: Path,
+    draft_tokens: int = DRAFT_TOKENS,
 ) -> Iterator[BenchmarkCase]:
-    """Yield each model in each setting that it supports; CTranslate2 runs Transformers alone.
+    """Yield each model in each setting that it supports.
+
+    CTranslate2 runs Transformers alone, and all models but the first are drafts of the first one.
 
     Args:
         models: folder of each model -> its name in the table.
         settings: engines and precisions.
         exports: folder to write exports to.
+        draft_tokens: tokens that a draft proposes at a time.
     """
     for number, (folder, name) in enumerate(models.items()):
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         for engine, precision in settings:
-            loaded = folder
+            loaded, target = folder, None
+            if engine == "speculative":
+                if not number:
+                    continue
+                target = next(iter(models))
             if engine == "ctranslate2":
                 if not isinstance(model, Transformer):
                     continue
@@ -111,7 +138,16 @@ def benchmark_cases(
                 loaded.mkdir()
                 assert precision != "bfloat16", "PRECISIONS has no such setting"
                 save_as(engine, model, tokenizer, loaded, precision=precision)
-            yield BenchmarkCase(name, folder, num_parameters(model), engine, precision, loaded)
+            yield BenchmarkCase(
+                name=name,
+                model=folder,
+                parameters=num_parameters(model),
+                engine=engine,
+                precision=precision,
+                folder=loaded,
+                target=target,
+                draft_tokens=draft_tokens,
+            )
 
 
 @dataclass
@@ -133,6 +169,11 @@ class TimedGeneration:
     pad: int
     seconds: list[list[float]] = field(default_factory=list)
     written: list[Tensor] = field(default_factory=list)
+
+    @property
+    def draft_counts(self) -> DraftCounts | None:
+        """Counts of all calls so far; None without a draft."""
+        return self.write.decoder.counts if isinstance(self.write, SpeculativeWriter) else None
 
     def __call__(self) -> int:
         """Decode all batches once and return the number of tokens."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from textgen_env.bounds import check_at_least
 from textgen_env.generation.decoding import decode_all
+from textgen_env.generation.speculative import DRAFT_TOKENS
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import TextTask, encode
 from textgen_env.types import SpecialTokens, trimmed
@@ -53,11 +54,13 @@ class BenchmarkDecodeOptions:
     Attributes:
         runs: folders of finished runs of one task.
         engines: eager is this project's own; compiled runs its step under `torch.compile`, after
-            minutes of compiling; ctranslate2 runs Transformers alone and needs the extra `export`.
-        precisions: bfloat16 is for eager and compiled, int8 for eager and ctranslate2.
+            minutes of compiling; ctranslate2 runs Transformers alone and needs the extra `export`;
+            speculative writes the teacher's texts with each run as a draft.
+        precisions: bfloat16 is for all but ctranslate2, int8 for all but compiled.
         batch_sizes: sentences decoded together; each waits for the last of its batch.
         sentences: the first sentences of the test split, in at most 32 batches.
         rounds: measured rounds, after one that is not.
+        draft_tokens: tokens that a draft proposes at a time.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -66,12 +69,13 @@ class BenchmarkDecodeOptions:
     batch_sizes: tuple[int, ...] = (1, 16, 64, 256)
     sentences: int = 256
     rounds: int = 5
+    draft_tokens: int = DRAFT_TOKENS
 
     def __post_init__(self) -> None:
         smallest = min(self.batch_sizes, default=0)
         if smallest < 1:
             raise ValueError(f"batch_sizes must be at least 1, got {smallest}")
-        check_at_least(self, sentences=1, rounds=1)
+        check_at_least(self, sentences=1, rounds=1, draft_tokens=1)
         if not self.settings:
             raise ValueError(
                 f"precisions must have one of {' or '.join(self.engines) or 'an engine'}, "
@@ -110,7 +114,10 @@ class DecodeRow:
             compiled.
         peak_mib: peak memory of loading it and writing the longest sentences; None where it is
             compiled.
-        same: share of the sentences that are token for token those of float32 and eager.
+        same: share of the sentences that are token for token those of float32 and eager; where it
+            is a draft, those of the teacher.
+        tokens_per_pass: tokens for each block that the teacher reads; None where it has no draft.
+        acceptance: share of the draft's tokens that the teacher accepts, of those it has come to.
     """
 
     model: str
@@ -127,6 +134,8 @@ class DecodeRow:
     compile_seconds: float | None
     peak_mib: float | None
     same: float
+    tokens_per_pass: float | None = None
+    acceptance: float | None = None
 
 
 def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
@@ -145,10 +154,11 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
     check_tokenizers(list(models))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
     with TemporaryDirectory() as exports:
-        cases = list(benchmark_cases(models, options.settings, Path(exports)))
+        cases = list(benchmark_cases(models, options.settings, Path(exports), options.draft_tokens))
         if not cases:
             raise RunError(
-                "a model must be a Transformer for ctranslate2, got recurrent ones alone"
+                "a model must be a Transformer for ctranslate2, and a run beside its teacher or "
+                f"another run for speculative, got {', '.join(models.values())}"
             )
         base = next(iter(models))
         rows = measure_cases(cases, base, task, options)
@@ -190,7 +200,7 @@ def measure_cases(
             advance()
         eager_tokens = {
             folder: decode_all(load_model(folder), source, max_steps)
-            for folder in {case.model for case in cases}
+            for folder in {case.author for case in cases}
         }
         writers = {case: case.load_for_timing() for case in cases}
         for size, parts in batches.items():
@@ -204,7 +214,7 @@ def measure_cases(
                     rates[case],
                     base=base_rates.get(case.setting),
                     peak=peaks[case][size],
-                    eager_tokens=eager_tokens[case.model][torch.cat(order[size])],
+                    eager_tokens=eager_tokens[case.author][torch.cat(order[size])],
                 )
                 rows.append((case, row))
             advance()
@@ -233,7 +243,7 @@ def decode_row(
     warm_up, *rounds = timed.seconds
     latencies = np.repeat(rounds, [len(batch) for batch in timed.batches], axis=1)
     written = torch.cat(timed.written)
-    tokens = int((written != timed.pad).sum())
+    tokens, counts = int((written != timed.pad).sum()), timed.draft_counts
     rate = statistics.median(rates)
     return DecodeRow(
         model=case.name,
@@ -254,6 +264,8 @@ def decode_row(
         ),
         peak_mib=peak,
         same=same_share(written, eager_tokens),
+        tokens_per_pass=None if counts is None else counts.tokens_per_pass,
+        acceptance=None if counts is None else counts.acceptance,
     )
 
 
@@ -267,8 +279,8 @@ def print_decode_rows(rows: Sequence[DecodeRow], title: str) -> None:
         title,
         list(_decode_cells(rows[0])),
         *sections,
-        caption="same: share of the sentences as in float32 and eager; "
-        "ctranslate2: Transformers alone",
+        caption="same: share of the sentences as in float32 and eager; ctranslate2: Transformers "
+        "alone; speculative: the first model's texts, with the model as a draft",
         left=TEXT_COLUMNS,
     )
 
@@ -289,6 +301,8 @@ def _decode_cells(row: DecodeRow) -> dict[str, str]:
         "MiB": _format_optional(row.peak_mib, "{:.0f}"),
         "compile s": _format_optional(row.compile_seconds, "{:.1f}"),
         "same": f"{row.same:.1%}",
+        "tokens/pass": _format_optional(row.tokens_per_pass, "{:.2f}"),
+        "acceptance": _format_optional(row.acceptance, "{:.1%}"),
     }
 
 

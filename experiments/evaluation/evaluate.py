@@ -16,10 +16,12 @@ from textgen_agents.evaluation.exposure_report import (
 from textgen_agents.evaluation.quality import bootstrap
 from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import NeuralExpert
+from textgen_env.generation.speculative import DraftCounts
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
+from textgen_experiments.evaluation.drafts import counts_as_draft
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
     RESULTS,
@@ -227,6 +229,7 @@ def result_rows(
     speeds = decode_speeds(
         timed, same_tokens=same, batch_size=options.batch_size, rounds=options.rounds
     )
+    drafts = _draft_counts([each.entry for each in scored], options.batch_size)
     base = None if baseline is None else scored[baseline].entry.name
     return [
         ResultRow(
@@ -250,8 +253,21 @@ def result_rows(
             teacher_tokens_queried=(
                 each.entry.outcome.teacher_tokens_queried if each.entry.outcome else None
             ),
+            acceptance=draft.acceptance if draft else None,
+            tokens_per_pass=draft.tokens_per_pass if draft else None,
         )
-        for each, bootstrapped, speed in zip(scored, resampled, speeds, strict=True)
+        for each, bootstrapped, speed, draft in zip(scored, resampled, speeds, drafts, strict=True)
+    ]
+
+
+def _draft_counts(entries: Sequence[EvaluatedModel], batch_size: int) -> list[DraftCounts | None]:
+    """Return the counts of each model as a draft of the teacher, which is the first, if any is."""
+    first = entries[0]
+    return [
+        counts_as_draft(each, first, batch_size=batch_size)
+        if first.writer == Writer.EXPERT and each.writer == Writer.STUDENT
+        else None
+        for each in entries
     ]
 
 

@@ -49,6 +49,9 @@ class ResultRow:
             where the first row's tokens are others.
         train_seconds: of its training.
         teacher_tokens_queried: states at which its training queried the teacher.
+        acceptance: share of its tokens that the teacher's greedy decoding accepts with it as a
+            draft, of those it has come to; None where it can be none.
+        tokens_per_pass: tokens for each block that the teacher then reads.
     """
 
     model: str
@@ -69,6 +72,8 @@ class ResultRow:
     speedup_vs_teacher: float
     train_seconds: float | None
     teacher_tokens_queried: int | None
+    acceptance: float | None = None
+    tokens_per_pass: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as in `results.json`: the scores of quality beside the other figures."""

@@ -11,11 +11,14 @@ from typing import Annotated
 import tyro
 
 from textgen_env.bounds import check_at_least
+from textgen_env.generation.speculative import DRAFT_TOKENS
+from textgen_env.models.export.common import GenerateFn
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.lines import NumberedLine, in_one_line, read_lines
 from textgen_env.tasks.task import DataError, TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
+from textgen_experiments.models.drafts import load_speculative
 from textgen_experiments.models.formats import format_of, load_generator
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
@@ -33,6 +36,9 @@ class GenerateOptions:
         batch_size: lines decoded together; with 1 each line is answered at once.
         max_tokens: longest output, in tokens.
         precision: float32, bfloat16 where it is faster, or int8 with products of 8-bit integers.
+        draft: folder of a smaller model with the same tokenizer, such as a student's run, that
+            proposes tokens: the texts are the model's own.
+        draft_tokens: tokens that the draft proposes at a time.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -40,9 +46,15 @@ class GenerateOptions:
     batch_size: int = 64
     max_tokens: int = 128
     precision: PrecisionName = "float32"
+    draft: Path | None = None
+    draft_tokens: int = DRAFT_TOKENS
 
     def __post_init__(self) -> None:
-        check_at_least(self, beam_size=1, batch_size=1, max_tokens=1)
+        check_at_least(self, beam_size=1, batch_size=1, max_tokens=1, draft_tokens=1)
+        if self.draft is not None and self.beam_size > 1:
+            raise ValueError(
+                f"beam_size must be 1 with a draft, got {self.beam_size}: leave one of them out"
+            )
 
 
 def generate(options: GenerateOptions) -> None:
@@ -52,14 +64,12 @@ def generate(options: GenerateOptions) -> None:
     that holds line ends is written with spaces for them.
 
     Raises:
-        RunError: `model` is no folder of a model.
+        RunError: `model` is no folder of a model, or `draft` is none of a model for it.
         DataError: a line cannot be read.
     """
     folder = model_folder(options.model)
     tokenizer = load_tokenizer(folder)
-    generate_tokens = load_generator(
-        folder, beam_size=options.beam_size, precision=options.precision
-    )
+    generate_tokens = _generator(folder, options)
     lines = _input_lines()
     while batch := [line.strip() for _, line in islice(lines, options.batch_size)]:
         filled = [line for line in batch if line]
@@ -71,6 +81,18 @@ def generate(options: GenerateOptions) -> None:
             sys.stdout.writelines(
                 f"{in_one_line(next(written)) if line else ''}\n" for line in batch
             )
+
+
+def _generator(folder: Path, options: GenerateOptions) -> GenerateFn:
+    """Return the decoding of the model in `folder`, with the draft if there is one."""
+    if options.draft is None:
+        return load_generator(folder, beam_size=options.beam_size, precision=options.precision)
+    return load_speculative(
+        folder,
+        model_folder(options.draft),
+        draft_tokens=options.draft_tokens,
+        precision=options.precision,
+    )
 
 
 def _input_lines() -> Iterator[NumberedLine]:

@@ -78,6 +78,7 @@ ROW_FIELDS: Mapping[str, FieldRule] = {
             *("bleu_confidence", "p_value", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"),
             *("tokenized_lowercase_bleu", "sentences_per_second", "parameters", "train_pairs"),
             *("train_sources", "train_seconds", "teacher_tokens_queried"),
+            *("acceptance", "tokens_per_pass"),
         ),
         FIGURE,
     ),

@@ -121,6 +121,20 @@ MODEL_COLUMNS = (
         help="states at which the training queried the teacher",
     ),
     Column(
+        "acceptance",
+        _field("acceptance"),
+        "{:.1%}",
+        max,
+        "share of its tokens that the teacher accepts with it as a draft",
+    ),
+    Column(
+        "tokens/pass",
+        _field("tokens_per_pass"),
+        "{:.2f}",
+        max,
+        "tokens for each block that the teacher reads with it as a draft",
+    ),
+    Column(
         "tokenized BLEU",
         _field("tokenized_lowercase_bleu"),
         best=max,

@@ -34,11 +34,16 @@ class TabularCache:
     def reset_rows(self, mask, fresh, index):
         return replace(self, state=fresh.state[index].where(mask, self.state))
 
+    def rewind(self, history, index):
+        states = torch.stack([each.state for each in history])
+        return replace(self, state=states.gather(0, index[None])[0])
+
 
 class TabularModel:
     """Random logits for every source and prefix.
 
-    A source's first token is all that is read of it. `calls` counts the rows of every step.
+    A source's first token is all that is read of it, and `max_steps` tokens of a text. `calls`
+    counts the rows of every step.
     """
 
     special = SPECIAL
@@ -56,7 +61,10 @@ class TabularModel:
     def step(self, previous, cache):
         self.calls.append(len(previous))
         state = cache.state * self.vocab_size + previous
-        return self.table[state], replace(cache, state=state)
+        return self.table[state % len(self.table)], replace(cache, state=state)
+
+    def step_block(self, tokens, cache):
+        return step_by_step(self, tokens, cache)
 
     def sequence_logits(self, source, actions):
         cache, previous, logits = self.start(source, 0), torch.full_like(source[:, 0], 1), []
@@ -69,6 +77,16 @@ class TabularModel:
     def sources(self, count):
         """(count, 2) sources, each followed by the end token."""
         return torch.stack([torch.arange(count) + 3, torch.full((count,), SPECIAL.end)], 1)
+
+
+def step_by_step(model, tokens, cache):
+    """Return what `step_block` does, by steps."""
+    logits, caches = [], []
+    for token in tokens.unbind(1):
+        answer, cache = model.step(token, cache)
+        logits.append(answer)
+        caches.append(cache)
+    return torch.stack(logits, 1), caches
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,11 @@ class LivelyCache:
 
     def reorder_rows(self, index):
         return LivelyCache(self.inner.reorder_rows(index), self.length[index])
+
+    def rewind(self, history, index):
+        inner = self.inner.rewind([each.inner for each in history], index)
+        lengths = torch.stack([each.length for each in history])
+        return LivelyCache(inner, lengths.gather(0, index[None])[0])
 
 
 class LivelyModel:
@@ -109,12 +132,21 @@ class LivelyModel:
 
     def step(self, previous, cache):
         logits, inner = self.inner.step(previous, cache.inner)
-        return logits + self.noise[cache.length, previous], LivelyCache(inner, cache.length + 1)
+        return logits + self._noise(cache.length, previous), LivelyCache(inner, cache.length + 1)
+
+    def step_block(self, tokens, cache):
+        logits, inner = self.inner.step_block(tokens, cache.inner)
+        length = cache.length[:, None] + torch.arange(tokens.shape[1])
+        caches = zip(inner, (length + 1).unbind(1), strict=True)
+        return logits + self._noise(length, tokens), [LivelyCache(*each) for each in caches]
 
     def sequence_logits(self, source, actions):
         previous = F.pad(actions[:, :-1], (1, 0), value=SPECIAL.start)
-        noise = self.noise[torch.arange(actions.shape[1]), previous]
+        noise = self._noise(torch.arange(actions.shape[1]), previous)
         return self.inner.sequence_logits(source, actions) + noise
+
+    def _noise(self, length, previous):
+        return self.noise[length.clamp(max=len(self.noise) - 1), previous]
 
 
 def lively_transformer():

@@ -116,12 +116,27 @@ def next_action(
         _check_largest(allowed.amax(-1), mask)
     if generator is None:
         raise ValueError("generator must be a torch.Generator when sampling, got None")
-    if sampling.top_k is not None and sampling.top_k > logits.shape[-1]:
-        raise ValueError(
-            f"top_k must be at most the vocabulary's size ({logits.shape[-1]}), "
-            f"got {sampling.top_k}"
-        )
-    return _sample_tokens(*_candidates(allowed, sampling), generator)
+    return sample_tokens(*_candidates(allowed, sampling), generator)
+
+
+def action_probs(logits: Tensor, sampling: Sampling, special: SpecialTokens) -> Tensor:
+    """Return the probabilities with which `next_action` samples, (B, V) float32.
+
+    Args:
+        logits: (B, V) float, any dtype; checked as there.
+        sampling: distribution to sample from.
+        special: the model's special tokens.
+
+    Raises:
+        LogitsError, ValueError: as `next_action`.
+    """
+    never = torch.tensor([special.pad, special.start], device=logits.device)
+    allowed = logits.float().index_fill(-1, never, float("-inf"))
+    if host_sync_is_free(logits.device):
+        _check_largest(allowed.amax(-1), None)
+    probs, tokens = _candidates(allowed, sampling)
+    probs = probs / probs.sum(-1, keepdim=True)
+    return probs if tokens is None else torch.zeros_like(allowed).scatter(-1, tokens, probs)
 
 
 def best_actions(logits: Tensor, special: SpecialTokens, mask: Tensor | None = None) -> Tensor:
@@ -338,7 +353,15 @@ def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | No
     Returns:
         (B, C) float32 unnormalized probabilities, and (B, C) int64 tokens, or None if the columns
         are all V tokens in order.
+
+    Raises:
+        ValueError: `top_k` above V.
     """
+    if sampling.top_k is not None and sampling.top_k > logits.shape[-1]:
+        raise ValueError(
+            f"top_k must be at most the vocabulary's size ({logits.shape[-1]}), "
+            f"got {sampling.top_k}"
+        )
     logits, tokens = logits / sampling.temperature, None
     if sampling.top_k is not None:
         logits, tokens = logits.topk(sampling.top_k)
@@ -360,7 +383,7 @@ def _sort_nucleus(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     return probs.sort(-1, descending=True)
 
 
-def _sample_tokens(probs: Tensor, tokens: Tensor | None, generator: torch.Generator) -> Tensor:
+def sample_tokens(probs: Tensor, tokens: Tensor | None, generator: torch.Generator) -> Tensor:
     """Sample (B,) int64 tokens from (B, C) unnormalized `probs` by inverting their cumulative sums.
 
     `torch.multinomial` would draw a random number for every candidate.

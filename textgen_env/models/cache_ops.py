@@ -3,7 +3,7 @@
 They never copy values to the host unless that is free (`host_sync_is_free`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -69,6 +69,17 @@ def trim_to(memory: Tensor, width: int, dim: int) -> Tensor:
     if memory.shape[dim] - rounded < TRIM_MULTIPLE:
         return memory
     return memory.narrow(dim, 0, rounded).contiguous()
+
+
+def select_states(history: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Return (N, R, D) states of N layers, of which row i is that of history[index[i]].
+
+    Args:
+        history: states after successive steps, (N, R, D) each.
+        index: (R,) int64.
+    """
+    rows = torch.arange(len(index), device=index.device)
+    return torch.stack(tuple(history))[index, :, rows].transpose(0, 1).contiguous()
 
 
 def tensors_of(cache: object) -> list[Tensor]:

@@ -147,11 +147,11 @@ class SourceDecoderLayer(nn.Module, ABC):
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
     def step_source(self, hidden: Tensor, source: SourceMemory, layer: int) -> Tensor:
-        """Return the layer's output at the next position of each row, (R, width).
+        """Return the layer's output at the next positions of R rows, (R, width).
 
         Args:
             hidden: (R, width), with the first sublayer's output added.
-            source: keys and values of the source.
+            source: keys and values of the source, which positions of one row share.
             layer: index of this layer in `source`.
         """
         query = self.source_attention.query(self.source_norm(hidden))

@@ -11,7 +11,7 @@ Source: Kim et al., "From Research to Production and Back: Ludicrously Fast Neur
 Translation", 2019, doi:10.18653/v1/D19-5632, where a layer is normed after each sublayer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, cast
@@ -19,7 +19,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from textgen_env.models.cache_ops import host_sync_is_free, scatter_rows_
+from textgen_env.models.cache_ops import host_sync_is_free, scatter_rows_, select_states
 from textgen_env.models.encoder_decoder import (
     EncodedSource,
     EncoderDecoder,
@@ -107,6 +107,12 @@ class HybridCache:
             length=self.length.index_select(0, index),
         )
 
+    def rewind(self, history: Sequence[Self], index: Tensor) -> Self:
+        """Return a cache whose row i is as it was in history[index[i]]; `index` is (R,) int64."""
+        length = torch.stack([each.length for each in history]).gather(0, index[None])
+        states = select_states([each.states for each in history], index)
+        return replace(self, states=states, length=length.squeeze(0))
+
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """Return the cache with row i replaced by row index[i] of `fresh` where `mask` is True.
 
@@ -151,6 +157,24 @@ class HybridDecoderLayer(SourceDecoderLayer):
         output, state = self.unit.step(self.unit_norm(hidden), cache.states[layer])
         return self.step_source(hidden + output, cache.source, layer), state
 
+    def step_block(
+        self, hidden: Tensor, state: Tensor, source: SourceMemory, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the layer's output at the next K positions, and its unit's states after each.
+
+        Args:
+            hidden: (R * K, width), the positions of a row side by side.
+            state: (R, width), of the unit before them.
+            source: keys and values of the source, which the K positions share.
+            layer: index of this layer in the source.
+
+        Returns:
+            (R * K, width) and (R, K, width).
+        """
+        inputs = self.unit_norm(hidden).unflatten(0, (len(state), -1))
+        output, states = self.unit.step_block(inputs, state)
+        return self.step_source(hidden + output.flatten(0, 1), source, layer), states
+
 
 class Hybrid(EncoderDecoder):
     """Transformer encoder with a recurrent decoder as a `SequenceModel`."""
@@ -178,3 +202,20 @@ class Hybrid(EncoderDecoder):
             hidden, state = layer.step(hidden, cache, index)
             states.append(state)
         return self.project(self.decoder_norm(hidden)), cache.advance(torch.stack(states))
+
+    def step_block(self, tokens: Tensor, cache: HybridCache) -> tuple[Tensor, list[HybridCache]]:
+        """Return the logits after each of K tokens, (B, K, V), and the cache after each of them."""
+        count = tokens.shape[1]
+        positions = cache.length[:, None] + torch.arange(count, device=tokens.device)
+        embeddings = cache.position_embeddings.index_select(0, positions.flatten())
+        hidden, states = self.embed_next(tokens.flatten(), embeddings), []
+        source = cache.source.repeat_rows(count)
+        layers = cast("Iterator[HybridDecoderLayer]", iter(self.decoder))
+        for index, layer in enumerate(layers):
+            hidden, after = layer.step_block(hidden, cache.states[index], source, index)
+            states.append(after)
+        logits, caches = self.project(self.decoder_norm(hidden)), []
+        for each in torch.stack(states).unbind(2):
+            cache = cache.advance(each)
+            caches.append(cache)
+        return logits.unflatten(0, tokens.shape), caches

@@ -1,10 +1,12 @@
 """Key-value cache of a Transformer decoder: keys and values of the target, beside the source's.
 
-A step writes one position of each row in place. Each row has a length of its own, so rows that
-started at different times can share a batch. Capacity grows a few positions at a time: products
-over a part of a larger tensor are slow on CPUs, and unused capacity is copied with selected rows.
+A step writes one position of each row in place, or several. Each row has a length of its own: rows
+that started at different times can share a batch, and each can go back by itself. Capacity grows a
+few positions at a time: products over a part of a larger tensor are slow on CPUs, and unused
+capacity is copied with selected rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -62,42 +64,58 @@ class KeyValueCache:
             max_length=0,
         )
 
-    def reserve(self) -> Self:
-        """Return the cache with capacity for one more step, unless it has reached the limit."""
+    def reserve(self, count: int = 1) -> Self:
+        """Return the cache with capacity for `count` more steps, unless it is at the limit."""
         capacity, limit = self.target.shape[4], len(self.position_embeddings)
-        if self.max_length < capacity or capacity == limit:
+        if self.max_length + count <= capacity or capacity == limit:
             return self
         # On accelerators a step is recorded for one shape, so all capacity is reserved at once.
         added = limit - capacity
         if host_sync_is_free(self.length.device):
-            added = min(CAPACITY_INCREMENT, added)
+            added = min(max(CAPACITY_INCREMENT, count), added)
         return replace(
             self,
             target=F.pad(self.target, (0, 0, 0, added)),
             target_bias=F.pad(self.target_bias, (0, added), value=float("-inf")),
         )
 
-    def allocate_slot(self) -> tuple[Self, Tensor]:
-        """Make the next position of each row visible.
+    def next_positions(self, count: int) -> Tensor:
+        """Return the next positions of each row, (R, count) int64."""
+        return self.length[:, None] + torch.arange(count, device=self.length.device)
+
+    def allocate_slots(self, positions: Tensor) -> tuple[Self, Tensor]:
+        """Make the next positions of each row visible.
+
+        Args:
+            positions: (R, K) int64, from the row's length on.
 
         Returns:
-            The cache, and the slots for `write`: (R * 2 * H,) int64, indices of vectors of width D
-            in one layer of `target`.
+            The cache, and the slots for `write`: (R * K * 2 * H,) int64, indices of vectors of
+            width D in one layer of `target`.
         """
-        cache = self.reserve()
+        cache = self.reserve(positions.shape[1])
         rows, heads, _, capacity = cache.target_bias.shape
         first = torch.arange(0, cache.target_bias.numel(), capacity, device=self.length.device)
-        keys = first.view(rows, heads) + self.length[:, None]
+        keys = first.view(rows, 1, heads) + positions[..., None]
         cache.target_bias.view(-1).index_fill_(0, keys.view(-1), 0.0)
-        return cache, torch.stack([keys, keys + cache.target_bias.numel()], dim=1).view(-1)
+        return cache, torch.stack([keys, keys + cache.target_bias.numel()], dim=2).view(-1)
+
+    def as_block(self, positions: Tensor) -> Self:
+        """Return a view for attention in which each row has K queries, which share its source.
+
+        Args:
+            positions: (R, K) int64, where the queries stand; each sees those before it and itself.
+        """
+        bias = _visible_up_to(positions, self.target_bias)
+        return replace(self, target_bias=bias, source=self.source.repeat_rows(positions.shape[1]))
 
     def write(self, layer: int, keys_values: Tensor, slots: Tensor) -> None:
-        """Write keys and values, (R, 2 * H * D), of one layer to `slots` from `allocate_slot`."""
+        """Write keys and values, (R * K, 2 * H * D), of one layer to `allocate_slots`' slots."""
         width = self.target.shape[-1]
         self.target[layer].view(-1, width).index_copy_(0, slots, keys_values.view(-1, width))
 
     def attend_to_target(self, layer: int, query: Tensor) -> Tensor:
-        """Return the attention output over the target so far for `query`; both are (R, H * D)."""
+        """Return the attention output over the target for `query`; both are (R * K, H * D)."""
         return attend_cached(query, self.target[layer], self.target_bias)
 
     def advance(self) -> Self:
@@ -112,6 +130,18 @@ class KeyValueCache:
     def advance_host_state(self) -> Self:
         """Return the cache with its host-side values as after a step; tensors do not change."""
         return replace(self, max_length=min(self.max_length + 1, len(self.position_embeddings)))
+
+    def rewind(self, history: Sequence[Self], index: Tensor) -> Self:
+        """Return a cache whose row i is as it was in history[index[i]]; `index` is (R,) int64.
+
+        What was written since stays in memory, but it is masked.
+        """
+        length = torch.stack([each.length for each in history]).gather(0, index[None]).squeeze(0)
+        bias = _visible_up_to(length[:, None] - 1, self.target_bias)
+        cache = replace(self, target_bias=bias, length=length)
+        if not host_sync_is_free(length.device):
+            return cache
+        return replace(cache, max_length=int(length.max()))
 
     def select_rows(self, index: Tensor) -> Self:
         """Return a cache whose row i is a copy of row index[i].
@@ -179,3 +209,16 @@ class KeyValueCache:
             target_bias=trim_to(self.target_bias, max_length + 1, dim=3),
             max_length=max_length,
         )
+
+
+def _visible_up_to(positions: Tensor, like: Tensor) -> Tensor:
+    """Return a bias, (R, H, K, L), that shows each query the positions up to its own.
+
+    Args:
+        positions: (R, K) int64; a query at -1 sees none.
+        like: (R, H, ..., L), a bias of the same rows, heads and capacity.
+    """
+    _, heads, *_, capacity = like.shape
+    hidden = torch.arange(capacity, device=like.device) > positions[..., None]
+    bias = torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+    return bias[:, None].repeat(1, heads, 1, 1)

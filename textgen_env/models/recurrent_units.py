@@ -34,6 +34,20 @@ class RecurrentUnit(nn.Module, ABC):
             state: (B, D), float32 or wider.
         """
 
+    def step_block(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs of K steps and the states after each of them, (B, K, D) each.
+
+        Args:
+            inputs: (B, K, D).
+            state: (B, D), float32 or wider.
+        """
+        outputs, states = [], []
+        for each in inputs.unbind(1):
+            output, state = self.step(each, state)
+            outputs.append(output)
+            states.append(state)
+        return torch.stack(outputs, 1), torch.stack(states, 1)
+
 
 class GatedMeanUnit(RecurrentUnit):
     """Base of units whose gates do not read the state, so that all products of a text are one.
@@ -72,6 +86,16 @@ class GatedMeanUnit(RecurrentUnit):
         keep, gates, candidate = self._project(inputs)
         state = torch.lerp(candidate, state, keep)
         return self.output(inputs, gates, state).to(inputs.dtype), state
+
+    def step_block(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs of K steps and the states after each, with one product for all."""
+        keep, gates, candidate = self._project(inputs)
+        states = []
+        for new, kept in zip(candidate.unbind(1), keep.unbind(1), strict=True):
+            state = torch.lerp(new, state, kept)
+            states.append(state)
+        after = torch.stack(states, 1)
+        return self.output(inputs, gates, after).to(inputs.dtype), after
 
     def _project(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return f, the other gates and W x of inputs, (..., D), in the dtype of states."""

@@ -3,10 +3,12 @@
 A model answers in two ways, which give the same logits. It is stepped through a target token by
 token (`start`, then `step` for each token), or it reads a finished target in one pass
 (`sequence_logits`). Environments, experts, decoders and agents use these three methods and nothing
-else of a model.
+else of a model. Speculative decoding also reads several tokens in one pass and takes some of them
+back (`BlockModel`, `RewindableCache`).
 """
 
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -59,6 +61,23 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
+class RewindableCache(Protocol):
+    """Cache whose rows can go back to earlier steps, each to one of its own."""
+
+    def rewind(self, history: Sequence[Self], index: Tensor) -> Self:
+        """Return a cache whose row i is as it was in history[index[i]].
+
+        None of the caches must be used afterwards, because the result may share their memory.
+
+        Args:
+            history: caches of the same rows before and after each of the last steps; the last one
+                is this cache.
+            index: (B,) int64 in [0, len(history)).
+        """
+        ...
+
+
 AnyCache = Any  # a `Cache` of the model's own class, which its `step` takes and returns
 
 
@@ -101,5 +120,22 @@ class SequenceModel(Protocol):
         Args:
             source: (B, S) int64, PAD after each row's end token.
             actions: (B, T) int64, PAD after the end of each row.
+        """
+        ...
+
+
+@runtime_checkable
+class BlockModel(SequenceModel, Protocol):
+    """Model that reads several known tokens of every row in one pass."""
+
+    def step_block(self, tokens: Tensor, cache: AnyCache) -> tuple[Tensor, Sequence[AnyCache]]:
+        """Return the logits after each of K tokens, (B, K, V), and the cache after each of them.
+
+        They are those of K calls of `step`, up to rounding. The caches share memory: of all but
+        the last one `rewind` alone makes use.
+
+        Args:
+            tokens: (B, K) int64, the last token of each prefix, and those that may follow.
+            cache: returned by `start`, by `step` or by `rewind`.
         """
         ...

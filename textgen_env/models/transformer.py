@@ -53,13 +53,13 @@ class DecoderLayer(SourceDecoderLayer):
         return self.read_source(hidden, positions, source)
 
     def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, slots: Tensor) -> Tensor:
-        """Return the layer's output at the next position of each row, (R, width).
+        """Return the layer's output at the next K positions of each row, (R * K, width).
 
         Args:
-            hidden: (R, width).
-            cache: written in place with the keys and values of this position.
+            hidden: (R * K, width), the positions of a row side by side.
+            cache: written in place with the keys and values of these positions.
             layer: index of this layer in the cache.
-            slots: place of this position in the cache, from `KeyValueCache.allocate_slot`.
+            slots: places of these positions in the cache, from `KeyValueCache.allocate_slots`.
         """
         normed = self.attention_norm(hidden)
         cache.write(layer, self.attention.key_value(normed), slots)
@@ -81,10 +81,28 @@ class Transformer(EncoderDecoder):
 
     def step(self, previous: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         """Return the logits (B, V) of the next token and the cache, which is written in place."""
-        cache, slots = cache.allocate_slot()
+        cache, slots = cache.allocate_slots(cache.length[:, None])
         positions = cache.position_embeddings.index_select(0, cache.length)
-        hidden = self.embed_next(previous, positions)
+        hidden = self._decode(self.embed_next(previous, positions), cache, slots)
+        return self.project(hidden), cache.advance()
+
+    def step_block(
+        self, tokens: Tensor, cache: KeyValueCache
+    ) -> tuple[Tensor, list[KeyValueCache]]:
+        """Return the logits after each of K tokens, (B, K, V), and the cache after each of them."""
+        positions = cache.next_positions(tokens.shape[1])
+        cache, slots = cache.allocate_slots(positions)
+        embeddings = cache.position_embeddings.index_select(0, positions.flatten())
+        hidden = self.embed_next(tokens.flatten(), embeddings)
+        hidden, caches = self._decode(hidden, cache.as_block(positions), slots), []
+        for _ in range(tokens.shape[1]):
+            cache = cache.advance()
+            caches.append(cache)
+        return self.project(hidden).unflatten(0, tokens.shape), caches
+
+    def _decode(self, hidden: Tensor, cache: KeyValueCache, slots: Tensor) -> Tensor:
+        """Return the last hidden states, (R * K, width), as the layers' `step` makes them."""
         layers = cast("Iterator[DecoderLayer]", iter(self.decoder))
         for index, layer in enumerate(layers):
             hidden = layer.step(hidden, cache, index, slots)
-        return self.project(self.decoder_norm(hidden)), cache.advance()
+        return self.decoder_norm(hidden)

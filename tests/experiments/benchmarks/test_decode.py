@@ -229,3 +229,29 @@ def test_a_compiled_step_writes_the_same(tmp_path):
         case(engine, folder=tmp_path / "m").load()(source, 6) for engine in ("eager", "compiled")
     )
     assert torch.equal(eager, compiled)
+
+
+def test_runs_are_drafts_of_their_teacher(runs, capsys, monkeypatch):
+    skip_memory(monkeypatch)
+    engines = ["--engines", "eager", "speculative", "--precisions", "float32"]
+    sizes = ["--batch-sizes", "1", "8", "--rounds", "1", "--draft-tokens", "2"]
+    main(["benchmark-decode", *map(str, runs), *engines, *sizes])
+    shown = capsys.readouterr().out
+    assert "tokens/pass" in shown
+    for run in runs:
+        rows = json.loads((run / "decode.json").read_text())["rows"]
+        drafts = [row for row in rows if row["engine"] == "speculative"]
+        assert [row["batch_size"] for row in drafts] == [1, 8]
+        for row in drafts:
+            assert row["model"] == run.name
+            assert row["same"] == 1, "the teacher's texts"
+            assert 1 <= row["tokens_per_pass"] <= 3
+            assert 0 <= row["acceptance"] <= 1
+            assert row["speedup_vs_teacher"] > 0
+        assert all(row["tokens_per_pass"] is None for row in rows if row not in drafts)
+
+
+def test_a_run_alone_is_no_draft(tmp_path, capsys):
+    train(tmp_path / "run", "--student.width", "8")
+    line = complaint(capsys, str(tmp_path / "run"), "--engines", "speculative")
+    assert "a run beside its teacher or another run for speculative, got run" in line

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -130,3 +131,56 @@ def test_a_full_standard_output_is_one_line(command):
     assert done.returncode == 2
     assert done.stderr.startswith("textgen: standard output must be writable, got: No space left")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def translate(monkeypatch):
+    """Return a function from the options of `generate` and standard input to standard output."""
+
+    def run(*options, content=b"ab\nc\n\nabc"):
+        output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        monkeypatch.setattr(sys, "stdout", output)
+        main(["generate", *map(str, options), "--max-tokens", "12"])
+        return output.buffer.getvalue()
+
+    return run
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Save two models of one tokenizer and one of another, and return their folders."""
+    torch.manual_seed(0)
+    for name, width, tokenizer in (
+        ("model", 8, BYTES),
+        ("draft", 6, BYTES),
+        ("other", 8, Tokenizer.from_words(["ab", "c"])),
+    ):
+        model = Recurrent(RecurrentConfig(tokenizer.vocab_size, width, 1, 1)).eval()
+        save_model(model, tmp_path / name, tokenizer)
+    return tmp_path / "model", tmp_path / "draft", tmp_path / "other"
+
+
+def test_with_a_draft_the_texts_are_the_models_own(translate, models):
+    model, draft, _ = models
+    alone = translate(model)
+    assert len(alone.splitlines()) == 4
+    for count in (1, 5):
+        assert translate(model, "--draft", draft, "--draft-tokens", count) == alone
+
+
+def test_a_draft_with_another_tokenizer_is_one_line(translate, models, capsys):
+    model, _, other = models
+    message = complaint(capsys, translate, model, "--draft", other)
+    assert f"draft must have the tokenizer of {model}, got {other} with another" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--beam-size", "4"], "beam_size must be 1 with a draft, got 4"),
+        (["--draft-tokens", "0"], "draft_tokens must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_no_draft_has_are_one_line(translate, models, capsys, options, message):
+    assert message in complaint(capsys, translate, models[0], "--draft", models[1], *options)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from textgen_env.models import cache_ops, hybrid, kv_cache, recurrent, source_memory
+from textgen_env.models import cache_ops, hybrid, kv_cache, recurrent_cache, source_memory
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
@@ -144,7 +144,7 @@ def test_repeated_rows_share_their_source_and_can_be_reordered(model, source, ac
 @pytest.fixture(params=[True, False], ids=["host sync is free", "host sync is avoided"])
 def host_sync(request, monkeypatch):
     """Set whether caches may read masks on the host when they scatter rows."""
-    for module in (kv_cache, source_memory, recurrent, hybrid, cache_ops):
+    for module in (kv_cache, source_memory, recurrent_cache, hybrid, cache_ops):
         monkeypatch.setattr(module, "host_sync_is_free", lambda device: request.param)
 
 

@@ -3,12 +3,14 @@
 All rows advance together: a step fills one slot in every row, and the newest slot is the last. A
 mask hides slots that a row has not written: padding to the left of a short prompt, and slots from
 before the row was reset. So rows of different lengths can share a batch, and the distance between
-two slots is the distance between two tokens, as relative positions require.
+two slots is the distance between two tokens, as relative positions require. For the same reason the
+slots of a row that goes back further than others move to the right.
 
 The caches of `transformers` are not used: the dynamic one copies everything at every step, and the
 static one has one length for all rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Self
@@ -118,38 +120,49 @@ class RowCache:
             position_mode=position_mode,
         )
 
-    def reserve(self) -> Self:
-        """Return the cache with a free slot for the next token."""
-        if self.used < self.visible.shape[1]:
+    def reserve(self, count: int = 1) -> Self:
+        """Return the cache with free slots for the next `count` tokens."""
+        if self.used + count <= self.visible.shape[1]:
             return self
         kept = min(self.used, self.max_slots)  # no row attends to older slots
-        first, added = self.used - kept, CAPACITY_INCREMENT
+        first, added = self.used - kept, max(CAPACITY_INCREMENT, count)
         # On accelerators a step is recorded for one shape, so all capacity is reserved at once.
         if not host_sync_is_free(self.visible.device):
             added = max(added, self.max_slots - kept)
         return replace(
             self,
-            target=tuple(F.pad(tensor[:, :, first:], (0, 0, 0, added)) for tensor in self.target),
-            visible=F.pad(self.visible[:, first:], (0, added)),
+            target=tuple(
+                F.pad(tensor[:, :, first : self.used], (0, 0, 0, added)) for tensor in self.target
+            ),
+            visible=F.pad(self.visible[:, first : self.used], (0, added)),
             slot=torch.full_like(self.slot, kept),
             used=kept,
         )
 
-    def allocate_slot(self) -> Self:
-        """Return the cache with a free slot for the next token, visible to every row."""
-        cache = self.reserve()
-        cache.visible.index_fill_(1, cache.slot[:1], True)
+    def allocate_slots(self, count: int = 1) -> Self:
+        """Return the cache with free slots for the next `count` tokens, visible to every row."""
+        cache = self.reserve(count)
+        cache.visible.index_fill_(1, cache.next_slots(count), True)
         return cache
 
-    def for_transformers(self) -> Cache:
-        """Return a view of this cache that a model of `transformers` uses for one step."""
-        slot = self.slot[:1]
+    def next_slots(self, count: int) -> Tensor:
+        """Return the slots of the next tokens, (count,) int64, the same in all rows."""
+        return self.slot[:1] + torch.arange(count, device=self.slot.device)
+
+    def next_positions(self, count: int) -> Tensor:
+        """Return the positions of each row's next tokens, (R, count) int64."""
+        return self.length[:, None] + torch.arange(count, device=self.length.device)
+
+    def for_transformers(self, count: int) -> Cache:
+        """Return a view of this cache that a model of `transformers` reads `count` tokens with."""
+        first, slots = self.slot[:1], self.next_slots(count)
         positions = {
-            PositionMode.GIVEN: slot,
+            PositionMode.GIVEN: first,
             PositionMode.PER_ROW: self.length[:, None],
             PositionMode.SHARED: self.length[:1],
         }
-        target = _TargetCache(_cache_layers(self.target, slot), positions[self.position_mode], slot)
+        layers = _cache_layers(self.target, slots)
+        target = _TargetCache(layers, positions[self.position_mode], first)
         if not self.source:
             return target
         source = Cache(layers=_cache_layers(self.source, self.source_mask.shape[1]))
@@ -167,6 +180,40 @@ class RowCache:
     def advance_host_state(self) -> Self:
         """Return the cache with its host-side values as after a step; tensors do not change."""
         return replace(self, used=self.used + 1)
+
+    def rewind(self, history: Sequence[Self], index: Tensor) -> Self:
+        """Return a cache whose row i is as it was in history[index[i]]; `index` is (R,) int64.
+
+        Raises:
+            ValueError: the rows would differ in length, and the model has one length for all.
+        """
+        length = torch.stack([each.length for each in history]).gather(0, index[None]).squeeze(0)
+        furthest = int(index.max())
+        used, moved = self.used + furthest - (len(history) - 1), furthest - index
+        cache = replace(self, length=length, slot=torch.full_like(self.slot, used), used=used)
+        if bool(moved.any()):
+            if self.position_mode is PositionMode.SHARED:
+                raise ValueError(
+                    "rows must all keep as many tokens, because this kind of model counts one "
+                    f"position for all of them, got {sorted(set(index.tolist()))}: decode one "
+                    "source at a time"
+                )
+            cache = cache._moved_right(moved)
+        free = torch.arange(cache.visible.shape[1], device=index.device) >= used
+        return replace(cache, visible=cache.visible & ~free)
+
+    def _moved_right(self, distance: Tensor) -> Self:
+        """Return the cache with the slots of row i moved by distance[i], and hidden before it."""
+        slots = torch.arange(self.visible.shape[1], device=distance.device) - distance[:, None]
+        origin = slots.clamp(min=0)
+        return replace(
+            self,
+            target=tuple(
+                tensor.gather(2, origin[:, None, :, None].expand_as(tensor))
+                for tensor in self.target
+            ),
+            visible=self.visible.gather(1, origin) & (slots >= 0),
+        )
 
     def select_rows(self, index: Tensor) -> Self:
         """Return a cache whose row i is a copy of row index[i]; `index` is (K,) int64."""
@@ -219,13 +266,13 @@ class RowCache:
 
 
 class _CacheLayer(CacheLayerMixin):
-    """Keys and values of one layer, written in place."""
+    """Keys and values of one layer, written in place to `slots`; all are used if it is a number."""
 
     is_sliding = False
 
-    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor | int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor | int) -> None:
         super().__init__()
-        self.keys, self.values, self.slot = keys, values, slot
+        self.keys, self.values, self.slots = keys, values, slots
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -234,16 +281,16 @@ class _CacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one slot and return all slots.
+        """Write the slots and return all there are.
 
         Free slots are returned too, because a mask hides them and products over a part of a tensor
         are slow.
         """
         assert self.keys is not None, "given at construction"
         assert self.values is not None, "given at construction"
-        assert isinstance(self.slot, Tensor), "a source is encoded once, by `start`"
-        self.keys.index_copy_(2, self.slot, key_states)
-        self.values.index_copy_(2, self.slot, value_states)
+        assert isinstance(self.slots, Tensor), "a source is encoded once, by `start`"
+        self.keys.index_copy_(2, self.slots, key_states)
+        self.values.index_copy_(2, self.slots, value_states)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -252,7 +299,7 @@ class _CacheLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> Any:  # noqa: ANN401 - a tensor where steps fill slots
         """Return the number of slots in use."""
-        return self.slot
+        return self.slots[:1] if isinstance(self.slots, Tensor) else self.slots
 
     def get_max_length(self) -> int:
         """Return the total number of slots."""
@@ -278,10 +325,10 @@ class _TargetCache(Cache):
         return self.slot
 
 
-def _cache_layers(tensors: tuple[Tensor, ...], slot: Tensor | int) -> list[Any]:
+def _cache_layers(tensors: tuple[Tensor, ...], slots: Tensor | int) -> list[Any]:
     """Return a layer for each pair of keys and values."""
     pairs = zip(tensors[::2], tensors[1::2], strict=True)
-    return [_CacheLayer(keys, values, slot) for keys, values in pairs]
+    return [_CacheLayer(keys, values, slots) for keys, values in pairs]
 
 
 def _keys_and_values(cache: Cache) -> tuple[Tensor, ...]:

@@ -40,12 +40,12 @@ class HuggingFaceCausal(HuggingFaceModel):
         )
 
     def next_logits(self, tokens: Tensor, cache: RowCache) -> Tensor:
-        """Return the model's logits, (R, 1, V'), after `tokens`, (R, 1)."""
+        """Return the model's logits, (R, K, V'), after each of `tokens`, (R, K)."""
         return self.model(
             input_ids=tokens,
             attention_mask=cache.visible,
-            position_ids=cache.length[:, None],
-            cache=cache.for_transformers(),
+            position_ids=cache.next_positions(tokens.shape[1]),
+            cache=cache.for_transformers(tokens.shape[1]),
             use_cache=True,
         ).logits
 

@@ -85,17 +85,22 @@ class HuggingFaceModel(nn.Module, ABC):
         """Number of tokens in the vocabulary, V."""
         return self.conventions.vocab_size
 
+    @property
+    def rows_move_together(self) -> bool:
+        """True if all rows of a batch must keep the same number of tokens when they go back."""
+        return False
+
     @abstractmethod
     def start(self, source: Tensor, max_steps: int) -> "RowCache":
         """Read the source and the decoder's prompt, and return the cache."""
 
     @abstractmethod
     def next_logits(self, tokens: Tensor, cache: "RowCache") -> Tensor:
-        """Return the model's logits, (R, 1, V'), after `tokens`, (R, 1).
+        """Return the model's logits, (R, K, V'), after each of `tokens`, (R, K).
 
         Args:
-            tokens: (R, 1) int64.
-            cache: cache with a slot for the tokens, from `RowCache.allocate_slot`.
+            tokens: (R, K) int64.
+            cache: cache with slots for the tokens, from `RowCache.allocate_slots`.
         """
 
     @abstractmethod
@@ -108,10 +113,18 @@ class HuggingFaceModel(nn.Module, ABC):
 
     def step(self, previous: Tensor, cache: "RowCache") -> tuple[Tensor, "RowCache"]:
         """Return the logits (B, V) of the next token and the cache, which is written in place."""
-        tokens = cache.first_input.where(previous == self.special.start, previous)
-        cache = cache.allocate_slot()
-        logits = self.next_logits(tokens[:, None], cache)
-        return self.restrict_vocabulary(logits).squeeze(1), cache.advance()
+        logits, caches = self.step_block(previous[:, None], cache)
+        return logits.squeeze(1), caches[-1]
+
+    def step_block(self, tokens: Tensor, cache: "RowCache") -> tuple[Tensor, list["RowCache"]]:
+        """Return the logits after each of K tokens, (B, K, V), and the cache after each of them."""
+        given = cache.first_input[:, None].where(tokens == self.special.start, tokens)
+        cache, caches = cache.allocate_slots(tokens.shape[1]), []
+        logits = self.next_logits(given, cache)
+        for _ in range(tokens.shape[1]):
+            cache = cache.advance()
+            caches.append(cache)
+        return self.restrict_vocabulary(logits), caches
 
     def restrict_vocabulary(self, logits: Tensor) -> Tensor:
         """Return the logits of the tokenizer's V tokens.

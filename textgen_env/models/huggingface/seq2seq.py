@@ -51,6 +51,11 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
             embeddings = cast("nn.Module", model.get_decoder().embed_positions)
             embeddings.register_forward_hook(_drop_extra_dimension)
 
+    @property
+    def rows_move_together(self) -> bool:
+        """True if the model counts one position for all rows of a batch."""
+        return self.position_mode is PositionMode.SHARED
+
     def start(self, source: Tensor, max_steps: int) -> RowCache:
         """Encode the source and compute its keys and values for every decoder layer."""
         tokens, mask = self.frame_source(source, as_prompt=False)
@@ -75,7 +80,7 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
         )
 
     def next_logits(self, tokens: Tensor, cache: RowCache) -> Tensor:
-        """Return the model's logits, (R, 1, V'), after `tokens`, (R, 1)."""
+        """Return the model's logits, (R, K, V'), after each of `tokens`, (R, K)."""
         # A placeholder: the source's keys are cached, so only the output's width is still read.
         encoded = cache.source_mask[..., None].to(cache.source[0].dtype)
         return self.model(
@@ -83,7 +88,7 @@ class HuggingFaceSeq2Seq(HuggingFaceModel):
             attention_mask=cache.source_mask,
             decoder_input_ids=tokens,
             decoder_attention_mask=cache.visible,
-            cache=cache.for_transformers(),
+            cache=cache.for_transformers(tokens.shape[1]),
             use_cache=True,
         ).logits
 
