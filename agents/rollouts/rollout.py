@@ -11,7 +11,6 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.rollouts.behaviors import (
     Behavior,
     StepView,
-    Written,
     bernoulli_mask,
     by_example,
     token_sampler,
@@ -156,9 +155,8 @@ def _steps(
             expert_logits=None if recorder is None else recorder.step(state, rows, written),
         )
         action, writer = torch.full_like(previous, env.special.pad), torch.zeros_like(previous)
-        chosen = Written(*behavior(view))
-        action[rows], writer[rows] = chosen.action, chosen.writer
-        log_prob = _spread(chosen.log_prob, rows, state.alive)
+        action[rows], writer[rows], *drawn = behavior(view)
+        log_prob = _spread(drawn[0] if drawn else None, rows, state.alive)
         *_, info = env.step(action.masked_fill_(state.done, env.special.pad))
         previous = info["written"].masked_fill(state.done, env.special.pad)
         yield previous, writer, state.alive, log_prob

@@ -422,7 +422,9 @@ def test_every_agent_learns_on_any_task(  # noqa: PLR0913 - drawn by hypothesis
     added = MLE().loss(LabelledBatch(gold), student, expert)
     (loss + added).backward()
     assert loss.isfinite()
-    assert name in ("minillm", "aggrevate") or loss >= 0, "rewards may be positive"
+    assert name in ("minillm", "sampled_reverse_kl", "aggrevate") or loss >= 0, (
+        "rewards may be positive"
+    )
     assert added.isfinite()
     assert added >= 0
     assert student.tables.grad.isfinite().all()
