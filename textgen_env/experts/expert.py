@@ -16,6 +16,7 @@ from torch import Tensor
 
 from textgen_env import dynamics
 from textgen_env.dynamics import State
+from textgen_env.experts.draws import Draws, draw_systematically, state_uniforms
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import (
     Decoder,
@@ -275,6 +276,11 @@ class Expert(ABC):
         return TopK(
             tokens.view(rows, steps, k), log_probs.view(rows, steps, k), tail.view(rows, steps)
         )
+
+    def draws(self, trajectories: Trajectories, k: int, seed: int) -> Draws:
+        """Return `k` tokens drawn at every state, the same for the same text and seed."""
+        uniforms = state_uniforms(trajectories, self.special, seed)
+        return draw_systematically(self.logits(trajectories), uniforms, k)
 
 
 def _top_k_and_tail(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.toy import SPECIAL
-from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.labels import Dense, LabelledBatch, Sampled, Top1, TopKWithTail
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Trajectories, Writer
 
 CAPACITY, SLOTS = 10, 4
-LABELS = [Top1(), TopKWithTail(k=3), Dense()]
+LABELS = [Top1(), TopKWithTail(k=3), Dense(), Sampled(k=3)]
 
 
 @pytest.fixture(scope="module")
