@@ -20,6 +20,8 @@ class LearnerConfig:
     Attributes:
         updates: number of optimizer updates.
         batch_size: examples of an update.
+        texts_per_source: texts that the student draws of each source of a batch, at least 1; a
+            batch has as many times fewer sources.
         accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
         learning_rate: its maximum.
         warmup: updates in which the rate rises from 0.
@@ -51,6 +53,7 @@ class LearnerConfig:
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 4e-3
+    texts_per_source: int = 1
     warmup: int = 200
     decay: float | None = 0.9
     weight_decay: float = 0.01
@@ -69,16 +72,19 @@ class LearnerConfig:
         check_at_least(self, learning_rate=0, warmup=0, weight_decay=0)
         check_at_least(self, reference_weight=0, ewc_weight=0, prefix_weight=0)
         check_shares(self, "decay", "ema")
+        check_at_least(self, "1 is one text of each source", texts_per_source=1)
         check_positive_shares(self, "1 is for whole texts", "roll_in_share", "roll_in_share_end")
         check_finite(self, "seed")
         if self.ema == 1:
             raise ValueError("ema must be below 1, got 1: the first weights would stay; try 0.999")
         if not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; infinity does not clip")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
-            )
+        for name, parts in (
+            ("accumulate", self.accumulate),
+            ("texts_per_source", self.texts_per_source),
+        ):
+            if self.batch_size % parts:
+                raise ValueError(f"{name} must divide batch_size ({self.batch_size}), got {parts}")
 
     def check_agent(self, agent: Agent) -> None:
         """Raise `ValueError` if settings are about the student's texts and `agent` has none."""
@@ -88,6 +94,12 @@ class LearnerConfig:
                 f"nothing, got {self.roll_in_share}: leave it out, or choose another agent"
             )
         if self.prefix_weight and not (agent.student_writes and agent.asks_distribution):
+        if self.texts_per_source > 1 and not agent.student_draws:
+            raise ValueError(
+                f"texts_per_source must be 1 for {type(agent).__name__}, whose student draws no "
+                f"texts, got {self.texts_per_source}: let it draw (--roll-in sampled), or choose "
+                "another agent"
+            )
             raise ValueError(
                 f"prefix_weight must be 0 for {type(agent).__name__}, which asks for no "
                 f"distribution on texts of the student, got {self.prefix_weight}: leave it out, or "

@@ -210,7 +210,10 @@ class Learner:
         config, count = self.config, self.agent.batches_per_rollout
         lengths = example_lengths(self.env.examples, self.env.special)
         first = self.counters.update
-        batches = batch_indices(lengths, config.batch_size, config.seed, first)
+        texts = config.texts_per_source
+        batches = batch_indices(
+            lengths, config.batch_size, config.seed, first, texts_per_source=texts
+        )
         while (update := self.counters.update) < config.updates:
             start, progress = time.perf_counter(), update / config.updates
             indices = torch.cat([self._share(next(batches)) for _ in range(count)])
