@@ -51,11 +51,7 @@ def check_parts(experiment: Experiment) -> None:
     AGENTS.name_of(experiment.agent)
     experiment.learner.check_agent(experiment.agent)
     TASKS.name_of(experiment.task)
-    if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
-        raise RunError(
-            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
-            "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
-        )
+    _check_teacher(experiment)
     if experiment.student_from_teacher is not None and experiment.teacher is None:
         found = "none" if experiment.server is None else experiment.server.url
         raise RunError(
@@ -74,6 +70,21 @@ def check_parts(experiment: Experiment) -> None:
             "student_init must be given where ewc_weight is not 0, for what a fresh student starts "
             "with is worth nothing, got None: give --student-init FOLDER or layers of the teacher "
             "(--student-from-teacher.decoder)"
+        )
+
+
+def _check_teacher(experiment: Experiment) -> None:
+    """Raise `RunError` unless there is one teacher: a model, a server or the student's average."""
+    teacher, decay = experiment.teacher or experiment.server, experiment.learner.self_teacher
+    if teacher and decay is not None:
+        raise RunError(
+            f"teacher must be left out beside self_teacher, got {teacher} and {decay}: leave one "
+            "of them out (--teacher None)"
+        )
+    if experiment.agent.needs_expert and not teacher and decay is None:
+        raise RunError(
+            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
+            "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
         )
 
 
