@@ -21,6 +21,7 @@ from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
 from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.rollouts.context import Context
+from textgen_agents.sampled_reverse_kl import SampledReverseKL
 from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
@@ -64,6 +65,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "atkd": ATKD,
     "diverse_cfg": DiverseCFG,
     "minillm": MiniLLM,
+    "sampled_reverse_kl": SampledReverseKL,
     "aggrevate": AggreVaTe,
 }
 for _name, _agent in _IN_ORDER_OF_TABLES.items():

@@ -17,6 +17,7 @@ from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.rollouts.context import Context
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
+from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens
 
@@ -62,6 +63,14 @@ class Agent(ABC):
     def needs_expert(self) -> bool:
         """True unless it learns from the references alone."""
         return self.learns_from is not LearnsFrom.REFERENCES
+
+    @property
+    def student_draws(self) -> bool:
+        """True if two texts of the student for one source may differ.
+
+        An agent says how its student writes in a field `sampling`, which is None for greedy.
+        """
+        return self.student_writes and vars(self).get("sampling", Sampling()) is not None
 
     @property
     def asks_distribution(self) -> bool:

@@ -72,11 +72,11 @@ class AggreVaTe(Agent):
         share = torch.rand(len(rows), generator=context.generator).to(env.device)
         last = (share * texts.mask.sum(1)[rows]).long()
         logits = logits[rows, last]
-        others = logits.scatter(1, best(logits)[:, None], float("-inf"))
-        actions = texts.actions[rows].scatter(1, last[:, None], draw(others)[:, None])
+        others = logits.scatter(1, best(logits)[0][:, None], float("-inf"))
+        actions = texts.actions[rows].scatter(1, last[:, None], draw(others)[0][:, None])
         mask = torch.arange(actions.shape[1], device=env.device) <= last[:, None]
         actions = actions.masked_fill(~mask, env.special.pad)
-        deviations = replace(texts.select(rows), actions=actions, mask=mask)
+        deviations = replace(texts.select(rows), actions=actions, mask=mask, behavior_log_prob=None)
         return labelled(deviations, logits, env.expert)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:

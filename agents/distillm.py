@@ -22,7 +22,7 @@ from textgen_agents.losses.divergences import (
     skewed_kl,
     skewed_reverse_kl,
 )
-from textgen_agents.losses.labels import Label, LabelledBatch, TopKWithTail
+from textgen_agents.losses.labels import Label, LabelledBatch, TopKWithTail, check_divergence
 from textgen_agents.losses.objectives import loss_by_writer, loss_for
 from textgen_agents.rollouts.buffer import Buffer, check_capacity
 from textgen_agents.rollouts.context import Context
@@ -85,6 +85,7 @@ class DistiLLM(Agent):
         check_at_least(self, rise=0, tolerance=0)
         if not 0 <= self.skew < 1:
             raise ValueError(f"skew must be in [0, 1), got {self.skew}; 0.1 is the authors'")
+        check_divergence(self.label, self.divergence)
 
     @property
     def divergence(self) -> Divergence:

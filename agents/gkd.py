@@ -10,7 +10,8 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import Divergence, forward_kl, generalized_jsd, reverse_kl
-from textgen_agents.losses.labels import Dense, Label, LabelledBatch
+from textgen_agents.losses.kl_mixtures import KLMixture
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_divergence
 from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.behaviors import bernoulli_mask
 from textgen_agents.rollouts.context import Context
@@ -37,6 +38,8 @@ class GKD(Agent):
             tends once divided by `teacher_weight` and 1 - `teacher_weight`: the scale jumps there.
         sampling: how the student writes.
         label: what the teacher is asked; less than its distribution is no longer the paper's.
+        divergence: mixture of forward and reverse KL in place of the paper's divergence and of
+            `teacher_weight`; None for the paper's.
 
     Source: Agarwal et al. 2024, algorithm 1, arXiv:2306.13649.
     """
@@ -47,13 +50,17 @@ class GKD(Agent):
     teacher_weight: float = 0.5
     sampling: Sampling = field(default_factory=Sampling)
     label: Label = field(default_factory=Dense, kw_only=True)
+    divergence: KLMixture | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_shares(self, "student_fraction", "teacher_weight")
+        check_divergence(self.label, self.minimized)
 
     @property
-    def divergence(self) -> Divergence:
-        """Divergence that `teacher_weight` stands for."""
+    def minimized(self) -> Divergence:
+        """Divergence that is given, or else the one that `teacher_weight` stands for."""
+        if self.divergence is not None:
+            return self.divergence
         between = partial(generalized_jsd, teacher_weight=self.teacher_weight)
         return {0.0: forward_kl, 1.0: reverse_kl}.get(self.teacher_weight, between)
 
@@ -70,4 +77,4 @@ class GKD(Agent):
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the divergence from the teacher's distribution."""
-        return loss_for(self.label, self.divergence, batch.trajectories, student, expert)
+        return loss_for(self.label, self.minimized, batch.trajectories, student, expert)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import reverse_kl
-from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_smoothing
+from textgen_agents.losses.labels import (
+    Dense,
+    Label,
+    LabelledBatch,
+    check_divergence,
+    check_smoothing,
+)
 from textgen_agents.losses.objectives import data_actions, loss_for, token_loss
 from textgen_agents.rollouts.behaviors import bernoulli_mask
 from textgen_agents.rollouts.context import Context
@@ -53,6 +59,7 @@ class KID(Agent):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        check_divergence(self.label, reverse_kl)
         check_shares(self, "student_fraction")
         check_at_least(self, "0 is mle", weight=0)
 

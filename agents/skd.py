@@ -10,7 +10,8 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import forward_kl
-from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_k
+from textgen_agents.losses.kl_mixtures import KLMixture
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_divergence, check_k
 from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.behaviors import Gated, InTopK, token_sampler
 from textgen_agents.rollouts.context import Context
@@ -35,6 +36,7 @@ class SKD(Agent):
         expert_sampling: how the teacher writes; None for greedy.
         k: the teacher's tokens among which the student's must be, from 1 to V.
         label: what is learned of the teacher's distribution; less is no longer the paper's.
+        divergence: mixture of forward and reverse KL in place of forward KL; None for forward KL.
 
     Source: Xu et al. 2025, arXiv:2410.11325.
     """
@@ -48,9 +50,11 @@ class SKD(Agent):
     )
     k: int = 25
     label: Label = field(default_factory=Dense, kw_only=True)
+    divergence: KLMixture | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_at_least(self, "1 keeps the teacher's best alone", k=1)
+        check_divergence(self.label, self.divergence or forward_kl)
 
     def check_expert(self, expert: Expert) -> None:
         """Raise, before any training, unless the expert gives its distribution over k or more."""
@@ -67,5 +71,6 @@ class SKD(Agent):
         return rollout(context, behavior, record_expert_logits=True)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
-        """Return the forward KL from the teacher's distribution on all prefixes."""
-        return loss_for(self.label, forward_kl, batch.trajectories, student, expert)
+        """Return the divergence from the teacher's distribution on all prefixes."""
+        divergence = self.divergence or forward_kl
+        return loss_for(self.label, divergence, batch.trajectories, student, expert)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import by_parts, forward_kl, generalized_jsd
-from textgen_agents.losses.labels import Dense, Label, LabelledBatch
+from textgen_agents.losses.kl_mixtures import KLMixture
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, check_divergence
 from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.behaviors import BelowThreshold, Gated, OneWaySwitch, token_sampler
 from textgen_agents.rollouts.calibration import calibrated_threshold
@@ -50,6 +51,7 @@ class Switch(Agent):
             [0, 1]; of no meaning with a `threshold`.
         decay: position / length limit -> share of the threshold.
         label: what is learned of the teacher's distribution; less is no longer the paper's.
+        divergence: mixture of forward and reverse KL in place of forward KL; None for forward KL.
 
     Source: Koo et al. 2025, arXiv:2410.19503.
     """
@@ -63,8 +65,10 @@ class Switch(Agent):
     expert_share: float = PAPER_SHARE
     decay: Schedule = field(default_factory=lambda: Exponential(base=10.0))
     label: Label = field(default_factory=Dense, kw_only=True)
+    divergence: KLMixture | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_divergence(self.label, self.divergence or forward_kl)
         check_shares(self, "expert_share")
         if self.threshold is not None and not self.threshold >= 0:
             raise ValueError(
@@ -104,8 +108,9 @@ class Switch(Agent):
         return torch.tensor(shares, dtype=torch.float64).clamp(min=SMALLEST_SHARE)
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
-        """Return the forward KL from the teacher's distribution on all prefixes."""
-        return loss_for(self.label, forward_kl, batch.trajectories, student, expert)
+        """Return the divergence from the teacher's distribution on all prefixes."""
+        divergence = self.divergence or forward_kl
+        return loss_for(self.label, divergence, batch.trajectories, student, expert)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class AdaSwitch(Agent):
         window: number of divergences in that mean, at least 1; as many first tokens are the
             student's.
         label: what is learned of the teacher's distribution; less is no longer the paper's.
+        divergence: mixture of forward and reverse KL in place of forward KL; None for forward KL.
 
     Source: Peng et al. 2025, arXiv:2510.07842.
     """
@@ -141,8 +147,10 @@ class AdaSwitch(Agent):
     expert_share: float = PAPER_SHARE
     window: int = 5
     label: Label = field(default_factory=Dense, kw_only=True)
+    divergence: KLMixture | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_divergence(self.label, self.divergence or forward_kl)
         if self.factor is not None and not self.factor > 0:
             raise ValueError(
                 f"factor must be above 0, got {self.factor}; raise it to let the student write more"
@@ -182,5 +190,6 @@ class AdaSwitch(Agent):
         return multiple.cummax(1).values
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
-        """Return the forward KL from the teacher's distribution on all prefixes."""
-        return loss_for(self.label, forward_kl, batch.trajectories, student, expert)
+        """Return the divergence from the teacher's distribution on all prefixes."""
+        divergence = self.divergence or forward_kl
+        return loss_for(self.label, divergence, batch.trajectories, student, expert)

@@ -108,6 +108,9 @@ class Trajectories:
         expert_source: (B, E) int64, what the expert reads in place of `source`; None where it reads
             the same.
         weight: (B, T) float, what the loss of each action is multiplied by; None for 1.
+        behavior_log_prob: (B, T) float, nats, log-probability of each action when it was written,
+            in the distribution that its writer drew it from; 0 for actions that were certain, as
+            the data's and greedy ones are, and outside the mask. None where nothing was drawn.
     """
 
     source: Tensor
@@ -117,6 +120,7 @@ class Trajectories:
     reference: Tensor
     expert_source: Tensor | None = None
     weight: Tensor | None = None
+    behavior_log_prob: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_shape("source", self.source, (None, None))
@@ -124,8 +128,9 @@ class Trajectories:
         check_shape("actions", self.actions, (rows, steps))
         check_shape("writer", self.writer, (rows, steps))
         check_shape("mask", self.mask, (rows, steps))
-        if self.weight is not None:
-            check_shape("weight", self.weight, (rows, steps))
+        for name, tensor in tensors(self).items():
+            if name in ("weight", "behavior_log_prob"):
+                check_shape(name, tensor, (rows, steps))
         check_shape("reference", self.reference, (rows, None))
         _check_expert_source(self)
         if self.mask.dtype != torch.bool:
@@ -157,7 +162,9 @@ class Trajectories:
             parts = [replace(part, expert_source=part.expert_view) for part in parts]
         if any(part.weight is not None for part in parts):
             parts = [replace(part, weight=part.action_weight) for part in parts]
-        fill = {"writer": Writer.DATA, "mask": False}
+        if any(part.behavior_log_prob is not None for part in parts):
+            parts = [replace(part, behavior_log_prob=part.action_log_prob) for part in parts]
+        fill = {"writer": Writer.DATA, "mask": False, "behavior_log_prob": 0.0}
         columns = {name: [getattr(part, name) for part in parts] for name in tensors(parts[0])}
         return cls(
             **{name: _stacked(c, fill.get(name, special.pad)) for name, c in columns.items()}
@@ -175,6 +182,12 @@ class Trajectories:
         return ones if self.weight is None else self.weight
 
     @property
+    def action_log_prob(self) -> Tensor:
+        """Log-probability of each action when it was written, (B, T) float, nats."""
+        certain = torch.zeros(self.mask.shape, device=self.mask.device)
+        return certain if self.behavior_log_prob is None else self.behavior_log_prob
+
+    @property
     def examples(self) -> Examples:
         """Examples that the trajectories were written for, a row each."""
         return Examples(self.source, self.reference, self.expert_source)
@@ -186,7 +199,7 @@ class Trajectories:
     def trimmed(self, special: SpecialTokens) -> Self:
         """Return the trajectories without the columns that are padding in all of them."""
         width = int(self.mask.sum(1).max())
-        written = ("actions", "writer", "mask", "weight")
+        written = ("actions", "writer", "mask", "weight", "behavior_log_prob")
         return type(self)(
             **{
                 name: tensor[:, :width] if name in written else trimmed(tensor, special)

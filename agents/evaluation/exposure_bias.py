@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_agents.losses.divergences import cross_entropy, forward_kl
+from textgen_agents.losses.divergences import cross_entropy, entropy, forward_kl
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Decoder, best_actions, decode_all, greedy, logits_from
 from textgen_env.models.sequence_model import SequenceModel
@@ -21,6 +21,8 @@ from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, tri
 
 COMPARISON_BATCH_SIZE = 32
 """Number of texts whose logits, (B, T, V), are in memory at a time."""
+NUM_BEST = 10
+"""Number of most probable tokens of both models whose overlap is measured; V if that is smaller."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class TeacherComparison:
         divergence: (T,) float64, mean KL(p || q), nats.
         student_nll: (T,) float64, mean of -log q(action), nats.
         teacher_nll: (T,) float64, mean of -log p(action), nats.
+        top_k_overlap: (T,) float64, mean share of the `NUM_BEST` most probable tokens of the
+            student that are among as many of the teacher, in [0, 1].
+        shared_mass: (T,) float64, mean probability of these shared tokens, that of p and q
+            averaged, in [0, 1].
+        entropy_gap: (T,) float64, mean distance of the entropies of p and q, nats.
     """
 
     count: Tensor
@@ -44,6 +51,9 @@ class TeacherComparison:
     divergence: Tensor
     student_nll: Tensor
     teacher_nll: Tensor
+    top_k_overlap: Tensor
+    shared_mass: Tensor
+    entropy_gap: Tensor
 
     @property
     def mean_agreement(self) -> float:
@@ -76,12 +86,13 @@ def compare_with_teacher(
 
     Source: Arora et al. 2022, section 4, arXiv:2204.01171, for the divergence by writer of the
         prefix; agreement is one minus the 0-1 loss of Ross et al. 2011, section 2,
-        arXiv:1011.0686.
+        arXiv:1011.0686. Overlap, shared mass and entropy gap: after Li et al. 2026,
+        arXiv:2604.13016.
     """
     if not len(trajectories):
         raise ValueError("trajectories must hold at least one text, got 0")
     steps, special = trajectories.actions.shape[1], expert.special
-    sums = torch.zeros(5, steps, dtype=torch.float64)
+    sums = torch.zeros(8, steps, dtype=torch.float64)
     for batch in _batches_by_length(trajectories, special, batch_size):
         logits = student.sequence_logits(batch.source, batch.actions)
         teacher_logits = expert.logits(batch)
@@ -91,11 +102,35 @@ def compare_with_teacher(
             agreement = own == best_actions(teacher_logits, special, batch.mask)
         divergence = forward_kl(logits, teacher_logits)
         nlls = (cross_entropy(each, batch.actions) for each in (logits, teacher_logits))
-        figures = torch.ones_like(agreement), agreement, divergence, *nlls
+        gap = (entropy(logits) - entropy(teacher_logits)).abs()
+        shared = shared_best(logits, teacher_logits)
+        figures = torch.ones_like(agreement), agreement, divergence, *nlls, *shared, gap
         for total, figure in zip(sums, figures, strict=True):
             counted = figure.double().where(batch.mask, 0.0)
             total[: counted.shape[1]] += counted.sum(0).cpu()
     return TeacherComparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
+
+
+def shared_best(
+    student_logits: Tensor, teacher_logits: Tensor, k: int = NUM_BEST
+) -> tuple[Tensor, Tensor]:
+    """Compute the overlap of the k best tokens of student and teacher, and its probability.
+
+    Args:
+        student_logits: (..., V) float, any dtype.
+        teacher_logits: (..., V) float, any dtype.
+        k: number of tokens, at least 1; V where that is smaller.
+
+    Returns:
+        overlap: (...) float32 in [0, 1], share of the k tokens that both have.
+        mass: (...) float32 in [0, 1], probability of these, that of both models averaged.
+    """
+    k = min(k, student_logits.shape[-1])
+    best = student_logits.topk(k).indices
+    shared = (best[..., :, None] == teacher_logits.topk(k).indices[..., None, :]).any(-1)
+    probs = (student_logits.float().softmax(-1) + teacher_logits.float().softmax(-1)) / 2
+    mass = probs.gather(-1, best).where(shared, 0.0).sum(-1)
+    return shared.float().mean(-1), mass
 
 
 def written_by(

@@ -48,11 +48,17 @@ class PositionCurves:
     Attributes:
         agreement: share of the states at which student and teacher agree, in [0, 1].
         divergence: mean KL(teacher || student), nats.
+        top_k_overlap: share of the best tokens that both have in common, in [0, 1].
+        shared_mass: probability of these, in [0, 1].
+        entropy_gap: mean distance of both entropies, nats.
         count: number of states.
     """
 
     agreement: list[float]
     divergence: list[float]
+    top_k_overlap: list[float]
+    shared_mass: list[float]
+    entropy_gap: list[float]
     count: list[int]
 
     @classmethod
@@ -60,13 +66,27 @@ class PositionCurves:
         """Return the curves of `comparison` over the positions that have a state."""
         reached = int((comparison.count > 0).sum())  # texts have no gaps: these come first
         return cls(
-            comparison.agreement[:reached].tolist(),
-            comparison.divergence[:reached].tolist(),
-            comparison.count[:reached].long().tolist(),
+            agreement=comparison.agreement[:reached].tolist(),
+            divergence=comparison.divergence[:reached].tolist(),
+            top_k_overlap=comparison.top_k_overlap[:reached].tolist(),
+            shared_mass=comparison.shared_mass[:reached].tolist(),
+            entropy_gap=comparison.entropy_gap[:reached].tolist(),
+            count=comparison.count[:reached].long().tolist(),
         )
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean over all states of each curve, by its name."""
+        return {
+            "agreement": self.mean(self.agreement),
+            "divergence": self.mean(self.divergence),
+            "top_k_overlap": self.mean(self.top_k_overlap),
+            "shared_mass": self.mean(self.shared_mass),
+            "entropy_gap": self.mean(self.entropy_gap),
+        }
+
     def mean(self, values: Sequence[float]) -> float:
-        """Return the mean over all states of one of the two curves."""
+        """Return the mean over all states of one of the curves."""
         weighted = zip(values, self.count, strict=True)
         return sum(value * states for value, states in weighted) / sum(self.count)
 
@@ -127,8 +147,7 @@ class ExposureBiasReport:
             "coverage_risk": self.coverage_risk,
         }
         for writer, curves in (self.positions or {}).items():
-            named[f"{writer}_prefix_agreement"] = curves.mean(curves.agreement)
-            named[f"{writer}_prefix_divergence"] = curves.mean(curves.divergence)
+            named |= {f"{writer}_prefix_{name}": mean for name, mean in curves.means.items()}
         if self.excess_accumulated_error:
             named["excess_accumulated_error"] = self.excess_accumulated_error[-1]
         for each in self.teacher_finishes or []:

@@ -3,6 +3,7 @@
 from textgen_agents.losses.divergences import (
     Divergence,
     cross_entropy,
+    entropy,
     forward_kl,
     generalized_jsd,
     masked_mean,
@@ -11,7 +12,8 @@ from textgen_agents.losses.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
-from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.kl_mixtures import EntropyAwareKL, MixedKL
+from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Sampled, Top1, TopKWithTail
 from textgen_agents.losses.objectives import (
     loss_by_writer,
     loss_for,
@@ -23,11 +25,15 @@ from textgen_agents.losses.objectives import (
 __all__ = [
     "Dense",
     "Divergence",
+    "EntropyAwareKL",
     "Label",
     "LabelledBatch",
+    "MixedKL",
+    "Sampled",
     "Top1",
     "TopKWithTail",
     "cross_entropy",
+    "entropy",
     "forward_kl",
     "generalized_jsd",
     "loss_by_writer",

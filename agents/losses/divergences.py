@@ -10,8 +10,8 @@ A token with probability 0 has the log-probability `LOG_ZERO`, so that its price
 infinite.
 
 Means over actions are taken by `masked_mean` alone. Divergences from top-k labels and the two parts
-of ATKD's divergence are in `topk`. Nothing here stops gradients into the teacher: callers compute
-its logits without gradient.
+of ATKD's divergence are in `topk`, mixtures of forward and reverse KL in `kl_mixtures`. Nothing
+here stops gradients into the teacher: callers compute its logits without gradient.
 """
 
 from collections.abc import Callable
@@ -208,6 +208,21 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     gap = student_logits.float().softmax(-1) - teacher_logits.float().softmax(-1)
     return 0.5 * gap.abs().sum(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Compute the entropy of a distribution, minus the sum over V of p log p.
+
+    Args:
+        logits: (..., V) float, any dtype.
+
+    Returns:
+        (...) float32, nats, in [0, ln V].
+
+    Source: Shannon 1948, section 6.
+    """
+    log_probs = _log_probs(logits)
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def chunked(loss: Callable[..., Tensor], *inputs: Tensor, rows: int = 128) -> Tensor:

@@ -11,10 +11,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from textgen_agents.losses.divergences import Divergence, by_parts, cross_entropy, forward_kl
+from textgen_agents.losses.divergences import (
+    LOG_ZERO,
+    Divergence,
+    by_parts,
+    cross_entropy,
+    forward_kl,
+)
 from textgen_agents.losses.topk import with_tail
 from textgen_env.bounds import check_at_least
 from textgen_env.dynamics import State
+from textgen_env.experts.draws import Draws
 from textgen_env.experts.expert import Expert, ExpertError
 from textgen_env.experts.top_k import TopK
 from textgen_env.models.sequence_model import AnyCache
@@ -130,7 +137,73 @@ class Dense:
         return by_parts(divergence, student_logits, logits[None])
 
 
-Label = Top1 | TopKWithTail | Dense
+@dataclass(frozen=True)
+class Sampled:
+    """Tokens drawn from the teacher's distribution: 12 k bytes a state, unbiased for forward KL.
+
+    The loss is the mean of log p(a) - log q(a) over the draws a. Its expectation is KL(p || q), and
+    that of its gradient the gradient of KL(p || q); a single value may be negative. A state of the
+    same text has the same draws whenever it is asked about.
+
+    Attributes:
+        k: draws at a state, at least 1.
+        seed: another one gives other draws, at least 0.
+
+    Source: Anshumann et al. 2025, arXiv:2503.16870, with the proposal p itself; systematic draws
+        are ours.
+    """
+
+    k: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, k=1, seed=0)
+
+    def check(self, expert: Expert) -> None:
+        """Raise unless the expert gives its whole distribution, to draw from.
+
+        Raises:
+            ExpertError: it gives less.
+        """
+        Dense().check(expert)
+
+    def ask(self, trajectories: Trajectories, expert: Expert) -> Labels:
+        """Return the tokens that are drawn at every state, and their log-probabilities."""
+        drawn = expert.draws(trajectories, self.k, self.seed)
+        return {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
+
+    def losses(
+        self,
+        student_logits: Tensor,
+        divergence: Divergence,
+        asked: "AskedStates",
+    ) -> Tensor:
+        """Return the (1, K) estimate of forward KL, nats.
+
+        Raises:
+            ValueError: `divergence` is another one.
+        """
+        check_divergence(self, divergence)
+        drawn = asked.expert.draws(asked.trajectories, self.k, self.seed)
+        tokens, log_probs = asked.at_positions(drawn.tokens), asked.at_positions(drawn.log_probs)
+        logits = student_logits.float()
+        chosen = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+        return (log_probs - chosen.clamp(min=LOG_ZERO)).mean(-1)
+
+
+Label = Top1 | TopKWithTail | Dense | Sampled
+
+
+def check_divergence(label: Label, divergence: Divergence) -> None:
+    """Raise `ValueError` unless `label` can be learned from by `divergence`.
+
+    Draws from p say nothing unbiased about what is no mean over p.
+    """
+    if isinstance(label, Sampled) and divergence is not forward_kl:
+        raise ValueError(
+            f"label must be Top1, TopKWithTail or Dense for any but forward KL, got {label}: "
+            "choose one of these, or an agent that learns by forward KL (imitkd_full)"
+        )
 
 
 @dataclass(frozen=True)
@@ -251,6 +324,12 @@ class RecordedExpert(Expert):
         if "tokens" in self.labels:
             return TopK(**{field.name: self.labels[field.name] for field in fields(TopK)})
         return super().top_k(trajectories, k)
+
+    def draws(self, trajectories: Trajectories, k: int, seed: int) -> Draws:
+        """Return the tokens that were drawn, recorded themselves or drawn from the logits."""
+        if "drawn_tokens" in self.labels:
+            return Draws(self.labels["drawn_tokens"], self.labels["drawn_log_probs"])
+        return super().draws(trajectories, k, seed)
 
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
         """Raise `ExpertError`: recorded answers hold no more."""

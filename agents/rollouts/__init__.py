@@ -3,7 +3,7 @@
 The function `rollout` is imported from its file: here it would hide the file of the same name.
 """
 
-from textgen_agents.rollouts.behaviors import Behavior, StepView, token_sampler
+from textgen_agents.rollouts.behaviors import Behavior, StepView, Written, token_sampler
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import (
@@ -26,5 +26,6 @@ __all__ = [
     "ReverseSigmoid",
     "Schedule",
     "StepView",
+    "Written",
     "token_sampler",
 ]

@@ -35,7 +35,9 @@ def example_lengths(examples: Examples, special: SpecialTokens) -> Tensor:
     return reference.where(reference > 0, source).cpu()
 
 
-def batch_indices(lengths: Tensor, batch_size: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+def batch_indices(
+    lengths: Tensor, batch_size: int, seed: int, first: int = 0, *, texts_per_source: int = 1
+) -> Iterator[Tensor]:
     """Yield batches of example indices without end, from batch number `first` on.
 
     Args:
@@ -43,15 +45,17 @@ def batch_indices(lengths: Tensor, batch_size: int, seed: int, first: int = 0) -
         batch_size: B, the same for every batch.
         seed: another seed gives another order.
         first: number of the first batch, counted from 0.
+        texts_per_source: times that an example stands in its batch, side by side; divides B.
 
     Yields:
         (B,) int64 indices below N. Every example is drawn once before any is drawn twice.
     """
+    sources = batch_size // texts_per_source
     window = first // WINDOW
     skip = first % WINDOW
     while True:
-        batches = _window(lengths, batch_size, seed, window)
-        yield from batches[skip:]
+        batches = _window(lengths, sources, seed, window)
+        yield from batches[skip:].repeat_interleave(texts_per_source, 1)
         window, skip = window + 1, 0
 
 

@@ -1,6 +1,7 @@
 """Behavior policies: who writes the next token while prefixes are collected.
 
-A behavior is a function of what is known at a step; it returns each row's action and its writer.
+A behavior is a function of what is known at a step; it returns each row's action and its writer,
+and the log-probability of the action if it was drawn.
 Where several write one text, the student proposes every token and a gate decides which ones stay.
 The unit of mixing is the number of tokens that share a draw of `token_mask`: one, a block or all.
 """
@@ -8,13 +9,14 @@ The unit of mixing is the number of tokens that share a draw of `token_mask`: on
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from textgen_agents.losses.divergences import forward_kl, generalized_jsd
 from textgen_agents.rollouts.context import Context
-from textgen_env.generation.decoding import Sampling, logits_from, next_action
+from textgen_env.generation.decoding import Sampling, choose_action, logits_from
 from textgen_env.types import Writer
 
 
@@ -37,9 +39,28 @@ class StepView:
     expert_logits: Tensor | None = None
 
 
-Behavior = Callable[[StepView], tuple[Tensor, Tensor]]
-TokenSampler = Callable[[Tensor], Tensor]
-"""(K, V) logits -> (K,) int64, the tokens that their owner writes."""
+class Written(NamedTuple):
+    """Choice of a behavior at one step.
+
+    Attributes:
+        action: (K,) int64.
+        writer: (K,) int64, a `Writer` for each action.
+        log_prob: (K,) float, nats, the action's log-probability in the distribution that its writer
+            drew it from, 0 where it was not drawn; None where no action was.
+    """
+
+    action: Tensor
+    writer: Tensor
+    log_prob: Tensor | None = None
+
+
+Behavior = Callable[[StepView], tuple[Tensor, Tensor] | Written]
+"""View -> the fields of `Written`, of which the last may be left out."""
+TokenSampler = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""(K, V) logits -> (K,) int64, the tokens that their owner writes, and their log-probabilities.
+
+None in place of these if the tokens are not drawn.
+"""
 Gate = Callable[[StepView, Tensor], Tensor]
 """(view, (K,) int64 tokens that the student proposes) -> (K,) bool, True where they stay."""
 
@@ -58,17 +79,22 @@ class Gated:
     student: TokenSampler
     expert: TokenSampler | None = None
 
-    def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
-        """Return the actions and their writers, (K,) int64 each."""
+    def __call__(self, view: StepView) -> Written:
+        """Return the actions, their writers and their log-probabilities."""
         with logits_from("student"):
-            proposal = self.student(view.student_logits)
+            proposal, own_log_prob = self.student(view.student_logits)
         stays = self.gate(view, proposal)
         if self.expert is None:
-            other, writer = view.data_action, Writer.DATA
+            other, log_prob, writer = view.data_action, None, Writer.DATA
         else:
             with logits_from("teacher"):
-                other, writer = self.expert(_required_expert_logits(view)), Writer.EXPERT
-        return proposal.where(stays, other), torch.where(stays, Writer.STUDENT, writer)
+                other, log_prob = self.expert(_required_expert_logits(view))
+            writer = Writer.EXPERT
+        return Written(
+            proposal.where(stays, other),
+            torch.where(stays, Writer.STUDENT, writer),
+            _one_of(stays, own_log_prob, log_prob),
+        )
 
 
 @dataclass(frozen=True)
@@ -193,12 +219,23 @@ def token_sampler(sampling: Sampling | None, context: Context) -> TokenSampler:
     """
     seed = int(torch.randint(2**62, (), generator=context.generator))
     draws = torch.Generator(context.env.device).manual_seed(seed)
-    return partial(next_action, sampling=sampling, generator=draws, special=context.env.special)
+    return partial(choose_action, sampling=sampling, generator=draws, special=context.env.special)
 
 
 def bernoulli_mask(probability: float, count: int, generator: torch.Generator) -> Tensor:
     """Return a (count,) bool mask, True with `probability`, on the generator's device."""
     return torch.rand(count, generator=generator, device=generator.device) < probability
+
+
+def _one_of(stays: Tensor, own: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the (K,) log-probabilities of tokens of two writers, 0 for those of one who drew none.
+
+    None if neither drew.
+    """
+    if own is None and other is None:
+        return None
+    none_drawn = torch.zeros(stays.shape, device=stays.device)
+    return (none_drawn if own is None else own).where(stays, none_drawn if other is None else other)
 
 
 def _required_expert_logits(view: StepView) -> Tensor:

@@ -18,7 +18,10 @@ from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.types import Trajectories, tensors
 
-STATES = tuple(field.name for field in fields(Trajectories) if field.name != "weight")
+LOG_PROB = "behavior_log_prob"  # kept from the first row on that has one
+STATES = tuple(
+    field.name for field in fields(Trajectories) if field.name not in ("weight", LOG_PROB)
+)
 ROWS_PER_QUERY = 64  # that the expert is asked about together
 
 
@@ -79,6 +82,8 @@ class Buffer:
             slots = (self.added + rows) % self.capacity
             for name in self.states:
                 self._store(name, getattr(part.trajectories, name), slots)
+            if part.trajectories.behavior_log_prob is not None or LOG_PROB in self.stored:
+                self._store(LOG_PROB, part.trajectories.action_log_prob, slots)
             for name, answer in self.label.ask(part.trajectories, part.expert(expert)).items():
                 self._store(name, answer, slots)
         self.added += len(batch)
@@ -133,5 +138,6 @@ class Buffer:
     def _take(self, slots: Tensor) -> LabelledBatch:
         """Return the rows in these slots."""
         rows = {name: stored[slots.to(self.device)] for name, stored in self.stored.items()}
-        trajectories = Trajectories(**{name: rows.pop(name) for name in self.states})
+        states = [name for name in (*self.states, LOG_PROB) if name in rows]
+        trajectories = Trajectories(**{name: rows.pop(name) for name in states})
         return LabelledBatch(trajectories, rows).trimmed(self.special)

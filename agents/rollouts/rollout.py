@@ -1,6 +1,7 @@
 """Rollouts: prefixes written by stepping the environment, as every agent collects them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,8 @@ def rollout(
             saves time, no student is asked about them. None if there are none.
 
     Returns:
-        Trajectories with T up to the environment's limit, and the label "logits", (B, T, V), if it
+        Trajectories with T up to the environment's limit, with `behavior_log_prob` if an action was
+        drawn, and the label "logits", (B, T, V), if it
         was recorded.
     """
     env = context.env
@@ -109,9 +111,21 @@ def rollout(
     with torch.inference_mode():
         env.reset(options={"indices": context.indices})
         columns = list(_steps(context, behavior, examples, recorder, by_data))
-    actions, writer, mask = (torch.stack(steps, 1) for steps in zip(*columns, strict=True))
-    trajectories = Trajectories.of(examples, actions, writer, mask)
+    *written, log_probs = zip(*columns, strict=True)
+    actions, writer, mask = (torch.stack(steps, 1) for steps in written)
+    trajectories = replace(
+        Trajectories.of(examples, actions, writer, mask), behavior_log_prob=_over_steps(log_probs)
+    )
     return LabelledBatch(trajectories, {} if recorder is None else recorder.labels())
+
+
+def _over_steps(log_probs: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the (B, T) log-probabilities of all steps; None if nothing was drawn at any."""
+    drawn = next((each for each in log_probs if each is not None), None)
+    if drawn is None:
+        return None
+    certain = torch.zeros_like(drawn)
+    return torch.stack([certain if each is None else each for each in log_probs], 1)
 
 
 def _has_reference(context: Context) -> Tensor:
@@ -126,8 +140,11 @@ def _steps(
     examples: Examples,
     recorder: "_LogitsRecorder | None",
     by_data: Tensor | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield what is written, who wrote it and whether it counts, (B,) each, step by step."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Yield what is written, by whom, whether it counts and how probable it was, step by step.
+
+    The tensors are (B,) each; the last is a log-probability, None where nothing was drawn.
+    """
     env, every = context.env, sync_interval(context.env.device)
     state, data_alone = env.state, torch.ones_like(env.state.done)
     rows = torch.arange(len(examples), device=env.device)  # that the student is asked about
@@ -138,6 +155,7 @@ def _steps(
     previous = torch.full_like(examples.source[:, 0], env.special.start)
     for step in range(env.max_steps):
         action, writer = reference[:, step].clone(), torch.full_like(previous, Writer.DATA)
+        log_prob = None
         if cache is not None:
             written = previous[rows]
             logits, cache = context.student.step(written, cache)
@@ -148,10 +166,11 @@ def _steps(
                 data_action=action[rows],
                 expert_logits=None if recorder is None else recorder.step(state, rows, written),
             )
-            action[rows], writer[rows] = behavior(view)
+            action[rows], writer[rows], *drawn = behavior(view)
+            log_prob = _spread(drawn[0] if drawn else None, rows, state.alive)
         *_, info = env.step(action.masked_fill_(state.done, env.special.pad))
         previous = info["written"].masked_fill(state.done, env.special.pad)
-        yield previous, writer, state.alive
+        yield previous, writer, state.alive, log_prob
         data_alone = data_alone & (writer == Writer.DATA)
         state = cut_off(env.state, context.max_written, data_alone)
         if (step + 1) % every:
@@ -163,6 +182,14 @@ def _steps(
             rows, cache = rows[kept], cache.select_rows(kept) if len(kept) else None
             if recorder is not None:
                 recorder.session.select_rows(kept)
+
+
+def _spread(log_prob: Tensor | None, rows: Tensor, alive: Tensor) -> Tensor | None:
+    """Return (B,) log-probabilities from those of the `rows`, (K,), 0 where an episode is over."""
+    if log_prob is None:
+        return None
+    certain = torch.zeros_like(alive, dtype=torch.float32)
+    return certain.index_copy(0, rows, log_prob).where(alive, certain)
 
 
 class _LogitsRecorder:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_env.files import write_atomically
+
+NO_AVERAGES: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class CheckpointError(ValueError):
@@ -69,7 +72,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     counters: Counters,
     buffers: Sequence[Mapping[str, Tensor]] = (),
-    average: nn.Module | None = None,
+    averages: Mapping[str, nn.Module] = NO_AVERAGES,
 ) -> None:
     """Write everything that a resumed run needs to `path`, atomically.
 
@@ -79,11 +82,11 @@ def save_checkpoint(
         optimizer: optimizer whose state is stored.
         counters: progress of the run.
         buffers: state of the buffer of each process; empty for an agent without a buffer.
-        average: moving average of the student's weights; None where there is none.
+        averages: moving averages of the student's weights, by name.
     """
     tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for which, average in averages.items():
+        tensors |= {f"{which}.{name}": value for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for process, state in enumerate(buffers):
@@ -97,7 +100,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     buffer: Buffer | None = None,
     process: int = 0,
-    average: nn.Module | None = None,
+    averages: Mapping[str, nn.Module] = NO_AVERAGES,
 ) -> Counters:
     """Load the file that `save_checkpoint` wrote, and return its counters.
 
@@ -107,17 +110,18 @@ def load_checkpoint(
         optimizer: optimizer that receives its state.
         buffer: buffer that receives the state of this process's buffer.
         process: index of this process.
-        average: model that receives the moving average of the weights.
+        averages: models that receive the moving averages of the weights, by name.
 
     Raises:
-        CheckpointError: the file is damaged, holds another model, or lacks the buffer or average.
+        CheckpointError: the file is damaged, holds another model, or lacks the buffer or an
+            average.
     """
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
         student.load_state_dict(select_prefix("student.", tensors))
-        if average is not None:
-            average.load_state_dict(select_prefix("average.", tensors))
+        for which, average in averages.items():
+            average.load_state_dict(select_prefix(f"{which}.", tensors))
         if buffer is not None:
             buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:

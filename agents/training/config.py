@@ -20,6 +20,8 @@ class LearnerConfig:
     Attributes:
         updates: number of optimizer updates.
         batch_size: examples of an update.
+        texts_per_source: texts that the student draws of each source of a batch, at least 1; a
+            batch has as many times fewer sources.
         accumulate: parts a batch is cut into, to save memory; the result does not depend on it.
         learning_rate: its maximum.
         warmup: updates in which the rate rises from 0.
@@ -35,6 +37,8 @@ class LearnerConfig:
         ema: decay of a moving average of the weights, in [0, 1), such as 0.999, which is evaluated,
             kept and saved in their place; rollouts are still written with the weights themselves.
             None for no average.
+        self_teacher: decay of a moving average of the weights, in [0, 1), which takes the teacher's
+            place and reads the expert's view of the sources; None for a teacher of its own.
         roll_in_share: share of a text after which the student stops writing, in (0, 1], and then is
             not taught any further (arXiv:2602.15260): of the reference's tokens, or of the number
             that the source lets expect; at 1 texts are whole, however long.
@@ -49,6 +53,7 @@ class LearnerConfig:
 
     updates: int = 1200
     batch_size: int = 64
+    texts_per_source: int = 1
     accumulate: int = 1
     learning_rate: float = 4e-3
     warmup: int = 200
@@ -58,6 +63,7 @@ class LearnerConfig:
     reference_weight: float = 0.0
     ewc_weight: float = 0.0
     ema: float | None = None
+    self_teacher: float | None = None
     roll_in_share: float = 1.0
     roll_in_share_end: float | None = None
     prefix_weight: float = 0.0
@@ -66,22 +72,34 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, updates=1, batch_size=1, accumulate=1, evaluate_every=1)
+        check_at_least(self, "1 is one text of each source", texts_per_source=1)
         check_at_least(self, learning_rate=0, warmup=0, weight_decay=0)
         check_at_least(self, reference_weight=0, ewc_weight=0, prefix_weight=0)
-        check_shares(self, "decay", "ema")
+        check_shares(self, "decay", "ema", "self_teacher")
         check_positive_shares(self, "1 is for whole texts", "roll_in_share", "roll_in_share_end")
         check_finite(self, "seed")
-        if self.ema == 1:
-            raise ValueError("ema must be below 1, got 1: the first weights would stay; try 0.999")
+        for name, value in (("ema", self.ema), ("self_teacher", self.self_teacher)):
+            if value == 1:
+                raise ValueError(
+                    f"{name} must be below 1, got 1: the first weights would stay; try 0.999"
+                )
         if not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; infinity does not clip")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}"
-            )
+        for name, parts in (
+            ("accumulate", self.accumulate),
+            ("texts_per_source", self.texts_per_source),
+        ):
+            if self.batch_size % parts:
+                raise ValueError(f"{name} must divide batch_size ({self.batch_size}), got {parts}")
 
     def check_agent(self, agent: Agent) -> None:
         """Raise `ValueError` if settings are about the student's texts and `agent` has none."""
+        if self.texts_per_source > 1 and not agent.student_draws:
+            raise ValueError(
+                f"texts_per_source must be 1 for {type(agent).__name__}, whose student draws no "
+                f"texts, got {self.texts_per_source}: let it draw (--roll-in sampled), or choose "
+                "another agent"
+            )
         if self.cuts_roll_ins and not agent.student_writes:
             raise ValueError(
                 f"roll_in_share must be 1 for {type(agent).__name__}, whose student writes "

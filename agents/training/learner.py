@@ -36,12 +36,8 @@ from textgen_agents.training.checkpoint import (
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.distributed import disable_cudnn_attention, sum_of_processes
 from textgen_agents.training.gradients import Gradients
-from textgen_agents.training.regularizers import (
-    EWC,
-    NO_REFERENCES,
-    References,
-    ewc_tensors,
-)
+from textgen_agents.training.regularizers import EWC, NO_REFERENCES, References, ewc_tensors
+from textgen_agents.training.self_teacher import become_teacher, check_self_teacher
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
@@ -90,6 +86,7 @@ class Learner:
     ) -> None:
         agent.check_expert(env.expert)
         config.check_agent(agent)
+        check_self_teacher(agent, env, config.self_teacher)
         agent.check_examples(env.examples, env.special)
         config.check_expert(env.expert)
         _check_vocabulary(student, env)
@@ -101,7 +98,11 @@ class Learner:
         self.student = student.to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
         self._captured = with_cuda_graphs(self.actor)
-        self.average = None if config.ema is None else WeightAverage(self.student, config.ema)
+        self.averages: dict[str, WeightAverage] = {}
+        if config.ema is not None:
+            self.averages["average"] = WeightAverage(self.student, config.ema)
+        if config.self_teacher is not None:
+            self.averages["teacher"] = become_teacher(self.student, env, config.self_teacher)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=config.learning_rate,
@@ -134,11 +135,12 @@ class Learner:
     @property
     def evaluated(self) -> Model:
         """Model that is evaluated and kept: the average of the weights, or else the student."""
-        return self._averaged or self.student
+        return self._averaged.get("average", self.student)
 
     @property
-    def _averaged(self) -> Model | None:
-        return None if self.average is None else self.average.model
+    def _averaged(self) -> dict[str, Model]:
+        """Models beside the student whose weights follow it, by their name in checkpoints."""
+        return {name: average.model for name, average in self.averages.items()}
 
     @property
     def last(self) -> Path:
@@ -210,7 +212,10 @@ class Learner:
         config, count = self.config, self.agent.batches_per_rollout
         lengths = example_lengths(self.env.examples, self.env.special)
         first = self.counters.update
-        batches = batch_indices(lengths, config.batch_size, config.seed, first)
+        texts = config.texts_per_source
+        batches = batch_indices(
+            lengths, config.batch_size, config.seed, first, texts_per_source=texts
+        )
         while (update := self.counters.update) < config.updates:
             start, progress = time.perf_counter(), update / config.updates
             indices = torch.cat([self._share(next(batches)) for _ in range(count)])
@@ -296,8 +301,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if self.average is not None:
-            self.average.add(update)
+        for average in self.averages.values():
+            average.add(update)
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - start
         self.counters.update += 1

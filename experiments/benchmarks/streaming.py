@@ -58,7 +58,7 @@ def stream(
             logits, cache = student.step(previous, cache)
             position = shown["length"]
             data_action = references[place % count, position.clamp(max=references.shape[1] - 1)]
-            action, writer = behavior(StepView(slot, position, logits, data_action))
+            action, writer, *_ = behavior(StepView(slot, position, logits, data_action))
             shown, _, _, _, info = env.step(action)
             steps.append((place, position, info["written"], writer))
             begun = info["_final_obs"]

@@ -46,7 +46,10 @@ def _object_of(fields: Mapping[str, Fits]) -> Fits:
 
 _figure = _or_null(_is_number)
 _measures = {"agreement": _list_of(_figure), "divergence": _list_of(_figure)}
-_curves = _object_of({**_measures, "count": _list_of(_is_number)})
+_later = dict.fromkeys(  # measures that evaluations of earlier versions lack
+    ("top_k_overlap", "shared_mass", "entropy_gap"), _or_null(_list_of(_figure))
+)
+_curves = _object_of({**_measures, **_later, "count": _list_of(_is_number)})
 _groups = _list_of(_object_of({"up_to": _figure, "bleu": _figure}))
 
 
@@ -55,7 +58,11 @@ def _by_position(value: Mapping[str, Any] | None) -> bool:
     writers = _object_of(dict.fromkeys(("reference", "student", "teacher"), _or_null(_curves)))
     return value is None or (
         writers(value)
-        and all(len({*map(len, curves.values())}) == 1 for curves in value.values() if curves)
+        and all(
+            len({len(curve) for curve in curves.values() if curve is not None}) == 1
+            for curves in value.values()
+            if curves
+        )
     )
 
 

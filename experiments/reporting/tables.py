@@ -71,9 +71,10 @@ def _mean_over_states(measure: str, writer: str) -> Callable[[Json], float | Non
 
     def value(exposure: Json) -> float | None:
         position = (exposure.get("positions") or {}).get(writer)
-        if not position or None in position[measure] or not sum(position["count"]):
+        curve = (position or {}).get(measure)  # earlier versions lack some
+        if not position or not curve or None in curve or not sum(position["count"]):
             return None
-        weighted = zip(position[measure], position["count"], strict=True)
+        weighted = zip(curve, position["count"], strict=True)
         return sum(figure * states for figure, states in weighted) / sum(position["count"])
 
     return value
@@ -150,6 +151,27 @@ EXPOSURE_COLUMNS = (
     *(
         Column(f"divergence, {label}", _mean_over_states("divergence", writer), "{:.2f}", min)
         for writer, label in PREFIX_LABELS.items()
+    ),
+    Column(
+        "overlap of the best, own",
+        _mean_over_states("top_k_overlap", "student"),
+        "{:.1%}",
+        max,
+        help="share of the student's 10 most probable tokens that are among the teacher's",
+    ),
+    Column(
+        "shared mass, own",
+        _mean_over_states("shared_mass", "student"),
+        "{:.1%}",
+        max,
+        help="probability of these tokens, mean of student and teacher",
+    ),
+    Column(
+        "entropy gap, own",
+        _mean_over_states("entropy_gap", "student"),
+        "{:.2f}",
+        min,
+        help="distance of both entropies, nats",
     ),
     Column("likelihood risk", _field("likelihood_risk"), "{:.2f}", min),
     Column("coverage risk", _field("coverage_risk"), "{:.2f}", min),

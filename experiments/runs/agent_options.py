@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 
 from textgen_agents.agent import Agent
 from textgen_agents.f_distill import JS, KL, RKL, TVD
-from textgen_agents.losses.labels import Dense, Top1, TopKWithTail
+from textgen_agents.losses.kl_mixtures import EntropyAwareKL, MixedKL
+from textgen_agents.losses.labels import Dense, Sampled, Top1, TopKWithTail
 from textgen_agents.rollouts.schedules import (
     Constant,
     Exponential,
@@ -30,14 +31,16 @@ SCHEDULES: Parts = {
     "reverse_sigmoid": ReverseSigmoid,
     "indicator": Indicator,
 }
-LABELS: Parts = {"top1": Top1, "top_k": TopKWithTail, "dense": Dense}
+LABELS: Parts = {"top1": Top1, "top_k": TopKWithTail, "dense": Dense, "sampled": Sampled}
 ROLL_INS: Parts = {"greedy": lambda: None, "sampled": Sampling}
 F_DIVERGENCES: Parts = {"kl": KL, "rkl": RKL, "js": JS, "tvd": TVD}
+KL_MIXTURES: Parts = {"mixed_kl": MixedKL, "entropy_aware_kl": EntropyAwareKL, "own": lambda: None}
 OPTION_FIELDS: Mapping[str, tuple[str, Parts]] = {
     "schedule": ("beta", SCHEDULES),
     "label": ("label", LABELS),
     "roll_in": ("sampling", ROLL_INS),
     "kind": ("kind", F_DIVERGENCES),
+    "divergence": ("divergence", KL_MIXTURES),
 }
 """Option -> the field of agents that it sets, and the parts to choose from."""
 
@@ -51,12 +54,14 @@ class Variant:
         label: label that the teacher is asked for at every state.
         roll_in: decoding of the student when it writes.
         kind: the divergence of f_distill.
+        divergence: mixture of forward and reverse KL in place of the agent's own divergence.
     """
 
     schedule: Literal[tuple(SCHEDULES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
     label: Literal[tuple(LABELS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
     roll_in: Literal[tuple(ROLL_INS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
     kind: Literal[tuple(F_DIVERGENCES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    divergence: Literal[tuple(KL_MIXTURES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
 
 
 def with_variant(agent: Agent, variant: Variant) -> Agent:

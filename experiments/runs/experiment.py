@@ -33,6 +33,8 @@ class Experiment:
         teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
             student's too, unless the student brings one. None for no teacher.
         server: address of the teacher if it is on a server; None if it is not.
+        keyed_teachers: keys and folders of several teachers with one tokenizer, in place of
+            `teacher`; a pair's is the one whose key stands in front of what the expert reads.
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from, or
             the name of one on the hub; None for random weights.
@@ -60,6 +62,7 @@ class Experiment:
     task: TaskConfig = field(default_factory=VersesConfig)
     teacher: Path | None = VERSES_TEACHER
     server: RemoteTeacher | None = None
+    keyed_teachers: tuple[tuple[str, Path], ...] = ()
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
     student_from_teacher: TeacherLayers | None = None
@@ -82,6 +85,11 @@ class Experiment:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "
                 f"{self.server.url}: set teacher to None"
+            )
+        if self.keyed_teachers and (self.teacher or self.server):
+            raise ValueError(
+                "keyed_teachers must be left out beside another teacher, got "
+                f"{', '.join(key for key, _ in self.keyed_teachers)}: set teacher to None"
             )
         if self.student_init is not None and self.student_from_teacher is not None:
             raise ValueError(

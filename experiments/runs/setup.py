@@ -10,6 +10,7 @@ from textgen_agents.agent import LearnsFrom
 from textgen_agents.training.distributed import this_device
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
+from textgen_env.experts.keyed import KeyedExpert
 from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
@@ -20,6 +21,7 @@ from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask, encode_references
 from textgen_env.tasks.train_subset import by_kind
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
+from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_model
 from textgen_experiments.runs.folder import Run, RunError
@@ -51,11 +53,7 @@ def check_parts(experiment: Experiment) -> None:
     AGENTS.name_of(experiment.agent)
     experiment.learner.check_agent(experiment.agent)
     TASKS.name_of(experiment.task)
-    if experiment.agent.needs_expert and not (experiment.teacher or experiment.server):
-        raise RunError(
-            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
-            "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
-        )
+    _check_teacher(experiment)
     if experiment.student_from_teacher is not None and experiment.teacher is None:
         found = "none" if experiment.server is None else experiment.server.url
         raise RunError(
@@ -74,6 +72,22 @@ def check_parts(experiment: Experiment) -> None:
             "student_init must be given where ewc_weight is not 0, for what a fresh student starts "
             "with is worth nothing, got None: give --student-init FOLDER or layers of the teacher "
             "(--student-from-teacher.decoder)"
+        )
+
+
+def _check_teacher(experiment: Experiment) -> None:
+    """Raise `RunError` unless there is one teacher: models, a server or the student's average."""
+    teacher = experiment.teacher or experiment.server or experiment.keyed_teachers
+    decay = experiment.learner.self_teacher
+    if teacher and decay is not None:
+        raise RunError(
+            f"teacher must be left out beside self_teacher, got {teacher} and {decay}: leave one "
+            "of them out (--teacher None)"
+        )
+    if experiment.agent.needs_expert and not teacher and decay is None:
+        raise RunError(
+            f"teacher must be given for the agent {agent_name(experiment.agent)}, got None: give "
+            "--teacher FOLDER or URL, or choose an agent that learns from data alone (mle)"
         )
 
 
@@ -115,6 +129,8 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     student = load_tokenizer(folder) if folder else None
     if experiment.student_init and student and option == "student_tokenizer":
         _check_same(student, folder, experiment.student_init)
+    if experiment.keyed_teachers:
+        return Tokenizers(_tokenizer_of_all(experiment, student))
     server = experiment.server
     teacher_folder = server.tokenizer if server else experiment.teacher
     if teacher_folder is None:
@@ -143,8 +159,10 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     if experiment.server:
         expert = experiment.server.build(tokenizer)
     elif experiment.teacher:
-        teacher = load_model(experiment.teacher, run.dtype).to(this_device())
-        expert = NeuralExpert(with_prepacked_weights(with_cuda_graphs(teacher)))
+        expert = _local_expert(run, experiment.teacher)
+    elif experiment.keyed_teachers:
+        named = {key: _local_expert(run, path) for key, path in experiment.keyed_teachers}
+        expert = KeyedExpert(named, tokenizer)
     else:
         return NoExpert(tokenizer.special)
     if tokenizers.teacher is None:
@@ -154,6 +172,37 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     return CrossTokenizerExpert(
         expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
     )
+
+
+def check_keys(expert: Expert, examples: Examples) -> None:
+    """Raise `ExpertError` if an example names none of several teachers, before any is asked."""
+    if isinstance(expert, KeyedExpert):
+        expert.chosen(examples.expert_view)
+
+
+def _local_expert(run: Run, folder: Path) -> NeuralExpert:
+    """Return the model in `folder` as an expert, in the run's precision."""
+    teacher = load_model(folder, run.dtype).to(this_device())
+    return NeuralExpert(with_prepacked_weights(with_cuda_graphs(teacher)))
+
+
+def _tokenizer_of_all(experiment: Experiment, student: TextTokenizer | None) -> TextTokenizer:
+    """Return the tokenizer of all keyed teachers, which must be the student's if it has one.
+
+    Raises:
+        RunError: one of them has another, or two have the same key.
+    """
+    keys, folders = zip(*experiment.keyed_teachers, strict=True)
+    if len(set(keys)) < len(keys):
+        raise RunError(f"keyed_teachers must have different keys, got {', '.join(keys)}")
+    first, *others = map(load_tokenizer, folders)
+    for other in (*others, student):
+        if other is not None and not same_pieces(first, other):
+            raise RunError(
+                "keyed_teachers must all have the student's tokenizer, got another than that of "
+                f"{folders[0]}: leave that one out"
+            )
+    return first
 
 
 def initial_student(experiment: Experiment) -> Model | None:

@@ -52,6 +52,7 @@ from textgen_experiments.runs.run_log import Bars, RunLog, console
 from textgen_experiments.runs.setup import (
     Tokenizers,
     build_expert,
+    check_keys,
     check_parts,
     check_references,
     choose_tokenizers,
@@ -156,6 +157,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     experiment.learner.check_expert(expert)
     with process.main_process_first():
         examples, prepared = _prepare(experiment, task, expert, folder / PREPARED)
+        check_keys(expert, examples)
         keeping, kept = with_kept_labels(experiment, expert, examples, folder)
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
     noise = experiment.task.env_settings.get("noise")

@@ -34,7 +34,7 @@ from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import Sampling, decode_all
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
-from textgen_env.types import Trajectories, Writer
+from textgen_env.types import Trajectories, Writer, tensors
 
 MIXED = {name: kind for name, kind in AGENTS.items() if kind in get_args(ImitKDVariant)}
 ON_TEACHER_TEXT = [SeqKD, SeqKDFull, ImitKDStar, ImitKDStarFull]
@@ -344,12 +344,12 @@ def test_padding_does_not_change_the_loss(env, tiny_student, name):
     agent = make(name)
     batch = collect_batch(agent, env, tiny_student, progress=1.0)
     trajectories = batch.trajectories
+    more = {"source": 3, "reference": 1}  # columns; the others have two
     wide = Trajectories(
-        source=torch.nn.functional.pad(trajectories.source, (0, 3)),
-        actions=torch.nn.functional.pad(trajectories.actions, (0, 2)),
-        writer=torch.nn.functional.pad(trajectories.writer, (0, 2)),
-        mask=torch.nn.functional.pad(trajectories.mask, (0, 2)),
-        reference=torch.nn.functional.pad(trajectories.reference, (0, 1)),
+        **{
+            field: torch.nn.functional.pad(rows, (0, more.get(field, 2)))
+            for field, rows in tensors(trajectories).items()
+        }
     )
     labels = {
         name: torch.nn.functional.pad(label, (*[0] * 2 * (label.dim() - 2), 0, 2))
@@ -423,7 +423,8 @@ def test_every_agent_learns_on_any_task(  # noqa: PLR0913 - drawn by hypothesis
     added = MLE().loss(LabelledBatch(gold), student, expert)
     (loss + added).backward()
     assert loss.isfinite()
-    assert name in ("minillm", "aggrevate", "diverse_cfg") or loss >= 0, "rewards may be positive"
+    rewarded = ("minillm", "sampled_reverse_kl", "aggrevate", "diverse_cfg")
+    assert name in rewarded or loss >= 0, "rewards may be positive"
     assert added.isfinite()
     assert added >= 0
     assert student.tables.grad.isfinite().all()

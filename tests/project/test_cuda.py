@@ -81,7 +81,7 @@ def test_texts_are_those_generated_on_the_host(tiny_task, tiny_student, expert):
     behavior = token_sampler(None, context)
 
     def by_student(view):
-        action = behavior(view.student_logits)
+        action, _ = behavior(view.student_logits)
         return action, torch.full_like(action, Writer.STUDENT)
 
     written = rollout(context, by_student).trajectories

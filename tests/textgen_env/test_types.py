@@ -173,3 +173,29 @@ def test_records_move_with_all_their_fields():
     moved = Trajectories.from_examples(EXAMPLES, SPECIAL).to("meta")
     assert {tensor.device.type for tensor in tensors(moved).values()} == {"meta"}
     assert EXAMPLES.to("meta").source.device.type == "meta"
+
+
+DRAWN = dataclasses.replace(
+    RECORDS[1], behavior_log_prob=torch.tensor([[-1.0, -2, -3, 0, 0], [-4.0, -5, 0, 0, 0]])
+)
+
+
+def test_log_probabilities_of_draws_go_along_with_their_actions():
+    row = DRAWN.select(torch.tensor([1])).trimmed(SPECIAL)
+    assert row.behavior_log_prob.tolist() == [[-4, -5]]
+    assert DRAWN.to("meta").behavior_log_prob.shape == (2, 5)
+    assert RECORDS[1].behavior_log_prob is None
+    assert RECORDS[1].action_log_prob.eq(0).all(), "the data is certain of what it writes"
+
+
+def test_what_was_not_drawn_is_stacked_as_certain():
+    special = SpecialTokens(pad=8, start=1, end=2)
+    short = RECORDS[1].select(torch.tensor([1])).trimmed(SPECIAL)
+    both = Trajectories.cat([short, DRAWN], special)
+    assert both.behavior_log_prob.tolist() == [[0.0] * 5, *DRAWN.behavior_log_prob.tolist()]
+    assert Trajectories.cat([short, short], special).behavior_log_prob is None
+
+
+def test_log_probabilities_have_the_shape_of_the_actions():
+    with pytest.raises(ShapeError, match=r"behavior_log_prob must have shape \(2, 5\)"):
+        dataclasses.replace(DRAWN, behavior_log_prob=torch.zeros(2, 4))

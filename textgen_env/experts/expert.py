@@ -17,6 +17,7 @@ from torch import Tensor
 
 from textgen_env import dynamics
 from textgen_env.dynamics import State
+from textgen_env.experts.draws import Draws, draw_systematically, state_uniforms
 from textgen_env.experts.top_k import TopK, top_k_and_tail
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import (
@@ -250,6 +251,11 @@ class Expert(ABC):
             ValueError: `k` below 1 or above V.
         """
         return top_k_and_tail(self.logits(trajectories), k)
+
+    def draws(self, trajectories: Trajectories, k: int, seed: int) -> Draws:
+        """Return `k` tokens drawn at every state, the same for the same text and seed."""
+        uniforms = state_uniforms(trajectories, self.special, seed)
+        return draw_systematically(self.logits(trajectories), uniforms, k)
 
 
 class NeuralExpert(Expert):

@@ -1,9 +1,10 @@
 """Decoding: greedy search and sampling from any sequence model, for any number of sources.
 
-`next_action` chooses a token from logits, `greedy` and `sample` decode a batch, and `decode_all`
-decodes any number of sources in batches of similar length. They use `start` and `step` of a
-`SequenceModel` alone. Beam search is in `beam_search.py`. The step is not compiled here, because
-decoding meets too many shapes; on CUDA devices `with_cuda_graphs` replays it.
+`next_action` chooses a token from logits, and `choose_action` says how probable its draw was too;
+`greedy` and `sample` decode a batch, and `decode_all` decodes any number of sources in batches of
+similar length. They use `start` and `step` of a `SequenceModel` alone. Beam search is in
+`beam_search.py`. The step is not compiled here, because decoding meets too many shapes; on CUDA
+devices `with_cuda_graphs` replays it.
 """
 
 from collections.abc import Callable, Iterator
@@ -106,11 +107,29 @@ def next_action(
         LogitsError: logits of a row are NaN or infinite, or all are minus infinity.
         ValueError: `sampling` without a generator, or `top_k` above V.
     """
+    return choose_action(logits, sampling, generator, special=special, mask=mask)[0]
+
+
+def choose_action(
+    logits: Tensor,
+    sampling: Sampling | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    special: SpecialTokens = DEFAULT_SPECIAL,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Choose each row's next token as `next_action` does, and return the probability of the draw.
+
+    Returns:
+        The tokens, (B,) int64, and the log-probabilities, (B,) float32, nats, that they had in the
+        distribution they were drawn from, truncated and without padding and start token; None in
+        place of these for the most probable tokens, which are not drawn.
+    """
     allowed = _float32_in_blocks(logits)
     allowed[:, special.pad] = float("-inf")
     allowed[:, special.start] = float("-inf")
     if sampling is None:
-        return _argmax(allowed, mask)
+        return _argmax(allowed, mask), None
     allowed = allowed[:, : logits.shape[-1]]
     if host_sync_is_free(logits.device):
         _check_largest(allowed.amax(-1), mask)
@@ -383,14 +402,18 @@ def _sort_nucleus(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     return probs.sort(-1, descending=True)
 
 
-def sample_tokens(probs: Tensor, tokens: Tensor | None, generator: torch.Generator) -> Tensor:
+def sample_tokens(
+    probs: Tensor, tokens: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Sample (B,) int64 tokens from (B, C) unnormalized `probs` by inverting their cumulative sums.
 
-    `torch.multinomial` would draw a random number for every candidate.
+    `torch.multinomial` would draw a random number for every candidate. The tokens come with their
+    log-probabilities, (B,) float32, nats.
     """
     sums = probs.cumsum(-1)
     uniform = torch.rand(len(probs), 1, generator=generator, device=generator.device)
     # Rounding keeps the product below the last sum: the first sum above the product exists.
     index = torch.searchsorted(sums, uniform.to(sums.device) * sums[:, -1:], right=True)
     index = index.clamp_(max=sums.shape[-1] - 1)  # beyond the last where sums are not numbers
-    return (index if tokens is None else tokens.gather(1, index)).squeeze(1)
+    log_probs = (probs.gather(1, index) / sums[:, -1:]).log()
+    return (index if tokens is None else tokens.gather(1, index)).squeeze(1), log_probs.squeeze(1)

@@ -229,7 +229,7 @@ class Verifier:
     def _draw(self, probs: Tensor) -> Tensor:
         """Return a token of each row, (R,) int64, for unnormalized probabilities, (R, V)."""
         assert self.generator is not None, "checked with the sampling"
-        return sample_tokens(probs, None, self.generator)
+        return sample_tokens(probs, None, self.generator)[0]
 
     def _uniform(self, shape: torch.Size) -> Tensor:
         assert self.generator is not None, "checked with the sampling"

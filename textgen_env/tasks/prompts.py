@@ -4,7 +4,7 @@ A template is `str.format`'s, with `{source}` where the source goes: "Translate 
 English:". A brace that is meant as one is written twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from string import Formatter
 
@@ -43,12 +43,29 @@ def with_expert_prompts(task: TextTask, template: str) -> TextTask:
     """Return `task` with the expert's view of every pair in `template`; sources stay the same."""
     if template == BARE:
         return task
-    train, validation, test, repeated = (
-        _prompted_views(pairs, template)
-        for pairs in (task.train, task.validation, task.test, task.repeated)
+    return _with_views(task, lambda pair: prompted(pair.expert_view, template))
+
+
+def with_expert_keys(task: TextTask, key_of: Callable[[Pair], str]) -> TextTask:
+    """Return `task` with a key in front of the expert's view of every pair, and a space between.
+
+    Args:
+        task: its sources stay the same.
+        key_of: pair -> one of the keys of a `KeyedExpert`.
+    """
+    return _with_views(task, lambda pair: f"{key_of(pair)} {pair.expert_view}")
+
+
+def _with_views(task: TextTask, view_of: Callable[[Pair], str]) -> TextTask:
+    """Return `task` with another view of the expert's for every pair."""
+
+    def changed(pairs: Sequence[Pair]) -> list[Pair]:
+        return [pair._replace(expert_source=view_of(pair)) for pair in pairs]
+
+    return replace(
+        task,
+        train=changed(task.train),
+        validation=changed(task.validation),
+        test=changed(task.test),
+        repeated=tuple(changed(task.repeated)),
     )
-    return replace(task, train=train, validation=validation, test=test, repeated=tuple(repeated))
-
-
-def _prompted_views(pairs: Sequence[Pair], template: str) -> list[Pair]:
-    return [pair._replace(expert_source=prompted(pair.expert_view, template)) for pair in pairs]

@@ -1,5 +1,6 @@
 """Comparisons of student and teacher, against sums computed state by state."""
 
+import math
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from textgen_agents.evaluation.exposure_bias import (
     length_ratio,
     likelihood_risk,
     repetition_rate,
+    shared_best,
     trajectories_of,
     written_by,
 )
@@ -29,6 +31,17 @@ def reference_states(tiny_task):
     return Trajectories.from_examples(
         encode(tiny_task.train, tiny_task), tiny_task.tokenizer.special
     )
+
+
+def overlap_of(p, q):
+    """Return overlap of the 10 best, their mass, and entropy gap, token by token."""
+    best, others = (
+        sorted(range(len(each)), key=lambda token: -each[token])[:10] for each in (q, p)
+    )
+    shared = [token for token in best if token in others]
+    mass = sum(float(p[token].exp() + q[token].exp()) / 2 for token in shared)
+    entropies = [-sum(math.exp(x) * x for x in each.tolist()) for each in (p, q)]
+    return len(shared) / 10, mass, abs(entropies[0] - entropies[1])
 
 
 def test_figures_are_means_over_the_states_of_each_position(
@@ -46,16 +59,18 @@ def test_figures_are_means_over_the_states_of_each_position(
     for row, column in reference_states.mask.nonzero().tolist():
         p, q = teacher[row, column], student[row, column]
         same = float(p[2:].argmax() == q[2:].argmax())  # padding and start are never written
-        by_position[column].append((same, float((p.exp() * (p - q)).sum())))
+        by_position[column].append((same, float((p.exp() * (p - q)).sum()), *overlap_of(p, q)))
     for column, figures in enumerate(by_position):
         assert found.count[column] == len(figures)
-        agreement, divergence = torch.tensor(figures or [(0.0, 0.0)]).mean(0).tolist()
+        agreement, divergence, *others = torch.tensor(figures or [[0.0] * 5]).mean(0).tolist()
+        named = (found.top_k_overlap, found.shared_mass, found.entropy_gap)
+        assert [each[column].item() for each in named] == pytest.approx(others, rel=1e-4)
         assert found.agreement[column].item() == pytest.approx(agreement)
         assert found.divergence[column].item() == pytest.approx(divergence, rel=1e-4)
     every = [figure for figures in by_position for figure in figures]
-    assert found.mean_agreement == pytest.approx(sum(same for same, _ in every) / len(every))
+    assert found.mean_agreement == pytest.approx(sum(same for same, *_ in every) / len(every))
     assert found.mean(found.divergence) == pytest.approx(
-        sum(kl for _, kl in every) / len(every), rel=1e-4
+        sum(kl for _, kl, *_ in every) / len(every), rel=1e-4
     )
 
 
@@ -63,6 +78,20 @@ def test_a_model_agrees_with_itself(reference_states, tiny_teacher):
     found = compare_with_teacher(reference_states, tiny_teacher, NeuralExpert(tiny_teacher))
     assert found.mean_agreement == 1
     assert found.mean(found.divergence) == pytest.approx(0, abs=1e-6)
+    assert found.mean(found.top_k_overlap) == 1
+    assert found.mean(found.entropy_gap) == 0
+
+
+@pytest.mark.parametrize(
+    ("k", "overlap", "mass"),
+    [(1, 0.0, 0.0), (2, 0.5, 0.35), (3, 2 / 3, 0.575), (4, 1.0, 1.0), (9, 1.0, 1.0)],
+)
+def test_what_student_and_teacher_share_by_hand(k, overlap, mass):
+    """The student's order is 0, 1, 2, 3, the teacher's 1, 2, 3, 0; of two, token 1 is shared."""
+    student = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    teacher = torch.tensor([[0.05, 0.4, 0.3, 0.25]]).log()
+    found = shared_best(student, teacher, k)
+    assert [each.item() for each in found] == pytest.approx([overlap, mass])
 
 
 def test_the_batch_size_does_not_matter(reference_states, tiny_student, tiny_teacher):
@@ -88,7 +117,7 @@ def comparison(divergence, count=None):
     divergence = torch.tensor(divergence, dtype=torch.float64)
     count = torch.ones_like(divergence) if count is None else divergence.new_tensor(count)
     nothing = torch.zeros_like(divergence)
-    return TeacherComparison(count, nothing, divergence, nothing, nothing)
+    return TeacherComparison(count, nothing, divergence, *[nothing] * 5)
 
 
 def test_errors_that_accumulate_on_the_students_prefixes_by_hand():

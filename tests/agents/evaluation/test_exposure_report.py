@@ -81,6 +81,9 @@ def test_every_diagnostic_is_computed_on_its_own_texts(
         assert positions.count == expected.count[:seen].tolist()
         assert positions.agreement == expected.agreement[:seen].tolist()
         assert positions.divergence == expected.divergence[:seen].tolist()
+        assert positions.top_k_overlap == expected.top_k_overlap[:seen].tolist()
+        assert positions.shared_mass == expected.shared_mass[:seen].tolist()
+        assert positions.entropy_gap == expected.entropy_gap[:seen].tolist()
         assert sum(positions.count) == texts[writer].mask.sum()
     hypotheses, references = (
         tokenizer.decode(texts[writer].actions.tolist()) for writer in ("student", "reference")
@@ -191,6 +194,9 @@ def test_each_diagnostic_has_a_figure(
         compared = compare_with_teacher(texts, student, teacher.expert)
         expected[f"{writer}_prefix_agreement"] = compared.mean_agreement
         expected[f"{writer}_prefix_divergence"] = compared.mean(compared.divergence)
+        expected[f"{writer}_prefix_top_k_overlap"] = compared.mean(compared.top_k_overlap)
+        expected[f"{writer}_prefix_shared_mass"] = compared.mean(compared.shared_mass)
+        expected[f"{writer}_prefix_entropy_gap"] = compared.mean(compared.entropy_gap)
     for share, each in zip(("0", "0.5", "1"), found.teacher_finishes, strict=True):
         expected[f"teacher_finishes_{share}"] = each.bleu
     figures = found.figures()

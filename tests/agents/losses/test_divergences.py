@@ -17,6 +17,7 @@ from textgen_agents.losses.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
+from textgen_agents.losses.kl_mixtures import EntropyAwareKL, MixedKL
 
 INFINITE = float("inf")
 
@@ -35,6 +36,12 @@ def jsd(p, q, w):
     return w * kl(p, middle) + (1 - w) * kl(q, middle)
 
 
+def by_entropy(p, q, w):
+    """With a threshold of one nat."""
+    unsure = -(p * p.log()).sum(-1) > 1
+    return (w * kl(p, q) + (1 - w) * kl(q, p)).where(unsure, kl(q, p))
+
+
 # Each divergence and its definition on probabilities, p the teacher's and q the student's.
 DIVERGENCES = {
     "forward_kl": (forward_kl, kl),
@@ -44,6 +51,9 @@ DIVERGENCES = {
     "jsd_0.9": (partial(generalized_jsd, teacher_weight=0.9), lambda p, q: jsd(p, q, 0.9)),
     "skewed_kl": (skewed_kl, lambda p, q: kl(p, 0.1 * p + 0.9 * q)),
     "skewed_reverse_kl": (skewed_reverse_kl, lambda p, q: kl(q, 0.9 * p + 0.1 * q)),
+    "mixed_kl": (MixedKL(0.3), lambda p, q: 0.3 * kl(p, q) + 0.7 * kl(q, p)),
+    "entropy_aware_kl": (EntropyAwareKL(1.0), lambda p, q: by_entropy(p, q, 1.0)),
+    "entropy_aware_sum": (EntropyAwareKL(1.0, 0.5), lambda p, q: by_entropy(p, q, 0.5)),
     "total_variation": (total_variation, lambda p, q: 0.5 * (p - q).abs().sum(-1)),
 }
 every_divergence = pytest.mark.parametrize("name", DIVERGENCES)
@@ -134,6 +144,9 @@ def test_extreme_logits_give_the_right_values(name):
         "jsd_0.9": -0.1 * math.log(0.1) - 0.9 * math.log(0.9),
         "skewed_kl": -math.log(0.1),
         "skewed_reverse_kl": -math.log(0.1),
+        "mixed_kl": 2e4,
+        "entropy_aware_kl": 2e4,
+        "entropy_aware_sum": 2e4,
         "total_variation": 1.0,
     }[name]
     assert DIVERGENCES[name][0](*far_apart).item() == pytest.approx(expected, rel=1e-6)

@@ -43,3 +43,13 @@ def test_each_use_of_randomness_has_its_own_seed():
     seeds = {seed_of(s, p, c) for s in range(5) for p in ("a", "b") for c in range(50)}
     assert len(seeds) == 500
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_several_texts_of_a_source_stand_side_by_side_in_as_many_fewer_sources():
+    lengths = torch.arange(50)
+    single = batch_indices(lengths, 4, seed=3)
+    several = batch_indices(lengths, 12, seed=3, texts_per_source=3)
+    for _ in range(40):
+        assert torch.equal(next(several), next(single).repeat_interleave(3))
+    resumed = batch_indices(lengths, 12, seed=3, first=40, texts_per_source=3)
+    assert torch.equal(next(resumed), next(several))

@@ -20,7 +20,7 @@ from textgen_agents.rollouts.behaviors import (
     token_sampler,
 )
 from textgen_agents.rollouts.context import Context
-from textgen_env.generation.decoding import Sampling, next_action
+from textgen_env.generation.decoding import Sampling, choose_action
 from textgen_env.types import SpecialTokens, Writer
 
 SPECIAL = SpecialTokens(pad=0, start=1, end=2)
@@ -34,7 +34,7 @@ def seeded(seed=0):
 
 
 def chooses(sampling=None, seed=0):
-    return partial(next_action, sampling=sampling, generator=seeded(seed), special=SPECIAL)
+    return partial(choose_action, sampling=sampling, generator=seeded(seed), special=SPECIAL)
 
 
 def student_alone(count, sampling, seed=0):
@@ -49,14 +49,14 @@ def view_of(logits, data, expert_logits=None, position=0):
 def test_each_row_is_written_by_the_one_whose_row_it_is():
     by_student = torch.tensor([True, False, True])
     behavior = by_example(by_student, chooses(), STEPS)
-    action, writer = behavior(view_of(LOGITS, DATA))
+    action, writer, _ = behavior(view_of(LOGITS, DATA))
     assert action.tolist() == [3, 3, 4]
     assert writer.tolist() == [Writer.STUDENT, Writer.DATA, Writer.STUDENT]
 
 
 def test_rows_that_are_left_keep_their_writers():
     behavior = by_example(torch.tensor([True, False, True]), chooses(), STEPS)
-    action, writer = behavior(
+    action, writer, _ = behavior(
         StepView(torch.tensor([1, 2]), torch.zeros_like(DATA[1:]), LOGITS[1:], DATA[1:])
     )
     assert action.tolist() == [3, 4]
@@ -66,12 +66,12 @@ def test_rows_that_are_left_keep_their_writers():
 def test_the_student_writes_neither_padding_nor_start():
     view = view_of(LOGITS, DATA)
     for sampling in (None, Sampling(), Sampling(temperature=9.0)):
-        action, _ = student_alone(3, sampling)(view)
+        action, *_ = student_alone(3, sampling)(view)
         assert action.min() >= SPECIAL.end
 
 
 def test_sampling_from_the_best_one_is_greedy():
-    action, _ = student_alone(3, Sampling(top_k=1))(view_of(LOGITS, DATA))
+    action, *_ = student_alone(3, Sampling(top_k=1))(view_of(LOGITS, DATA))
     assert action.tolist() == [3, 2, 4]
 
 
@@ -91,7 +91,7 @@ def test_samples_have_the_students_probabilities():
     count = 20000
     data = torch.zeros(count, dtype=torch.int64)
     view = view_of(probabilities.log().expand(count, 5), data)
-    action, _ = student_alone(count, Sampling())(view)
+    action, *_ = student_alone(count, Sampling())(view)
     shares = torch.bincount(action, minlength=5) / count
     torch.testing.assert_close(shares, probabilities, rtol=0, atol=0.02)  # 6 standard deviations
 
@@ -122,14 +122,14 @@ def keep(*rows):
 
 
 def test_what_a_gate_refuses_the_data_writes():
-    action, writer = Gated(keep(1), next_action)(view_of(LOGITS, DATA))
+    action, writer, _ = Gated(keep(1), choose_action)(view_of(LOGITS, DATA))
     assert action.tolist() == [3, 2, 0]
     assert writer.tolist() == [Writer.DATA, Writer.STUDENT, Writer.DATA]
 
 
 def test_or_the_expert_if_it_goes_along():
-    behavior = Gated(keep(1), next_action, expert=next_action)
-    action, writer = behavior(view_of(LOGITS, DATA, EXPERT))
+    behavior = Gated(keep(1), choose_action, expert=choose_action)
+    action, writer, _ = behavior(view_of(LOGITS, DATA, EXPERT))
     assert action.tolist() == [2, 2, 4]
     assert writer.tolist() == [Writer.EXPERT, Writer.STUDENT, Writer.EXPERT]
 
@@ -141,17 +141,17 @@ def test_a_gate_is_shown_what_the_student_would_write():
         seen.append(proposal.tolist())
         return torch.ones_like(view.rows, dtype=torch.bool)
 
-    Gated(gate, next_action)(view_of(LOGITS, DATA))
+    Gated(gate, choose_action)(view_of(LOGITS, DATA))
     assert seen == [[3, 2, 4]]
 
 
 @pytest.mark.parametrize(
     "behavior",
     [
-        Gated(keep(0), next_action, expert=next_action),
-        Gated(InTopK(1), next_action),
-        Gated(BelowThreshold(torch.ones(1)), next_action),
-        Gated(OneWaySwitch((3, 1), 2.0, torch.device("cpu")), next_action),
+        Gated(keep(0), choose_action, expert=choose_action),
+        Gated(InTopK(1), choose_action),
+        Gated(BelowThreshold(torch.ones(1)), choose_action),
+        Gated(OneWaySwitch((3, 1), 2.0, torch.device("cpu")), choose_action),
     ],
 )
 def test_a_gate_without_the_experts_logits_says_what_to_do(behavior):
@@ -312,11 +312,33 @@ def of_two(tiny_task, make_env):
 def test_each_chooser_has_draws_of_its_own(of_two):
     generator, even = seeded(), torch.zeros(200, 9)
     one, other = (token_sampler(Sampling(), of_two(generator)) for _ in range(2))
-    first = one(even)
-    assert not torch.equal(first, other(even))
-    assert torch.equal(first, token_sampler(Sampling(), of_two(seeded()))(even))
+    first, _ = one(even)
+    assert not torch.equal(first, other(even)[0])
+    assert torch.equal(first, token_sampler(Sampling(), of_two(seeded()))(even)[0])
     assert first.min() >= SPECIAL.end
 
 
 def test_without_sampling_the_most_probable_token_is_chosen(of_two):
-    assert token_sampler(None, of_two(seeded()))(LOGITS).tolist() == [3, 2, 4]
+    assert token_sampler(None, of_two(seeded()))(LOGITS)[0].tolist() == [3, 2, 4]
+
+
+def test_a_draw_comes_with_the_log_probability_that_its_writer_gave_it():
+    behavior = Gated(keep(1), chooses(Sampling()), expert=chooses(Sampling(top_k=2)))
+    action, _, log_prob = behavior(view_of(LOGITS, DATA, EXPERT))
+    for row, (logits, sampling) in enumerate(
+        [(EXPERT, Sampling(top_k=2)), (LOGITS, Sampling()), (EXPERT, Sampling(top_k=2))]
+    ):
+        allowed = logits[row].double().index_fill(0, torch.tensor([0, 1]), -math.inf)
+        if sampling.top_k:
+            allowed = allowed.where(allowed >= allowed.topk(2).values[-1], -math.inf)
+        expected = allowed.log_softmax(0)[action[row]].item()
+        assert log_prob[row].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_not_drawn_is_certain_beside_what_is():
+    by_student = torch.tensor([True, False, True])
+    drawn = by_example(by_student, chooses(Sampling()), STEPS)(view_of(LOGITS, DATA))
+    assert drawn.log_prob[1] == 0
+    assert drawn.log_prob[[0, 2]].lt(0).all()
+    greedy = by_example(by_student, chooses(), STEPS)(view_of(LOGITS, DATA))
+    assert greedy.log_prob is None

@@ -1,18 +1,20 @@
 """The buffer against a list of rows: what it holds, what it draws, whom it asks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.toy import SPECIAL
-from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.labels import Dense, LabelledBatch, Sampled, Top1, TopKWithTail
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Trajectories, Writer
 
 CAPACITY, SLOTS = 10, 4
-LABELS = [Top1(), TopKWithTail(k=3), Dense()]
+LABELS = [Top1(), TopKWithTail(k=3), Dense(), Sampled(k=3)]
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +245,31 @@ def test_of_one_view_one_is_kept(env, expert, make_buffer):
     older = make_buffer()
     older.load_state_dict(twice)
     assert "expert_source" not in older.stored | buffer.stored
+
+
+def drawn(env, lengths, seed=0):
+    """Rows as of `written`, each token of which has a log-probability of its own."""
+    states = written(env, lengths, seed).trajectories
+    log_prob = -torch.arange(1.0, states.mask.numel() + 1).view_as(states.actions) - 100 * seed
+    return LabelledBatch(replace(states, behavior_log_prob=log_prob.where(states.mask, 0.0)))
+
+
+def test_log_probabilities_of_draws_are_kept_with_their_rows(env, expert, make_buffer):
+    buffer = make_buffer()
+    buffer.add(written(env, [3, 1]), expert)
+    assert everything(buffer).trajectories.behavior_log_prob is None
+    rows = drawn(env, [2, 6, 1], 1)
+    buffer.add(rows, expert)
+    assert torch.equal(
+        buffer.latest(3).trajectories.behavior_log_prob, rows.trajectories.behavior_log_prob
+    )
+    resumed = make_buffer()
+    resumed.load_state_dict(buffer.state_dict())
+    for each in (buffer, resumed):
+        each.add(written(env, [6] * 4, 2), expert)
+        each.add(written(env, [6] * 4, 3), expert)
+        latest = each.latest(10).trajectories
+        assert torch.equal(
+            latest.behavior_log_prob[1, :2], rows.trajectories.behavior_log_prob[2, :2]
+        )
+        assert latest.behavior_log_prob[2:].eq(0).all(), "nothing is left of the rows before"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import textgen_agents.rollouts.rollout
 from textgen_agents.rollouts.behaviors import by_example
 from textgen_agents.rollouts.context import Context
-from textgen_agents.rollouts.rollout import rollout
-from textgen_env.generation.decoding import DROP_ROWS_BELOW, next_action
+from textgen_agents.rollouts.rollout import rollout, student_rollout
+from textgen_env.generation.decoding import DROP_ROWS_BELOW, Sampling, choose_action
 from textgen_env.types import Writer
 
 ROWS = 10
@@ -17,7 +17,7 @@ ROWS = 10
 
 def mixture(env, by_student):
     """Return a behavior that writes the rows of `by_student` greedily, and the others as data."""
-    greedily = partial(next_action, special=env.special)
+    greedily = partial(choose_action, special=env.special)
     return by_example(by_student, greedily, env.max_steps)
 
 
@@ -198,3 +198,23 @@ def test_no_gradient_is_recorded(tiny_task, make_env, make_table_model, monkeypa
     write(make_env(tiny_task, 2), student, [True, True])
     assert recorded
     assert not any(recorded)
+
+
+@pytest.mark.parametrize("sync_interval", [1, 2, 100])
+def test_texts_have_the_log_probabilities_that_they_were_drawn_with(
+    tiny_task, make_env, table_model, monkeypatch, sync_interval
+):
+    monkeypatch.setattr(
+        textgen_agents.rollouts.rollout, "sync_interval", lambda device: sync_interval
+    )
+    env = make_env(tiny_task, ROWS)
+    context = Context(torch.arange(ROWS), env, table_model)
+    texts = student_rollout(context, Sampling()).trajectories
+    logits = table_model.sequence_logits(texts.source, texts.actions).double()
+    logits[..., :2] = float("-inf")
+    expected = logits.log_softmax(-1).gather(-1, texts.actions[..., None]).squeeze(-1)
+    assert len(set(texts.mask.sum(1).tolist())) > 1, "the test wants rows that end"
+    torch.testing.assert_close(
+        texts.behavior_log_prob, expected.where(texts.mask, 0.0).float(), rtol=1e-4, atol=1e-5
+    )
+    assert student_rollout(context, None).trajectories.behavior_log_prob is None

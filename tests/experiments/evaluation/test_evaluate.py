@@ -245,7 +245,7 @@ def test_tensorboard_shows_the_evaluation_as_it_stands_in_the_files(evaluated):
         figure = events.Scalars(f"test/teacher_finishes_{each['share']:g}")[-1].value
         assert figure == pytest.approx(each["bleu"], rel=1e-6)
     for who, positions in found["positions"].items():
-        for measure in ("agreement", "divergence"):
+        for measure in set(positions) - {"count"}:
             weighted = zip(positions[measure], positions["count"], strict=True)
             mean = sum(value * states for value, states in weighted) / sum(positions["count"])
             figure = events.Scalars(f"test/{who}_prefix_{measure}")[-1].value

@@ -370,6 +370,23 @@ def test_an_undefined_figure_is_a_gap(runs, tmp_path):
     assert charts["agreement-student"]["traces"][0]["y"][0] is None
 
 
+def test_an_evaluation_without_the_later_measures_has_gaps(runs, tmp_path):
+    """As one of an earlier version, which had agreement and divergence alone."""
+    whole = written(runs, tmp_path / "page.html")
+    assert "entropy gap, own" in whole
+
+    def without(content):
+        for curves in content["positions"].values():
+            for name in ("top_k_overlap", "shared_mass", "entropy_gap"):
+                del curves[name]
+
+    for folder in runs:
+        rewrite(folder / "exposure.json", without)
+    page = written(runs, tmp_path / "page.html")
+    assert "entropy gap, own" not in page
+    assert "agreement, own" in page
+
+
 OLDER = {
     "config.json": {"reference_weight": "gold_weight", "batches_per_rollout": "pool"},
     "metrics.jsonl": {

@@ -46,7 +46,7 @@ DIAGNOSTICS = {
     *(
         f"{who}_prefix_{what}"
         for who in ("reference", "student", "teacher")
-        for what in ("agreement", "divergence")
+        for what in ("agreement", "divergence", "top_k_overlap", "shared_mass", "entropy_gap")
     ),
     *("teacher_finishes_0", "teacher_finishes_0.5", "teacher_finishes_1"),
     "excess_accumulated_error",

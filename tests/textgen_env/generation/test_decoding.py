@@ -11,6 +11,7 @@ from textgen_env.generation.beam_search import BeamSearch
 from textgen_env.generation.decoding import (
     LogitsError,
     Sampling,
+    choose_action,
     decode_all,
     greedy,
     next_action,
@@ -314,3 +315,17 @@ def test_decoding_with_a_spoiled_model_is_an_error_on_every_device(decoder, monk
     monkeypatch.setattr(decoding, "_argmax", lambda logits, mask: logits.argmax(-1))
     with pytest.raises(LogitsError):
         decode_all(model, source, 5, decoder=decoder)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(0.5, top_k=4), Sampling(1.5, top_k=5, top_p=0.7)], ids=str
+)
+def test_a_draw_comes_with_its_log_probability(sampling):
+    logits = 1.5 * torch.randn(200, 12, generator=seeded(2))
+    chosen, log_probs = choose_action(logits, sampling, seeded(3))
+    assert torch.equal(chosen, next_action(logits, sampling, seeded(3)))
+    expected = allowed_probs(logits, sampling).gather(1, chosen[:, None]).squeeze(1).log()
+    torch.testing.assert_close(log_probs.double(), expected.double(), rtol=1e-5, atol=1e-6)
+    best, none = choose_action(logits)
+    assert torch.equal(best, next_action(logits))
+    assert none is None
