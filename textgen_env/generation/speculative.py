@@ -25,8 +25,8 @@ from textgen_env.generation.decoding import (
     check_unseen_logits,
     logits_from,
     rows_to_keep,
-    sample_tokens,
 )
+from textgen_env.generation.sampling import sample_tokens
 from textgen_env.models.sequence_model import (
     AnyCache,
     BlockModel,

@@ -192,12 +192,12 @@ class EncoderDecoder(nn.Module):
 
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
-        hidden, positions = self._decode(source, actions)
+        hidden, positions = self._last_hidden(source, actions)
         return positions.scatter(self.project(hidden))
 
     def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the last hidden states, (B, T, width), after the final norm."""
-        hidden, positions = self._decode(source, actions)
+        hidden, positions = self._last_hidden(source, actions)
         return positions.scatter(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class EncoderDecoder(nn.Module):
             hidden = layer(hidden, positions, mask[:, None, None])
         return EncodedSource(self.encoder_norm(hidden), positions, mask)
 
-    def _decode(self, source: Tensor, actions: Tensor) -> tuple[Tensor, TokenPositions]:
+    def _last_hidden(self, source: Tensor, actions: Tensor) -> tuple[Tensor, TokenPositions]:
         """Return the last hidden states before the actions, (K, width), and their positions.
 
         They are those of the actions, and of one more of each row that ends before the widest.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.toy import SPECIAL, TabularModel
-from textgen_env.generation import beam_search, decoding
+from textgen_env.generation import beam_search, decoding, sampling
 from textgen_env.generation.beam_search import BeamSearch
 from textgen_env.generation.decoding import (
     LogitsError,
@@ -178,7 +178,7 @@ def test_the_nucleus_is_the_same_whether_or_not_all_tokens_are_sorted(top_p, mon
     logits = 2 * torch.randn(40, 500, generator=seeded())
     results = []
     for candidates in (3, 128, 500):
-        monkeypatch.setattr(decoding, "NUCLEUS_CANDIDATES", candidates)
+        monkeypatch.setattr(sampling, "NUCLEUS_CANDIDATES", candidates)
         results.append(next_action(logits, Sampling(top_p=top_p), seeded(4)))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
