@@ -126,7 +126,7 @@ class Corrected:
     def __call__(self, view: StepView) -> tuple[Tensor, Tensor]:
         """Return the actions and their writers, (K,) int64 each."""
         with logits_from("student"):
-            proposal = self.student(view.student_logits)
+            proposal, _ = self.student(view.student_logits)
         place = self.place[view.rows, 0]
         column = view.position.clamp(max=self.actions.shape[1] - 1)
         written = self.actions[view.rows, column]

@@ -111,5 +111,5 @@ class Mending:
         is_over = (view.position > last) | (written == self.special.pad)
         stays = ~is_over & self.gate(view, written)
         with logits_from("teacher"):
-            best = self.expert(view.expert_logits)
+            best, _ = self.expert(view.expert_logits)
         return written.where(stays, best), torch.where(stays, Writer.STUDENT, Writer.EXPERT)

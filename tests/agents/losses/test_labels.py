@@ -18,6 +18,7 @@ from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_env.experts.draws import draw_systematically
 from textgen_env.experts.expert import ExpertError, NeuralExpert
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories
 
@@ -169,7 +170,8 @@ def drawn_by_hand(uniforms, k):
     kept = RecordedExpert(
         SPECIAL, {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
     )
-    losses = Sampled(k).losses(logits.expand(len(uniforms), 1, 5), states, kept, forward_kl)
+    asked = AskedStates(states, TokenPositions.of(states.mask), kept)
+    losses = Sampled(k).losses(logits.expand(1, len(uniforms), 5), forward_kl, asked)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
     return losses.mean().double(), gradient, logits.detach()
 
