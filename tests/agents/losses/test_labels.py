@@ -12,7 +12,14 @@ from textgen_agents.gkd import GKD
 from textgen_agents.kid import KID
 from textgen_agents.losses.divergences import forward_kl, masked_mean, reverse_kl
 from textgen_agents.losses.kl_mixtures import EntropyAwareKL, MixedKL
-from textgen_agents.losses.labels import Dense, RecordedExpert, Sampled, Top1, TopKWithTail
+from textgen_agents.losses.labels import (
+    AskedStates,
+    Dense,
+    RecordedExpert,
+    Sampled,
+    Top1,
+    TopKWithTail,
+)
 from textgen_agents.losses.objectives import loss_for, token_loss
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
