@@ -70,6 +70,7 @@ def save_checkpoint(
     counters: Counters,
     buffers: Sequence[Mapping[str, Tensor]] = (),
     average: nn.Module | None = None,
+    companions: nn.Module | None = None,
 ) -> None:
     """Write everything that a resumed run needs to `path`, atomically.
 
@@ -80,10 +81,11 @@ def save_checkpoint(
         counters: progress of the run.
         buffers: state of the buffer of each process; empty for an agent without a buffer.
         average: moving average of the student's weights; None where there is none.
+        companions: modules that are trained beside the student; None where there are none.
     """
-    tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in _modules(student, average, companions).items():
+        tensors |= {prefix + name: value for name, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for process, state in enumerate(buffers):
@@ -98,6 +100,7 @@ def load_checkpoint(
     buffer: Buffer | None = None,
     process: int = 0,
     average: nn.Module | None = None,
+    companions: nn.Module | None = None,
 ) -> Counters:
     """Load the file that `save_checkpoint` wrote, and return its counters.
 
@@ -108,16 +111,17 @@ def load_checkpoint(
         buffer: buffer that receives the state of this process's buffer.
         process: index of this process.
         average: model that receives the moving average of the weights.
+        companions: modules that receive the weights of those trained beside the student.
 
     Raises:
-        CheckpointError: the file is damaged, holds another model, or lacks the buffer or average.
+        CheckpointError: the file is damaged, holds other models, or lacks one of them or the
+            buffer.
     """
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
-        student.load_state_dict(select_prefix("student.", tensors))
-        if average is not None:
-            average.load_state_dict(select_prefix("average.", tensors))
+        for prefix, module in _modules(student, average, companions).items():
+            module.load_state_dict(select_prefix(prefix, tensors))
         if buffer is not None:
             buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -159,6 +163,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"checkpoint {path} must hold all that was saved, got: {error}; "
             "delete the run's folder to start anew"
         ) from error
+
+
+def _modules(
+    student: nn.Module, average: nn.Module | None, companions: nn.Module | None
+) -> dict[str, nn.Module]:
+    """Return the modules of a checkpoint by the prefix of their tensors' names."""
+    every = {"student.": student, "average.": average, "companions.": companions}
+    return {prefix: module for prefix, module in every.items() if module is not None}
 
 
 def _buffer_prefix(process: int) -> str:

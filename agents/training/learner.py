@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from torch import Tensor
 
-from textgen_agents.agent import Agent
+from textgen_agents.agent import Agent, first_companions
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, example_lengths, generator_for, seed_of
@@ -36,12 +36,18 @@ from textgen_agents.training.checkpoint import (
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.distributed import disable_cudnn_attention, sum_of_processes
 from textgen_agents.training.gradients import Gradients
+from textgen_agents.training.optimizer import (
+    make_optimizer,
+    set_learning_rate,
+    trained_parameters,
+)
 from textgen_agents.training.regularizers import (
     EWC,
     NO_REFERENCES,
     References,
     ewc_tensors,
 )
+from textgen_agents.training.requirements import check_requirements
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
@@ -88,11 +94,7 @@ class Learner:
         precision: torch.dtype,
         references: References = NO_REFERENCES,
     ) -> None:
-        agent.check_expert(env.expert)
-        config.check_agent(agent)
-        agent.check_examples(env.examples, env.special)
-        config.check_expert(env.expert)
-        _check_vocabulary(student, env)
+        check_requirements(agent, student, env, config)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
         self.precision, self.validation = precision, references.validation
@@ -102,23 +104,32 @@ class Learner:
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
         self._captured = with_cuda_graphs(self.actor)
         self.average = None if config.ema is None else WeightAverage(self.student, config.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.companions = first_companions(agent, student, env.expert).to(self.accelerator.device)
+        self.optimizer = make_optimizer(
+            self.student, self.companions, config, agent.companion_rate_factor
         )
         self.buffer = agent.make_buffer(env, self.accelerator.num_processes)
         self.counters = Counters()
         ewc = self._ewc() if config.ewc_weight else None
         if self.last.exists():
-            process = self.accelerator.process_index
             self.counters = load_checkpoint(
-                self.last, self.student, self.optimizer, self.buffer, process, self._averaged
+                self.last,
+                self.student,
+                self.optimizer,
+                self.buffer,
+                self.accelerator.process_index,
+                self._averaged,
+                self.companions,
             )
         self.gradients = Gradients(
-            self.student, env, config, precision, self.accelerator, self.references, ewc
+            student=self.student,
+            companions=self.companions,
+            env=env,
+            config=config,
+            precision=precision,
+            accelerator=self.accelerator,
+            references=self.references,
+            ewc=ewc,
         )
         self._lengths = (
             expected_lengths(env.examples, env.special) if config.cuts_roll_ins else None
@@ -284,7 +295,8 @@ class Learner:
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
         loss, tokens, terms = self.gradients.add(self.agent, batch, update)
-        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
+        trained = trained_parameters(self.optimizer)
+        norm = self.accelerator.clip_grad_norm_(trained, config.clip)
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
         loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -293,8 +305,7 @@ class Learner:
                 f"{update}; the last good checkpoint is kept, {self._remedy(batch)}"
             )
         rate = config.learning_rate_at(update)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         if self.average is not None:
             self.average.add(update)
@@ -368,7 +379,13 @@ class Learner:
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if self.accelerator.is_main_process:
             save_checkpoint(
-                self.last, self.student, self.optimizer, self.counters, held, self._averaged
+                self.last,
+                self.student,
+                self.optimizer,
+                self.counters,
+                held,
+                self._averaged,
+                self.companions,
             )
 
     def _figures(self, evaluate: Callable[[Model], float], metric: str) -> Record:
@@ -378,13 +395,3 @@ class Learner:
         if self.validation is not None:
             figures["reference_loss"] = reference_loss(actor, self.validation)
         return figures
-
-
-def _check_vocabulary(student: Model, env: TextGenVectorEnv) -> None:
-    """Raise `ValueError` unless the student knows the tokens that are written."""
-    if student.vocab_size != env.vocab_size:
-        raise ValueError(
-            f"student must have the environment's vocabulary of {env.vocab_size} tokens, got one "
-            f"of {student.vocab_size}: build it for that tokenizer; a teacher with another one can "
-            "be learned from by its texts (imitkd, seqkd, seqinter)"
-        )
