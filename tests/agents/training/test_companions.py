@@ -132,5 +132,6 @@ def test_agents_without_any_leave_no_trace(make_learner):
 
 def test_a_checkpoint_without_them_is_refused_by_their_names(make_learner):
     make_learner(MLE()).train(no_score, Log())
-    with pytest.raises(CheckpointError, match=r'(?s)hold the state of this run, got: .*"shift\.weight"'):
+    missing = r'(?s)must hold the state of this run, got: .*"shift\.weight"'
+    with pytest.raises(CheckpointError, match=missing):
         make_learner(Shifted())
