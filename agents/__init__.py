@@ -16,6 +16,7 @@ from textgen_agents.kid import KID
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
+from textgen_agents.okd import OKD
 from textgen_agents.rollouts.context import Context
 from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
@@ -34,6 +35,7 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "scheduled_sampling": ScheduledSampling,
     "iq_learn": IQLearn,
     "word_kd": WordKD,
+    "okd": OKD,
     "seqkd": SeqKD,
     "seqkd_full": SeqKDFull,
     "seqinter": SeqInter,

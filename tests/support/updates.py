@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textgen_agents import AGENTS
-from textgen_agents.agent import Agent
+from textgen_agents.agent import Agent, CompanionAgent
+from textgen_agents.okd import OKD
 from textgen_agents.rollouts.context import Context
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
@@ -20,7 +21,9 @@ FITTED = {
     "skd": SKD(k=3),  # to a vocabulary of ten tokens
     "switch": Switch(threshold=0.3),  # which the others find by writing the first batch anew
     "adaswitch": AdaSwitch(factor=2.0),
+    "okd": OKD(rank=2, learns_temperature=True),  # which a table of logits has, too
 }
+ACCOMPANIED = {name for name, kind in AGENTS.items() if issubclass(kind, CompanionAgent)}
 CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
 
 
