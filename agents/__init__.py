@@ -8,6 +8,7 @@ from textgen_agents.aggrevate import AggreVaTe
 from textgen_agents.atkd import ATKD
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
+from textgen_agents.dskd import DSKD, DSKDWithCMA
 from textgen_agents.f_distill import FDistill
 from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
@@ -36,6 +37,8 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "iq_learn": IQLearn,
     "word_kd": WordKD,
     "okd": OKD,
+    "dskd": DSKD,
+    "dskd_cma": DSKDWithCMA,
     "seqkd": SeqKD,
     "seqkd_full": SeqKDFull,
     "seqinter": SeqInter,

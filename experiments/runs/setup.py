@@ -128,11 +128,13 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
             f"{folder}, which has another than {teacher_folder}: leave it out"
         )
     agent = experiment.agent
-    if agent.learns_from not in ACROSS_TOKENIZERS or agent.queries_while_writing:
+    converts = agent.learns_from in ACROSS_TOKENIZERS and not agent.queries_while_writing
+    if not (converts or agent.bridges_tokenizers):
         raise RunError(
             f"{option} must have the teacher's tokenizer, got {folder}, which has another than "
             f"{teacher_folder}: {agent_name(agent)} asks for distributions over the student's "
-            "tokens; with other ones imitkd, seqkd and seqinter learn from what it writes"
+            "tokens; with other ones imitkd, seqkd and seqinter learn from what it writes, and "
+            "dskd_cma from its hidden states"
         )
     return Tokenizers(student, teacher)
 
