@@ -9,6 +9,7 @@ from textgen_agents.atkd import ATKD
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
 from textgen_agents.dskd import DSKD, DSKDWithCMA
+from textgen_agents.every_expert import KnowledgeAugmentation, StudentAwareRouter
 from textgen_agents.f_distill import FDistill
 from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
@@ -39,6 +40,8 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "okd": OKD,
     "dskd": DSKD,
     "dskd_cma": DSKDWithCMA,
+    "every_expert_ka": KnowledgeAugmentation,
+    "every_expert_sar": StudentAwareRouter,
     "seqkd": SeqKD,
     "seqkd_full": SeqKDFull,
     "seqinter": SeqInter,

@@ -41,6 +41,7 @@ class Agent(ABC):
         expects_trained_student: whether its paper begins with a student that can write already.
         learns_without_references: whether sources without references are examples to it, because
             the teacher or the student writes their texts.
+        needs_mixture: whether its teacher must be a mixture of several models.
         bridges_tokenizers: whether it can ask a teacher with another tokenizer about its states.
         learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
         companion_rate_factor: learning rate of its companions, as a multiple of the student's.
@@ -54,6 +55,7 @@ class Agent(ABC):
     student_writes: ClassVar[bool] = True
     expects_trained_student: ClassVar[bool] = False
     learns_without_references: ClassVar[bool] = False
+    needs_mixture: ClassVar[bool] = False
     bridges_tokenizers: ClassVar[bool] = False
     learning_rate_factor: ClassVar[float] = 1.0
     companion_rate_factor: ClassVar[float] = 1.0

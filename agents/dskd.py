@@ -8,7 +8,7 @@ finds out which states belong together.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class DSKD(CompanionAgent):
     Source: Zhang et al. 2024, section 3, arXiv:2406.17328.
     """
 
-    companion_rate_factor: ClassVar[float] = 2.0
+    companion_rate_factor = 2.0
     student_writes = False
     rate: float = 0.5
     temperature: float = 2.0
@@ -120,8 +120,8 @@ class DSKDWithCMA(CompanionAgent):
     Source: Zhang et al. 2024, section 3.3, arXiv:2406.17328.
     """
 
-    companion_rate_factor: ClassVar[float] = 2.0
-    bridges_tokenizers: ClassVar[bool] = True
+    companion_rate_factor = 2.0
+    bridges_tokenizers = True
     student_writes = False
     rate: float = 0.5
     temperature: float = 2.0

@@ -38,7 +38,7 @@ class StudyOptions:
 
     Attributes:
         output: folder of the runs, `results.json` and `tables.md`.
-        agents: agents to compare; all of them if none is named.
+        agents: agents to compare; all that learn from one teacher if none is named.
         seeds: runs of each agent; a single one gives no standard error.
         start_updates: updates of seqkd's that make the common start of a seed.
         updates: updates of every agent from there on.
@@ -48,7 +48,7 @@ class StudyOptions:
 
     output: Path = Path("runs/study")
     agents: Annotated[tuple[str, ...], several_of(AGENTS)] = field(
-        default_factory=lambda: tuple(AGENTS)
+        default_factory=lambda: tuple(n for n, kind in AGENTS.items() if not kind.needs_mixture)
     )
     seeds: int = 3
     start_updates: int = 600

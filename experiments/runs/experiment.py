@@ -32,6 +32,8 @@ class Experiment:
         task: source of the text.
         teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
             student's too, unless the student brings one. None for no teacher.
+        further_teachers: folders or names of more teachers with the same tokenizer, which form a
+            mixture with `teacher` whose probabilities are the mean of theirs; none for no mixture.
         server: address of the teacher if it is on a server; None if it is not.
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from, or
@@ -59,6 +61,7 @@ class Experiment:
 
     task: TaskConfig = field(default_factory=VersesConfig)
     teacher: Path | None = VERSES_TEACHER
+    further_teachers: tuple[Path, ...] = ()
     server: RemoteTeacher | None = None
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
@@ -82,6 +85,11 @@ class Experiment:
             raise ValueError(
                 f"teacher and server must not both be given, got {self.teacher} and "
                 f"{self.server.url}: set teacher to None"
+            )
+        if self.further_teachers and self.teacher is None:
+            raise ValueError(
+                "further_teachers must be none where there is no teacher on this disk, got "
+                f"{', '.join(map(str, self.further_teachers))}: give teacher"
             )
         if self.student_init is not None and self.student_from_teacher is not None:
             raise ValueError(

@@ -120,6 +120,7 @@ def _roots(experiment: Experiment) -> list[OutsideRoot]:
     server = experiment.server
     models = (
         experiment.teacher,
+        *experiment.further_teachers,
         server and server.tokenizer,
         experiment.student_init,
         experiment.student_tokenizer,

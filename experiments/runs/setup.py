@@ -13,8 +13,10 @@ from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
+from textgen_env.models.ensemble import Ensemble
 from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask, encode_references
@@ -120,6 +122,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     if teacher_folder is None:
         return Tokenizers(student)
     teacher = load_tokenizer(teacher_folder)
+    _check_further_teachers(experiment, teacher)
     if student is None or same_pieces(student, teacher):
         return Tokenizers(teacher)
     if experiment.student_from_teacher is not None:
@@ -145,8 +148,9 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     if experiment.server:
         expert = experiment.server.build(tokenizer)
     elif experiment.teacher:
-        teacher = load_model(experiment.teacher, run.dtype).to(this_device())
-        expert = NeuralExpert(with_prepacked_weights(with_cuda_graphs(teacher)))
+        folders = (experiment.teacher, *experiment.further_teachers)
+        teachers = [_load_to_answer(each, run.dtype) for each in folders]
+        expert = NeuralExpert(teachers[0] if len(teachers) == 1 else Ensemble(teachers))
     else:
         return NoExpert(tokenizer.special)
     if tokenizers.teacher is None:
@@ -156,6 +160,11 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     return CrossTokenizerExpert(
         expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
     )
+
+
+def _load_to_answer(folder: Path, dtype: torch.dtype) -> SequenceModel:
+    """Load a teacher as it answers fastest on this process's device."""
+    return with_prepacked_weights(with_cuda_graphs(load_model(folder, dtype).to(this_device())))
 
 
 def initial_student(experiment: Experiment) -> Model | None:
@@ -191,3 +200,13 @@ def _check_same(student: TextTokenizer, folder: Path | None, init: Path) -> None
             f"student_tokenizer must be that of student_init, got {folder}, which has another than "
             f"{init}: leave it out"
         )
+
+
+def _check_further_teachers(experiment: Experiment, tokenizer: TextTokenizer) -> None:
+    """Raise unless all teachers of a mixture have the same tokenizer."""
+    for folder in experiment.further_teachers:
+        if not same_pieces(tokenizer, load_tokenizer(folder)):
+            raise RunError(
+                f"further_teachers must have the tokenizer of {experiment.teacher}, got {folder}, "
+                "which has another: leave it out"
+            )

@@ -15,6 +15,8 @@ from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.training.checkpoint import save_checkpoint
 from textgen_agents.training.learner import LearnerConfig
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models.ensemble import Ensemble
 
 ROWS = 12
 FITTED = {
@@ -24,12 +26,19 @@ FITTED = {
     "okd": OKD(rank=2, learns_temperature=True),  # which a table of logits has, too
 }
 ACCOMPANIED = {name for name, kind in AGENTS.items() if issubclass(kind, CompanionAgent)}
+OF_MIXTURES = {name for name, kind in AGENTS.items() if kind.needs_mixture}
+ON_HIDDEN_STATES = {"dskd", "dskd_cma", "every_expert_sar"}
 CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
 
 
 def make(name):
     """Return the agent of that name, fit for the tests' tasks."""
     return FITTED.get(name) or AGENTS[name]()
+
+
+def expert_for(agent, model):
+    """Return `model` as a teacher that `agent` takes: as a mixture of two where it must be one."""
+    return NeuralExpert(Ensemble((model, model)) if agent.needs_mixture else model)
 
 
 def context_of(env, student, indices=None, *, progress=0.0, seed=0, buffer=None):
