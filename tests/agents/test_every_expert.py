@@ -139,9 +139,10 @@ def test_more_experts_than_there_are_and_teachers_without_states_are_refused(
 
 
 class CopyHalf(nn.Module):
-    """A copier of texts with an even number of words, or an odd one; it knows nothing of others.
+    """A copier of texts with an even number of words, or an odd one; others it would rather end.
 
-    Its hidden states are its logits.
+    It is sure where it is right, and where it is not it gives the end token about four times what
+    it gives any other. Its hidden states are its logits.
     """
 
     special = SpecialTokens()
@@ -154,8 +155,10 @@ class CopyHalf(nn.Module):
     def hidden(self, source, actions):
         words = (source != self.special.pad).sum(1) - 1
         right = F.pad(source, (0, actions.shape[1]))[:, : actions.shape[1]]
-        logits = 8.0 * F.one_hot(right, self.vocab_size)
-        return logits * (words % 2 == self.parity)[:, None, None]
+        known = (words % 2 == self.parity)[:, None, None]
+        end = torch.full_like(right, self.special.end)
+        copied, ended = (F.one_hot(tokens, self.vocab_size) for tokens in (right, end))
+        return torch.where(known, 8.0 * copied, 1.5 * ended)
 
     def project(self, hidden):
         return hidden
@@ -179,7 +182,7 @@ def matches_of(agent, model, task, make_env, folder):
     torch.manual_seed(0)
     student = Recurrent(RecurrentConfig(task.tokenizer.vocab_size, 32, 1, 1, dropout=0.0))
     config = LearnerConfig(
-        updates=800, batch_size=32, learning_rate=5e-3, warmup=50, evaluate_every=800, seed=0
+        updates=1200, batch_size=32, learning_rate=5e-3, warmup=50, evaluate_every=1200, seed=0
     )
     env = make_env(task, 32, NeuralExpert(model))
     learner = Learner(
@@ -203,7 +206,7 @@ def test_two_teachers_of_one_half_each_make_a_student_of_the_whole(task, make_en
     if "router" in learner.companions:
         states = collect_batch(agent, learner.env, learner.student).trajectories
         hidden = torch.cat([half.hidden(states.source, states.actions) for half in halves], -1)
-        weights = learner.companions["router"](hidden).softmax(-1)
+        weights = learner.companions["router"](hidden).detach().softmax(-1)
         words = (states.source != learner.env.special.pad).sum(1) - 1
         chosen = weights.gather(-1, (words % 2)[:, None, None].expand(-1, weights.shape[1], 1))
         share = float(chosen.squeeze(-1)[states.mask].mean())
@@ -216,5 +219,5 @@ def test_one_of_them_alone_makes_a_student_of_its_half(task, make_env, tmp_path)
     half = CopyHalf(task.tokenizer.vocab_size, 0)
     _, (even, odd) = matches_of(WordKD(), half, task, make_env, tmp_path)
     sys.stdout.write(f"copied: {even:.3f} of the even lengths, {odd:.3f} of the odd ones\n")
-    assert even >= 0.95
+    assert even >= 0.9
     assert odd <= 0.1
