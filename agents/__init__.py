@@ -10,6 +10,8 @@ from textgen_agents.contrastive_markings import ContrastiveMarkings
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
 from textgen_agents.diverse_cfg import DiverseCFG
+from textgen_agents.dskd import DSKD, DSKDWithCMA
+from textgen_agents.every_expert import KnowledgeAugmentation, StudentAwareRouter
 from textgen_agents.f_distill import FDistill
 from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
@@ -19,6 +21,7 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mgsr import MGSR
 from textgen_agents.minillm import MiniLLM
 from textgen_agents.mle import MLE
+from textgen_agents.okd import OKD
 from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.rollouts.context import Context
 from textgen_agents.sampled_reverse_kl import SampledReverseKL
@@ -42,6 +45,11 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "scheduled_sampling": ScheduledSampling,
     "iq_learn": IQLearn,
     "word_kd": WordKD,
+    "okd": OKD,
+    "dskd": DSKD,
+    "dskd_cma": DSKDWithCMA,
+    "every_expert_ka": KnowledgeAugmentation,
+    "every_expert_sar": StudentAwareRouter,
     "seqkd": SeqKD,
     "seqkd_full": SeqKDFull,
     "seqinter": SeqInter,

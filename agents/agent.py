@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import ClassVar, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from textgen_agents.losses.labels import Dense, Label, LabelledBatch, Top1
 from textgen_agents.rollouts.buffer import Buffer
@@ -43,7 +44,10 @@ class Agent(ABC):
             the teacher or the student writes their texts.
         needs_expert_view: whether the expert must read another view of each example than the
             student, such as a prompt with the source.
+        needs_mixture: whether its teacher must be a mixture of several models.
+        bridges_tokenizers: whether it can ask a teacher with another tokenizer about its states.
         learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
+        companion_rate_factor: learning rate of its companions, as a multiple of the student's.
         label: what the expert is asked at every state, if it learns from tokens or distributions.
         batches_per_rollout: M, the batches that are collected together. A batch is learned from up
             to M - 1 updates after its prefixes were written.
@@ -55,7 +59,10 @@ class Agent(ABC):
     expects_trained_student: ClassVar[bool] = False
     learns_without_references: ClassVar[bool] = False
     needs_expert_view: ClassVar[bool] = False
+    needs_mixture: ClassVar[bool] = False
+    bridges_tokenizers: ClassVar[bool] = False
     learning_rate_factor: ClassVar[float] = 1.0
+    companion_rate_factor: ClassVar[float] = 1.0
     label: Label = Dense()
     batches_per_rollout: int = 1
 
@@ -120,6 +127,22 @@ class Agent(ABC):
         del env, processes
         return None
 
+    def companions(self, student: SequenceModel, expert: Expert) -> nn.ModuleDict:
+        """Return the modules that are trained beside the student; by default none.
+
+        One optimizer trains both, and a checkpoint has both, so that a stopped run continues to the
+        same weights. Companions are no part of the model that a run leaves.
+
+        Args:
+            student: the model to be trained.
+            expert: the teacher.
+
+        Raises:
+            ValueError: the student has not what they act on.
+        """
+        del student, expert
+        return nn.ModuleDict()
+
     def adapted(self, validation_losses: Sequence[float]) -> Self:
         """Return the algorithm as the evaluations so far change it; by default unchanged.
 
@@ -177,3 +200,54 @@ class Agent(ABC):
             student: the model to be trained.
             expert: answers about `batch`, from its labels where they hold the answer.
         """
+
+    def joint_loss(
+        self,
+        batch: LabelledBatch,
+        student: SequenceModel,
+        expert: Expert,
+        companions: nn.ModuleDict,
+    ) -> Tensor:
+        """Return the mean loss that student and companions are trained by, scalar, in nats.
+
+        Args:
+            batch: as for `loss`.
+            student: the model to be trained.
+            expert: the teacher, or its recorded answers.
+            companions: modules from `companions`; by default there are none, and this is `loss`.
+        """
+        del companions
+        return self.loss(batch, student, expert)
+
+
+class CompanionAgent(Agent):
+    """An algorithm that trains modules beside the student.
+
+    A subclass implements `companions` and `joint_loss`.
+    """
+
+    @abstractmethod
+    def companions(self, student: SequenceModel, expert: Expert) -> nn.ModuleDict:
+        """Return the modules that are trained beside the student, as the base class says."""
+
+    @abstractmethod
+    def joint_loss(
+        self,
+        batch: LabelledBatch,
+        student: SequenceModel,
+        expert: Expert,
+        companions: nn.ModuleDict,
+    ) -> Tensor:
+        """Return the mean loss that student and companions are trained by, as in the base class."""
+
+    def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
+        """Return the joint loss with the companions as they are at the start of a run."""
+        companions = first_companions(self, student, expert).to(batch.trajectories.source.device)
+        return self.joint_loss(batch, student, expert, companions)
+
+
+def first_companions(agent: Agent, student: SequenceModel, expert: Expert) -> nn.ModuleDict:
+    """Return the agent's companions as a run begins with them, the same whatever its seed."""
+    with torch.random.fork_rng(devices=[]):  # they are made on the CPU
+        torch.manual_seed(0)
+        return agent.companions(student, expert)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_env.files import write_atomically
 
-NO_AVERAGES: Mapping[str, nn.Module] = MappingProxyType({})
+NOTHING_BESIDE: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class CheckpointError(ValueError):
@@ -72,7 +72,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     counters: Counters,
     buffers: Sequence[Mapping[str, Tensor]] = (),
-    averages: Mapping[str, nn.Module] = NO_AVERAGES,
+    beside: Mapping[str, nn.Module] = NOTHING_BESIDE,
 ) -> None:
     """Write everything that a resumed run needs to `path`, atomically.
 
@@ -82,11 +82,12 @@ def save_checkpoint(
         optimizer: optimizer whose state is stored.
         counters: progress of the run.
         buffers: state of the buffer of each process; empty for an agent without a buffer.
-        averages: moving averages of the student's weights, by name.
+        beside: modules that belong to the run beside the student, by name: moving averages of its
+            weights, and those that are trained with it.
     """
-    tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
-    for which, average in averages.items():
-        tensors |= {f"{which}.{name}": value for name, value in average.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for which, module in {"student": student, **beside}.items():
+        tensors |= {f"{which}.{name}": value for name, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for process, state in enumerate(buffers):
@@ -100,7 +101,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     buffer: Buffer | None = None,
     process: int = 0,
-    averages: Mapping[str, nn.Module] = NO_AVERAGES,
+    beside: Mapping[str, nn.Module] = NOTHING_BESIDE,
 ) -> Counters:
     """Load the file that `save_checkpoint` wrote, and return its counters.
 
@@ -110,18 +111,17 @@ def load_checkpoint(
         optimizer: optimizer that receives its state.
         buffer: buffer that receives the state of this process's buffer.
         process: index of this process.
-        averages: models that receive the moving averages of the weights, by name.
+        beside: modules that receive the weights of those of the run beside the student, by name.
 
     Raises:
-        CheckpointError: the file is damaged, holds another model, or lacks the buffer or an
-            average.
+        CheckpointError: the file is damaged, holds other models, or lacks one of them or the
+            buffer.
     """
     tensors, metadata = load_tensors(path)
     try:
         counters = Counters(**json.loads(metadata["counters"]))
-        student.load_state_dict(select_prefix("student.", tensors))
-        for which, average in averages.items():
-            average.load_state_dict(select_prefix(f"{which}.", tensors))
+        for which, module in {"student": student, **beside}.items():
+            module.load_state_dict(select_prefix(f"{which}.", tensors))
         if buffer is not None:
             buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
@@ -20,10 +20,11 @@ from textgen_env.types import Examples, Trajectories
 
 @dataclass(frozen=True)
 class Gradients:
-    """Sum of all gradients of an update, which is left in the student's parameters.
+    """Sum of all gradients of an update, which is left in the parameters that are trained.
 
     Attributes:
         student: the model that is trained.
+        companions: modules that are trained beside it.
         env: gives the expert, the special tokens and the device.
         config: the weights of the terms, and the parts that a batch is cut into.
         precision: dtype of autocast.
@@ -33,6 +34,7 @@ class Gradients:
     """
 
     student: Model
+    companions: nn.ModuleDict
     env: TextGenVectorEnv
     config: LearnerConfig
     precision: torch.dtype
@@ -49,10 +51,12 @@ class Gradients:
             The loss, the number of actions, and the terms added to the agent's loss, by name.
         """
         self.student.train()
+        self.companions.train()
         config, added = self.config, {}
 
         def agent_loss(part: LabelledBatch) -> Tensor:
-            return agent.loss(part, self.student, part.expert(self.env.expert))
+            expert = part.expert(self.env.expert)
+            return agent.joint_loss(part, self.student, expert, self.companions)
 
         loss, tokens = self._add_mean(agent_loss, batch)
         if config.reference_weight:
@@ -64,7 +68,7 @@ class Gradients:
             share = config.ewc_weight / self.accelerator.num_processes
             added["ewc_term"] = self._add_one(share * self.ewc.penalty(self.student))
         if self.accelerator.num_processes > 1:
-            for parameter in self.student.parameters():
+            for parameter in [*self.student.parameters(), *self.companions.parameters()]:
                 if parameter.grad is not None:
                     parameter.grad = self._sum(parameter.grad)
         terms = {name: self._sum(term) for name, term in added.items()}

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from textgen_agents.agent import Agent
+from textgen_agents.agent import Agent, first_companions
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import check_finite_logits, reference_loss
 from textgen_agents.rollouts.batches import batch_indices, example_lengths, generator_for, seed_of
@@ -36,8 +36,14 @@ from textgen_agents.training.checkpoint import (
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.distributed import disable_cudnn_attention, sum_of_processes
 from textgen_agents.training.gradients import Gradients
+from textgen_agents.training.optimizer import (
+    make_optimizer,
+    set_learning_rate,
+    trained_parameters,
+)
 from textgen_agents.training.regularizers import EWC, NO_REFERENCES, References, ewc_tensors
-from textgen_agents.training.self_teacher import become_teacher, check_self_teacher
+from textgen_agents.training.requirements import check_requirements
+from textgen_agents.training.self_teacher import become_teacher
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
@@ -84,12 +90,7 @@ class Learner:
         precision: torch.dtype,
         references: References = NO_REFERENCES,
     ) -> None:
-        agent.check_expert(env.expert)
-        config.check_agent(agent)
-        check_self_teacher(agent, env, config.self_teacher)
-        agent.check_examples(env.examples, env.special)
-        config.check_expert(env.expert)
-        _check_vocabulary(student, env)
+        check_requirements(agent, student, env, config)
         disable_cudnn_attention(env.device)
         self.env, self.folder, self.config = env, folder, config
         self.precision, self.validation = precision, references.validation
@@ -103,23 +104,31 @@ class Learner:
             self.averages["average"] = WeightAverage(self.student, config.ema)
         if config.self_teacher is not None:
             self.averages["teacher"] = become_teacher(self.student, env, config.self_teacher)
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.companions = first_companions(agent, student, env.expert).to(self.accelerator.device)
+        self.optimizer = make_optimizer(
+            self.student, self.companions, config, agent.companion_rate_factor
         )
         self.buffer = agent.make_buffer(env, self.accelerator.num_processes)
         self.counters = Counters()
         ewc = self._ewc() if config.ewc_weight else None
         if self.last.exists():
-            process = self.accelerator.process_index
             self.counters = load_checkpoint(
-                self.last, self.student, self.optimizer, self.buffer, process, self._averaged
+                self.last,
+                self.student,
+                self.optimizer,
+                self.buffer,
+                self.accelerator.process_index,
+                self._beside,
             )
         self.gradients = Gradients(
-            self.student, env, config, precision, self.accelerator, self.references, ewc
+            student=self.student,
+            companions=self.companions,
+            env=env,
+            config=config,
+            precision=precision,
+            accelerator=self.accelerator,
+            references=self.references,
+            ewc=ewc,
         )
         self._lengths = (
             expected_lengths(env.examples, env.special) if config.cuts_roll_ins else None
@@ -135,12 +144,14 @@ class Learner:
     @property
     def evaluated(self) -> Model:
         """Model that is evaluated and kept: the average of the weights, or else the student."""
-        return self._averaged.get("average", self.student)
+        average = self.averages.get("average")
+        return self.student if average is None else average.model
 
     @property
-    def _averaged(self) -> dict[str, Model]:
-        """Models beside the student whose weights follow it, by their name in checkpoints."""
-        return {name: average.model for name, average in self.averages.items()}
+    def _beside(self) -> dict[str, nn.Module]:
+        """Modules of a checkpoint beside the student, by name."""
+        averages = {name: average.model for name, average in self.averages.items()}
+        return {**averages, "companions": self.companions}
 
     @property
     def last(self) -> Path:
@@ -289,7 +300,8 @@ class Learner:
         start, update, config = time.perf_counter(), self.counters.update, self.config
         torch.manual_seed(seed_of(config.seed, self._own("dropout"), update))
         loss, tokens, terms = self.gradients.add(self.agent, batch, update)
-        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), config.clip)
+        trained = trained_parameters(self.optimizer)
+        norm = self.accelerator.clip_grad_norm_(trained, config.clip)
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
         loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -298,8 +310,7 @@ class Learner:
                 f"{update}; the last good checkpoint is kept, {self._remedy(batch)}"
             )
         rate = config.learning_rate_at(update)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         for average in self.averages.values():
             average.add(update)
@@ -373,7 +384,12 @@ class Learner:
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if self.accelerator.is_main_process:
             save_checkpoint(
-                self.last, self.student, self.optimizer, self.counters, held, self._averaged
+                self.last,
+                self.student,
+                self.optimizer,
+                self.counters,
+                held,
+                self._beside,
             )
 
     def _figures(self, evaluate: Callable[[Model], float], metric: str) -> Record:
@@ -383,13 +399,3 @@ class Learner:
         if self.validation is not None:
             figures["reference_loss"] = reference_loss(actor, self.validation)
         return figures
-
-
-def _check_vocabulary(student: Model, env: TextGenVectorEnv) -> None:
-    """Raise `ValueError` unless the student knows the tokens that are written."""
-    if student.vocab_size != env.vocab_size:
-        raise ValueError(
-            f"student must have the environment's vocabulary of {env.vocab_size} tokens, got one "
-            f"of {student.vocab_size}: build it for that tokenizer; a teacher with another one can "
-            "be learned from by its texts (imitkd, seqkd, seqinter)"
-        )

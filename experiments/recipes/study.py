@@ -32,10 +32,11 @@ from textgen_experiments.runs.train import PREPARED, Outcome, Show
 START = "start"  # in place of an agent's name: the common start of a seed
 
 
-def agents_of_one_view() -> tuple[str, ...]:
-    """Return the names of the agents whose teacher may read what the student reads."""
-    others = {AGENTS.name_of(kind) for kind in AGENTS.loaded() if kind.needs_expert_view}
-    return tuple(name for name in AGENTS if name not in others)
+def agents_of_one_teacher() -> tuple[str, ...]:
+    """Return the names of the agents that learn from one teacher, which reads what they read."""
+    return tuple(
+        name for name, kind in AGENTS.items() if not (kind.needs_expert_view or kind.needs_mixture)
+    )
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class StudyOptions:
 
     Attributes:
         output: folder of the runs, `results.json` and `tables.md`.
-        agents: agents to compare; all of them if none is named, but those whose teacher must read
-            another view than the student.
+        agents: agents to compare; all of them if none is named, but those whose teacher must be a
+            mixture, or must read another view than the student.
         seeds: runs of each agent; a single one gives no standard error.
         start_updates: updates of seqkd's that make the common start of a seed.
         updates: updates of every agent from there on.
@@ -55,7 +56,7 @@ class StudyOptions:
 
     output: Path = Path("runs/study")
     agents: Annotated[tuple[str, ...], several_of(AGENTS)] = field(
-        default_factory=agents_of_one_view
+        default_factory=agents_of_one_teacher
     )
     seeds: int = 3
     start_updates: int = 600

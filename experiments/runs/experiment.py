@@ -32,6 +32,8 @@ class Experiment:
         task: source of the text.
         teacher: folder of the teacher, or the name of one on the hub; its tokenizer is the
             student's too, unless the student brings one. None for no teacher.
+        further_teachers: folders or names of more teachers with the same tokenizer, which form a
+            mixture with `teacher` whose probabilities are the mean of theirs; none for no mixture.
         server: address of the teacher if it is on a server; None if it is not.
         keyed_teachers: keys and folders of several teachers with one tokenizer, in place of
             `teacher`; a pair's is the one whose key stands in front of what the expert reads.
@@ -61,6 +63,7 @@ class Experiment:
 
     task: TaskConfig = field(default_factory=VersesConfig)
     teacher: Path | None = VERSES_TEACHER
+    further_teachers: tuple[Path, ...] = ()
     server: RemoteTeacher | None = None
     keyed_teachers: tuple[tuple[str, Path], ...] = ()
     student: ModelConfig = field(default_factory=RecurrentConfig)
@@ -90,6 +93,11 @@ class Experiment:
             raise ValueError(
                 "keyed_teachers must be left out beside another teacher, got "
                 f"{', '.join(key for key, _ in self.keyed_teachers)}: set teacher to None"
+            )
+        if self.further_teachers and self.teacher is None:
+            raise ValueError(
+                "further_teachers must be none where there is no teacher on this disk, got "
+                f"{', '.join(map(str, self.further_teachers))}: give teacher"
             )
         if self.student_init is not None and self.student_from_teacher is not None:
             raise ValueError(

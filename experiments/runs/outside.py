@@ -121,6 +121,7 @@ def _roots(experiment: Experiment) -> list[OutsideRoot]:
     models = (
         experiment.teacher,
         *(path for _, path in experiment.keyed_teachers),
+        *experiment.further_teachers,
         server and server.tokenizer,
         experiment.student_init,
         experiment.student_tokenizer,

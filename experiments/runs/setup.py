@@ -14,8 +14,10 @@ from textgen_env.experts.keyed import KeyedExpert
 from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
+from textgen_env.models.ensemble import Ensemble
 from textgen_env.models.layer_copy import student_from_layers
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask, encode_references
@@ -136,6 +138,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     if teacher_folder is None:
         return Tokenizers(student)
     teacher = load_tokenizer(teacher_folder)
+    _check_further_teachers(experiment, teacher)
     if student is None or same_pieces(student, teacher):
         return Tokenizers(teacher)
     if experiment.student_from_teacher is not None:
@@ -144,11 +147,13 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
             f"{folder}, which has another than {teacher_folder}: leave it out"
         )
     agent = experiment.agent
-    if agent.learns_from not in ACROSS_TOKENIZERS or agent.queries_while_writing:
+    converts = agent.learns_from in ACROSS_TOKENIZERS and not agent.queries_while_writing
+    if not (converts or agent.bridges_tokenizers):
         raise RunError(
             f"{option} must have the teacher's tokenizer, got {folder}, which has another than "
             f"{teacher_folder}: {agent_name(agent)} asks for distributions over the student's "
-            "tokens; with other ones imitkd, seqkd and seqinter learn from what it writes"
+            "tokens; with other ones imitkd, seqkd and seqinter learn from what it writes, and "
+            "dskd_cma from its hidden states"
         )
     return Tokenizers(student, teacher)
 
@@ -159,9 +164,12 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     if experiment.server:
         expert = experiment.server.build(tokenizer)
     elif experiment.teacher:
-        expert = _local_expert(run, experiment.teacher)
+        expert = NeuralExpert(_teacher_model(run, experiment))
     elif experiment.keyed_teachers:
-        named = {key: _local_expert(run, path) for key, path in experiment.keyed_teachers}
+        named = {
+            key: NeuralExpert(_load_to_answer(path, run.dtype))
+            for key, path in experiment.keyed_teachers
+        }
         expert = KeyedExpert(named, tokenizer)
     else:
         return NoExpert(tokenizer.special)
@@ -180,10 +188,12 @@ def check_keys(expert: Expert, examples: Examples) -> None:
         expert.chosen(examples.expert_view)
 
 
-def _local_expert(run: Run, folder: Path) -> NeuralExpert:
-    """Return the model in `folder` as an expert, in the run's precision."""
-    teacher = load_model(folder, run.dtype).to(this_device())
-    return NeuralExpert(with_prepacked_weights(with_cuda_graphs(teacher)))
+def _teacher_model(run: Run, experiment: Experiment) -> SequenceModel:
+    """Return the teacher, or the mixture of all teachers if there are further ones."""
+    assert experiment.teacher is not None, "the caller has looked"
+    folders = (experiment.teacher, *experiment.further_teachers)
+    teachers = [_load_to_answer(folder, run.dtype) for folder in folders]
+    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
 
 
 def _tokenizer_of_all(experiment: Experiment, student: TextTokenizer | None) -> TextTokenizer:
@@ -203,6 +213,11 @@ def _tokenizer_of_all(experiment: Experiment, student: TextTokenizer | None) -> 
                 f"{folders[0]}: leave that one out"
             )
     return first
+
+
+def _load_to_answer(folder: Path, dtype: torch.dtype) -> SequenceModel:
+    """Load a teacher as it answers fastest on this process's device."""
+    return with_prepacked_weights(with_cuda_graphs(load_model(folder, dtype).to(this_device())))
 
 
 def initial_student(experiment: Experiment) -> Model | None:
@@ -238,3 +253,13 @@ def _check_same(student: TextTokenizer, folder: Path | None, init: Path) -> None
             f"student_tokenizer must be that of student_init, got {folder}, which has another than "
             f"{init}: leave it out"
         )
+
+
+def _check_further_teachers(experiment: Experiment, tokenizer: TextTokenizer) -> None:
+    """Raise unless all teachers of a mixture have the same tokenizer."""
+    for folder in experiment.further_teachers:
+        if not same_pieces(tokenizer, load_tokenizer(folder)):
+            raise RunError(
+                f"further_teachers must have the tokenizer of {experiment.teacher}, got {folder}, "
+                "which has another: leave it out"
+            )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from tests.support.updates import CONFIG, ROWS
+from tests.support.updates import CONFIG, ROWS, expert_for
 from textgen_agents.training.learner import Learner
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -47,7 +47,9 @@ def make_learner(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
 
     def make(agent, config=CONFIG, folder="run", *, precision=torch.float32, dropout=0.0, seed=2):
         env = make_env(
-            tiny_task, agent.batches_per_rollout * config.batch_size, NeuralExpert(tiny_teacher)
+            tiny_task,
+            agent.batches_per_rollout * config.batch_size,
+            expert_for(agent, tiny_teacher),
         )
         student = make_student(seed, dropout)
         return Learner(

@@ -13,6 +13,7 @@ from tests.support.updates import (
     assert_same_bits,
     collect_batch,
     context_of,
+    expert_for,
     loss_and_gradients,
     make,
     no_score,
@@ -39,6 +40,7 @@ NEEDING = {
     *("mle", "scheduled_sampling", "iq_learn", "word_kd", "seqinter", "kid"),
     "contrastive_markings",
     "aggrevate",  # whose reward is BLEU
+    *("okd", "dskd", "dskd_cma", "every_expert_ka", "every_expert_sar"),
 }
 
 
@@ -49,11 +51,15 @@ def without_references(examples, every):
 
 
 @pytest.fixture
-def learner_on(tiny_task, make_env, make_student, expert, tmp_path):
+def learner_on(tiny_task, make_env, make_student, tiny_teacher, tmp_path):
     """agent, examples, name, config, references -> a learner of a fresh student."""
 
     def build(agent, examples, name="run", config=CONFIG, references=None):
-        env = make_env(tiny_task, agent.batches_per_rollout * config.batch_size, expert, examples)
+        slots, expert = (
+            agent.batches_per_rollout * config.batch_size,
+            expert_for(agent, tiny_teacher),
+        )
+        env = make_env(tiny_task, slots, expert, examples)
         return Learner(
             agent,
             make_student(),

@@ -53,6 +53,8 @@ def test_every_agent_trains_from_the_command_line(agent, teacher_run, tmp_path):
         "genpi": ["--agent.prompt-weight", "0"],  # for a teacher that reads no prompt
         "imitkd": ["--agent.beta.base", "1e9", "--agent.batches-per-rollout", "1"],
     }.get(agent, [])
+    if AGENTS[agent].needs_mixture:
+        own = ["--further-teachers", str(teacher_run / "model")]
     train(tmp_path / "run", "--agent", agent, "--teacher", str(teacher_run / "model"), *own)
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert (outcome["teacher_tokens_queried"] > 0) == AGENTS[agent]().needs_expert

@@ -70,7 +70,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
     teacher = _train(folder / "teacher", f"{TEACHER} {COPY}")
     common = f"{STUDENT} {TWENTY} --teacher {teacher / 'model'}"
     for name in sorted(AGENTS):
-        options = f"--agent {name} {OPTIONS.get(name, '')} {COPY} {common}"
+        options = f"--agent {name} {_options_of(name, teacher)} {COPY} {common}"
         yield name, _weights(_train(folder / name, options))
         parts = _train(folder / f"{name}_in_parts", f"{options} --learner.accumulate 2")
         yield f"{name}, accumulate 2", _weights(parts)
@@ -83,9 +83,15 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
     seer = _train(folder / "seer", f"{TEACHER} {_files(views['clear'])}")
     common = f"{STUDENT} {TWENTY} --teacher {seer / 'model'} {_files(views['both'])}"
     for name in sorted(AGENTS):
-        options = f"--agent {name} {OPTIONS.get(name, '')} {common}"
+        options = f"--agent {name} {_options_of(name, seer)} {common}"
         yield f"{name}, two views", _weights(_train(folder / f"{name}_views", options))
     yield from _texts(teacher / "model")
+
+
+def _options_of(name: str, teacher: Path) -> str:
+    """Return the options of an agent; where it needs a mixture, it has the teacher twice."""
+    further = f"--further-teachers {teacher / 'model'}" if AGENTS[name].needs_mixture else ""
+    return f"{OPTIONS.get(name, '')} {further}"
 
 
 def _train(folder: Path, options: str) -> Path:

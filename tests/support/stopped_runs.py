@@ -18,19 +18,20 @@ PROGRAM = "from textgen_experiments.program import main; main()"
 SECONDS = 300  # until a process counts as stuck
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 UPDATES, EVERY = 200, 50
-COMMAND = [
-    *("train", "--task", "copy", "--agent", "mle", "--precision", "float32"),
+SETTINGS = [
+    *("train", "--task", "copy", "--precision", "float32"),
     *("--task.num-words", "8", "--task.max-length", "5"),
     *("--task.num-train", "100", "--task.num-validation", "8", "--task.num-test", "8"),
     *("--student.width", "16", "--student.dropout", "0.2", "--learner.batch-size", "4"),
     *("--learner.updates", str(UPDATES), "--learner.evaluate-every", str(EVERY)),
 ]
+MLE = ("--agent", "mle")
 
 
-def start(folder, *launcher):
+def start(folder, *launcher, agent=MLE):
     """Begin or resume the run in `folder`, in a session and process group of its own."""
     return subprocess.Popen(
-        [sys.executable, *launcher, "-c", PROGRAM, *COMMAND, "--output", str(folder)],
+        [sys.executable, *launcher, "-c", PROGRAM, *SETTINGS, *agent, "--output", str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,9 +56,9 @@ def _holds_or_answers(pid, number):
     return fields["State"].startswith("Z") or any(mask >> number - 1 & 1 for mask in masks)
 
 
-def finish(folder):
+def finish(folder, agent=MLE):
     """Run to the end."""
-    process = start(folder)
+    process = start(folder, agent=agent)
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
 
@@ -117,12 +118,17 @@ def _seconds_waited(pid):
 
 
 class StoppedRuns:
-    """Runs that are stopped again and again until they end, each in a folder of its own."""
+    """Runs that are stopped again and again until they end, each in a folder of its own.
 
-    def __init__(self, root):
-        self.root, self.whole = root, {}
+    Args:
+        root: folder of the folders.
+        agent: options of the agent and of what it needs.
+    """
+
+    def __init__(self, root, agent=MLE):
+        self.root, self.agent, self.whole = root, agent, {}
         begun = time.monotonic()
-        finish(root / "unbroken")
+        finish(root / "unbroken", agent)
         self.seconds = time.monotonic() - begun
 
     def stop(self, count, signals, seed):
@@ -131,7 +137,7 @@ class StoppedRuns:
         folder = self.root / f"stopped-{seed}-{runs}"
         while len(stops) < count:
             moment, number = moments.uniform(0, self.seconds), moments.choice(signals)
-            process = start(folder)
+            process = start(folder, agent=self.agent)
             wait_for_first_line(process)
             try:
                 process.wait(moment)
@@ -143,7 +149,7 @@ class StoppedRuns:
                 self.compare(folder)
                 runs += 1
                 folder = self.root / f"stopped-{seed}-{runs}"
-        finish(folder)
+        finish(folder, self.agent)
         self.compare(folder)
         return stops
 
@@ -167,6 +173,6 @@ class StoppedRuns:
             folder = self.root / f"unbroken-{measured}"
             folder.mkdir()
             shutil.copy(config, folder)
-            finish(folder)
+            finish(folder, self.agent)
             self.whole[measured] = folder
         return self.whole[measured]

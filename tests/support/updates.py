@@ -8,13 +8,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textgen_agents import AGENTS
-from textgen_agents.agent import Agent
+from textgen_agents.agent import Agent, CompanionAgent
+from textgen_agents.okd import OKD
 from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.rollouts.context import Context
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.training.checkpoint import save_checkpoint
 from textgen_agents.training.learner import LearnerConfig
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models.ensemble import Ensemble
 
 ROWS = 12
 FITTED = {
@@ -22,13 +25,22 @@ FITTED = {
     "switch": Switch(threshold=0.3),  # which the others find by writing the first batch anew
     "adaswitch": AdaSwitch(factor=2.0),
     "genpi": GenPI(prompt_weight=0.0),  # for a teacher that reads no prompt
+    "okd": OKD(rank=2, learns_temperature=True),  # which a table of logits has, too
 }
+ACCOMPANIED = {name for name, kind in AGENTS.items() if issubclass(kind, CompanionAgent)}
+OF_MIXTURES = {name for name, kind in AGENTS.items() if kind.needs_mixture}
+ON_HIDDEN_STATES = {"dskd", "dskd_cma", "every_expert_sar"}
 CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
 
 
 def make(name):
     """Return the agent of that name, fit for the tests' tasks."""
     return FITTED.get(name) or AGENTS[name]()
+
+
+def expert_for(agent, model):
+    """Return `model` as a teacher that `agent` takes: as a mixture of two where it must be one."""
+    return NeuralExpert(Ensemble((model, model)) if agent.needs_mixture else model)
 
 
 def context_of(env, student, indices=None, *, progress=0.0, seed=0, buffer=None):

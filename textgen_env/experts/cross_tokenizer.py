@@ -140,6 +140,24 @@ class CrossTokenizerExpert(Expert):
         """Raise `ExpertError`: distributions cannot be converted."""
         self._refuse()
 
+    def in_own_tokens(self, trajectories: Trajectories) -> Trajectories:
+        """Return the same sources and texts in the expert's own tokens.
+
+        Args:
+            trajectories: whole texts in the student's tokens, with the view of `view`. The end
+                token follows in a row where it does there.
+        """
+        student, own = self.student_token_text.tokenizer, self.token_text.tokenizer
+        rows = own.encode_targets(student.decode(trajectories.actions.tolist()))
+        ended = (trajectories.actions == self.special.end).any(1).tolist()
+        tokens = [
+            torch.tensor([*row, *[own.special.end] * is_over], dtype=torch.long)
+            for row, is_over in zip(rows, ended, strict=True)
+        ]
+        actions = pad_sequence(tokens, batch_first=True, padding_value=own.special.pad)
+        examples = Examples(self._expert_source(trajectories.expert_view).cpu(), actions)
+        return Trajectories.from_examples(examples, own.special).to(trajectories.source.device)
+
     def _refuse(self) -> NoReturn:
         raise ExpertError(
             "the teacher must have the student's tokenizer to give distributions or to be queried "

@@ -190,6 +190,11 @@ class EncoderDecoder(nn.Module):
         """Number of tokens in the vocabulary, V."""
         return self.config.vocab_size
 
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states and of the embeddings."""
+        return self.config.width
+
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action."""
         hidden, positions = self._last_hidden(source, actions)
@@ -203,6 +208,10 @@ class EncoderDecoder(nn.Module):
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of last hidden states, (..., width)."""
         return self.embedding.logits(hidden)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the input embeddings (..., width) of tokens, (...) int64, without positions."""
+        return self.embedding(tokens)
 
     def source_memory(self, source: Tensor) -> SourceMemory:
         """Encode the source and compute its keys and values for every decoder layer."""

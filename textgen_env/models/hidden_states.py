@@ -1,12 +1,15 @@
 """Interface of models whose logits are a product of their last hidden states.
 
 A hidden state has D numbers where the logits made of it have V, so that states are what to keep of
-a model's answers.
+a model's answers, and what modules beside a model read. Gradients flow through both functions, to
+weights and to states.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgen_env.models.acceleration.cuda_graph import GraphedModel
 from textgen_env.models.huggingface.hidden_states import PretrainedHiddenStates
@@ -19,6 +22,11 @@ from textgen_env.models.token_positions import TokenPositions
 class HiddenStates(Protocol):
     """Model with `sequence_logits(source, actions)` equal to `project(hidden(source, actions))`."""
 
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states and of the embeddings."""
+        ...
+
     def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the last hidden states (B, T, D) before every action.
 
@@ -30,6 +38,14 @@ class HiddenStates(Protocol):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of last hidden states, (..., D)."""
+        ...
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the input embeddings (..., D) of tokens, (...) int64, without positions."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the model's weights, each once."""
         ...
 
 
@@ -59,3 +75,39 @@ def logits_at(
     if states is None:
         return positions.gather(model.sequence_logits(source, actions))
     return states.project(positions.gather(states.hidden(source, actions)))
+
+
+def hidden_states_of(model: SequenceModel, role: str) -> HiddenStates:
+    """Return `model` as one with hidden states.
+
+    Args:
+        model: any model.
+        role: name of the model in the message, such as "student".
+
+    Raises:
+        ValueError: it has none.
+    """
+    states = with_hidden_states(model)
+    if states is None:
+        raise ValueError(
+            f"{role} must have hidden states whose product with its head are its logits, got "
+            f"{type(model).__name__}: use a model of this project, or a pretrained one without "
+            "adapters whose logits are neither scaled nor capped"
+        )
+    return states
+
+
+@contextmanager
+def frozen(model: HiddenStates | nn.Module) -> Iterator[None]:
+    """Let no gradient flow to the weights of `model` from what is computed in the block.
+
+    Gradients flow through it to its inputs. The weights can be trained by what is computed outside.
+    """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)

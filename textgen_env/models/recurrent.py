@@ -81,6 +81,11 @@ class Recurrent(nn.Module):
         """Number of tokens in the vocabulary, V."""
         return self.config.vocab_size
 
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states and of the embeddings."""
+        return self.config.width
+
     def start(self, source: Tensor, max_steps: int) -> RecurrentCache:
         """Encode the source; the cache has a fixed size, whatever `max_steps` is."""
         del max_steps
@@ -135,6 +140,10 @@ class Recurrent(nn.Module):
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of last hidden states, (..., D)."""
         return self.embedding.logits(hidden)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the input embeddings (..., D) of tokens, (...) int64."""
+        return self.embedding(tokens)
 
     def _encode(self, source: Tensor) -> RecurrentCache:
         check_source(source)

@@ -122,6 +122,15 @@ PREPACKED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+def without_prepacked_weights(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` that shares its weights and computes with them as they are.
+
+    Gradients flow through all its products, and its weights can be replaced in a call.
+    """
+    plain = {packed: kind for kind, packed in PREPACKED_CLASSES.items()}
+    return converted_copy(model, plain)
+
+
 def prepack_weight(weight: Tensor) -> Tensor:
     """Return a weight, (out, in), in oneDNN's blocked layout."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())

@@ -3,6 +3,7 @@
 Other models scale or cap their logits in ways of their own, and give no hidden states here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,6 +31,11 @@ class PretrainedHiddenStates:
         plain = model.config.model_type in PLAIN_HEADS and model.config.lora_rank is None
         return cls(model) if plain else None
 
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states and of the embeddings."""
+        return self.model.config.width
+
     def hidden(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the last hidden states (B, T, D) before every action."""
         inputs = self.model.sequence_inputs(source, actions)
@@ -42,3 +48,11 @@ class PretrainedHiddenStates:
         logits = head(hidden)
         bias = dict(self.model.model.named_buffers(recurse=False)).get("final_logits_bias")
         return self.model.restrict_vocabulary(logits if bias is None else logits + bias)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the input embeddings (..., D) of tokens, (...) int64, without positions."""
+        return self.model.model.get_input_embeddings()(tokens)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the model's weights, each once."""
+        return self.model.parameters()

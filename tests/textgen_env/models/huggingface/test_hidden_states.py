@@ -27,6 +27,22 @@ def test_the_logits_are_the_product_of_the_hidden_states(name, tmp_path):
                 assert hidden.shape == (len(TEXTS), 6, 32)
                 logits = each.sequence_logits(source, actions)
                 assert torch.equal(states.project(hidden), logits)
+                assert states.width == 32
+                assert states.embed(actions).shape == hidden.shape
+
+
+@pytest.mark.parametrize("name", ["bart", "gpt2", "llama"])
+def test_gradients_reach_the_weights_through_states_and_logits(name, tmp_path):
+    model = load_model(save_family(EVERY[name], tmp_path))
+    source = encode_sources(TEXTS, load_tokenizer(tmp_path))
+    actions = torch.randint(5, 25, (len(TEXTS), 6), generator=torch.Generator().manual_seed(0))
+    states = with_hidden_states(model)
+    weights = list(states.parameters())
+    options = {"allow_unused": True, "materialize_grads": True}
+    direct = model.sequence_logits(source, actions).square().mean()
+    expected = torch.autograd.grad(direct, weights, **options)
+    found = states.project(states.hidden(source, actions)).square().mean()
+    torch.testing.assert_close(torch.autograd.grad(found, weights, **options), expected)
 
 
 def test_every_type_that_is_said_to_have_a_plain_head_is_tested():
