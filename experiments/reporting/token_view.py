@@ -4,7 +4,7 @@ One parallel pass of the teacher over a student's own texts gives the teacher's 
 every state on the student's prefixes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from textgen_env.experts.expert import Expert, NeuralExpert
 from textgen_env.models.acceleration.prepacked import with_prepacked_weights
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer
-from textgen_env.tasks.task import Pair, Task, encode, text_hash
+from textgen_env.tasks.task import Pair, Task, TaskConfig, TextTask, encode, text_hash
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.results import Sample
@@ -92,10 +92,10 @@ def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
         for index in indices
     ]
     with progress("reading tokens", total=len(evaluated)) as advance:
-        for run in evaluated:
+        for run, task in zip(evaluated, _tasks_of(evaluated), strict=True):
             teacher = run.run.experiment.teacher
-            if teacher and same_pieces(*map(load_tokenizer, (teacher, run.folder / "model"))):
-                texts = _read_run_tokens(run, indices)
+            if teacher and same_pieces(load_tokenizer(teacher), task.tokenizer):
+                texts = _read_run_tokens(run, task, indices)
                 for sentence, tokens in zip(sentences, texts, strict=True):
                     sentence.tokens[run.name] = tokens
             advance()
@@ -108,15 +108,31 @@ def choose_samples(samples: Sequence[Sample], count: int) -> list[int]:
     return sorted(sorted(range(len(samples)), key=hashes.__getitem__)[:count])
 
 
-def _read_run_tokens(run: ReportedRun, indices: Sequence[int]) -> list[list[Token]]:
-    """Return the run's texts as tokens, at these indices of the test split.
+def _tasks_of(runs: Sequence[ReportedRun]) -> Iterator[TextTask]:
+    """Yield the task of each run in its own tokens; those of runs alike are one, built once."""
+    known: list[tuple[TaskConfig, TextTask]] = []
+    for run in runs:
+        config, tokenizer = run.run.experiment.task, load_tokenizer(run.folder / "model")
+        alike = (
+            task
+            for other, task in known
+            if other == config and same_pieces(task.tokenizer, tokenizer)
+        )
+        task = next(alike, None)
+        if task is None:
+            task = build_task(config, tokenizer)
+            known.append((config, task))
+        yield task
+
+
+def _read_run_tokens(run: ReportedRun, task: TextTask, indices: Sequence[int]) -> list[list[Token]]:
+    """Return the run's texts as tokens, at these indices of the test split of its task.
 
     Raises:
         RunError: the test pairs or the model are not those that were evaluated.
     """
     folder, experiment = run.folder / "model", run.run.experiment
     assert experiment.teacher, "only a teacher gives probabilities"
-    task = build_task(experiment.task, load_tokenizer(folder))
     if [(pair.source, pair.reference) for pair in task.test] != [
         (sample.source, sample.reference) for sample in run.samples
     ]:

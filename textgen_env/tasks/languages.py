@@ -23,7 +23,7 @@ def count_words(text: str) -> int:
     Punctuation beside such a character is no word of its own.
     """
     words = text.split()
-    if text.isascii():
+    if text.isascii() or not has_unspaced_script(text):
         return len(words)
     return sum(map(_count_within, words))
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from textgen_env.bounds import check_at_least, check_shares
@@ -141,6 +142,7 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
     return with_noisy_sources(task, config.source_noise) if config.source_noise else task
 
 
+@cache
 def split_of(book: int, chapter: int) -> str:
     """Return the split of a chapter, by a hash of its place that is the same for every version."""
     return hashed_split(f"{book}:{chapter}")
