@@ -86,7 +86,8 @@ class Learner:
     ) -> None:
         agent.check_expert(env.expert)
         config.check_agent(agent)
-        check_self_teacher(agent, env, config.self_teacher)
+        if config.self_teacher is not None:
+            check_self_teacher(agent, env, config.self_teacher)
         agent.check_examples(env.examples, env.special)
         config.check_expert(env.expert)
         _check_vocabulary(student, env)
