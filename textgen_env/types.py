@@ -109,8 +109,8 @@ class Trajectories:
             the same.
         weight: (B, T) float, what the loss of each action is multiplied by; None for 1.
         behavior_log_prob: (B, T) float, nats, log-probability of each action when it was written,
-            in the distribution that its writer drew it from; 0 for actions that were certain, as
-            the data's and greedy ones are, and outside the mask. None where nothing was drawn.
+            in the distribution that its writer drew it from; 0 for actions that were not drawn, as
+            the data's, greedy ones and noise, and outside the mask. None where none was drawn.
     """
 
     source: Tensor

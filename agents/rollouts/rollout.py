@@ -155,7 +155,7 @@ def _steps(
     previous = torch.full_like(examples.source[:, 0], env.special.start)
     for step in range(env.max_steps):
         action, writer = reference[:, step].clone(), torch.full_like(previous, Writer.DATA)
-        log_prob = None
+        drawn: list[Tensor | None] = []
         if cache is not None:
             written = previous[rows]
             logits, cache = context.student.step(written, cache)
@@ -167,10 +167,10 @@ def _steps(
                 expert_logits=None if recorder is None else recorder.step(state, rows, written),
             )
             action[rows], writer[rows], *drawn = behavior(view)
-            log_prob = _spread(drawn[0] if drawn else None, rows, state.alive)
         *_, info = env.step(action.masked_fill_(state.done, env.special.pad))
         previous = info["written"].masked_fill(state.done, env.special.pad)
-        yield previous, writer, state.alive, log_prob
+        is_drawn = state.alive & (previous == action)  # noise may have written another token
+        yield previous, writer, state.alive, _spread(drawn[0] if drawn else None, rows, is_drawn)
         data_alone = data_alone & (writer == Writer.DATA)
         state = cut_off(env.state, context.max_written, data_alone)
         if (step + 1) % every:
@@ -184,12 +184,12 @@ def _steps(
                 recorder.session.select_rows(kept)
 
 
-def _spread(log_prob: Tensor | None, rows: Tensor, alive: Tensor) -> Tensor | None:
-    """Return (B,) log-probabilities from those of the `rows`, (K,), 0 where an episode is over."""
+def _spread(log_prob: Tensor | None, rows: Tensor, is_drawn: Tensor) -> Tensor | None:
+    """Return (B,) log-probabilities from those of the `rows`, (K,), 0 where `is_drawn` is False."""
     if log_prob is None:
         return None
-    certain = torch.zeros_like(alive, dtype=torch.float32)
-    return certain.index_copy(0, rows, log_prob).where(alive, certain)
+    certain = torch.zeros_like(is_drawn, dtype=torch.float32)
+    return certain.index_copy(0, rows, log_prob).where(is_drawn, certain)
 
 
 class _LogitsRecorder:

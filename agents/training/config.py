@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from textgen_agents.agent import Agent
+from textgen_agents.training.self_teacher import check_self_taught
 from textgen_env.bounds import (
     check_at_least,
     check_finite,
@@ -93,7 +94,9 @@ class LearnerConfig:
                 raise ValueError(f"{name} must divide batch_size ({self.batch_size}), got {parts}")
 
     def check_agent(self, agent: Agent) -> None:
-        """Raise `ValueError` if settings are about the student's texts and `agent` has none."""
+        """Raise `ValueError` if settings are about texts or a teacher that `agent` lacks."""
+        if self.self_teacher is not None:
+            check_self_taught(agent, self.self_teacher)
         if self.texts_per_source > 1 and not agent.student_draws:
             raise ValueError(
                 f"texts_per_source must be 1 for {type(agent).__name__}, whose student draws no "

@@ -20,7 +20,8 @@ def check_requirements(
     """
     agent.check_expert(env.expert)
     config.check_agent(agent)
-    check_self_teacher(agent, env, config.self_teacher)
+    if config.self_teacher is not None:
+        check_self_teacher(agent, env, config.self_teacher)
     agent.check_examples(env.examples, env.special)
     config.check_expert(env.expert)
     if student.vocab_size != env.vocab_size:

@@ -12,30 +12,35 @@ from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.models.storage import Model
 
 
-def check_self_teacher(agent: Agent, env: TextGenVectorEnv, decay: float | None) -> None:
-    """Raise unless the student can be its own teacher.
-
-    Args:
-        agent: the algorithm.
-        env: the environment that rollouts step.
-        decay: of the average; None for a teacher of its own, which is not checked.
+def check_self_taught(agent: Agent, decay: float) -> None:
+    """Raise unless `agent` can learn from an average with this decay.
 
     Raises:
-        ValueError: there is another teacher, none is asked, its answers are kept, or it would read
-            what the student reads.
+        ValueError: it asks no teacher, or keeps texts that a teacher has written before training.
     """
-    if decay is None:
-        return
     name = type(agent).__name__
     if not agent.needs_expert:
         raise ValueError(
             f"self_teacher must be left out for {name}, which asks no teacher, got {decay}"
         )
-    if type(agent).prepare is not Agent.prepare or agent.make_buffer(env) is not None:
-        raise ValueError(
-            f"self_teacher must be left out for {name}, which keeps what its teacher says, got "
-            f"{decay}: choose an agent that asks anew (imitkd_full, gkd)"
-        )
+    if type(agent).prepare is not Agent.prepare:
+        raise _kept(name, decay)
+
+
+def check_self_teacher(agent: Agent, env: TextGenVectorEnv, decay: float) -> None:
+    """Raise unless the student can be its own teacher in this environment.
+
+    Args:
+        agent: the algorithm.
+        env: the environment that rollouts step.
+        decay: of the average.
+
+    Raises:
+        ValueError: there is another teacher, its answers are kept in a buffer, or it would read
+            what the student reads.
+    """
+    if agent.make_buffer(env) is not None:
+        raise _kept(type(agent).__name__, decay)
     if not isinstance(env.expert, NoExpert):
         raise ValueError(
             f"self_teacher must be left out where there is a teacher, got {decay}: leave one out"
@@ -60,3 +65,10 @@ def become_teacher(student: Model, env: TextGenVectorEnv, decay: float) -> Weigh
     average = WeightAverage(student, decay)
     env.expert = NeuralExpert(average.model)
     return average
+
+
+def _kept(name: str, decay: float) -> ValueError:
+    return ValueError(
+        f"self_teacher must be left out for {name}, which keeps what its teacher says, got "
+        f"{decay}: choose an agent that asks anew (imitkd_full, gkd)"
+    )

@@ -8,6 +8,7 @@ from textgen_env.generation.beam_search import BeamSearch, n_best
 from textgen_env.generation.decoding import (
     Decoder,
     Sampling,
+    choose_action,
     decode_all,
     greedy,
     next_action,
@@ -18,6 +19,7 @@ __all__ = [
     "BeamSearch",
     "Decoder",
     "Sampling",
+    "choose_action",
     "decode_all",
     "greedy",
     "n_best",

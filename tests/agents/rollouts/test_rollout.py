@@ -218,3 +218,21 @@ def test_texts_have_the_log_probabilities_that_they_were_drawn_with(
         texts.behavior_log_prob, expected.where(texts.mask, 0.0).float(), rtol=1e-4, atol=1e-5
     )
     assert student_rollout(context, None).trajectories.behavior_log_prob is None
+
+
+def test_a_token_that_noise_has_written_was_drawn_by_nobody(noisy_env, tiny_student):
+    chosen, draws = [], torch.Generator().manual_seed(0)
+
+    def behavior(view):
+        action, log_prob = choose_action(view.student_logits, Sampling(), draws)
+        chosen.append(action)
+        return action, torch.full_like(action, Writer.STUDENT), log_prob
+
+    with pytest.MonkeyPatch.context() as patch:  # all rows stay, so that choices have their places
+        patch.setattr(textgen_agents.rollouts.rollout, "sync_interval", lambda device: 100)
+        context = Context(torch.arange(noisy_env.num_envs), noisy_env, tiny_student)
+        texts = rollout(context, behavior).trajectories
+    replaced = (texts.actions != torch.stack(chosen, 1)) & texts.mask
+    assert 5 < replaced.sum() < texts.mask.sum() - 5
+    assert texts.behavior_log_prob[replaced].eq(0).all()
+    assert texts.behavior_log_prob[texts.mask & ~replaced].lt(0).all()

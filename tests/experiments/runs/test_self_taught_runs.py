@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from textgen_agents.gkd import GKD
 from textgen_agents.mle import MLE
+from textgen_agents.seqkd import SeqKD
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
@@ -73,6 +74,7 @@ def test_the_run_needs_no_other_teacher_and_keeps_its_own(experiment, tmp_path):
     [
         ({"learner": replace(TAUGHT, self_teacher=None)}, RunError, "^teacher must be given"),
         ({"agent": MLE()}, ValueError, "^self_teacher must be left out for MLE"),
+        ({"agent": SeqKD()}, ValueError, "^self_teacher must be left out for SeqKD, which keeps"),
         (
             {"teacher": "start"},
             RunError,
