@@ -27,6 +27,7 @@ CONFIG = LearnerConfig(
 )
 FROM_A_WRITER = {  # how those are trained that make no writer of a student that cannot write
     "minillm": CONFIG,
+    "diverse_cfg": CONFIG,
     "aggrevate": replace(CONFIG, updates=1200, batch_size=128, learning_rate=2e-3),
 }
 
