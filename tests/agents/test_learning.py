@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from textgen_agents import AGENTS
+from textgen_agents.diverse_cfg import DiverseCFG
 from textgen_agents.evaluation.quality import translate
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.mle import MLE
@@ -21,13 +22,19 @@ from textgen_env.tasks.task import encode
 pytestmark = pytest.mark.slow
 
 ENOUGH = 0.95  # share of validation texts that must be copied without a mistake
-FITTED = {"skd": SKD(k=3), "adaswitch": AdaSwitch(window=2), "genpi": GenPI(prompt_weight=0.0)}
+FITTED = {  # to few words and short texts
+    "skd": SKD(k=3),
+    "adaswitch": AdaSwitch(window=2),
+    "genpi": GenPI(prompt_weight=0.0),  # to a teacher that reads no prompt
+    "diverse_cfg": DiverseCFG(guidance=1.0, diversity_weight=0.1),  # and knows no empty source
+}
 CONFIG = LearnerConfig(
     updates=800, batch_size=32, learning_rate=5e-3, warmup=50, evaluate_every=100, seed=0
 )
 FROM_A_WRITER = {  # how those are trained that make no writer of a student that cannot write
     "minillm": CONFIG,
     "sampled_reverse_kl": CONFIG,
+    "diverse_cfg": CONFIG,
     "aggrevate": replace(CONFIG, updates=1200, batch_size=128, learning_rate=2e-3),
 }
 

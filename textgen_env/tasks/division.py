@@ -36,9 +36,9 @@ class DivisionConfig(TaskConfig):
     """
 
     traces: bool = True
-    min_digits: int = 3
-    max_digits: int = 4
-    largest_divisor: int = 5
+    min_digits: int = 4
+    max_digits: int = 5
+    largest_divisor: int = 4
     num_train: int = 200
     num_validation: int = 100
     num_test: int = 200
