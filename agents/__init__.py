@@ -8,6 +8,7 @@ from textgen_agents.aggrevate import AggreVaTe
 from textgen_agents.atkd import ATKD
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
+from textgen_agents.distillspec import DistillSpec
 from textgen_agents.f_distill import FDistill
 from textgen_agents.gkd import GKD
 from textgen_agents.imitkd import ImitKD, ImitKDFull, ImitKDStar, ImitKDStarFull
@@ -21,6 +22,7 @@ from textgen_agents.scheduled_sampling import ScheduledSampling
 from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
+from textgen_agents.tvd_plus_plus import TVDPlusPlus
 from textgen_agents.word_kd import WordKD
 from textgen_env.registry import Registry, import_all
 
@@ -53,6 +55,8 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "atkd": ATKD,
     "minillm": MiniLLM,
     "aggrevate": AggreVaTe,
+    "distillspec": DistillSpec,
+    "tvd_plus_plus": TVDPlusPlus,
 }
 for _name, _agent in _IN_ORDER_OF_TABLES.items():
     AGENTS.register(_name, _agent)

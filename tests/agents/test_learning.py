@@ -27,6 +27,8 @@ CONFIG = LearnerConfig(
 FROM_A_WRITER = {  # how those are trained that make no writer of a student that cannot write
     "minillm": CONFIG,
     "aggrevate": replace(CONFIG, updates=1200, batch_size=128, learning_rate=2e-3),
+    "distillspec": CONFIG,
+    "tvd_plus_plus": CONFIG,
 }
 
 
