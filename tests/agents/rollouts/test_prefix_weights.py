@@ -30,8 +30,8 @@ from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.types import Trajectories, Writer
 
 WEIGHTED = {
-    **{name: make(name) for name in ("gkd", "distillm2", "f_distill", "skd", "switch")},
-    **{name: make(name) for name in ("adaswitch", "atkd", "minillm")},
+    **{name: make(name) for name in ("gkd", "distillspec", "distillm2", "f_distill")},
+    **{name: make(name) for name in ("skd", "switch", "adaswitch", "atkd", "minillm")},
     "imitkd_full": ImitKDFull(beta=Constant(0.3)),
     "imitkd_star_full": ImitKDStarFull(beta=Constant(0.3)),
     "distillm": DistiLLM(student_fraction=1.0),
