@@ -49,6 +49,7 @@ class TVDPlusPlus(Agent):
     expects_trained_student = True
     student_writes = False
     learns_without_references = True
+    learning_rate_factor = 0.1  # whitened rewards of one draw a state are noisy
     sampling: Sampling = field(default_factory=Sampling)
     whiten: bool = True
     seed: int = 0
