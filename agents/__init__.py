@@ -9,6 +9,7 @@ from textgen_agents.atkd import ATKD
 from textgen_agents.contrastive_markings import ContrastiveMarkings
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM, DistiLLM2
+from textgen_agents.distillspec import DistillSpec
 from textgen_agents.diverse_cfg import DiverseCFG
 from textgen_agents.dskd import DSKD, DSKDWithCMA
 from textgen_agents.every_expert import KnowledgeAugmentation, StudentAwareRouter
@@ -30,6 +31,7 @@ from textgen_agents.seqkd import SeqInter, SeqKD, SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_agents.switch import AdaSwitch, Switch
 from textgen_agents.target_side_augmentation import TargetSideAugmentation
+from textgen_agents.tvd_plus_plus import TVDPlusPlus
 from textgen_agents.uncommonsense import UNcommonsense
 from textgen_agents.word_kd import WordKD
 from textgen_env.registry import Registry, import_all
@@ -75,6 +77,8 @@ _IN_ORDER_OF_TABLES: dict[str, type[Agent]] = {
     "minillm": MiniLLM,
     "sampled_reverse_kl": SampledReverseKL,
     "aggrevate": AggreVaTe,
+    "distillspec": DistillSpec,
+    "tvd_plus_plus": TVDPlusPlus,
 }
 for _name, _agent in _IN_ORDER_OF_TABLES.items():
     AGENTS.register(_name, _agent)

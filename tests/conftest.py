@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import settings
 from torch import Tensor, nn
 
-from tests.support.toy import lively_transformer, random_sources
+from tests.support.toy import lively_transformer, random_sources, step_by_step
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
@@ -100,6 +100,10 @@ class TableCache:
         fresh = fresh.select_rows(index)
         return TableCache(fresh.first.where(mask, self.first), fresh.steps.where(mask, self.steps))
 
+    def rewind(self, history, index):
+        steps = torch.stack([each.steps for each in history])
+        return TableCache(self.first, steps.gather(0, index[None])[0])
+
 
 class TableModel(nn.Module):
     """A random policy: logits by the source's first token, the previous token and the position.
@@ -123,12 +127,16 @@ class TableModel(nn.Module):
         logits = self._logits(cache.first, previous, cache.steps)
         return logits, TableCache(cache.first, cache.steps + 1)
 
+    def step_block(self, tokens, cache):
+        return step_by_step(self, tokens, cache)
+
     def sequence_logits(self, source, actions):
         previous = actions.roll(1, 1)
         previous[:, 0] = self.special.start
         return self._logits(source[:, :1], previous, torch.arange(actions.shape[1])[None])
 
     def _logits(self, first, previous, position):
+        position = position.clamp(max=self.tables.shape[1] - 1)
         return self.tables[0, first] + self.tables[1, previous] + self.tables[2, position]
 
 

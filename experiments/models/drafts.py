@@ -47,8 +47,8 @@ def load_speculative(
     for name, folder in (("model", target), ("draft", draft)):
         if format_of(folder) == "ctranslate2":
             raise RunError(
-                f"{name} must be a model of this project or of transformers beside a draft, "
-                f"got {folder} in the format ctranslate2: give the model it was exported from"
+                f"{name} must be in this project's format or that of transformers to decode with a "
+                f"draft, got {folder} in that of ctranslate2: give the model it was exported from"
             )
     if not same_pieces(load_tokenizer(target), load_tokenizer(draft)):
         raise RunError(

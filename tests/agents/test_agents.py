@@ -43,8 +43,11 @@ ON_REFERENCES = [name for name, kind in AGENTS.items() if kind.prepare is Agent.
 ASKED_ABOUT_NO_STATE = (LearnsFrom.REFERENCES, LearnsFrom.TEXTS)
 QUERYING = [name for name, kind in AGENTS.items() if kind.queries_while_writing]
 ALWAYS_QUERYING = sorted({*QUERYING} - {"dagger"})  # whose schedule ends the expert's part
+ASKING_AFTERWARDS = {  # about the whole batch, when it is collected
+    *("aggrevate", "mgsr", "diverse_cfg", "tvd_plus_plus", "every_expert_ka"),
+}
+REWARDED = {"minillm", "sampled_reverse_kl", "aggrevate", "diverse_cfg", "tvd_plus_plus"}
 LABELLED_BY_WRITER = {"imitkd", "imitkd_star"}
-ASKING_FIRST = {"aggrevate", "mgsr", "diverse_cfg"}  # when they collect, and of more than a state
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
 
 
@@ -314,10 +317,7 @@ def test_what_it_said_while_going_along_are_the_labels_it_would_give_afterwards(
     torch.testing.assert_close(noted, asked, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(set(AGENTS) - {*QUERYING, *ASKING_FIRST, "every_expert_ka"}),  # asks afterwards
-)
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {*QUERYING, *ASKING_AFTERWARDS}))
 def test_who_does_not_look_at_the_expert_does_not_step_it(env, expert, tiny_student, name):
     collect(make(name), env, tiny_student)
     assert expert.queries == Queries()
@@ -427,8 +427,7 @@ def test_every_agent_learns_on_any_task(  # noqa: PLR0913 - drawn by hypothesis
     added = MLE().loss(LabelledBatch(gold), student, expert)
     (loss + added).backward()
     assert loss.isfinite()
-    rewarded = ("minillm", "sampled_reverse_kl", "aggrevate", "diverse_cfg")
-    assert name in rewarded or loss >= 0, "rewards may be positive"
+    assert name in REWARDED or loss >= 0, "rewards may be positive"
     assert added.isfinite()
     assert added >= 0
     assert student.tables.grad.isfinite().all()

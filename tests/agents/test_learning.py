@@ -36,6 +36,8 @@ FROM_A_WRITER = {  # how those are trained that make no writer of a student that
     "sampled_reverse_kl": CONFIG,
     "diverse_cfg": CONFIG,
     "aggrevate": replace(CONFIG, updates=1200, batch_size=128, learning_rate=2e-3),
+    "distillspec": CONFIG,
+    "tvd_plus_plus": replace(CONFIG, batch_size=64, learning_rate=5e-4),
 }
 
 

@@ -32,7 +32,7 @@ from textgen_env.types import Trajectories, Writer
 WEIGHTED = {
     **{name: make(name) for name in ("gkd", "distillm2", "f_distill", "skd", "switch")},
     **{name: make(name) for name in ("adaswitch", "atkd", "minillm", "mgsr", "diverse_cfg")},
-    "sampled_reverse_kl": make("sampled_reverse_kl"),
+    **{name: make(name) for name in ("sampled_reverse_kl", "distillspec")},
     "imitkd_full": ImitKDFull(beta=Constant(0.3)),
     "imitkd_star_full": ImitKDStarFull(beta=Constant(0.3)),
     "distillm": DistiLLM(student_fraction=1.0),
