@@ -7,6 +7,7 @@ and another vocabulary: there an attention between the two token sequences, cros
 finds out which states belong together.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,14 +91,10 @@ class DSKD(CompanionAgent):
             teacher_logits = teacher.project(answers)
         logits = learner.project(hidden)
         distilled = cross_entropy(in_student, states.actions)
-        distilled = distilled + self._divergence(logits, in_student)
-        distilled = distilled + self._divergence(in_teacher, teacher_logits)
+        distilled = distilled + _tempered_kl(logits, in_student, self.temperature)
+        distilled = distilled + _tempered_kl(in_teacher, teacher_logits, self.temperature)
         likelihood = cross_entropy(logits, states.actions)
         return mean_over_actions((1 - self.rate) * likelihood + self.rate * distilled, states)
-
-    def _divergence(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the (B, T) forward KL from a constant label, at the agent's temperature."""
-        return _tempered_kl(logits, label, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -189,8 +186,10 @@ class _Texts(NamedTuple):
 def _check_settings(agent: DSKD | DSKDWithCMA) -> None:
     """Raise `ValueError` unless the settings of the loss are in their ranges."""
     check_shares(agent, "rate")
-    if not agent.temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {agent.temperature}; 2 is the authors'")
+    if not 0 < agent.temperature < math.inf:
+        raise ValueError(
+            f"temperature must be above 0 and finite, got {agent.temperature}; 2 is the authors'"
+        )
 
 
 def _projectors(student: HiddenStates, teacher: HiddenStates) -> nn.ModuleDict:

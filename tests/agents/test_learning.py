@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.support.updates import expert_for
 from textgen_agents import AGENTS
 from textgen_agents.diverse_cfg import DiverseCFG
 from textgen_agents.evaluation.quality import translate
@@ -117,6 +118,6 @@ def half_trained(train):
 def test_every_agent_learns_to_copy(train, task, teacher, half_trained, name):
     agent, config = FITTED.get(name) or AGENTS[name](), FROM_A_WRITER.get(name, CONFIG)
     start = half_trained if name in FROM_A_WRITER else None
-    student, matches = train(agent, 32, NeuralExpert(teacher[0]), start, config)
+    student, matches = train(agent, 32, expert_for(agent, teacher[0]), start, config)
     assert matches[config.updates] >= ENOUGH, matches
     assert exact_match(student, task, task.test) >= ENOUGH - 0.04

@@ -24,6 +24,7 @@ from pathlib import Path
 from textgen_agents.dagger import DAgger
 from textgen_agents.distillm import DistiLLM
 from textgen_agents.imitkd import ImitKDFull
+from textgen_agents.okd import OKD
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_agents.training.distributed import this_process
 from textgen_agents.rollouts.schedules import Constant
@@ -57,6 +58,7 @@ settings = {"reference_weight": 0.5, "ewc_weight": 1.0, "ema": 0.7}
 settings |= {"roll_in_share": 0.7, "prefix_weight": 0.5}
 run("imitkd_full", full, **settings)
 run("dagger", DAgger(beta=student, batches_per_rollout=1, capacity=6))
+run("okd", OKD(rank=2, learns_temperature=True))
 if this_process().num_processes > 1:
     update = Learner._update
     for name, agent in {
@@ -103,12 +105,20 @@ def folders(tmp_path_factory):
     return root / "one", root / "two"
 
 
-@pytest.mark.parametrize("name", ["imitkd_full", "dagger"])
+@pytest.mark.parametrize("name", ["imitkd_full", "dagger", "okd"])
 def test_two_processes_learn_the_weights_of_one(folders, name):
     """DAgger agrees too, as its buffer holds one rollout and all of it is drawn."""
     one, two = (load_file(folder / name / "model/model.safetensors") for folder in folders)
     for weight, values in one.items():
         torch.testing.assert_close(two[weight], values, rtol=0, atol=1e-4)
+
+
+def test_two_processes_train_the_same_modules_beside_the_student(folders):
+    one, two = (load_file(folder / "okd/checkpoints/last.safetensors") for folder in folders)
+    names = [name for name in one if name.startswith("companions.")]
+    assert len(names) > 1
+    for name in names:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mixed", "adaptive"])

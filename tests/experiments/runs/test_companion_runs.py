@@ -121,7 +121,7 @@ def test_a_run_that_is_killed_at_any_moments_ends_with_the_same_modules(models, 
     """Dropout acts, and low-rank terms and a temperature are trained beside the teacher."""
     teacher = ("--teacher", str(models / "teacher"), "--agent.learns-temperature")
     runs = StoppedRuns(tmp_path, ("--agent", "okd", *teacher))
-    stops = runs.stop(6, (signal.SIGKILL,), seed=0)
+    stops = runs.stop(3, (signal.SIGKILL,), seed=0)
     for each in stops:
         each.check()
     sys.stdout.write(f"killed {len(stops)} times\n")
