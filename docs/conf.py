@@ -51,6 +51,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 1800  # seconds that a cell may take on a busy machine
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of libraries, with paths of the machine
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
