@@ -4,12 +4,14 @@
 # make integrations: run the environment inside other libraries, in a venv of its own.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
 # other libraries as well.
+# make docs: build the site into build/docs, tutorials executed; warnings and broken links are errors.
+# make docs-links: ask other sites whether what the pages link to is there; needs a network.
 # make browser: test the report's page in Chromium (Debian: chromium and chromium-driver).
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check figures slow browser peers-test bench integrations clean
+.PHONY: demo test check figures docs docs-links slow browser peers-test bench integrations clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -28,6 +30,13 @@ check: .venv/.installed-dev
 
 figures:
 	$(PYTHON) tests/project/figures.py
+
+docs: .venv/.installed-docs
+	rm -rf docs/reference/generated
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --builder html docs build/docs
+
+docs-links: .venv/.installed-docs
+	$(BIN)/python -m sphinx --builder linkcheck --define nb_execution_mode=off docs build/docs-links
 
 browser: .venv/.installed-dev
 	$(BIN)/pytest tests/browser
@@ -62,9 +71,13 @@ integrations: .venv-integrations/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 .venv/.installed-bench: .venv/.installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-integrations runs build *.egg-info
+	rm -rf .venv .venv-integrations runs build docs/reference/generated *.egg-info

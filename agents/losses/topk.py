@@ -53,8 +53,7 @@ def atkd_split(
 
     Returns:
         target: (...) float32, nats, >= 0, the divergence of writing the action or not (TCKD).
-        others: (...) float32, nats, >= 0, the divergence of the other tokens, normalized to sum
-            to 1 (NCKD).
+        others: (...) float32, nats, >= 0, that of the other tokens, which sum to 1 (NCKD).
 
     Source: Zhong et al. 2024, arXiv:2402.11890; the parts are of Zhao et al. 2022,
         arXiv:2203.08679.
