@@ -27,7 +27,7 @@ from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
-from textgen_experiments.runs.run_log import console, progress
+from textgen_experiments.runs.progress import progress, tell
 from textgen_experiments.runs.train import PREPARED, Outcome, Show, train
 
 DROPOUT = 0.1
@@ -94,7 +94,7 @@ def speed_curve(options: SpeedCurveOptions) -> None:
     write_text(options.output / "tables.md", text)
     draw_curve(points, options.output / "curve.png")
     print_table(title, list(cells[0]), [[*row.values()] for row in cells])
-    console.print(f"written to {options.output}", soft_wrap=True)
+    tell(f"written to {options.output}")
 
 
 def curve_runs(options: SpeedCurveOptions) -> dict[Path, Experiment]:

@@ -22,7 +22,7 @@ from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
-from textgen_experiments.runs.run_log import Bars, console
+from textgen_experiments.runs.progress import RunsDisplay, be_quiet, runs_display
 from textgen_experiments.runs.train import Outcome, Show, train
 
 Report = tuple[str, int, Record]  # name of the run, update, figures
@@ -58,7 +58,7 @@ def train_in_parallel(
     initial = tuple(plugins), max(1, cores // workers), reports
     with (
         INTERRUPTS.awaited(),
-        Bars() as bars,
+        runs_display() as bars,
         ProcessPoolExecutor(workers, spawn, _begin, initial) as pool,
     ):
         before = active_children()
@@ -92,7 +92,7 @@ def _begin(plugins: Sequence[str], threads: int, reports: "Queue[Report]") -> No
     load_plugins(plugins)
     retain_freed_memory()
     torch.set_num_threads(min(threads, torch.get_num_threads()))
-    console.quiet = True
+    be_quiet()
 
 
 def _work(work: Work, experiment: Experiment, folder: Path) -> Outcome:
@@ -107,7 +107,9 @@ def _work(work: Work, experiment: Experiment, folder: Path) -> Outcome:
         INTERRUPTS.end_silently()
 
 
-def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: Bars) -> None:
+def _watch(
+    running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: RunsDisplay
+) -> None:
     """Show the progress of the runs, until all are done, one fails or a signal comes."""
     waiting = set(running)
     while waiting:

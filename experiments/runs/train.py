@@ -19,6 +19,7 @@ from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
 from textgen_env.files import remove_leftovers
+from textgen_env.generation.decoded_rows import decoded_rows_told_to
 from textgen_env.generation.decoding import logits_from
 from textgen_env.models.acceleration.precision import measure_precision, onednn_float32
 from textgen_env.models.storage import Model, save_model
@@ -47,8 +48,9 @@ from textgen_experiments.runs.folder import (
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
 from textgen_experiments.runs.outside import check_unchanged, outside_digests
+from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
-from textgen_experiments.runs.run_log import Bars, RunLog, console
+from textgen_experiments.runs.run_log import RunLog
 from textgen_experiments.runs.setup import (
     Tokenizers,
     build_expert,
@@ -99,7 +101,7 @@ Show = Callable[[int, Record], None]
 
 def train_with_bar(experiment: Experiment, folder: Path, prepared: Path | None = None) -> Outcome:
     """Train as `train` does, with a progress bar."""
-    with Bars() as bars:
+    with runs_display() as bars:
         bars.add(folder.name, experiment.learner.updates)
         return train(experiment, folder, partial(bars.show, folder.name), prepared)
 
@@ -306,7 +308,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
     run = Run(experiment, dtype, precision.onednn, digests)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
-    console.print(
+    tell(
         f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "
         f"{precision.bfloat16:.0f} GFLOP/s)"
     )
@@ -346,7 +348,8 @@ def _prepare(
     if isinstance(expert, CrossTokenizerExpert):
         views = expert.view([pair.expert_view for pair in task.train])
         pairs = replace(pairs, expert_source=views)
-    with console.status("the expert writes the training data"):
+    prepares = progress("the expert writes the training data", len(task.train))
+    with prepares as advance, decoded_rows_told_to(advance):
         examples = experiment.agent.prepare(pairs.to(this_device()), expert, task.max_target_length)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})
