@@ -4,7 +4,6 @@ The names of figures are listed in docs/figures_logged.md.
 """
 
 import html
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +19,13 @@ from textgen_agents.training.learner import Record
 from textgen_env.files import naming_write_errors
 from textgen_env.tasks.lines import in_one_line
 from textgen_env.tasks.task import Pair
-from textgen_experiments.runs.folder import Leaf, write_text
+from textgen_experiments.runs.folder import Leaf
+from textgen_experiments.runs.metrics import METRICS, forget_after, metrics_line, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
-METRICS = "metrics.jsonl"  # a line for each update and each evaluation of a run
+BY_LINES = 1  # `open` writes each line as soon as it is whole
 CLOSE_SECONDS = 10.0  # that the end of a run waits for TensorBoard's writer
 STOPPED_SECONDS = 1.0  # the same for a run that an exception or a signal ends
 EVALUATION = ".evaluation"  # suffix of the events file that `evaluate` writes
@@ -64,8 +64,8 @@ class RunLog:
         path = self.folder / METRICS
         with ExitStack() as opened, naming_write_errors(path):
             opened.enter_context(_quiet_threads())
-            _cut_after(path, self.done)
-            self.file = opened.enter_context(path.open("a", encoding="utf-8"))
+            forget_after(self.folder, self.done)
+            self.file = opened.enter_context(path.open("a", buffering=BY_LINES, encoding="utf-8"))
             self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
             self._opened = opened.pop_all()
         return self
@@ -88,11 +88,10 @@ class RunLog:
         self.show(update, record)
 
     def _write(self, group: str, update: int, record: Record) -> None:
-        self.file.write(json.dumps({"update": update, **record}) + "\n")
+        self.file.write(metrics_line({"update": update, **record}))
         for name, value in record.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, update)
         if group == "validation":
-            self.file.flush()
             self.tensorboard.flush()
 
     def diagnostics(self, figures: Record) -> None:
@@ -105,8 +104,7 @@ class RunLog:
         Raises:
             ValueError: no evaluation after that update is in the file.
         """
-        for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in read_metrics(self.folder):
             if record["update"] == update and "bleu" in record:
                 return record["bleu"]
         raise ValueError(f"update must be one with an evaluation in {METRICS}, got {update}")
@@ -218,19 +216,3 @@ def _as_markdown(texts: NamedTexts) -> str:
 def _escaped(text: str) -> str:
     """Return `text` in one line that Markdown shows as it is."""
     return _MARKDOWN.sub(r"\\\g<0>", html.escape(in_one_line(text), quote=False))
-
-
-def _cut_after(path: Path, update: int) -> None:
-    """Remove the lines of updates after `update`, and a last line that was cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["update"] > update:
-            break
-        kept.append(line + "\n")
-    write_text(path, "".join(kept))

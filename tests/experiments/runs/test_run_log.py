@@ -86,6 +86,13 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten_everywhere(t
     assert scalars(tmp_path, "validation/student_prefix_agreement") == [(2, 0.2), (4, 0.4)]
 
 
+def test_each_line_is_in_the_file_once_it_is_logged(tmp_path, shown):
+    with RunLog(tmp_path, 0, shown) as log:
+        for update in (1, 2):
+            updates(log, update, update)
+            assert [record["update"] for record in lines(tmp_path)] == [*range(1, update + 1)]
+
+
 def test_settings_are_named_by_their_path():
     nested = {"a": {"type": "A", "none": None, "sizes": [3, {"b": True}]}, "c": 0.5}
     assert flat(nested) == {"a.type": "A", "a.sizes.0": 3, "a.sizes.1.b": True, "c": 0.5}
