@@ -26,6 +26,10 @@ from textgen_agents.rollouts.lengths import expected_lengths, shares_of
 from textgen_agents.rollouts.prefix_weights import with_prefix_weights
 from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
+    ANCHOR,
+    BEST,
+    LAST,
+    CheckpointClock,
     Counters,
     TrainingStopped,
     copy_weights,
@@ -125,6 +129,7 @@ class Learner:
         )
         self._agent = agent
         self._asked = env.expert.queries.tokens  # before training
+        self._checkpoint_clock = CheckpointClock(config.checkpoint_every)
 
     @property
     def agent(self) -> Agent:
@@ -143,16 +148,16 @@ class Learner:
     @property
     def last(self) -> Path:
         """Path of the checkpoint to resume from."""
-        return self.folder / "last.safetensors"
+        return self.folder / LAST
 
     @property
     def best(self) -> Path:
         """Path of the weights that were best on validation."""
-        return self.folder / "best.safetensors"
+        return self.folder / BEST
 
     def _ewc(self) -> EWC:
         """Return the anchor of the student as it was given, made once and kept in the folder."""
-        path, config = self.folder / "ewc.safetensors", self.config
+        path, config = self.folder / ANCHOR, self.config
         start, rows = time.perf_counter(), config.batch_size // config.accumulate
         with self.accelerator.main_process_first():
             if not path.exists():
@@ -193,9 +198,12 @@ class Learner:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log, metric)
-            stopping = torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)
-            if sum_of_processes(stopping, self.accelerator):
+            wishes = [int(is_stopping()), int(self._checkpoint_clock.is_due())]
+            asked = torch.tensor(wishes, device=self.env.device)
+            stopping, due = sum_of_processes(asked, self.accelerator).tolist()
+            if stopping or due:
                 self._save()
+            if stopping:
                 raise TrainingStopped
         return self.counters
 
@@ -365,6 +373,7 @@ class Learner:
 
     def _save(self) -> None:
         """Write a checkpoint of all processes."""
+        self._checkpoint_clock.restart()
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if self.accelerator.is_main_process:
             save_checkpoint(

@@ -43,10 +43,11 @@ from textgen_experiments.evaluation.scores import (
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.progress import progress
 from textgen_experiments.runs.run_log import log_evaluation
-from textgen_experiments.runs.train import NUM_SAMPLES, read_outcome
+from textgen_experiments.runs.train import NUM_SAMPLES
 from textgen_experiments.runs.validation import warn_of_obstacle
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import Run, RunError, read_config, read_record, write_text
 from textgen_experiments.runs.metrics import read_metrics
+from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.precisions import load_to_act
-from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
+from textgen_experiments.runs.train import Show, train
 
 SCORES = "scores.json"
 

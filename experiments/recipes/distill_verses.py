@@ -32,15 +32,10 @@ from textgen_experiments.recipes import configs
 from textgen_experiments.runs.experiment import VERSES_TEACHER, agent_name
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
+from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
 from textgen_experiments.runs.progress import tell
-from textgen_experiments.runs.train import (
-    PREPARED,
-    Outcome,
-    read_outcome,
-    read_prepared,
-    train_with_bar,
-)
+from textgen_experiments.runs.train import PREPARED, read_prepared, train_with_bar
 
 STUDENT_CARD = """\
 ---

@@ -16,8 +16,8 @@ from textgen_experiments.evaluation.results import RESULTS, write_json
 from textgen_experiments.evaluation.scores import ModelScores, read_scores
 from textgen_experiments.evaluation.tables import markdown_table, print_table
 from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.progress import tell
-from textgen_experiments.runs.train import read_outcome
 
 SIGNIFICANCE_LEVEL = 0.05
 BASELINE = "seqkd"  # the agent that others are compared with

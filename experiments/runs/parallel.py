@@ -22,8 +22,9 @@ from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
+from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.progress import RunsDisplay, be_quiet, runs_display
-from textgen_experiments.runs.train import Outcome, Show, train
+from textgen_experiments.runs.train import Show, train
 
 Report = tuple[str, int, Record]  # name of the run, update, figures
 Work = Callable[[Experiment, Path, Show], Outcome]

@@ -15,7 +15,7 @@ from textgen_experiments.evaluation.evaluate import EvaluateOptions
 from textgen_experiments.recipes.recovery import RecoveryOptions
 from textgen_experiments.recipes.study import StudyOptions
 from textgen_experiments.runs.interrupts import Interrupts
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.outcome import read_outcome
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
 SMALL = ["--student.width", "16", "--learner.batch-size", "4", "--learner.evaluate-every", "2"]
@@ -199,9 +199,9 @@ def test_a_finished_run_is_not_run_again(teacher_run):
 
 
 def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
-    arguments = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.updates", "4"]
+    arguments = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.updates", "2"]
     line = complaint(capsys, "train", *arguments, "--output", str(teacher_run))
-    assert "learner" in line
+    assert "got --learner.updates 2 where it has 3:" in line
     assert "choose another folder" in line
 
 

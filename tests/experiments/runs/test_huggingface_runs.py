@@ -13,7 +13,7 @@ from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_experiments.cli import main
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.outcome import read_outcome
 
 SHORT = [
     *("--learner.batch-size", "4", "--learner.updates", "4", "--learner.evaluate-every", "2"),
