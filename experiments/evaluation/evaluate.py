@@ -1,6 +1,7 @@
 """Quality, exposure bias and speed of several models side by side, on their task's test split."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,7 @@ from textgen_experiments.evaluation.scores import (
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.progress import progress
@@ -122,7 +124,10 @@ def evaluate_runs(
     entries = _entries(folders, options.precision)
     offset, task = len(entries) - len(folders), entries[-1].task
     entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]
-    with progress("evaluating", total=len(entries) + 1 + len(folders)) as advance:
+    steps = len(entries) + 1 + len(folders)
+    with ExitStack() as locks, progress("evaluating", total=steps) as advance:
+        for folder in folders:
+            locks.enter_context(locked(folder))
         scored = []
         for entry in entries:
             texts = score_texts(entry, beam_size=options.beam_size, batch_size=options.batch_size)

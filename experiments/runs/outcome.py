@@ -4,7 +4,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from textgen_experiments.runs.folder import OUTCOME, RunError, read_record
+from textgen_agents.training.checkpoint import LAST
+from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, RunError, read_record
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def summary_of(folder: Path, outcome: Outcome, updates: int) -> str:
         updates: number of its updates.
     """
     run = shlex.quote(str(folder))
-    return (
+    lines = [
         f"{folder} is finished: validation BLEU {outcome.validation_bleu:.1f} at update "
-        f"{outcome.best_update:,} of {updates:,}, whose weights are in {folder / 'model'}\n"
-        f"test and time it: textgen evaluate {run}\n"
-        f"write with it: echo TEXT | textgen generate {run}\n"
-        "train it longer: the same command with more --learner.updates"
-    )
+        f"{outcome.best_update:,} of {updates:,}, whose weights are in {folder / 'model'}",
+        f"test and time it: textgen evaluate {run}",
+        f"write with it: echo TEXT | textgen generate {run}",
+    ]
+    if (folder / CHECKPOINTS / LAST).exists():
+        lines.append("train it longer: the same command with more --learner.updates")
+    return "\n".join(lines)

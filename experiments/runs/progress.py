@@ -5,8 +5,9 @@ and are not written here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
@@ -110,6 +111,10 @@ class RunsDisplay(ABC):
     def show(self, title: str, update: int, record: Record) -> None:
         """Show the figures of an update or of an evaluation."""
 
+    @abstractmethod
+    def note(self, title: str, preparation: str) -> None:
+        """Show how far the preparation of a run's data is."""
+
     def finish(self, title: str, summary: str) -> None:
         """Show the summary of a run that has ended in place of its progress."""
         del self.runs[title]
@@ -156,6 +161,10 @@ class Bars(RunsDisplay):
             self.progress.update(bar, visible=True, figures="waiting, or preparing its data")
         self.progress.start()
 
+    def note(self, title: str, preparation: str) -> None:
+        """Show how far the preparation of a run's data is beside its bar."""
+        self.progress.update(self.bars[title], figures=preparation)
+
     def finish(self, title: str, summary: str) -> None:
         """Replace a run's bar by a line with its summary."""
         run = self.runs[title]
@@ -190,6 +199,10 @@ class Lines(RunsDisplay):
         """Name the runs and their number of updates."""
         named = ", ".join(f"{title} ({run.total:,} updates)" for title, run in self.runs.items())
         tell(f"training {named}")
+
+    def note(self, title: str, preparation: str) -> None:
+        """Print how far the preparation of a run's data is."""
+        tell(f"{title}: {preparation}")
 
     def show(self, title: str, update: int, record: Record) -> None:
         """Print a line for an evaluation, and for an update if the last line was long ago."""
@@ -238,6 +251,20 @@ class Advance(Protocol):
         ...
 
 
+Say = Callable[[str], None]
+_told_elsewhere: ContextVar[Say | None] = ContextVar("progress_listener", default=None)
+
+
+@contextmanager
+def progress_told_to(listener: Say) -> Iterator[None]:
+    """Tell `listener` the progress of long work in the block, in lines, and show nothing."""
+    token = _told_elsewhere.set(listener)
+    try:
+        yield
+    finally:
+        _told_elsewhere.reset(token)
+
+
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Show the progress of `total` steps while the block lasts, with the time left.
@@ -249,11 +276,12 @@ def progress(title: str, total: int) -> Iterator[Advance]:
     Yields:
         A function to be called after one or several steps.
     """
-    if console.is_terminal and not console.quiet:
+    listener = _told_elsewhere.get()
+    if listener is None and console.is_terminal and not console.quiet:
         with _bar(title, total) as advance:
             yield advance
     else:
-        yield _line_writer(title, total)
+        yield _line_writer(title, total, listener or tell)
 
 
 @contextmanager
@@ -270,8 +298,8 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
         yield lambda steps=1: bars.advance(bar, steps)
 
 
-def _line_writer(title: str, total: int) -> Advance:
-    """Return a function that counts steps and prints a line if there was none for long."""
+def _line_writer(title: str, total: int, say: Say) -> Advance:
+    """Return a function that counts steps and says a line if there was none for long."""
     clock, done = Clock(total), 0
 
     def advance(steps: int = 1) -> None:
@@ -279,6 +307,6 @@ def _line_writer(title: str, total: int) -> Advance:
         done += steps
         if clock.is_silent():
             clock.speak()
-            tell(f"{title}: {done:,}/{total:,}{clock.left(done)}")
+            say(f"{title}: {done:,}/{total:,}{clock.left(done)}")
 
     return advance

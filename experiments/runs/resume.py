@@ -55,7 +55,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
         same = not different and run.digests == outside_digests(experiment)
         return _resume(run, experiment, folder) if same else _start(experiment, folder)
     if different and not _is_longer(run.experiment, experiment, folder):
-        raise _refusal(folder, different)
+        raise _other_settings(folder, different)
     check_unchanged(folder, experiment, run.digests)
     if different:
         _extend(run.experiment, experiment, folder)
@@ -151,7 +151,7 @@ def _settled(experiment: Experiment, other: Experiment) -> Experiment:
     )
 
 
-def _refusal(folder: Path, different: list[Difference]) -> RunError:
+def _other_settings(folder: Path, different: list[Difference]) -> RunError:
     """Return the error of a run that is to be resumed with other settings."""
     (name, before, after), *others = different
     option = f"--{name.replace('_', '-')}"

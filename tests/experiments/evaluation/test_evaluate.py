@@ -358,7 +358,7 @@ def test_names_in_the_picture_are_not_read_as_formulas():
 
 def test_a_baseline_that_is_none_of_the_runs_is_refused(runs, capsys):
     line = complaint(capsys, "evaluate", runs / "mle", "--baseline", runs / "word_kd")
-    assert "baseline must be one of the runs" in line
+    assert "--baseline must be one of the runs" in line
 
 
 def test_an_empty_folder_is_no_run(tmp_path, capsys):

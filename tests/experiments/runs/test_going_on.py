@@ -147,7 +147,9 @@ def pretend_that_nothing_is_better(path):
 def test_a_run_without_its_checkpoint_does_not_go_on(tmp_path):
     trained(tmp_path / "run", replace(EXPERIMENT, keep_checkpoint=False))
     assert not (tmp_path / "run" / "checkpoints").exists()
-    assert trained(tmp_path / "run") == read_outcome(tmp_path / "run")
+    outcome = trained(tmp_path / "run")
+    assert outcome == read_outcome(tmp_path / "run")
+    assert "longer" not in summary_of(tmp_path / "run", outcome, 4)
     with pytest.raises(RunError, match="no checkpoint to go on from"):
         trained(tmp_path / "run", with_learner(updates=6))
 

@@ -7,7 +7,15 @@ from rich.console import Console
 
 from textgen_experiments.runs import progress as display
 from textgen_experiments.runs.factories import report_dropped
-from textgen_experiments.runs.progress import Bars, Clock, Lines, progress, runs_display, tell
+from textgen_experiments.runs.progress import (
+    Bars,
+    Clock,
+    Lines,
+    progress,
+    progress_told_to,
+    runs_display,
+    tell,
+)
 
 NAMES = ["[/de]", "[lr=1]x", "[bold]a[/bold]", ":snake:", "back\\[red]\\", "{task.total}"]
 FIGURES = {"loss": 2.0, "learning_rate": 1e-3, "tokens_per_second": 1234.0}
@@ -88,6 +96,28 @@ def test_steps_are_told_with_the_time_left_when_they_take_long(clock, capsys):
         advance(2)
         advance()
     assert capsys.readouterr().err == "writing: 4/10  0:01:30 left\n"
+
+
+def test_progress_of_another_process_is_told_and_shown_beside_its_run(clock, terminal, capsys):
+    said = []
+    with progress_told_to(said.append), progress("writing", 10) as advance:
+        clock[0] += 60
+        advance(4)
+    assert said == ["writing: 4/10  0:01:30 left"]
+    assert capsys.readouterr().err == ""
+    with runs_display() as runs:
+        runs.add("run", 5)
+        runs.show_all()
+        runs.note("run", said[0])
+        (task,) = runs.progress.tasks
+    assert task.fields["figures"] == said[0]
+
+
+def test_a_file_gets_the_progress_of_another_process_as_a_line(capsys):
+    runs = Lines()
+    runs.add("run", 5)
+    runs.note("run", "writing: 4/10")
+    assert capsys.readouterr().err == "run: writing: 4/10\n"
 
 
 def test_the_time_left_of_a_resumed_run_is_that_of_its_own_updates(clock):

@@ -149,7 +149,7 @@ def test_the_command_line_refuses_in_one_line(experiment, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--output", str(tmp_path / "run")])
     *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("textgen: agent must learn without references where there are sources")
+    assert line.startswith("textgen: --agent must learn without references where there are sources")
     assert "got word_kd and 2 of text_files" in line
 
 

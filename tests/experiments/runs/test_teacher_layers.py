@@ -143,4 +143,4 @@ def test_a_student_of_the_teachers_layers_has_its_tokenizer(models, tmp_path, ca
     options = ["--agent", "seqkd", "--teacher", str(models / "teacher"), *TWO_OF_THREE]
     options += ["--student-tokenizer", str(models / "others")]
     line = complaint(capsys, tmp_path / "run", *options)
-    assert "student_tokenizer must be the teacher's for student_from_teacher" in line
+    assert "--student-tokenizer must be the teacher's for --student-from-teacher" in line
