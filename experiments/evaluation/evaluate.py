@@ -21,6 +21,7 @@ from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
+from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
     RESULTS,
@@ -119,8 +120,6 @@ def evaluate_runs(
     folders, baseline = options.runs, options.baseline
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
-    from textgen_experiments.evaluation.pareto import pareto_figure  # slow: imports matplotlib
-
     entries = _entries(folders, options.precision)
     offset, task = len(entries) - len(folders), entries[-1].task
     entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]

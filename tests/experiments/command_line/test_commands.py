@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import is_dataclass
 
 import pytest
@@ -24,3 +26,20 @@ def test_a_benchmark_may_be_two_words():
         assert find_command(with_hyphen(["benchmark", which, "x"])[0])
     assert with_hyphen(["benchmark", "./decode"]) == ["benchmark", "./decode"]
     assert find_command("nothing") is None
+
+
+PROGRAM = """
+import sys
+from textgen_experiments import cli
+from textgen_experiments.command_line.commands import COMMANDS
+for command in COMMANDS:
+    if command.name != "benchmark-env":  # which times Stable-Baselines3
+        command.load_function()
+assert "torch" in sys.modules
+assert "matplotlib" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_no_command_imports_what_draws_before_it_draws():
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)
