@@ -44,6 +44,7 @@ NUMBERS = re.compile(
 )
 KINDS = {"invalid literal for int": "whole number", "could not convert string to float": "number"}
 OF_A_CLASS = re.compile(r"^Error parsing (?!--)\S+: ")
+UNREAD = "Unrecognized options: "
 CHOICES = re.compile(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.")
 PATHS = ConstructorRegistry()
 
@@ -204,6 +205,7 @@ def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoRet
         for option in filter(None, map(option_of, arguments)):
             if option not in known:
                 fail(no_option(option, command.name, known))
+        message = message.replace(UNREAD, f"textgen {command.name} takes fewer words, got further ")
     fail(f"{message} (see {help_of(command.name)})")
 
 

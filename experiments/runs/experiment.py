@@ -55,8 +55,8 @@ class Experiment:
         kept_labels_gb: most gigabytes on disk, while the run lasts, for a local teacher's answers
             about texts of the data, so that it is asked about each once and not in every epoch; at
             least 0, which keeps none.
-        keep_checkpoint: keep the last checkpoint of the finished run, from which it goes on once
-            `learner.updates` is raised.
+        keep_checkpoint: keep the last checkpoint of the finished run, so that it can go on to more
+            updates.
     """
 
     task: TaskConfig = field(default_factory=VersesConfig)

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 import textgen_experiments.runs.setup
 from textgen_agents import AGENTS
@@ -11,6 +12,7 @@ from textgen_env.models.storage import load_model
 from textgen_experiments import cli
 from textgen_experiments.cli import main
 from textgen_experiments.command_line.commands import Command
+from textgen_experiments.runs import progress
 from textgen_experiments.runs.interrupts import Interrupts
 from textgen_experiments.runs.outcome import read_outcome
 
@@ -182,6 +184,24 @@ def test_benchmark_env_prints_every_comparison(teacher_run, capsys):
         assert name in shown
 
 
+def test_a_quiet_training_says_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "console", Console(stderr=True))
+    train(tmp_path / "run", "--agent", "mle", "--quiet", "--threads", "1", updates=1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_training_ends_with_its_score_and_what_comes_next(tmp_path, capsys):
+    train(tmp_path / "run", "--agent", "mle", updates=2)
+    *progressed, score, test, write, longer = capsys.readouterr().err.splitlines()
+    outcome = read_outcome(tmp_path / "run")
+    shown = f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update} of 2"
+    assert f"is finished: {shown}, whose weights are in {tmp_path / 'run' / 'model'}" in score
+    assert f"textgen evaluate {tmp_path / 'run'}" in test
+    assert f"textgen generate {tmp_path / 'run'}" in write
+    assert "--learner.updates" in longer
+    assert any(line.startswith("run: 2/2  loss ") for line in progressed)
+
+
 def test_a_finished_run_is_not_run_again(teacher_run):
     before = (teacher_run / "metrics.jsonl").stat().st_mtime_ns
     train(teacher_run, "--agent", "mle")
@@ -216,6 +236,13 @@ def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
             "temperature must be finite and above 0, got inf",
         ),
         (["train"], "--output"),
+        (["train", "--output", "x", "y"], "textgen train takes fewer words, got further y (see"),
+        (["train", "--output", "x", "--agent", "imitkd_ful"], "perhaps you meant imitkd_full (see"),
+        (["train", "--output", "x", "--agent.k", "1"], "is an option of textgen train --agent skd"),
+        (
+            ["train", "--output", "x", "--learner.batch-size", "x"],
+            "--learner.batch-size must be a whole number, got 'x'",
+        ),
         (["evaluate", "nowhere"], "nowhere"),
         (["evaluate"], "runs must be"),
         (["generate", "nowhere"], "nowhere"),
