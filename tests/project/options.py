@@ -5,15 +5,18 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from textgen_agents import AGENTS
 from textgen_env.models import STUDENTS
+from textgen_env.registry import Registry
 from textgen_env.tasks import TASKS
 from textgen_experiments.cli import known_options
 from textgen_experiments.command_line.commands import COMMANDS, find_command
 from textgen_experiments.command_line.table import TABLE
 from textgen_experiments.runs.agent_options import F_DIVERGENCES, LABELS, ROLL_INS, SCHEDULES
 
+REGISTRIES = {"agent": AGENTS, "task": TASKS, "student": STUDENTS}
 TRAIN = find_command("train")
 AGENT_OF_VARIANT = {
     "--schedule": ("imitkd", SCHEDULES),
@@ -55,17 +58,21 @@ def options_of_students() -> set[str]:
     """Return the options that some kind of student brings."""
     return {
         option
-        for name in STUDENTS
+        for name in own_names(STUDENTS)
         for option in known_options(TRAIN, ["--student", name])
         if option.startswith("--student.")
     }
 
 
+def own_names(registry: Registry[Any]) -> list[str]:
+    """Return the names of this project's own parts."""
+    return [name for name in registry if registry.origin_of(registry[name]) is None]
+
+
 def _parts() -> dict[str, dict[str, object]]:
-    kinds = {"agent": AGENTS, "task": TASKS, "student": STUDENTS}
     parts = {
-        f"--{kind}": {name: _own(f"--{kind}.", [f"--{kind}", name]) for name in registry}
-        for kind, registry in kinds.items()
+        f"--{kind}": {name: _own(f"--{kind}.", [f"--{kind}", name]) for name in own_names(registry)}
+        for kind, registry in REGISTRIES.items()
     }
     for option, (agent, values) in AGENT_OF_VARIANT.items():
         parts[option] = {

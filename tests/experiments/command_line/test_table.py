@@ -2,8 +2,24 @@ import json
 
 import pytest
 
-from tests.project.options import option_names
-from textgen_experiments.command_line.table import TABLE, option_of, suggestion, value_after
+from tests.project.options import EVERYTHING, REGISTRIES, option_names, own_names
+from textgen_experiments.cli import known_options
+from textgen_experiments.command_line.commands import find_command
+from textgen_experiments.command_line.table import (
+    TABLE,
+    commands_by_name,
+    option_of,
+    suggestion,
+    value_after,
+)
+
+
+def test_the_table_has_all_parts_and_the_options_of_some():
+    train = commands_by_name()["train"]
+    for kind, registry in REGISTRIES.items():
+        assert set(train.parts[f"--{kind}"]) == set(own_names(registry)), "make options"
+    words = [*EVERYTHING, "--agent", "skd", "--task", "copy", "--student", "hybrid"]
+    assert set(known_options(find_command("train"), words)) == set(train.options_with(words))
 
 
 @pytest.mark.slow
