@@ -10,6 +10,7 @@ import tyro
 
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
+from textgen_agents.training.distributed import this_process
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.teacher_layers import TeacherLayers
@@ -18,6 +19,8 @@ from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.outcome import summary_of
+from textgen_experiments.runs.progress import tell
 from textgen_experiments.runs.train import train_with_bar
 
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
@@ -63,8 +66,10 @@ class TrainOptions:
 
 
 def run_training(options: TrainOptions) -> None:
-    """Train a student as the options say, and show the progress."""
-    train_with_bar(options.experiment, options.output)
+    """Train a student as the options say, and tell what came out and what may come next."""
+    outcome = train_with_bar(options.experiment, options.output)
+    if this_process().is_main_process:
+        tell(summary_of(options.output, outcome, options.experiment.learner.updates))
 
 
 def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:

@@ -42,7 +42,7 @@ from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, Run, flat, wri
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
 from textgen_experiments.runs.lock import locked
-from textgen_experiments.runs.outcome import Outcome, read_outcome, summary_of
+from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
 from textgen_experiments.runs.resume import check_is_run, start_or_resume
@@ -69,13 +69,10 @@ Show = Callable[[int, Record], None]
 
 
 def train_with_bar(experiment: Experiment, folder: Path, prepared: Path | None = None) -> Outcome:
-    """Train as `train` does, show the progress, and tell at the end what came out."""
+    """Train as `train` does, and show the progress."""
     with runs_display() as bars:
         bars.add(folder.name, experiment.learner.updates)
-        outcome = train(experiment, folder, partial(bars.show, folder.name), prepared)
-    if this_process().is_main_process:
-        tell(summary_of(folder, outcome, experiment.learner.updates))
-    return outcome
+        return train(experiment, folder, partial(bars.show, folder.name), prepared)
 
 
 def train(

@@ -17,6 +17,7 @@ from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError, read_config
+from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.metrics import read_metrics
 from textgen_experiments.runs.outcome import read_outcome, summary_of
 from textgen_experiments.runs.resume import start_or_resume
@@ -170,6 +171,13 @@ def test_the_summary_names_score_model_and_the_next_commands(finished):
     assert f"textgen evaluate {folder}" in others[0]
     assert f"textgen generate {folder}" in others[1]
     assert "--learner.updates" in others[2]
+
+
+def test_a_run_that_another_command_writes_is_left_alone(begun):
+    before = sorted(begun.iterdir())
+    with locked(begun), pytest.raises(RunError, match="by one command at a time"):
+        trained(begun)
+    assert sorted(begun.iterdir()) == before
 
 
 def test_the_same_command_on_a_finished_run_says_so(tmp_path, capsys):
