@@ -31,7 +31,11 @@ from textgen_experiments.command_line.answers import (
 )
 from textgen_experiments.command_line.commands import Command, find_command, with_hyphen
 from textgen_experiments.command_line.common import DEVICE, HELP, CommonOptions, split_common
-from textgen_experiments.command_line.table import commands_by_name, option_of, suggestion
+from textgen_experiments.command_line.table import (
+    commands_by_name,
+    option_of,
+    suggestion,
+)
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.pipes import quiet_when_unread
@@ -43,6 +47,7 @@ NUMBERS = re.compile(
     r"Error parsing (--\S+): (invalid literal for int|could not convert string to float)[^:]*: (.*)"
 )
 KINDS = {"invalid literal for int": "whole number", "could not convert string to float": "number"}
+REQUIRED = re.compile(r"^Missing from textgen \S+: (.*)")
 OF_A_CLASS = re.compile(r"^Error parsing (?!--)\S+: ")
 UNREAD = "Unrecognized options: "
 CHOICES = re.compile(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.")
@@ -155,7 +160,7 @@ def known_options(command: Command, arguments: Sequence[str]) -> dict[str, Seque
     """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        _read_options(command, arguments, ["--tyro-print-completion", "bash"])
+        _read_options(command, [*arguments, "--help"], ["--tyro-print-completion", "bash"])
     spec = printed.getvalue().split(SPEC, 1)[1].split("\n\n", 1)[0]
     return {
         flag: option.get("choices", ())
@@ -198,6 +203,8 @@ def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoRet
         meant = suggestion(value, choices)
         message = f"{option} must be one of {', '.join(choices)}, got {value!r}"
         message += f": {meant}" if meant else ""
+    elif missing := REQUIRED.search(message):
+        message = f"textgen {command.name} needs {missing[1]}"
     elif wrong := NUMBERS.search(message):
         message = f"{wrong[1]} must be a {KINDS[wrong[2]]}, got {wrong[3]}"
     else:

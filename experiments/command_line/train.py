@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,6 +15,7 @@ from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
+from textgen_experiments.command_line.table import option_of
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
@@ -76,12 +77,16 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     """Return the options of `train` with the parts that `words` name, and the words that set them.
 
     Raises:
-        ValueError: a recurrent student is asked for that cannot have its teacher's layers.
+        ValueError: a recurrent student is asked for that cannot have its teacher's layers, or what
+            the task reads is not given.
     """
     arguments = with_server(words)
     choice = _choice(arguments)
     served = SERVER in arguments
-    layered = _names_layers(arguments) or not {"-h", "--help"}.isdisjoint(arguments)
+    is_help = not {"-h", "--help"}.isdisjoint(arguments)
+    layered = _names_layers(arguments) or is_help
+    if choice.paper is None and not is_help:
+        _check_required(choice, arguments)
     experiment = _experiment(choice, served=served, layered=layered)
     return TrainOptions(tyro.MISSING, choice, experiment), arguments
 
@@ -130,3 +135,13 @@ def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:
     server = RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None
     layers = TeacherLayers() if layered else None
     return replace(experiment, server=server, student_from_teacher=layers)
+
+
+def _check_required(choice: Choice, arguments: Sequence[str]) -> None:
+    """Raise `ValueError` if a field of the chosen task without a default is not given."""
+    given = {option_of(word) for word in arguments}
+    for each in fields(TASKS[choice.task]):
+        option = f"--task.{each.name}".replace("_", "-")
+        has_default = each.default is not MISSING or each.default_factory is not MISSING
+        if not has_default and option not in given:
+            raise ValueError(f"{option} must be given for --task {choice.task}, got none")

@@ -235,7 +235,15 @@ def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
             ["train", "--output", "x", "--agent", "skd", "--agent.sampling.temperature", "inf"],
             "temperature must be finite and above 0, got inf",
         ),
-        (["train"], "--output"),
+        (["train"], "textgen train needs --output PATH the run's folder."),
+        (
+            ["train", "--output", "x", "--task", "text"],
+            "--task.train must be given for --task text",
+        ),
+        (
+            ["train", "--output", "x", "--task=hub"],
+            "--task.path must be given for --task hub",
+        ),
         (["train", "--output", "x", "y"], "textgen train takes fewer words, got further y (see"),
         (["train", "--output", "x", "--agent", "imitkd_ful"], "perhaps you meant imitkd_full (see"),
         (["train", "--output", "x", "--agent.k", "1"], "is an option of textgen train --agent skd"),
