@@ -65,4 +65,4 @@ def test_the_command_line_then_takes_the_parts_own_options(tmp_path):
 def test_the_command_line_says_who_has_no_such_part(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(["train", "--output", str(tmp_path), "--agent", "mle", "--schedule", "linear"])
-    assert "textgen: schedule must be left out for mle" in capsys.readouterr().err
+    assert "textgen: --schedule must be left out for mle" in capsys.readouterr().err
