@@ -1,5 +1,6 @@
 # make demo: install and run the main job.  make test: install and run the tests.
 # make check: format, lint and types as well.  Nothing is installed twice.
+# make options: write the table of options that answers before PyTorch is imported.
 # make figures: count what the rules of language and size are about; installs nothing.
 # make integrations: run the environment inside other libraries, in a venv of its own.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
@@ -11,7 +12,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check figures docs docs-links slow browser peers-test bench integrations clean
+.PHONY: demo test check options figures docs docs-links slow browser peers-test bench
+.PHONY: integrations clean
 
 demo: .venv/.installed
 	$(BIN)/textgen demo
@@ -27,6 +29,9 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+options: .venv/.installed-dev
+	PYTHONPATH=. $(BIN)/python tests/project/options.py
 
 figures:
 	$(PYTHON) tests/project/figures.py

@@ -5,65 +5,52 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from ast import literal_eval
+from collections.abc import Sequence
+from inspect import cleandoc
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union, cast
+from typing import NoReturn
 
+import torch
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from textgen_agents import AGENTS
-from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.training.checkpoint import TrainingStopped
 from textgen_agents.training.learner import TrainingError
-from textgen_env import __version__
 from textgen_env.experts.expert import ExpertError
-from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.models import STUDENTS
-from textgen_env.models.teacher_layers import TeacherLayers
-from textgen_env.registry import MissingPluginError, RegistryError, load_plugins
-from textgen_env.tasks import TASKS
+from textgen_env.registry import MissingPluginError, load_plugins
 from textgen_env.tasks.packages import MissingPackageError
-from textgen_experiments.benchmarks.decode import BenchmarkDecodeOptions, benchmark_decode
-from textgen_experiments.benchmarks.env import BenchmarkEnvOptions, benchmark_env
-from textgen_experiments.benchmarks.losses import BenchmarkLossesOptions, benchmark_losses
-from textgen_experiments.benchmarks.peers.compare import BenchmarkPeersOptions, benchmark_peers
-from textgen_experiments.benchmarks.step_floor import BenchmarkOptions, benchmark
-from textgen_experiments.evaluation.evaluate import EvaluateOptions, evaluate
-from textgen_experiments.models.export import ExportOptions, export
-from textgen_experiments.models.generate import GenerateOptions, generate
-from textgen_experiments.recipes.demo import DemoOptions, demo
-from textgen_experiments.recipes.distill_verses import DistillVersesOptions, distill_verses
-from textgen_experiments.recipes.lin2020 import PAPER
-from textgen_experiments.recipes.paper_order import PaperOrderOptions, paper_order
-from textgen_experiments.recipes.recovery import RecoveryOptions, recovery
-from textgen_experiments.recipes.speed_curve import SpeedCurveOptions, speed_curve
-from textgen_experiments.recipes.study import StudyOptions, study
-from textgen_experiments.recipes.summarize import SummarizeOptions, summarize
-from textgen_experiments.recipes.teacher import TeacherOptions, teacher
-from textgen_experiments.reporting.report import ReportOptions, report
-from textgen_experiments.runs.agent_options import Variant, with_variant
-from textgen_experiments.runs.choices import one_of
-from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.command_line.answers import (
+    answered,
+    fail,
+    help_of,
+    in_options,
+    no_option,
+    refuse_unknown,
+)
+from textgen_experiments.command_line.commands import Command, find_command, with_hyphen
+from textgen_experiments.command_line.common import DEVICE, HELP, CommonOptions, split_common
+from textgen_experiments.command_line.table import (
+    commands_by_name,
+    option_of,
+    suggestion,
+)
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.pipes import quiet_when_unread
-from textgen_experiments.runs.train import train_with_bar
+from textgen_experiments.runs.progress import be_quiet
 
-USAGE_ERROR = 2
-LONGEST_MESSAGE = 2000  # characters
-PLUGIN = "--plugin"
-DESCRIPTION = (
-    "Imitation learning for text generation. Every command takes --plugin MODULE_OR_FILE.py, once "
-    "or more, whose agents, tasks and models are then there. --version prints the version."
-)
-SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
-LAYERS = "--student-from-teacher"
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
-
-
+SPEC = "COMPLETION_SPEC = "
+NUMBERS = re.compile(
+    r"Error parsing (--\S+): (invalid literal for int|could not convert string to float)[^:]*: (.*)"
+)
+KINDS = {"invalid literal for int": "whole number", "could not convert string to float": "number"}
+REQUIRED = re.compile(r"^Missing from textgen \S+: (.*)")
+OF_A_CLASS = re.compile(r"^Error parsing (?!--)\S+: ")
+UNREAD = "Unrecognized options: "
+CHOICES = re.compile(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.")
 PATHS = ConstructorRegistry()
 
 
@@ -87,87 +74,6 @@ def named_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
     )
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Names of the parts of an experiment; each part brings options of its own.
-
-    Attributes:
-        agent: the algorithm.
-        task: source of the text.
-        student: the kind of model that is trained.
-        paper: settings of the paper on one of its data sets, which decide on task and student; None
-            for none.
-        variant: parts to be put in place of the agent's own.
-    """
-
-    agent: Annotated[str, one_of(AGENTS)] = "imitkd_full"
-    task: Annotated[str, one_of(TASKS)] = "verses"
-    student: Annotated[str, one_of(STUDENTS)] = "recurrent"
-    paper: Literal[tuple(PAPER)] | None = None  # pyright: ignore[reportInvalidTypeForm]
-    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Train a student; the same command resumes a run that was stopped.
-
-    Attributes:
-        output: the run's folder.
-        choice: names of the agent, task and student, which bring the options below.
-        experiment: settings of these parts.
-    """
-
-    output: Path
-    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
-
-
-def run_training(options: TrainOptions) -> None:
-    """Train a student with a progress bar, as the options say."""
-    train_with_bar(options.experiment, options.output)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of the program.
-
-    Attributes:
-        name: the word that calls it.
-        options: dataclass of its options.
-        run: the function that does it.
-        required: number of leading options that have no default.
-        is_resumable: True if the same command resumes work that was stopped.
-    """
-
-    name: str
-    options: type
-    run: Callable[[Any], object]
-    required: int = 0
-    is_resumable: bool = False
-
-
-COMMANDS = (
-    Command("demo", DemoOptions, demo, is_resumable=True),
-    Command("train", TrainOptions, run_training, required=1, is_resumable=True),
-    Command("evaluate", EvaluateOptions, evaluate, required=1),
-    Command("report", ReportOptions, report, required=1),
-    Command("generate", GenerateOptions, generate, required=1),
-    Command("export", ExportOptions, export, required=2),
-    Command("benchmark", BenchmarkOptions, benchmark, required=1),
-    Command("benchmark-decode", BenchmarkDecodeOptions, benchmark_decode, required=1),
-    Command("benchmark-env", BenchmarkEnvOptions, benchmark_env),
-    Command("recovery", RecoveryOptions, recovery),
-    Command("study", StudyOptions, study, is_resumable=True),
-    Command("paper-order", PaperOrderOptions, paper_order, is_resumable=True),
-    Command("distill-verses", DistillVersesOptions, distill_verses, is_resumable=True),
-    Command("speed-curve", SpeedCurveOptions, speed_curve, is_resumable=True),
-    Command("summarize", SummarizeOptions, summarize),
-    Command("benchmark-losses", BenchmarkLossesOptions, benchmark_losses),
-    Command("benchmark-peers", BenchmarkPeersOptions, benchmark_peers),
-    Command("teacher", TeacherOptions, teacher, is_resumable=True),
-)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -175,147 +81,139 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     retain_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
-    if words == ["--version"]:
-        with quiet_when_unread():
-            sys.stdout.write(f"textgen {__version__}\n")
+    if answered(words):
         return
+    command, common, arguments = read_command(words)
     try:
-        plugins, arguments = split_plugins(words)
-        load_plugins(plugins)
-    except RegistryError as error:
-        _fail(str(error))
+        apply_common(command, common)
+    except ValueError as error:
+        fail(str(error))
     with quiet_when_unread():  # help is long
-        options = parse(_with_server(_hyphenated(arguments)))
-    command = next(each for each in COMMANDS if each.options is type(options))
+        options = parse([command.name, *arguments])
     try:
         with INTERRUPTS.unwinding(is_resumable=command.is_resumable):
-            command.run(options)
+            command.load_function()(options)
     except MissingPluginError as error:
         again = shlex.join(["textgen", *words, "--plugin", error.plugin])
-        _fail(f"{error}: run `{again}`, or install it if it is a package")
+        fail(f"{error}: run `{again}`, or install it if it is a package")
     except USER_ERRORS as error:
-        _fail(str(error))
+        fail(in_options(str(error), commands_by_name()[command.name].options_with(arguments)))
     except (KeyboardInterrupt, TrainingStopped):
         INTERRUPTS.tell()
         raise SystemExit(INTERRUPTS.exit_code) from None
 
 
-def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the values of all options `--plugin`, and the other words.
+def read_command(words: Sequence[str]) -> tuple[Command, CommonOptions, list[str]]:
+    """Return the command, the options of every command, and its own; its name must be known."""
+    refuse_unknown(words)
+    name = with_hyphen(split_common(words)[1])[0]
+    command = find_command(name)
+    assert command is not None, "it is known"
+    common, others = split_common(words, command.own)
+    return command, common, with_hyphen(others)[1:]
+
+
+def apply_common(command: Command, common: CommonOptions) -> None:
+    """Load the plugins and set what the options of every command say.
 
     Raises:
-        RegistryError: the last option has no value.
+        RegistryError: a plugin cannot be imported.
+        ValueError: the command does not run on the device, or there is none.
     """
-    plugins, others, waiting = [], [], iter(words)
-    for word in waiting:
-        option, is_joined, value = word.partition("=")
-        if option != PLUGIN:
-            others.append(word)
-            continue
-        plugin = value if is_joined else next(waiting, "")
-        if not plugin:
-            raise RegistryError(f"{PLUGIN} must be followed by a module or file, got nothing")
-        plugins.append(plugin)
-    return plugins, others
+    load_plugins(common.plugins)
+    common.set_environment()  # for processes that are begun
+    if common.is_quiet:
+        be_quiet()
+    if common.threads is not None:
+        torch.set_num_threads(common.threads)
+    if common.device == "cuda" and not command.uses_cuda:
+        raise ValueError(f"{DEVICE} must be cpu for textgen {command.name}, got cuda")
+    if common.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{DEVICE} must be cpu where PyTorch finds no CUDA device, got cuda")
 
 
-def parse(arguments: list[str]) -> object:
-    """Return the options of one command; a mistake in them ends the program."""
-    complaint = io.StringIO()
+def parse(words: Sequence[str]) -> object:
+    """Return the options of a command; a mistake in them ends the program.
+
+    Args:
+        words: name of a command, and its own options.
+    """
+    name, *arguments = words
+    command, complaint = find_command(name), io.StringIO()
+    assert command is not None, "it is known"
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                _commands(
-                    _choice(arguments),
-                    served=SERVER in arguments,
-                    layered=_names_layers(arguments) or not {"-h", "--help"}.isdisjoint(arguments),
-                ),
-                prog="textgen",
-                description=DESCRIPTION,
-                args=arguments,
-                config=(tyro.conf.AvoidSubcommands,),
-                registry=PATHS,
-            )
+            return _read_options(command, arguments)
     except SystemExit as stop:
         if stop.code:
-            _fail(_first_complaint(complaint.getvalue()) + " (see textgen --help)")
+            _refuse(command, arguments, complaint.getvalue())
         raise
     except ValueError as error:
-        _fail(str(error))
+        fail(in_options(str(error), commands_by_name()[name].options_with(arguments)))
 
 
-def _hyphenated(arguments: list[str]) -> list[str]:
-    """Join `benchmark decode` to `benchmark-decode`; `./decode` stays the folder of a model."""
-    match arguments:
-        case ["benchmark", "decode" | "env" | "losses" | "peers" as which, *rest]:
-            return [f"benchmark-{which}", *rest]
-    return arguments
+def known_options(command: Command, arguments: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Return the options that a command has beside `arguments`, with the words each may be given.
 
-
-def _with_server(arguments: list[str]) -> list[str]:
-    """Replace `--teacher URL` by the option of a server, which has further options."""
-    words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
-    return [
-        SERVER if word == "--teacher" and re.match("(?i)https?:", after) else word
-        for word, after in zip(words, [*words, ""][1:], strict=True)
-    ]
-
-
-def _choice(arguments: list[str]) -> Choice:
-    """Return the parts that `train` is asked for; they decide on the further options.
-
-    Raises:
-        ValueError: a recurrent student is asked for that cannot have its teacher's layers.
+    A word may be any, where there are none to choose from. They stand in the script of completion
+    that tyro prints, the only place where it tells them to others.
     """
-    if arguments[:1] != ["train"]:
-        return Choice()
-    choice, _ = tyro.cli(Choice, args=arguments[1:], return_unknown_args=True, add_help=False)
-    names_student = any(word.split("=")[0] == "--student" for word in arguments)
-    if choice.student == "recurrent" and names_student and _names_layers(arguments):
-        raise ValueError(
-            f"student must be hybrid beside {LAYERS}, for recurrent units under the teacher's "
-            "encoder, or left out for the teacher's kind, got recurrent"
-        )
-    return choice
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _read_options(command, [*arguments, "--help"], ["--tyro-print-completion", "bash"])
+    spec = printed.getvalue().split(SPEC, 1)[1].split("\n\n", 1)[0]
+    return {
+        flag: option.get("choices", ())
+        for option in literal_eval(spec)["options"]
+        for flag in option["flags"]
+    }
 
 
-def _names_layers(arguments: list[str]) -> bool:
-    """Return True if an option of `student_from_teacher` is given."""
-    return any(word.replace("_", "-").startswith(LAYERS) for word in arguments)
+def _read_options(
+    command: Command, arguments: Sequence[str], words: Sequence[str] | None = None
+) -> object:
+    """Return what tyro makes of `words`, by default all of `arguments`.
+
+    Args:
+        command: the command whose options are read.
+        arguments: its words, which may decide on which options there are.
+        words: words to be read in their place.
+    """
+    kind = command.load_options()
+    default, arguments = command.load_defaults(arguments)
+    about = (kind.__doc__ or "").partition("Attributes:")[0].strip()
+    common = ", ".join(name for name, _ in HELP)
+    return tyro.cli(
+        kind,
+        prog=f"textgen {command.name}",
+        description=f"{cleandoc(about)}\n\nEvery command also has {common}: see textgen --help.",
+        default=default,
+        args=arguments if words is None else words,
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=PATHS,
+    )
 
 
-def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:
-    """Return the default experiment of `train` for the chosen parts."""
-    agent = AGENTS[choice.agent]()
-    if served and vars(agent).get("label") == Dense() and not agent.queries_while_writing:
-        agent = replace(cast("Any", agent), label=TopKWithTail())  # all that a server tells
-    agent = with_variant(agent, choice.variant)
-    if choice.paper is not None:
-        experiment = PAPER[choice.paper](agent)
+def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoReturn:
+    """End the program with one line about a mistake in a command's options."""
+    message = OF_A_CLASS.sub("", _first_complaint(complaint))
+    message = in_options(message, commands_by_name()[command.name].options_with(arguments))
+    if wrong := CHOICES.search(message):
+        value, option, choices = wrong[1].strip("'"), wrong[2], literal_eval(f"[{wrong[3]}]")
+        meant = suggestion(value, choices)
+        message = f"{option} must be one of {', '.join(choices)}, got {value!r}"
+        message += f": {meant}" if meant else ""
+    elif missing := REQUIRED.search(message):
+        message = f"textgen {command.name} needs {missing[1]}"
+    elif wrong := NUMBERS.search(message):
+        message = f"{wrong[1]} must be a {KINDS[wrong[2]]}, got {wrong[3]}"
     else:
-        experiment = Experiment(
-            task=TASKS[choice.task],
-            teacher=VERSES_TEACHER if choice.task == "verses" and not served else None,
-            student=STUDENTS[choice.student],
-            agent=agent,
-        )
-    server = RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None
-    layers = TeacherLayers() if layered else None
-    return replace(experiment, server=server, student_from_teacher=layers)
-
-
-def _commands(choice: Choice, *, served: bool, layered: bool) -> Any:  # noqa: ANN401 - made at run time
-    """Return the union of all commands, with defaults of `train` that follow from `choice`."""
-    named = []
-    for command in COMMANDS:
-        default = command.options(*[tyro.MISSING] * command.required)
-        if command.options is TrainOptions:
-            default = TrainOptions(
-                tyro.MISSING, choice, _experiment(choice, served=served, layered=layered)
-            )
-        subcommand = tyro.conf.subcommand(command.name, default=default, prefix_name=False)
-        named.append(Annotated[command.options, subcommand])
-    return Union[tuple(named)]  # noqa: UP007 - the members are known at run time only
+        known = known_options(command, arguments)
+        for option in filter(None, map(option_of, arguments)):
+            if option not in known:
+                fail(no_option(option, command.name, known))
+        message = message.replace(UNREAD, f"textgen {command.name} takes fewer words, got further ")
+    fail(f"{message} (see {help_of(command.name)})")
 
 
 def _first_complaint(message: str) -> str:
@@ -324,14 +222,3 @@ def _first_complaint(message: str) -> str:
     ruled = ["" if set(line) <= set("─-╭╮╰╯") else line for line in lines]
     first = next((index for index, line in enumerate(ruled) if line), 0)
     return " ".join(takewhile(bool, ruled[first:]))
-
-
-def _fail(message: str) -> NoReturn:
-    """Print one line and end with the exit code of a usage error.
-
-    A message that repeats a value of a damaged file may be of any length and is cut.
-    """
-    line = " ".join(message.split())
-    line = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
-    sys.stderr.write(f"textgen: {line}\n")
-    raise SystemExit(USAGE_ERROR)

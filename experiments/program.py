@@ -10,7 +10,14 @@ def main() -> None:
     from textgen_experiments.runs.interrupts import INTERRUPTS, answer_signals
 
     answer_signals()
-    from textgen_experiments.cli import main as run_command_line  # seconds, for PyTorch
+    import sys
+
+    from textgen_experiments.command_line.answers import answered, prepare_environment
 
     with INTERRUPTS.finishing():
+        if answered(sys.argv[1:]):
+            return
+        prepare_environment(sys.argv[1:])
+        from textgen_experiments.cli import main as run_command_line  # seconds, for PyTorch
+
         run_command_line()

@@ -191,3 +191,17 @@ def check_finite_logits(
     if expert is not None and expert.largest_k is None:
         with logits_from("teacher"):
             check_logits(expert.logits(trajectories)[trajectories.mask])
+
+
+def remedy_of_loss(
+    trajectories: Trajectories, student: SequenceModel, expert: Expert | None
+) -> str:
+    """Return the remedy of a loss that is not finite, which names whose logits are not.
+
+    The arguments are those of `check_finite_logits`.
+    """
+    try:
+        check_finite_logits(trajectories, student, expert)
+    except ValueError as error:
+        return str(error)
+    return "try a lower learning_rate"

@@ -71,3 +71,17 @@ def _window(lengths: Tensor, batch_size: int, seed: int, window: int) -> Tensor:
     drawn = torch.cat(permutations)[start - offset : stop - offset]
     batches = drawn[lengths[drawn].argsort(stable=True)].view(WINDOW, batch_size)
     return batches[torch.randperm(WINDOW, generator=generator_for(seed, "window", window))]
+
+
+def rows_by_length(lengths: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return the rows of `count` batches, (count, B), those of similar length together, shuffled.
+
+    One long text widens all of its batch.
+
+    Args:
+        lengths: (count * B,) int64, the tokens of each text.
+        count: batches to be made.
+        generator: of their order, on the CPU.
+    """
+    by_length = lengths.argsort(stable=True).view(count, -1)
+    return by_length[torch.randperm(count, generator=generator)]

@@ -7,7 +7,9 @@ number of the update.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +23,9 @@ from textgen_agents.rollouts.buffer import Buffer
 from textgen_env.files import write_atomically
 
 NOTHING_BESIDE: Mapping[str, nn.Module] = MappingProxyType({})
+LAST = "last.safetensors"  # to resume from
+BEST = "best.safetensors"  # weights that were best on validation
+ANCHOR = "ewc.safetensors"  # of EWC
 
 
 class CheckpointError(ValueError):
@@ -64,6 +69,26 @@ class Counters:
             losses = [0.0] * len(self.validation)
         *before, last = zip(self.validation, (-loss for loss in losses), strict=True)
         return all(last >= other for other in before)
+
+
+class CheckpointClock:
+    """Clock of the checkpoints that are due by time, which starts when it is made.
+
+    Args:
+        minutes: longest time without a checkpoint; infinity for no limit.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Note that a checkpoint is written now."""
+        self.written = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return True if the last checkpoint is as old as it may become."""
+        return time.monotonic() - self.written >= self.seconds
 
 
 def save_checkpoint(
@@ -119,7 +144,7 @@ def load_checkpoint(
     """
     tensors, metadata = load_tensors(path)
     try:
-        counters = Counters(**json.loads(metadata["counters"]))
+        counters = _counters_of(metadata)
         for which, module in {"student": student, **beside}.items():
             module.load_state_dict(select_prefix(f"{which}.", tensors))
         if buffer is not None:
@@ -136,6 +161,29 @@ def load_checkpoint(
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return counters
+
+
+def read_counters(path: Path) -> Counters:
+    """Return the progress of the run whose checkpoint is at `path`.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return _counters_of(file.metadata() or {})
+
+
+def discard_checkpoints(folder: Path, *, keep_last: bool) -> None:
+    """Remove the checkpoints of a finished run, whose best weights have been saved elsewhere.
+
+    Args:
+        folder: folder of the checkpoints, removed if nothing stays in it; it may be missing.
+        keep_last: True to keep the one from which the run can go on to further updates.
+    """
+    for name in (BEST, ANCHOR) if keep_last else (BEST, ANCHOR, LAST):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -155,14 +203,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: the file is damaged.
     """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn an error about the content of the file at `path` to a `CheckpointError`."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} must hold all that was saved, got: {error}; "
             "delete the run's folder to start anew"
         ) from error
+
+
+def _counters_of(metadata: Mapping[str, str]) -> Counters:
+    """Return the counters that a checkpoint's metadata holds."""
+    return Counters(**json.loads(metadata["counters"]))
 
 
 def _buffer_prefix(process: int) -> str:

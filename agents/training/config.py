@@ -49,6 +49,9 @@ class LearnerConfig:
             least 0; it falls to 0 along the text as the distance between teacher and student adds
             up (arXiv:2606.22600, which has 0.5). The teacher is asked once more for it.
         evaluate_every: updates between two evaluations on validation, each with a checkpoint.
+        checkpoint_every: minutes after a checkpoint, at least 0, until the next one is written
+            without an evaluation; infinity for none between evaluations. What is learned does not
+            depend on it.
         seed: of every random choice.
     """
 
@@ -69,6 +72,7 @@ class LearnerConfig:
     roll_in_share_end: float | None = None
     prefix_weight: float = 0.0
     evaluate_every: int = 200
+    checkpoint_every: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +83,11 @@ class LearnerConfig:
         check_shares(self, "decay", "ema", "self_teacher")
         check_positive_shares(self, "1 is for whole texts", "roll_in_share", "roll_in_share_end")
         check_finite(self, "seed")
+        if not self.checkpoint_every >= 0:
+            raise ValueError(
+                f"checkpoint_every must be at least 0 minutes, got {self.checkpoint_every}; "
+                "infinity writes none between evaluations"
+            )
         for name, value in (("ema", self.ema), ("self_teacher", self.self_teacher)):
             if value == 1:
                 raise ValueError(

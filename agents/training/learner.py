@@ -19,13 +19,23 @@ from torch import Tensor, nn
 
 from textgen_agents.agent import Agent, first_companions
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import check_finite_logits, reference_loss
-from textgen_agents.rollouts.batches import batch_indices, example_lengths, generator_for, seed_of
+from textgen_agents.losses.objectives import reference_loss, remedy_of_loss
+from textgen_agents.rollouts.batches import (
+    batch_indices,
+    example_lengths,
+    generator_for,
+    rows_by_length,
+    seed_of,
+)
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.lengths import expected_lengths, shares_of
 from textgen_agents.rollouts.prefix_weights import with_prefix_weights
 from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
+    ANCHOR,
+    BEST,
+    LAST,
+    CheckpointClock,
     Counters,
     TrainingStopped,
     copy_weights,
@@ -135,6 +145,7 @@ class Learner:
         )
         self._agent = agent
         self._asked = env.expert.queries.tokens  # before training
+        self._checkpoint_clock = CheckpointClock(config.checkpoint_every)
 
     @property
     def agent(self) -> Agent:
@@ -156,16 +167,16 @@ class Learner:
     @property
     def last(self) -> Path:
         """Path of the checkpoint to resume from."""
-        return self.folder / "last.safetensors"
+        return self.folder / LAST
 
     @property
     def best(self) -> Path:
         """Path of the weights that were best on validation."""
-        return self.folder / "best.safetensors"
+        return self.folder / BEST
 
     def _ewc(self) -> EWC:
         """Return the anchor of the student as it was given, made once and kept in the folder."""
-        path, config = self.folder / "ewc.safetensors", self.config
+        path, config = self.folder / ANCHOR, self.config
         start, rows = time.perf_counter(), config.batch_size // config.accumulate
         with self.accelerator.main_process_first():
             if not path.exists():
@@ -206,9 +217,12 @@ class Learner:
                     log(self.counters.update, record)
             if self._due():
                 self._evaluate(evaluate, log, metric)
-            stopping = torch.tensor(is_stopping(), dtype=torch.int64, device=self.env.device)
-            if sum_of_processes(stopping, self.accelerator):
+            wishes = [int(is_stopping()), int(self._checkpoint_clock.is_due())]
+            asked = torch.tensor(wishes, device=self.env.device)
+            stopping, due = sum_of_processes(asked, self.accelerator).tolist()
+            if stopping or due:
                 self._save()
+            if stopping:
                 raise TrainingStopped
         return self.counters
 
@@ -283,15 +297,10 @@ class Learner:
         return f"{purpose} of process {self.accelerator.process_index}"
 
     def _batches(self, collected: LabelledBatch) -> Iterator[LabelledBatch]:
-        """Yield the batch of each update, as long as there are updates left.
-
-        Texts of similar length share a batch, because one long text widens all of it.
-        """
-        count, update = self.agent.batches_per_rollout, self.counters.update
-        lengths = collected.trajectories.mask.sum(1)
-        by_length = lengths.argsort(stable=True).view(count, -1)
-        generator = generator_for(self.config.seed, "pool", update)
-        for rows in by_length[torch.randperm(count, generator=generator)]:
+        """Yield the batch of each update, as long as there are updates left."""
+        count, lengths = self.agent.batches_per_rollout, collected.trajectories.mask.sum(1)
+        generator = generator_for(self.config.seed, "pool", self.counters.update)
+        for rows in rows_by_length(lengths, count, generator):
             if self.counters.update < self.config.updates:
                 yield collected.select(rows).trimmed(self.env.special)
 
@@ -305,9 +314,11 @@ class Learner:
         assert norm is not None, "clip_grad_norm_ returns the norm for every backend used here"
         loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            expert = self.env.expert if self.agent.needs_expert else None
+            remedy = remedy_of_loss(batch.trajectories, self.student, expert)
             raise TrainingError(
                 f"loss and gradient must be finite, got {loss_value} and {norm_value} at update "
-                f"{update}; the last good checkpoint is kept, {self._remedy(batch)}"
+                f"{update}; the last good checkpoint is kept, {remedy}"
             )
         rate = config.learning_rate_at(update)
         set_learning_rate(self.optimizer, rate)
@@ -334,24 +345,14 @@ class Learner:
             "student_share": written[Writer.STUDENT] / tokens,
             "expert_share": written[Writer.EXPERT] / tokens,
             "teacher_tokens": self.counters.teacher_tokens,
-            **self._constants(),
+            **(
+                {}
+                if self.counters.calibration is None
+                else {"calibration": self.counters.calibration}
+            ),
             **config.coefficients(update / config.updates),
             **self.agent.coefficients(update / config.updates),
         }
-
-    def _constants(self) -> Record:
-        """Return the constant that the agent has found, if there is one, to be logged."""
-        found = self.counters.calibration
-        return {} if found is None else {"calibration": found}
-
-    def _remedy(self, batch: LabelledBatch) -> str:
-        """Return the remedy of a loss that is not finite, by whose logits are not."""
-        expert = self.env.expert if self.agent.needs_expert else None
-        try:
-            check_finite_logits(batch.trajectories, self.student, expert)
-        except ValueError as error:
-            return str(error)
-        return "try a lower learning_rate"
 
     def _gather(self, values: Tensor) -> Tensor:
         """Return the (K,) values of all processes, each of which may have another number."""
@@ -381,6 +382,7 @@ class Learner:
 
     def _save(self) -> None:
         """Write a checkpoint of all processes."""
+        self._checkpoint_clock.restart()
         held = gather_object([self.buffer.state_dict()]) if self.buffer is not None else []
         if self.accelerator.is_main_process:
             save_checkpoint(

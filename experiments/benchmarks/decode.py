@@ -38,9 +38,9 @@ from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
-from textgen_experiments.runs.run_log import progress
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.progress import progress
 
 DECODE_RESULTS = "decode.json"
 TEXT_COLUMNS = ("model", "engine", "precision")

@@ -1,6 +1,7 @@
 """Quality, exposure bias and speed of several models side by side, on their task's test split."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.drafts import counts_as_draft
+from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
     RESULTS,
@@ -45,9 +47,12 @@ from textgen_experiments.evaluation.scores import (
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.lock import locked
+from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
-from textgen_experiments.runs.run_log import log_evaluation, progress
-from textgen_experiments.runs.train import NUM_SAMPLES, read_outcome
+from textgen_experiments.runs.progress import progress
+from textgen_experiments.runs.run_log import log_evaluation
+from textgen_experiments.runs.train import NUM_SAMPLES
 from textgen_experiments.runs.validation import warn_of_obstacle
 
 if TYPE_CHECKING:
@@ -117,12 +122,13 @@ def evaluate_runs(
     folders, baseline = options.runs, options.baseline
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
-    from textgen_experiments.evaluation.pareto import pareto_figure  # slow: imports matplotlib
-
     entries = _entries(folders, options.precision)
     offset, task = len(entries) - len(folders), entries[-1].task
     entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]
-    with progress("evaluating", total=len(entries) + 1 + len(folders)) as advance:
+    steps = len(entries) + 1 + len(folders)
+    with ExitStack() as locks, progress("evaluating", total=steps) as advance:
+        for folder in folders:
+            locks.enter_context(locked(folder))
         scored = []
         for entry in entries:
             texts = score_texts(entry, beam_size=options.beam_size, batch_size=options.batch_size)

@@ -1,11 +1,12 @@
 """Quality against decode speed: the Pareto front, and a picture for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, NamedTuple
 
 from textgen_experiments.evaluation.results import ResultRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to import
 
 COLOR, FRONT_COLOR = "#0072B2", "#D55E00"  # of Okabe and Ito, for all kinds of color vision
 
@@ -18,8 +19,10 @@ class Point(NamedTuple):
     error: float | None = None
 
 
-def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
+def pareto_figure(rows: Sequence[ResultRow]) -> "Figure":
     """Plot BLEU, with its 95 % interval, against tokens per second, and the Pareto front."""
+    from matplotlib.figure import Figure  # slow to import, and other commands do not need it
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     points = {

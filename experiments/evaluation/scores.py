@@ -23,9 +23,10 @@ from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import Run, RunError, read_config, read_record, write_text
+from textgen_experiments.runs.metrics import read_metrics
+from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.precisions import load_to_act
-from textgen_experiments.runs.run_log import METRICS
-from textgen_experiments.runs.train import Outcome, Show, read_outcome, train
+from textgen_experiments.runs.train import Show, train
 
 SCORES = "scores.json"
 
@@ -235,8 +236,7 @@ def mean_expert_share(folder: Path, agent: Agent) -> float | None:
     """
     if not agent.queries_while_writing:
         return None
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    figures = [json.loads(line).get("expert_share") for line in lines]
+    figures = [record.get("expert_share") for record in read_metrics(folder)]
     shares = [share for share in figures if share is not None]  # not at evaluations
     return statistics.mean(shares) if shares else None
 

@@ -22,7 +22,7 @@ from textgen_env.tasks.task import encode
 from textgen_experiments.models.formats import Format, extra, load_generator, save_as
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.folder import CONFIG, read_unchanged
-from textgen_experiments.runs.run_log import console
+from textgen_experiments.runs.progress import tell
 
 SENTENCES_PER_BATCH = 64
 
@@ -93,10 +93,9 @@ def export(options: ExportOptions) -> None:
                 f"{len(source)} sentences as {options.model} does, got {share:.1%}; if that is "
                 f"enough, set --least-same {math.floor(100 * share) / 100}"
             )
-    console.print(
+    tell(
         f"{options.folder}: {share:.1%} of {len(source)} sentences are written token for token as "
         f"by {options.model}, greedily",
-        soft_wrap=True,
     )
 
 

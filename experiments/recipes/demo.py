@@ -25,7 +25,7 @@ from textgen_experiments.recipes import configs
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.parallel import train_in_parallel
-from textgen_experiments.runs.run_log import console
+from textgen_experiments.runs.progress import tell
 
 SETTING = (
     "students begin with 3 + 2 of the teacher's 6 + 6 layers and see 4,000 pairs; imitkd and "
@@ -52,7 +52,7 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> None:
     """Train, evaluate, print the table, write `results.json` and `report.html`."""
-    console.print("five students, their scores and a report: minutes on two cores")
+    tell("five students, their scores and a report: minutes on two cores")
     rows = train_and_compare(
         demo_experiments(options.seed),
         options.output,
@@ -62,12 +62,11 @@ def demo(options: DemoOptions) -> None:
     )
     trained = [row for row in rows if (options.output / row.model).is_dir()]
     best = options.output / max(trained, key=lambda row: row.quality.bleu).model
-    console.print(
+    tell(
         f"best student: {best}\n"
         f"translate with it: echo 'Im Anfang schuf Gott den Himmel.' | textgen generate {best}\n"
         f"look at the runs: open {options.output / 'report.html'}, or tensorboard --logdir "
         f"{options.output}",
-        soft_wrap=True,
     )
 
 
@@ -121,6 +120,6 @@ def train_and_compare(
     task, rows = evaluate_runs(options, shipped)
     print_results(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
-    console.print(f"written to {output / RESULTS}", soft_wrap=True)
+    tell(f"written to {output / RESULTS}")
     report(page)
     return rows

@@ -32,15 +32,10 @@ from textgen_experiments.recipes import configs
 from textgen_experiments.runs.experiment import VERSES_TEACHER, agent_name
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
+from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
-from textgen_experiments.runs.run_log import console
-from textgen_experiments.runs.train import (
-    PREPARED,
-    Outcome,
-    read_outcome,
-    read_prepared,
-    train_with_bar,
-)
+from textgen_experiments.runs.progress import tell
+from textgen_experiments.runs.train import PREPARED, read_prepared, train_with_bar
 
 STUDENT_CARD = """\
 ---
@@ -140,11 +135,10 @@ def ship(options: DistillVersesOptions, kept: Path) -> None:
     write_text(
         folder / "README.md", _student_card(options, kept, outcome, speedups, (teacher, student))
     )
-    console.print(
+    tell(
         f"the student is in {folder}: BLEU {student.bleu:.1f}, its teacher {teacher.bleu:.1f}, "
         f"{speedups['bfloat16']:.1f} times as fast\n"
         f"translate with it: textgen generate {folder} < GERMAN.txt",
-        soft_wrap=True,
     )
 
 

@@ -31,8 +31,9 @@ from textgen_experiments.recipes.seed_table import (
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.factories import build_task
+from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.parallel import train_in_parallel
-from textgen_experiments.runs.train import read_outcome, train_with_bar
+from textgen_experiments.runs.train import train_with_bar
 
 SCRATCH, COPIED, UNSMOOTHED = "scratch", "copied", "unsmoothed"
 SETTINGS = {

@@ -45,8 +45,8 @@ from textgen_experiments.evaluation.results import RESULTS, write_json
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.factories import build_model, learning_env
+from textgen_experiments.runs.progress import progress, tell
 from textgen_experiments.runs.records import to_json
-from textgen_experiments.runs.run_log import console, progress
 
 COMPARED_AGENTS = (MLE(), ImitKD())
 AGENT_STYLES = {"mle": ("#D55E00", "s"), "imitkd": ("#0072B2", "o")}
@@ -120,7 +120,7 @@ def recovery(options: RecoveryOptions) -> None:
     content = {"options": to_json(options), "rows": [asdict(row) for row in rows]}
     write_json(options.output / RESULTS, content)
     draw_recovery(rows, options.output / "recovery.png")
-    console.print(f"written to {options.output}", soft_wrap=True)
+    tell(f"written to {options.output}")
 
 
 def recovery_rows(

@@ -16,8 +16,8 @@ from textgen_experiments.evaluation.results import RESULTS, write_json
 from textgen_experiments.evaluation.scores import ModelScores, read_scores
 from textgen_experiments.evaluation.tables import markdown_table, print_table
 from textgen_experiments.runs.folder import write_text
-from textgen_experiments.runs.run_log import console
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.progress import tell
 
 SIGNIFICANCE_LEVEL = 0.05
 BASELINE = "seqkd"  # the agent that others are compared with
@@ -190,4 +190,4 @@ def write_seed_tables(
     write_text(output / "tables.md", markdown_tables(tables, BASELINE))
     for title, rows in tables.items():
         print_seed_rows(title, rows, BASELINE)
-    console.print(f"written to {output}", soft_wrap=True)
+    tell(f"written to {output}")

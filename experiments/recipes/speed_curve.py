@@ -25,10 +25,11 @@ from textgen_experiments.reporting.charts import COLORS
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import write_text
+from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.parallel import train_in_parallel
 from textgen_experiments.runs.precisions import PRECISIONS, load_to_act
-from textgen_experiments.runs.run_log import console, progress
-from textgen_experiments.runs.train import PREPARED, Outcome, Show, train
+from textgen_experiments.runs.progress import progress, tell
+from textgen_experiments.runs.train import PREPARED, Show, train
 
 DROPOUT = 0.1
 COPIED = partial(TeacherLayers, dropout=DROPOUT)
@@ -94,7 +95,7 @@ def speed_curve(options: SpeedCurveOptions) -> None:
     write_text(options.output / "tables.md", text)
     draw_curve(points, options.output / "curve.png")
     print_table(title, list(cells[0]), [[*row.values()] for row in cells])
-    console.print(f"written to {options.output}", soft_wrap=True)
+    tell(f"written to {options.output}")
 
 
 def curve_runs(options: SpeedCurveOptions) -> dict[Path, Experiment]:

@@ -26,8 +26,9 @@ from textgen_experiments.recipes.seed_table import (
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
+from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.parallel import train_in_parallel
-from textgen_experiments.runs.train import PREPARED, Outcome, Show
+from textgen_experiments.runs.train import PREPARED, Show
 
 START = "start"  # in place of an agent's name: the common start of a seed
 

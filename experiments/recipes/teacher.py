@@ -17,8 +17,9 @@ from textgen_experiments.evaluation.results import write_json
 from textgen_experiments.recipes import configs
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import read_config, write_text
-from textgen_experiments.runs.run_log import console, progress
-from textgen_experiments.runs.train import Outcome, train_with_bar
+from textgen_experiments.runs.outcome import Outcome
+from textgen_experiments.runs.progress import progress, tell
+from textgen_experiments.runs.train import train_with_bar
 
 NUM_SAMPLE_PAIRS = 100  # the first test pairs, on which a test scores the shipped file again
 MODEL_CARD = """\
@@ -109,10 +110,9 @@ def teacher(options: TeacherOptions) -> None:
     }
     write_json(folder / "scores.json", scores)
     write_text(folder / "README.md", _card(options.output, outcome, training, greedy, beam))
-    console.print(
+    tell(
         f"the teacher is in {folder}: BLEU {greedy.bleu:.1f} greedy, {beam.bleu:.1f} beam 5 "
         f"({greedy.signature})",
-        soft_wrap=True,
     )
 
 

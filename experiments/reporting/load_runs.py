@@ -15,10 +15,9 @@ from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, S
 from textgen_experiments.reporting import schema
 from textgen_experiments.reporting.schema import Json
 from textgen_experiments.runs.experiment import agent_name
-from textgen_experiments.runs.folder import Run, RunError, read_unchanged
+from textgen_experiments.runs.folder import OUTCOME, Run, RunError, read_unchanged
+from textgen_experiments.runs.metrics import METRICS
 from textgen_experiments.runs.old_names import with_current_names
-from textgen_experiments.runs.run_log import METRICS
-from textgen_experiments.runs.train import OUTCOME
 
 
 @dataclass(frozen=True)

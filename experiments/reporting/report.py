@@ -11,7 +11,7 @@ from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.page import render
 from textgen_experiments.reporting.token_view import read_sentences
 from textgen_experiments.runs.folder import write_text
-from textgen_experiments.runs.run_log import console
+from textgen_experiments.runs.progress import tell
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ def report(options: ReportOptions) -> None:
     page = render(runs, read_sentences(runs, options.sentences))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.output, page)
-    console.print(f"written to {options.output}", soft_wrap=True)
+    tell(f"written to {options.output}")

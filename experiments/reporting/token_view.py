@@ -22,7 +22,7 @@ from textgen_experiments.evaluation.results import Sample
 from textgen_experiments.reporting.load_runs import ReportedRun
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import RunError
-from textgen_experiments.runs.run_log import progress
+from textgen_experiments.runs.progress import progress
 
 NUM_ALTERNATIVES = 5
 TEXTS_PER_BATCH = 64  # in one pass of the teacher

@@ -59,6 +59,8 @@ class Experiment:
         kept_labels_gb: most gigabytes on disk, while the run lasts, for a local teacher's answers
             about texts of the data, so that it is asked about each once and not in every epoch; at
             least 0, which keeps none.
+        keep_checkpoint: keep the last checkpoint of the finished run, so that it can go on to more
+            updates.
     """
 
     task: TaskConfig = field(default_factory=VersesConfig)
@@ -80,6 +82,7 @@ class Experiment:
     metric: Metric = "bleu"
     precision: Literal["float32", "bfloat16"] | None = None
     kept_labels_gb: float = 1.0
+    keep_checkpoint: bool = True
 
     def __post_init__(self) -> None:
         check_at_least(self, lora_rank=1, train_pairs=1, validation_pairs=1)

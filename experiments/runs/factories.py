@@ -14,7 +14,7 @@ from textgen_env.tasks.task import Task, TaskConfig, TextTask
 from textgen_env.tasks.train_subset import by_kind
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, SpecialTokens
-from textgen_experiments.runs.run_log import console
+from textgen_experiments.runs.progress import tell
 
 
 def build_task(config: TaskConfig, tokenizer: TextTokenizer | None) -> TextTask:
@@ -76,25 +76,22 @@ def num_parameters(model: Model) -> int:
 def report_dropped(task: TextTask) -> None:
     """Print how many pairs and sources there are and how many were left out, and why."""
     pairs, sources = by_kind(task.train)
-    console.print(
+    tell(
         f"{task.name}: {len(pairs):,} training, {len(task.validation):,} validation, "
         f"{len(task.test):,} test pairs",
-        soft_wrap=True,
     )
     if sources or task.repeated:
-        console.print(
+        tell(
             f"training sources without references: {len(sources):,}, and {len(task.repeated):,} "
             "that training pairs have too",
-            soft_wrap=True,
         )
     if task.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
-        console.print(f"left out: {reasons}", soft_wrap=True)
+        tell(f"left out: {reasons}")
     if task.rewritten:
-        console.print(
+        tell(
             f"references in another Unicode form than the tokenizer's: {task.rewritten:,}, "
             "scored in the tokenizer's",
-            soft_wrap=True,
         )
 
 
@@ -102,7 +99,6 @@ def report_examples(task: TextTask) -> None:
     """Print what the student learns from, if sources without references are among it."""
     pairs, sources = by_kind(task.train)
     if sources:
-        console.print(
+        tell(
             f"learned from: {len(pairs):,} pairs and {len(sources):,} sources without references",
-            soft_wrap=True,
         )

@@ -28,6 +28,9 @@ from textgen_experiments.runs.records import UnknownRecordError, from_json, to_j
 from textgen_experiments.runs.shipped import portable_name
 
 CONFIG = "config.json"
+OUTCOME = "outcome.json"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"  # held by the command that writes to the folder
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")
 BAD_CONTENT = (
     ValueError,
@@ -72,7 +75,7 @@ class Run:
 
 
 def contents(folder: Path) -> set[str]:
-    """Return the names in a run's folder, none if it is missing, without what a kill left half.
+    """Return the names in a run's folder, none if it is missing, without what a kill left.
 
     Raises:
         RunError: there is a file in its place.
@@ -81,7 +84,7 @@ def contents(folder: Path) -> set[str]:
         return set()
     if not folder.is_dir():
         raise RunError(f"{folder} must be a folder, got a file: choose another name")
-    return {path.name for path in folder.iterdir()} - {CONFIG + PARTIAL}
+    return {path.name for path in folder.iterdir()} - {CONFIG + PARTIAL, LOCK}
 
 
 def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
@@ -104,6 +107,19 @@ def write_config(folder: Path, run: Run, extra: Mapping[str, object]) -> None:
     }
     if used := plugins_of(run.experiment):
         content["plugins"] = used
+    write_text(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def change_config(folder: Path, experiment: Experiment) -> None:
+    """Write other settings to the run in `folder`, and keep the number of updates it had before.
+
+    Raises:
+        WriteError: the folder cannot be written.
+    """
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    before = content["experiment"]["learner"]["updates"]
+    content["experiment"] = to_json(experiment)
+    content["extended_after"] = [*content.get("extended_after", ()), before]
     write_text(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

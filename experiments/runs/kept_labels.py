@@ -18,7 +18,7 @@ from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
 from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import write_text
-from textgen_experiments.runs.run_log import console, progress
+from textgen_experiments.runs.progress import progress, tell
 
 HIDDEN_STATES = "kept_labels.bin"  # the teacher's hidden states
 DONE = "kept_labels.json"  # the queries for them, written when they are complete
@@ -97,8 +97,7 @@ def _ask_about_all(
         texts.write(folder / HIDDEN_STATES, model, rows, advance)
     asked = Queries(passes, texts.num_states, time.perf_counter() - start)
     write_text(folder / DONE, json.dumps(asdict(asked)) + "\n")
-    console.print(
+    tell(
         f"kept labels: the teacher's hidden states of {len(texts):,} texts, "
         f"{texts.num_bytes / 1e6:,.1f} MB in {folder / HIDDEN_STATES}",
-        soft_wrap=True,
     )

@@ -22,10 +22,12 @@ from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
-from textgen_experiments.runs.run_log import Bars, console
-from textgen_experiments.runs.train import Outcome, Show, train
+from textgen_experiments.runs.outcome import Outcome
+from textgen_experiments.runs.progress import RunsDisplay, be_quiet, progress_told_to, runs_display
+from textgen_experiments.runs.train import Show, train
 
-Report = tuple[str, int, Record]  # name of the run, update, figures
+Report = tuple[str, int, Record] | tuple[str, str]
+"""Name of a run, update and figures; or its name and how far its preparation is."""
 Work = Callable[[Experiment, Path, Show], Outcome]
 LOOK_EVERY = 0.2  # seconds
 
@@ -58,7 +60,7 @@ def train_in_parallel(
     initial = tuple(plugins), max(1, cores // workers), reports
     with (
         INTERRUPTS.awaited(),
-        Bars() as bars,
+        runs_display() as bars,
         ProcessPoolExecutor(workers, spawn, _begin, initial) as pool,
     ):
         before = active_children()
@@ -92,7 +94,7 @@ def _begin(plugins: Sequence[str], threads: int, reports: "Queue[Report]") -> No
     load_plugins(plugins)
     retain_freed_memory()
     torch.set_num_threads(min(threads, torch.get_num_threads()))
-    console.quiet = True
+    be_quiet()
 
 
 def _work(work: Work, experiment: Experiment, folder: Path) -> Outcome:
@@ -101,13 +103,19 @@ def _work(work: Work, experiment: Experiment, folder: Path) -> Outcome:
     def show(update: int, record: Record) -> None:
         _reports[0].put((folder.name, update, record))
 
+    def note(preparation: str) -> None:
+        _reports[0].put((folder.name, preparation))
+
     try:
-        return work(experiment, folder, show)
+        with progress_told_to(note):
+            return work(experiment, folder, show)
     except (TrainingStopped, KeyboardInterrupt):
         INTERRUPTS.end_silently()
 
 
-def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: Bars) -> None:
+def _watch(
+    running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: RunsDisplay
+) -> None:
     """Show the progress of the runs, until all are done, one fails or a signal comes."""
     waiting = set(running)
     while waiting:
@@ -115,7 +123,7 @@ def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", b
         if INTERRUPTS.is_stopping():
             raise TrainingStopped
         while not reports.empty():
-            bars.show(*reports.get())
+            _report(bars, reports.get())
         for run in done:
             outcome = run.result()
             bars.finish(
@@ -123,3 +131,12 @@ def _watch(running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", b
                 f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update}, "
                 f"{outcome.train_seconds:.0f} s",
             )
+
+
+def _report(bars: RunsDisplay, report: Report) -> None:
+    """Show what the process of a run has reported."""
+    match report:
+        case (title, update, record):
+            bars.show(title, update, record)
+        case (title, preparation):
+            bars.note(title, preparation)

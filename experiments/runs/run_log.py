@@ -1,29 +1,17 @@
-"""Log of a run: metrics.jsonl, TensorBoard and progress bars.
+"""Log of a run: metrics.jsonl and TensorBoard.
 
 The names of figures are listed in docs/figures_logged.md.
 """
 
 import html
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -31,15 +19,15 @@ from textgen_agents.training.learner import Record
 from textgen_env.files import naming_write_errors
 from textgen_env.tasks.lines import in_one_line
 from textgen_env.tasks.task import Pair
-from textgen_experiments.runs.folder import Leaf, write_text
+from textgen_experiments.runs.folder import Leaf
+from textgen_experiments.runs.metrics import METRICS, forget_after, metrics_line, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
-METRICS = "metrics.jsonl"  # a line for each update and each evaluation of a run
+BY_LINES = 1  # `open` writes each line as soon as it is whole
 CLOSE_SECONDS = 10.0  # that the end of a run waits for TensorBoard's writer
 STOPPED_SECONDS = 1.0  # the same for a run that an exception or a signal ends
-SMOOTHING = 0.98  # of the loss in the progress bar
 EVALUATION = ".evaluation"  # suffix of the events file that `evaluate` writes
 COMPARED = (
     "bleu",
@@ -52,97 +40,11 @@ COMPARED = (
     "speedup_vs_teacher",
 )
 """Figures of `evaluate` in TensorBoard's table of runs."""
-console = Console(stderr=True, markup=False, emoji=False)  # names are shown as they are
 
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]]")
 
 NamedTexts = Mapping[str, str | None]
 """Texts of one sample by name, such as "source"; None for a text that is missing."""
-
-
-class Bars:
-    """Progress bars with figures, one for each run, and one of all runs where there are several.
-
-    A bar is shown from its run's first update on, unless all are shown at once.
-    """
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-            console=console,
-        )
-        self.runs: dict[str, _BarState] = {}
-        self.all: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.progress.live.is_started:
-            self.progress.stop()
-
-    def add(self, title: str, updates: int) -> None:
-        """Add a bar for a run of `updates` updates."""
-        bar = self.progress.add_task(title, total=updates, figures="", visible=False)
-        self.runs[title] = _BarState(bar, updates)
-
-    def show_all(self) -> None:
-        """Show the bars of all runs, those that wait or prepare their data too, and their total."""
-        if len(self.runs) > 1:
-            total = sum(run.total for run in self.runs.values())
-            self.all = self.progress.add_task("all", total=total, figures="")
-        for run in self.runs.values():
-            self.progress.update(run.bar, visible=True, figures="waiting, or preparing its data")
-        self.progress.start()
-
-    def finish(self, title: str, summary: str) -> None:
-        """Replace a run's bar by a line with its summary."""
-        run = self.runs.pop(title)
-        if self.all is not None:  # a run may have been finished before
-            self.progress.advance(self.all, run.total - run.update)
-        self.progress.remove_task(run.bar)
-        console.print(f"{title}: {summary}", soft_wrap=True)
-
-    def show(self, title: str, update: int, record: Record) -> None:
-        """Show the figures of an update or of an evaluation."""
-        self.progress.start()
-        run = self.runs[title]
-        if "bleu" in record:
-            run.validation = record["bleu"]
-            return
-        last = record["loss"] if run.loss is None else run.loss
-        run.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
-        figures = run.figures(record)
-        if self.all is not None:
-            self.progress.advance(self.all, update - run.update)
-        run.update = update
-        self.progress.update(run.bar, completed=update, figures=figures, visible=True)
-
-
-@dataclass
-class _BarState:
-    """State of a bar: its length, the last update, the smoothed loss, the last validation BLEU."""
-
-    bar: TaskID
-    total: int
-    update: int = 0
-    loss: float | None = None
-    validation: float | None = None
-
-    def figures(self, record: Record) -> str:
-        """Return the figures of an update as text."""
-        parts = [f"loss {self.loss:.3f}"]
-        if "beta" in record:
-            parts.append(f"beta {record['beta']:.2f} student {record['student_share']:.0%}")
-        parts.append(f"lr {record['learning_rate']:.1e}")
-        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-        if self.validation is not None:
-            parts.append(f"BLEU {self.validation:.1f}")
-        return "  ".join(parts)
 
 
 class RunLog:
@@ -162,8 +64,8 @@ class RunLog:
         path = self.folder / METRICS
         with ExitStack() as opened, naming_write_errors(path):
             opened.enter_context(_quiet_threads())
-            _cut_after(path, self.done)
-            self.file = opened.enter_context(path.open("a", encoding="utf-8"))
+            forget_after(self.folder, self.done)
+            self.file = opened.enter_context(path.open("a", buffering=BY_LINES, encoding="utf-8"))
             self.tensorboard = SummaryWriter(self.folder, purge_step=self.done + 1)
             self._opened = opened.pop_all()
         return self
@@ -186,11 +88,10 @@ class RunLog:
         self.show(update, record)
 
     def _write(self, group: str, update: int, record: Record) -> None:
-        self.file.write(json.dumps({"update": update, **record}) + "\n")
+        self.file.write(metrics_line({"update": update, **record}))
         for name, value in record.items():
             self.tensorboard.add_scalar(f"{group}/{name}", value, update)
         if group == "validation":
-            self.file.flush()
             self.tensorboard.flush()
 
     def diagnostics(self, figures: Record) -> None:
@@ -203,8 +104,7 @@ class RunLog:
         Raises:
             ValueError: no evaluation after that update is in the file.
         """
-        for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in read_metrics(self.folder):
             if record["update"] == update and "bleu" in record:
                 return record["bleu"]
         raise ValueError(f"update must be one with an evaluation in {METRICS}, got {update}")
@@ -316,33 +216,3 @@ def _as_markdown(texts: NamedTexts) -> str:
 def _escaped(text: str) -> str:
     """Return `text` in one line that Markdown shows as it is."""
     return _MARKDOWN.sub(r"\\\g<0>", html.escape(in_one_line(text), quote=False))
-
-
-def _cut_after(path: Path, update: int) -> None:
-    """Remove the lines of updates after `update`, and a last line that was cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["update"] > update:
-            break
-        kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr; the function yielded advances it by one of `total`."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task(title, total=total)
-        yield lambda: bars.advance(bar)

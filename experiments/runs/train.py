@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,16 +11,21 @@ import torch
 
 from textgen_agents.evaluation.exposure_bias import written_by
 from textgen_agents.evaluation.exposure_report import TeacherTexts, measure_exposure_bias
-from textgen_agents.training.checkpoint import Counters, load_tensors, save_atomically
+from textgen_agents.training.checkpoint import (
+    Counters,
+    discard_checkpoints,
+    load_tensors,
+    save_atomically,
+)
 from textgen_agents.training.distributed import num_slots, this_device, this_process
 from textgen_agents.training.learner import Learner, Record
 from textgen_agents.training.regularizers import References
 from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
-from textgen_env.files import remove_leftovers
+from textgen_env.generation.decoded_rows import decoded_rows_told_to
 from textgen_env.generation.decoding import logits_from
-from textgen_env.models.acceleration.precision import measure_precision, onednn_float32
+from textgen_env.models.acceleration.precision import onednn_float32
 from textgen_env.models.storage import Model, save_model
 from textgen_env.tasks.prompts import with_expert_prompts
 from textgen_env.tasks.task import TextTask, encode
@@ -33,22 +38,15 @@ from textgen_experiments.runs.factories import (
     report_dropped,
     report_examples,
 )
-from textgen_experiments.runs.folder import (
-    CONFIG,
-    Run,
-    RunError,
-    contents,
-    flat,
-    read_config,
-    read_record,
-    write_config,
-    write_text,
-)
+from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, Run, flat, write_text
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
-from textgen_experiments.runs.outside import check_unchanged, outside_digests
+from textgen_experiments.runs.lock import locked
+from textgen_experiments.runs.outcome import Outcome, read_outcome
+from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
-from textgen_experiments.runs.run_log import Bars, RunLog, console
+from textgen_experiments.runs.resume import check_is_run, start_or_resume
+from textgen_experiments.runs.run_log import RunLog
 from textgen_experiments.runs.setup import (
     Tokenizers,
     build_expert,
@@ -61,37 +59,10 @@ from textgen_experiments.runs.setup import (
 )
 from textgen_experiments.runs.validation import Validation
 
-CHECKPOINTS = "checkpoints"
-OUTCOME = "outcome.json"
 PREPARED = "prepared.safetensors"  # the agent's training data, and the queries for it
 NUM_SAMPLES = 3  # translations logged as text at each evaluation
 DIAGNOSTIC_PAIRS = 16  # validation pairs for the diagnostics at each evaluation: few, to be fast
 DIAGNOSTIC_SHARES = (0.5,)  # of a text by the student before the teacher completes it
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Results that a finished run reports.
-
-    Attributes:
-        validation_bleu: sacreBLEU of the weights kept.
-        best_update: the update they are from.
-        train_seconds: rollouts, labels, updates, and the expert's texts and kept labels of before
-            training; evaluation left out.
-        teacher_tokens_queried: states at which the expert was asked, in preparation and training;
-            one whose label is kept counts once.
-        train_pairs: training pairs with references that the student was trained on.
-        test_pairs: pairs of the test split.
-        train_sources: training sources without references that it was trained on.
-    """
-
-    validation_bleu: float
-    best_update: int
-    train_seconds: float
-    teacher_tokens_queried: int
-    train_pairs: int
-    test_pairs: int
-    train_sources: int = 0  # of runs before they were counted
 
 
 Show = Callable[[int, Record], None]
@@ -99,8 +70,8 @@ Show = Callable[[int, Record], None]
 
 
 def train_with_bar(experiment: Experiment, folder: Path, prepared: Path | None = None) -> Outcome:
-    """Train as `train` does, with a progress bar."""
-    with Bars() as bars:
+    """Train as `train` does, and show the progress."""
+    with runs_display() as bars:
         bars.add(folder.name, experiment.learner.updates)
         return train(experiment, folder, partial(bars.show, folder.name), prepared)
 
@@ -135,6 +106,20 @@ def train(
     if start is not None:
         experiment = replace(experiment, student=start.config)
     num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
+    check_is_run(folder)
+    with locked(folder) if this_process().is_main_process else nullcontext():
+        return _train_in(folder, experiment, start, tokenizers, show, prepared)
+
+
+def _train_in(
+    folder: Path,
+    experiment: Experiment,
+    start: Model | None,
+    tokenizers: Tokenizers,
+    show: Show,
+    prepared: Path | None,
+) -> Outcome:
+    """Begin, resume or extend the run in `folder`, which no other command writes to."""
     with this_process().main_process_first():
         run = start_or_resume(experiment, folder)
         own = folder / PREPARED
@@ -143,8 +128,11 @@ def train(
     if not (folder / OUTCOME).exists():
         with onednn_float32(run.onednn):
             _train(run, start, tokenizers, folder, show)
+    elif this_process().is_main_process:
+        tell(f"nothing is left to do in {folder}")
     if this_process().is_main_process:
         discard_kept_labels(folder)
+        discard_checkpoints(folder / CHECKPOINTS, keep_last=run.experiment.keep_checkpoint)
     return read_outcome(folder)
 
 
@@ -200,8 +188,9 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
             outcome["validation_bleu"] = judge.bleu_of(learner.counters, log)
             log.finish(flat(to_json(experiment)), outcome)
     if process.is_main_process:
-        student.load_state_dict(load_tensors(learner.best)[0])
-        save_model(student, folder / "model", task.tokenizer)
+        if learner.best.exists():  # else no update of an extended run was better
+            student.load_state_dict(load_tensors(learner.best)[0])
+            save_model(student, folder / "model", task.tokenizer)
         write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     process.wait_for_everyone()
 
@@ -264,80 +253,6 @@ def read_prepared(path: Path) -> tuple[Examples, Queries]:
     return Examples(**prepared), Queries(**json.loads(metadata["queries"]))
 
 
-def read_outcome(folder: Path) -> Outcome:
-    """Return the results that the finished run in `folder` reported.
-
-    Raises:
-        RunError: it is not finished, or the file cannot be understood.
-    """
-    path = folder / OUTCOME
-    if not path.is_file():
-        raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
-    return read_record(path, Outcome)
-
-
-def start_or_resume(experiment: Experiment, folder: Path) -> Run:
-    """Return the run's configuration: read from its folder, or decided now and written there.
-
-    A run that holds nothing but its configuration, because its settings or its files were refused,
-    is replaced where these are others now.
-
-    Raises:
-        RunError: the folder holds a run with other settings, or anything that is not a run's.
-        ChangedFileError: a file that the run began with has other content now.
-    """
-    content = contents(folder)
-    if (folder / CONFIG).exists():
-        run, has_begun = read_config(folder), content != {CONFIG}
-        if _can_resume(run, experiment, folder, has_begun=has_begun):
-            if this_process().is_main_process:
-                for written in (folder, folder / CHECKPOINTS):
-                    remove_leftovers(written)
-            return replace(run, experiment=experiment)  # a server may have moved
-        if has_begun:
-            raise RunError(
-                f"{folder} must hold a run with these settings to be resumed, got a run with "
-                f"others ({_difference(run.experiment, experiment)}): choose another folder"
-            )
-    elif content:
-        raise RunError(
-            f"{folder} must be missing, empty or the folder of a run, got one with {min(content)} "
-            f"and without {CONFIG}: choose another folder"
-        )
-    precision = measure_precision(experiment.student.width, device=this_device())
-    dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
-    run = Run(experiment, dtype, precision.onednn, digests)
-    write_config(folder, run, {"precision_measurement": asdict(precision)})
-    console.print(
-        f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "
-        f"{precision.bfloat16:.0f} GFLOP/s)"
-    )
-    return run
-
-
-def _can_resume(run: Run, experiment: Experiment, folder: Path, *, has_begun: bool) -> bool:
-    """Return True if the run in `folder` is of `experiment` and of the files that are there now.
-
-    Raises:
-        ChangedFileError: the run has begun, and a file of it has other content now.
-    """
-    if run.experiment != experiment:
-        return False
-    if not has_begun:
-        return run.digests == outside_digests(experiment)
-    check_unchanged(folder, experiment, run.digests)
-    return True
-
-
-def _difference(old: Experiment, new: Experiment) -> str:
-    """Return the first field in which two experiments differ, with both values."""
-    for field in fields(Experiment):
-        before, after = getattr(old, field.name), getattr(new, field.name)
-        if before != after:
-            return f"{field.name}: {before} there, {after} here"
-    return "none"
-
-
 def _prepare(
     experiment: Experiment, task: TextTask, expert: Expert, path: Path
 ) -> tuple[Examples, Queries]:
@@ -348,7 +263,8 @@ def _prepare(
     if isinstance(expert, CrossTokenizerExpert):
         views = expert.view([pair.expert_view for pair in task.train])
         pairs = replace(pairs, expert_source=views)
-    with console.status("the expert writes the training data"):
+    prepares = progress("the expert writes the training data", len(task.train))
+    with prepares as advance, decoded_rows_told_to(advance):
         examples = experiment.agent.prepare(pairs.to(this_device()), expert, task.max_target_length)
     asked = expert.queries
     save_atomically(path, tensors(examples), {"queries": json.dumps(asdict(asked))})

@@ -12,7 +12,8 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, references_of
 from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import Experiment, Metric
-from textgen_experiments.runs.run_log import RunLog, console
+from textgen_experiments.runs.progress import tell
+from textgen_experiments.runs.run_log import RunLog
 
 FIGURES: dict[Metric, str] = {
     "bleu": "bleu",
@@ -66,9 +67,7 @@ class Validation:
 
     def describe(self) -> None:
         """Print by which score the best weights are kept, and warn if it stays 0."""
-        console.print(
-            f"best weights by {self.metric}; BLEU is {bleu_signature(self.language)}", markup=False
-        )
+        tell(f"best weights by {self.metric}; BLEU is {bleu_signature(self.language)}")
         _warn(self.obstacle)
 
     def scores(self, hypotheses: Sequence[str]) -> dict[str, float]:
@@ -115,4 +114,4 @@ def warn_of_obstacle(pairs: Sequence[Pair], language: str | None) -> None:
 
 def _warn(message: str | None) -> None:
     if message is not None:
-        console.print(f"warning: {message}", markup=False)
+        tell(f"warning: {message}")

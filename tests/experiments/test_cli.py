@@ -1,21 +1,20 @@
 import io
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 import textgen_experiments.runs.setup
 from textgen_agents import AGENTS
 from textgen_env.models.storage import load_model
 from textgen_experiments import cli
-from textgen_experiments.cli import TrainOptions, main
-from textgen_experiments.evaluation.evaluate import EvaluateOptions
-from textgen_experiments.recipes.recovery import RecoveryOptions
-from textgen_experiments.recipes.study import StudyOptions
+from textgen_experiments.cli import main
+from textgen_experiments.command_line.commands import Command
+from textgen_experiments.runs import progress
 from textgen_experiments.runs.interrupts import Interrupts
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.outcome import read_outcome
 
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4"]
 SMALL = ["--student.width", "16", "--learner.batch-size", "4", "--learner.evaluate-every", "2"]
@@ -81,7 +80,7 @@ def test_a_student_starts_from_no_model_with_another_tokenizer(teacher_run, tmp_
     capsys.readouterr()
     models = ["--teacher", str(other / "model"), "--student-init", start]
     line = complaint(capsys, "train", *COPY, *SIZES, *models, "--output", str(tmp_path / "run"))
-    assert "student_init must have the teacher's tokenizer" in line
+    assert "--student-init must have the teacher's tokenizer" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -110,7 +109,7 @@ def test_a_student_is_held_to_the_data_and_to_where_it_started(teacher_run, tmp_
 def test_where_it_started_must_be_given(teacher_run, tmp_path, capsys):
     options = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.ewc-weight", "2"]
     line = complaint(capsys, "train", *options, "--output", str(tmp_path / "run"))
-    assert "student_init must be given where ewc_weight is not 0" in line
+    assert "--student-init must be given where --learner.ewc-weight is not 0" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -118,32 +117,25 @@ def test_a_teacher_is_not_asked_for_more_tokens_than_it_has(teacher_run, tmp_pat
     options = ["--agent", "skd", "--teacher", str(teacher_run / "model")]
     with pytest.raises(SystemExit):
         train(tmp_path, *options)
-    line = "textgen: k must be at most 11, the size of the teacher's vocabulary, got 25: lower it\n"
-    assert capsys.readouterr().err.endswith(line)
+    line = "textgen: --agent.k must be at most 11, the size of the teacher's vocabulary, got 25"
+    assert capsys.readouterr().err.endswith(f"{line}: lower it\n")
     assert not (tmp_path / "prepared.safetensors").exists()
     train(tmp_path, *options, "--agent.k", "3")  # its folder is free
     assert read_outcome(tmp_path).best_update > 0
 
 
 @pytest.mark.parametrize(
-    ("kind", "goes_on"),
-    [
-        (TrainOptions, True),
-        (StudyOptions, True),
-        (RecoveryOptions, False),
-        (EvaluateOptions, False),
-    ],
+    ("name", "goes_on"),
+    [("train", True), ("study", True), ("recovery", False), ("evaluate", False)],
 )
-def test_the_message_on_a_stop_says_whether_the_command_resumes(capfd, monkeypatch, kind, goes_on):
+def test_the_message_on_a_stop_says_whether_the_command_resumes(capfd, monkeypatch, name, goes_on):
     def stop(options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "INTERRUPTS", Interrupts())
-
-    monkeypatch.setattr(cli, "parse", lambda arguments: object.__new__(kind))
-    commands = [replace(command, run=stop) for command in cli.COMMANDS]
-    monkeypatch.setattr(cli, "COMMANDS", commands)
-    line = complaint(capfd, "whatever", code=130)
+    monkeypatch.setattr(cli, "parse", lambda words: None)
+    monkeypatch.setattr(Command, "load_function", lambda self: stop)
+    line = complaint(capfd, name, code=130)
     assert line.startswith("textgen: stopped")
     assert ("the same command goes on from the last checkpoint" in line) == goes_on
 
@@ -179,7 +171,7 @@ def test_no_training_pairs_are_not_all_of_them(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["train", *options, "--output", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert "train_pairs must be at least 1 or None, got 0" in capsys.readouterr().err
+    assert "--train-pairs must be at least 1 or None, got 0" in capsys.readouterr().err
 
 
 def test_benchmark_prints_the_fraction_of_the_floor(teacher_run, capsys):
@@ -195,6 +187,24 @@ def test_benchmark_env_prints_every_comparison(teacher_run, capsys):
         assert name in shown
 
 
+def test_a_quiet_training_says_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "console", Console(stderr=True))
+    train(tmp_path / "run", "--agent", "mle", "--quiet", "--threads", "1", updates=1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_training_ends_with_its_score_and_what_comes_next(tmp_path, capsys):
+    train(tmp_path / "run", "--agent", "mle", updates=2)
+    *progressed, score, test, write, longer = capsys.readouterr().err.splitlines()
+    outcome = read_outcome(tmp_path / "run")
+    shown = f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update} of 2"
+    assert f"is finished: {shown}, whose weights are in {tmp_path / 'run' / 'model'}" in score
+    assert f"textgen evaluate {tmp_path / 'run'}" in test
+    assert f"textgen generate {tmp_path / 'run'}" in write
+    assert "--learner.updates" in longer
+    assert any(line.startswith("run: 2/2  loss ") for line in progressed)
+
+
 def test_a_finished_run_is_not_run_again(teacher_run):
     before = (teacher_run / "metrics.jsonl").stat().st_mtime_ns
     train(teacher_run, "--agent", "mle")
@@ -202,9 +212,9 @@ def test_a_finished_run_is_not_run_again(teacher_run):
 
 
 def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
-    arguments = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.updates", "4"]
+    arguments = [*COPY, *SIZES, *SMALL, "--agent", "mle", "--learner.updates", "2"]
     line = complaint(capsys, "train", *arguments, "--output", str(teacher_run))
-    assert "learner" in line
+    assert "got --learner.updates 2 where it has 3:" in line
     assert "choose another folder" in line
 
 
@@ -218,26 +228,41 @@ def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
         (["train", "--output", "x", "--learner.updates", "0"], "updates must be at least 1"),
         (
             ["train", "--output", "x", "--validation-pairs", "-1"],
-            "validation_pairs must be at least 1, got -1",
+            "--validation-pairs must be at least 1, got -1",
         ),
         (
             ["train", "--output", "x", "--student", "transformer", "--student.num-heads", "0"],
-            "num_heads must be at least 1, got 0",
+            "--student.num-heads must be at least 1, got 0",
         ),
         (
             ["train", "--output", "x", "--agent", "skd", "--agent.sampling.temperature", "inf"],
             "temperature must be finite and above 0, got inf",
         ),
-        (["train"], "--output"),
+        (["train"], "textgen train needs --output PATH the run's folder."),
+        (
+            ["train", "--output", "x", "--task", "text"],
+            "--task.train must be given for --task text",
+        ),
+        (
+            ["train", "--output", "x", "--task=hub"],
+            "--task.path must be given for --task hub",
+        ),
+        (["train", "--output", "x", "y"], "textgen train takes fewer words, got further y (see"),
+        (["train", "--output", "x", "--agent", "imitkd_ful"], "perhaps you meant imitkd_full (see"),
+        (["train", "--output", "x", "--agent.k", "1"], "is an option of textgen train --agent skd"),
+        (
+            ["train", "--output", "x", "--learner.batch-size", "x"],
+            "--learner.batch-size must be a whole number, got 'x'",
+        ),
         (["evaluate", "nowhere"], "nowhere"),
         (["evaluate"], "runs must be"),
         (["generate", "nowhere"], "nowhere"),
-        (["evaluate", "x", "--beam-size", "0"], "beam_size must be at least 1, got 0"),
-        (["evaluate", "x", "--beam-size", "-3"], "beam_size must be at least 1, got -3"),
-        (["evaluate", "x", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
-        (["generate", "x", "--beam-size", "0"], "beam_size must be at least 1, got 0"),
-        (["generate", "x", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
-        (["generate", "x", "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
+        (["evaluate", "x", "--beam-size", "0"], "--beam-size must be at least 1, got 0"),
+        (["evaluate", "x", "--beam-size", "-3"], "--beam-size must be at least 1, got -3"),
+        (["evaluate", "x", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["generate", "x", "--beam-size", "0"], "--beam-size must be at least 1, got 0"),
+        (["generate", "x", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["generate", "x", "--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments, expected, capsys, tmp_path, monkeypatch):

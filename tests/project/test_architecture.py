@@ -90,6 +90,8 @@ CONFINED = {
         f"experiments/{name}.py"
         for name in (
             "cli",
+            "command_line/commands",
+            "command_line/train",
             "benchmarks/step_floor",
             "benchmarks/decode",
             "benchmarks/env",

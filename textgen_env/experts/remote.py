@@ -22,6 +22,7 @@ from textgen_env.experts.completions_client import Completion, CompletionsClient
 from textgen_env.experts.expert import Expert, ExpertError
 from textgen_env.experts.label_cache import LabelCache
 from textgen_env.experts.top_k import TopK
+from textgen_env.generation.decoded_rows import note_decoded
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tokenizers.subword import TextTokenizer
@@ -254,11 +255,13 @@ class RemoteExpert(Expert):
         known = self.cache.get(keys)
         missing = {key: row for row, key in enumerate(keys) if key not in known}
         rows = list(missing.values())
+        note_decoded(len(keys) - len(rows))
         for begin in range(0, len(rows), self.batch_size):
             batch = rows[begin : begin + self.batch_size]
             fresh = {keys[row]: answer for row, answer in zip(batch, request(batch), strict=True)}
             self.cache.put(fresh)
             known |= fresh
+            note_decoded(len(batch))
         return [known[key] for key in keys]
 
     def _key(self, query: list[object], prompt: Prompt) -> bytes:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from textgen_env.generation.decoded_rows import note_decoded
 from textgen_env.generation.sampling import Sampling, candidates, sample_tokens
 from textgen_env.models.cache_ops import host_sync_is_free
 from textgen_env.models.layers import check_source
@@ -227,6 +228,7 @@ def decode_all(
         rows = order[start : start + batch_size]
         longest = max(1, int(length[rows[0]]))
         batches.append(decoder(model, source[rows, :longest], max_steps))
+        note_decoded(len(rows))
     return torch.cat(batches)[order.argsort()] if batches else source.new_empty(0, max_steps)
 
 

@@ -8,9 +8,12 @@ import textgen_agents.training.checkpoint
 from textgen_agents.losses.labels import LabelledBatch, Top1
 from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.training.checkpoint import (
+    CheckpointClock,
     CheckpointError,
     Counters,
+    discard_checkpoints,
     load_checkpoint,
+    read_counters,
     save_checkpoint,
 )
 from textgen_env.experts.expert import NeuralExpert
@@ -100,6 +103,37 @@ def test_a_run_without_updates_and_without_a_best_is_saved(path):
     model, optimizer = make_trained(seed=0, updates=0)
     save_checkpoint(path, model, optimizer, Counters())
     assert load_checkpoint(path, model, optimizer) == Counters()
+
+
+def test_the_progress_of_a_run_is_read_without_its_weights(saved):
+    path, _ = saved
+    assert read_counters(path) == COUNTERS
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="delete the run's folder"):
+        read_counters(path)
+
+
+@pytest.mark.parametrize(("keep_last", "left"), [(True, {"last.safetensors"}), (False, set())])
+def test_a_finished_run_keeps_one_checkpoint_or_none(tmp_path, keep_last, left):
+    folder = tmp_path / "checkpoints"
+    discard_checkpoints(folder, keep_last=keep_last)  # there is none yet
+    folder.mkdir()
+    for name in ("last", "best", "ewc"):
+        (folder / f"{name}.safetensors").touch()
+    discard_checkpoints(folder, keep_last=keep_last)
+    assert folder.exists() == bool(left)
+    assert {path.name for path in folder.glob("*")} == left
+
+
+@pytest.mark.parametrize(("minutes", "due"), [(0, True), (1.5, True), (1.6, False)])
+def test_a_checkpoint_is_due_after_some_minutes(monkeypatch, minutes, due):
+    now = [100.0]
+    monkeypatch.setattr(textgen_agents.training.checkpoint.time, "monotonic", lambda: now[0])
+    clock = CheckpointClock(minutes)
+    now[0] += 90
+    assert clock.is_due() == due
+    clock.restart()
+    assert clock.is_due() == (minutes == 0)
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ def test_the_rate_is_positive_and_never_above_its_highest(warmup, decay):
         ({"updates": 0}, "updates must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"checkpoint_every": -1.0}, "checkpoint_every must be at least 0 minutes, got -1.0"),
         ({"batch_size": 6, "accumulate": 4}, r"accumulate must divide batch_size \(6\), got 4"),
         ({"decay": 1.5}, r"decay must be in \[0, 1\] or None, got 1.5"),
     ],
@@ -317,6 +318,20 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(make_learner, agent):
     assert_same_bits(weights_of(stopped.student), weights_of(unbroken.student))
     assert_same_bits(load_file(stopped.last), load_file(unbroken.last))
     assert replace(counters, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+def test_checkpoints_by_time_change_nothing(make_learner):
+    agent = DAgger(capacity=40, batches_per_rollout=2)
+    often = replace(CONFIG, checkpoint_every=0.0)
+    unbroken = make_learner(agent, folder="a")
+    unbroken.train(no_score, Log())
+    with pytest.raises(StoppedError):
+        make_learner(agent, folder="b", config=often).train(no_score, Log(7))
+    resumed = make_learner(agent, folder="b", config=often, seed=7)
+    assert resumed.counters.update == 6
+    resumed.train(no_score, Log())
+    assert_same_bits(weights_of(resumed.student), weights_of(unbroken.student))
+    assert_same_bits(load_file(resumed.last), load_file(unbroken.last))
 
 
 def test_without_its_buffer_a_run_does_not_go_on(make_learner):

@@ -186,7 +186,7 @@ def test_memory_of_a_compiler_is_not_counted():
         (["--engines", "compiled", "--precisions", "int8"], "precisions must have one of compiled"),
         (["--engines", "vllm"], "vllm"),
         (["--rounds", "0"], "rounds must be at least 1"),
-        (["--batch-sizes", "4", "0"], "batch_sizes must be at least 1"),
+        (["--batch-sizes", "4", "0"], "--batch-sizes must be at least 1"),
         (["--sentences", "0"], "sentences must be at least 1"),
     ],
 )

@@ -24,8 +24,8 @@ from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, ResultRow
 from textgen_experiments.evaluation.scores import EvaluatedModel, score_texts
 from textgen_experiments.evaluation.timing import Speed
+from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.run_log import COMPARED
-from textgen_experiments.runs.train import Outcome
 
 SIZES = ["--task.num-train", "40", "--task.num-validation", "8", "--task.num-test", "12"]
 COPY = ["--task", "copy", "--task.num-words", "8", "--task.max-length", "4", *SIZES]
@@ -358,7 +358,7 @@ def test_names_in_the_picture_are_not_read_as_formulas():
 
 def test_a_baseline_that_is_none_of_the_runs_is_refused(runs, capsys):
     line = complaint(capsys, "evaluate", runs / "mle", "--baseline", runs / "word_kd")
-    assert "baseline must be one of the runs" in line
+    assert "--baseline must be one of the runs" in line
 
 
 def test_an_empty_folder_is_no_run(tmp_path, capsys):
@@ -435,7 +435,7 @@ def test_a_checkpoint_cut_short_is_found_and_named(copied, capsys, file):
     """Resuming a run reads its checkpoint."""
     folder = copied("mle")
     (folder / "outcome.json").unlink()
-    whole = (folder / file).read_bytes()
+    whole = (folder / "checkpoints" / "last.safetensors").read_bytes()
     (folder / file).write_bytes(whole[:-10])
     teacher = load_teacher(folder)
     command = ["train", *COPY, *SMALL, "--learner.updates", "4", "--agent", "mle", *teacher]

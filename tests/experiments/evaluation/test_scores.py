@@ -5,7 +5,7 @@ import pytest
 from textgen_agents.mle import MLE
 from textgen_agents.switch import Switch
 from textgen_experiments.evaluation.scores import mean_expert_share
-from textgen_experiments.runs.run_log import METRICS
+from textgen_experiments.runs.metrics import METRICS
 
 UPDATES = [{"update": 1, "loss": 2.0}, {"update": 2, "loss": 1.0}]
 

@@ -149,7 +149,7 @@ def test_an_export_that_writes_something_else_is_not_left(run, tmp_path, capsys,
         (["--format", "hf", "--precision", "int8"], "precision must be float32 for format hf"),
         (["--format", "onnx"], "onnx"),
         (["--format", "hf", "--sentences", "0"], "sentences must be at least 1"),
-        (["--format", "hf", "--least-same", "99"], "least_same must be in"),
+        (["--format", "hf", "--least-same", "99"], "--least-same must be in"),
         ([], "--format"),
     ],
 )

@@ -11,7 +11,8 @@ from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_experiments.recipes import configs, distill_verses
 from textgen_experiments.recipes.distill_verses import DistillVersesOptions
 from textgen_experiments.runs.folder import read_config
-from textgen_experiments.runs.train import PREPARED, read_outcome, read_prepared
+from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.train import PREPARED, read_prepared
 
 
 @pytest.fixture

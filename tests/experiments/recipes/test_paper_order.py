@@ -10,7 +10,7 @@ from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_experiments.recipes import configs, paper_order
 from textgen_experiments.recipes.paper_order import PaperOrderOptions, order_runs
 from textgen_experiments.runs.folder import read_config
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.outcome import read_outcome
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from textgen_env.tasks.task import Pair
 from textgen_experiments.evaluation.scores import SCORES, ModelScores
 from textgen_experiments.recipes.seed_table import markdown_tables, seed_cells, seed_row
-from textgen_experiments.runs.folder import RunError
-from textgen_experiments.runs.train import OUTCOME, Outcome
+from textgen_experiments.runs.folder import OUTCOME, RunError
+from textgen_experiments.runs.outcome import Outcome
 
 SENTENCE = "one two three four five six"
 SCORED = ModelScores(

@@ -80,4 +80,4 @@ def test_the_command_line_takes_the_settings_of_a_mixture(tmp_path):
 def test_the_command_line_says_who_has_no_such_part(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(["train", "--output", str(tmp_path), "--agent", "mle", "--schedule", "linear"])
-    assert "textgen: schedule must be left out for mle" in capsys.readouterr().err
+    assert "textgen: --schedule must be left out for mle" in capsys.readouterr().err

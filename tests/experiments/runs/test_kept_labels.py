@@ -26,7 +26,8 @@ from textgen_env.tasks.task import encode
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import read_config
 from textgen_experiments.runs.kept_labels import expected_visits, with_kept_labels
-from textgen_experiments.runs.train import read_outcome, train
+from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.train import train
 
 FILES = {"kept_labels.bin", "kept_labels.json"}
 

@@ -22,7 +22,7 @@ from textgen_env.tasks.verses import VersesConfig
 from textgen_experiments.cli import main
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.outside import ChangedFileError, outside_digests
-from textgen_experiments.runs.train import start_or_resume
+from textgen_experiments.runs.resume import start_or_resume
 
 TEACHER = RecurrentConfig(vocab_size=12, width=8)
 

@@ -19,8 +19,9 @@ from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.interrupts import GOES_ON
+from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.parallel import train_in_parallel
-from textgen_experiments.runs.train import read_outcome, train
+from textgen_experiments.runs.train import train
 
 EXPERIMENT = Experiment(
     task=CopyConfig(num_words=8, max_length=4, num_train=32, num_validation=4, num_test=4),

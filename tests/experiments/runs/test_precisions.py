@@ -67,4 +67,4 @@ def test_a_precision_that_a_model_has_not_is_one_line(tmp_path, capsys):
     assert stop.value.code == 2
     *_, line = capsys.readouterr().err.splitlines()  # after the bar of `transformers`
     assert line.startswith("textgen: ")
-    assert "precision must be float32 or bfloat16 for a pretrained model, got int8: " in line
+    assert "--precision must be float32 or bfloat16 for a pretrained model, got int8: " in line

@@ -90,7 +90,7 @@ def without_times(record):
 
 def test_a_killed_run_ends_as_the_run_that_was_never_stopped(unbroken_and_resumed):
     unbroken, resumed = unbroken_and_resumed
-    for file in ("model/model.safetensors", "checkpoints/best.safetensors", "prepared.safetensors"):
+    for file in ("model/model.safetensors", "checkpoints/last.safetensors", "prepared.safetensors"):
         assert (resumed / file).read_bytes() == (unbroken / file).read_bytes(), file
     updates = [record["update"] for record in records(resumed) if "loss" in record]
     assert updates == list(range(1, UPDATES + 1))

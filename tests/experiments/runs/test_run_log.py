@@ -8,7 +8,6 @@ import queue
 import re
 import threading
 import time
-from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 
@@ -19,11 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from textgen_env.files import WriteError
 from textgen_env.tasks.task import Pair
 from textgen_experiments.runs import run_log
-from textgen_experiments.runs.factories import report_dropped
 from textgen_experiments.runs.folder import flat
-from textgen_experiments.runs.run_log import Bars, RunLog, progress
+from textgen_experiments.runs.run_log import RunLog
 
-NAMES = ["[/de]", "[lr=1]x", "[bold]a[/bold]", ":snake:", "back\\[red]\\", "{task.total}"]
 PACKAGES = [Path(__file__).parents[3] / name for name in ("textgen_env", "agents", "experiments")]
 
 
@@ -89,26 +86,16 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten_everywhere(t
     assert scalars(tmp_path, "validation/student_prefix_agreement") == [(2, 0.2), (4, 0.4)]
 
 
+def test_each_line_is_in_the_file_once_it_is_logged(tmp_path, shown):
+    with RunLog(tmp_path, 0, shown) as log:
+        for update in (1, 2):
+            updates(log, update, update)
+            assert [record["update"] for record in lines(tmp_path)] == [*range(1, update + 1)]
+
+
 def test_settings_are_named_by_their_path():
     nested = {"a": {"type": "A", "none": None, "sizes": [3, {"b": True}]}, "c": 0.5}
     assert flat(nested) == {"a.type": "A", "a.sizes.0": 3, "a.sizes.1.b": True, "c": 0.5}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_console_shows_names_as_they_are(name, tiny_task, capsys):
-    report_dropped(replace(tiny_task, name=name, dropped={f"over {name}": 2}))
-    with Bars() as bars:
-        bars.add(name, 2)
-        bars.show(name, 1, {"loss": 1.0, "learning_rate": 0.1, "tokens_per_second": 1.0})
-        bars.progress.stop()
-        bar = capsys.readouterr().err
-        bars.finish(name, f"BLEU {name}")
-    with progress(name, 2) as advance:
-        advance()
-    told = capsys.readouterr().err
-    assert bar.startswith(f"{name}: 64 training, ")
-    assert f"left out: 2 over {name}\n{name} " in bar
-    assert f"{name}: BLEU {name}\n" in told
 
 
 def calls_of(name):

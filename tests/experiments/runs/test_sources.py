@@ -22,8 +22,9 @@ from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.cli import main
 from textgen_experiments.runs.experiment import Experiment
-from textgen_experiments.runs.folder import RunError
-from textgen_experiments.runs.train import OUTCOME, PREPARED, read_outcome, train
+from textgen_experiments.runs.folder import OUTCOME, RunError
+from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.train import PREPARED, train
 
 LETTERS = "abcdefgh"
 FEW_TOKENS = Limits(max_tokens=8, length_ratio=None)
@@ -148,7 +149,7 @@ def test_the_command_line_refuses_in_one_line(experiment, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--output", str(tmp_path / "run")])
     *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("textgen: agent must learn without references where there are sources")
+    assert line.startswith("textgen: --agent must learn without references where there are sources")
     assert "got word_kd and 2 of text_files" in line
 
 

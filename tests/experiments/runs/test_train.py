@@ -21,7 +21,9 @@ from textgen_env.tasks.task import Pair
 from textgen_env.types import tensors
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
-from textgen_experiments.runs.train import _prepare, read_outcome, start_or_resume, train
+from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.resume import start_or_resume
+from textgen_experiments.runs.train import _prepare, train
 
 
 @pytest.mark.parametrize("two_views", [False, True])

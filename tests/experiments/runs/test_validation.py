@@ -14,10 +14,12 @@ from textgen_agents.training.checkpoint import Counters
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.text_files import TextFilesConfig
-from textgen_experiments.cli import TrainOptions, parse
+from textgen_experiments.cli import parse
+from textgen_experiments.command_line.train import TrainOptions
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import read_config
-from textgen_experiments.runs.train import read_outcome, train
+from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.train import train
 
 SHORT = LearnerConfig(updates=24, batch_size=8, learning_rate=0.02, warmup=4, evaluate_every=6)
 DIGITS = dict(zip("0123456789", "零一二三四五六七八九", strict=True))

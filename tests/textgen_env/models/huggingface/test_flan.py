@@ -12,7 +12,7 @@ from textgen_env.generation.decoding import greedy
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
-from textgen_experiments.runs.train import read_outcome
+from textgen_experiments.runs.outcome import read_outcome
 
 PACKAGE = folder_of_package()
 pytestmark = [

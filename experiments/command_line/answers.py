@@ -1,0 +1,184 @@
+"""Answers that need no PyTorch: version, help, completion, and words that nothing knows."""
+
+import re
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from textgen_experiments.command_line.commands import COMMANDS, find_command, with_hyphen
+from textgen_experiments.command_line.common import HELP, UsageError, split_common
+from textgen_experiments.command_line.completion import COMPLETE, SCRIPTS, completions
+from textgen_experiments.command_line.table import (
+    CommandNames,
+    commands_by_name,
+    may_exist,
+    option_of,
+    suggestion,
+    value_after,
+)
+from textgen_experiments.runs.pipes import quiet_when_unread
+
+USAGE_ERROR = 2
+LONGEST_MESSAGE = 2000  # characters
+HELP_OPTIONS = {"-h", "--help"}
+COMPLETION = "completion"
+
+
+def answered(words: Sequence[str]) -> bool:
+    """Answer a command line that can be answered at once, and return True if it could be.
+
+    Raises:
+        SystemExit: a word is none that the program knows; one line has been printed.
+    """
+    with quiet_when_unread():
+        match words:
+            case ["--version"]:
+                sys.stdout.write(f"textgen {_version()}\n")
+            case [] | ["-h" | "--help"]:
+                sys.stdout.write(program_help())
+            case [completion, shell] if completion == COMPLETION and shell in SCRIPTS:
+                sys.stdout.write(SCRIPTS[shell])
+            case [complete, *line] if complete == COMPLETE:
+                sys.stdout.writelines(f"{word}\n" for word in completions(line))
+            case _:
+                refuse_unknown(words)
+                return False
+    return True
+
+
+def prepare_environment(words: Sequence[str]) -> None:
+    """Set what PyTorch reads when it is imported, as the options of a known command say."""
+    name = with_hyphen(split_common(words)[1])[0]
+    command = find_command(name)
+    common, _ = split_common(words, command.own if command else ())
+    common.set_environment()
+
+
+def refuse_unknown(words: Sequence[str]) -> None:
+    """End the program with one line if a word names neither a command nor an option.
+
+    What a plugin may know is left to those who import it.
+    """
+    try:
+        _, others = split_common(words)
+        command, *rest = with_hyphen(others) or [""]
+        found = find_command(command)
+        if found is None:
+            raise UsageError(_no_command(command, rest))
+        common, _ = split_common(words, found.own)
+    except UsageError as error:
+        fail(str(error))
+    names = commands_by_name()[command]
+    if common.plugins or not HELP_OPTIONS.isdisjoint(rest) or not _knows_parts(names, rest):
+        return
+    known = names.all_options()
+    for option in filter(None, map(option_of, rest)):
+        if option not in known and not option.startswith("--tyro") and not may_exist(option):
+            fail(no_option(option, command, names.options_with(rest)))
+
+
+def no_option(option: str, command: str, known: Iterable[str]) -> str:
+    """Return the message about an option that a command does not have, or not with its parts.
+
+    Args:
+        option: the option.
+        command: name of the command.
+        known: options that it has, of which the nearest is named.
+    """
+    if owners := commands_by_name()[command].owners(option):
+        return (
+            f"{option} is an option of textgen {command} {_listed(owners)}: see {help_of(command)}"
+        )
+    meant = suggestion(option, known)
+    remedy = f"{meant} (see {help_of(command)})" if meant else f"see {help_of(command)}"
+    return f"{option} is no option of textgen {command}: {remedy}"
+
+
+def help_of(command: str) -> str:
+    """Return the command that prints the help of a command."""
+    return f"textgen {command} --help"
+
+
+def program_help() -> str:
+    """Return the help of the program: its commands and the options that all of them have."""
+    parser = ArgumentParser(
+        prog="textgen",
+        usage="textgen COMMAND [OPTIONS]",
+        formatter_class=RawDescriptionHelpFormatter,
+        description="Imitation learning for text generation.",
+        epilog="textgen COMMAND --help explains the options of a command.",
+        add_help=False,
+    )
+    commands = parser.add_argument_group("commands")
+    for command in COMMANDS:
+        commands.add_argument(command.name, help=commands_by_name()[command.name].summary)
+    commands.add_argument(
+        COMPLETION, help=f"Print the completion of a shell: {' or '.join(SCRIPTS)}."
+    )
+    common = parser.add_argument_group("options of every command")
+    for name, help_text in (*HELP, ("--version", "prints the version; without a command")):
+        option, _, value = name.partition(" ")
+        common.add_argument(option, metavar=value or "", help=help_text)
+    return parser.format_help()
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and end with the exit code of a usage error.
+
+    A message that repeats a value of a damaged file may be of any length and is cut.
+    """
+    line = " ".join(message.split())
+    line = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
+    sys.stderr.write(f"textgen: {line}\n")
+    raise SystemExit(USAGE_ERROR)
+
+
+def in_options(message: str, options: Iterable[str]) -> str:
+    """Return an error's message with options in place of the names of settings in the code.
+
+    Args:
+        message: names settings as arguments of functions are named, such as `student_init`.
+        options: those that the command has. Names that several of them end in stay as they are.
+    """
+    by_name: dict[str, set[str]] = {}
+    for option in options:
+        *parts, _ = ends = option.strip("-").split(".")
+        if parts and parts[0] not in ("server", "student-from-teacher"):
+            by_name.setdefault(ends[-1].replace("-", "_"), set()).add(option)
+        by_name.setdefault(ends[0].replace("-", "_"), set()).add(f"--{ends[0]}")
+    unique = {name: min(found) for name, found in by_name.items() if len(found) == 1}
+    message = re.sub(r"^\w+(?= must )", lambda name: unique.get(name[0], name[0]), message)
+    with_underscore = r"(?<![\w./-])[a-z]+(?:_[a-z]+)+(?![\w./])"
+    return re.sub(with_underscore, lambda name: unique.get(name[0], name[0]), message)
+
+
+def _knows_parts(names: CommandNames, words: Sequence[str]) -> bool:
+    """Return True if the table has the parts that `words` name."""
+    chosen = [(values, value_after(part, words)) for part, values in names.parts.items()]
+    return all(value is None or value in values for values, value in chosen)
+
+
+def _no_command(word: str, rest: Sequence[str]) -> str:
+    """Return the message about a word that is no command."""
+    if word == COMPLETION:
+        shells = " or ".join(SCRIPTS)
+        return f"{COMPLETION} must be followed by {shells}, got {' '.join(rest) or 'nothing'}"
+    if not word:
+        return "a command must be given, got none (see textgen --help)"
+    names = [*(command.name for command in COMMANDS), COMPLETION]
+    meant = suggestion(word, names)
+    return f"{word} is no command{f': {meant}' if meant else ''} (see textgen --help)"
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    """Return some of the names in a sentence."""
+    return " or ".join(names[:most]) + (" or others" if len(names) > most else "")
+
+
+def _version() -> str:
+    try:
+        return version("textgen-env")
+    except PackageNotFoundError:  # the folder is on the path without having been installed
+        return "0+unknown"

@@ -1,0 +1,147 @@
+"""Command `train`: its options, which depend on the agent, the task and the student."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+
+from textgen_agents import AGENTS
+from textgen_agents.losses.labels import Dense, TopKWithTail
+from textgen_agents.training.distributed import this_process
+from textgen_env.experts.remote_config import RemoteTeacher
+from textgen_env.models import STUDENTS
+from textgen_env.models.teacher_layers import TeacherLayers
+from textgen_env.tasks import TASKS
+from textgen_experiments.command_line.table import option_of
+from textgen_experiments.recipes.lin2020 import PAPER
+from textgen_experiments.runs.agent_options import Variant, with_variant
+from textgen_experiments.runs.choices import one_of
+from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.outcome import summary_of
+from textgen_experiments.runs.progress import tell
+from textgen_experiments.runs.train import train_with_bar
+
+SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
+LAYERS = "--student-from-teacher"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Names of the parts of an experiment; each part brings options of its own.
+
+    Attributes:
+        agent: the algorithm, which brings the options --agent.NAME.
+        task: source of the text, which brings the options --task.NAME.
+        student: the kind of model that is trained, which brings the options --student.NAME.
+        paper: settings of the paper on one of its data sets, which decide on task and student; None
+            for none.
+        variant: parts to be put in place of the agent's own.
+    """
+
+    agent: Annotated[str, one_of(AGENTS)] = "imitkd_full"
+    task: Annotated[str, one_of(TASKS)] = "verses"
+    student: Annotated[str, one_of(STUDENTS)] = "recurrent"
+    paper: Literal[tuple(PAPER)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a student; the same command resumes a run that was stopped.
+
+    The options of agent, task and student are those of the chosen ones: `textgen train --agent skd
+    --task copy --help` shows those of skd and copy.
+
+    Attributes:
+        output: the run's folder.
+        choice: names of the agent, task and student, which bring the options below.
+        experiment: settings of these parts.
+    """
+
+    output: Path
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def run_training(options: TrainOptions) -> None:
+    """Train a student as the options say, and tell what came out and what may come next."""
+    outcome = train_with_bar(options.experiment, options.output)
+    if this_process().is_main_process:
+        tell(summary_of(options.output, outcome, options.experiment.learner.updates))
+
+
+def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
+    """Return the options of `train` with the parts that `words` name, and the words that set them.
+
+    Raises:
+        ValueError: a recurrent student is asked for that cannot have its teacher's layers, or what
+            the task reads is not given.
+    """
+    arguments = with_server(words)
+    choice = _choice(arguments)
+    served = SERVER in arguments
+    is_help = not {"-h", "--help"}.isdisjoint(arguments)
+    layered = _names_layers(arguments) or is_help
+    if choice.paper is None and not is_help:
+        _check_required(choice, arguments)
+    experiment = _experiment(choice, served=served, layered=layered)
+    return TrainOptions(tyro.MISSING, choice, experiment), arguments
+
+
+def with_server(arguments: Sequence[str]) -> list[str]:
+    """Replace `--teacher URL` by the option of a server, which has further options."""
+    words = [word for each in arguments for word in re.split("(?<=^--teacher)=", each)]
+    return [
+        SERVER if word == "--teacher" and re.match("(?i)https?:", after) else word
+        for word, after in zip(words, [*words, ""][1:], strict=True)
+    ]
+
+
+def _choice(arguments: Sequence[str]) -> Choice:
+    """Return the parts that are asked for; they decide on the further options."""
+    choice, _ = tyro.cli(Choice, args=arguments, return_unknown_args=True, add_help=False)
+    names_student = any(word.split("=")[0] == "--student" for word in arguments)
+    if choice.student == "recurrent" and names_student and _names_layers(arguments):
+        raise ValueError(
+            f"student must be hybrid beside {LAYERS}, for recurrent units under the teacher's "
+            "encoder, or left out for the teacher's kind, got recurrent"
+        )
+    return choice
+
+
+def _names_layers(arguments: Sequence[str]) -> bool:
+    """Return True if an option of `student_from_teacher` is given."""
+    return any(word.replace("_", "-").startswith(LAYERS) for word in arguments)
+
+
+def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:
+    """Return the default experiment of `train` for the chosen parts."""
+    agent = AGENTS[choice.agent]()
+    if served and vars(agent).get("label") == Dense() and not agent.queries_while_writing:
+        agent = replace(cast("Any", agent), label=TopKWithTail())  # all that a server tells
+    agent = with_variant(agent, choice.variant)
+    if choice.paper is not None:
+        experiment = PAPER[choice.paper](agent)
+    else:
+        experiment = Experiment(
+            task=TASKS[choice.task],
+            teacher=VERSES_TEACHER if choice.task == "verses" and not served else None,
+            student=STUDENTS[choice.student],
+            agent=agent,
+        )
+    server = RemoteTeacher(LOCAL, tyro.MISSING, tyro.MISSING) if served else None
+    layers = TeacherLayers() if layered else None
+    return replace(experiment, server=server, student_from_teacher=layers)
+
+
+def _check_required(choice: Choice, arguments: Sequence[str]) -> None:
+    """Raise `ValueError` if a field of the chosen task without a default is not given."""
+    given = {option_of(word) for word in arguments}
+    for each in fields(TASKS[choice.task]):
+        option = f"--task.{each.name}".replace("_", "-")
+        has_default = each.default is not MISSING or each.default_factory is not MISSING
+        if not has_default and option not in given:
+            raise ValueError(f"{option} must be given for --task {choice.task}, got none")

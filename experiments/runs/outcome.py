@@ -1,0 +1,65 @@
+"""Results of a finished run: `outcome.json`, and the lines that tell them."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from textgen_agents.training.checkpoint import LAST
+from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, RunError, read_record
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results that a finished run reports.
+
+    Attributes:
+        validation_bleu: sacreBLEU of the weights kept.
+        best_update: the update they are from.
+        train_seconds: rollouts, labels, updates, and the expert's texts and kept labels of before
+            training; evaluation left out.
+        teacher_tokens_queried: states at which the expert was asked, in preparation and training;
+            one whose label is kept counts once.
+        train_pairs: training pairs with references that the student was trained on.
+        test_pairs: pairs of the test split.
+        train_sources: training sources without references that it was trained on.
+    """
+
+    validation_bleu: float
+    best_update: int
+    train_seconds: float
+    teacher_tokens_queried: int
+    train_pairs: int
+    test_pairs: int
+    train_sources: int = 0  # of runs before they were counted
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """Return the results that the finished run in `folder` reported.
+
+    Raises:
+        RunError: it is not finished, or the file cannot be understood.
+    """
+    path = folder / OUTCOME
+    if not path.is_file():
+        raise RunError(f"run must be finished, got {folder} without {OUTCOME}: train it to the end")
+    return read_record(path, Outcome)
+
+
+def summary_of(folder: Path, outcome: Outcome, updates: int) -> str:
+    """Return a finished run's score, the place of its model and the commands that come next.
+
+    Args:
+        folder: the run's folder.
+        outcome: results of the run.
+        updates: number of its updates.
+    """
+    run = shlex.quote(str(folder))
+    lines = [
+        f"{folder} is finished: validation BLEU {outcome.validation_bleu:.1f} at update "
+        f"{outcome.best_update:,} of {updates:,}, whose weights are in {folder / 'model'}",
+        f"test and time it: textgen evaluate {run}",
+        f"write with it: echo TEXT | textgen generate {run}",
+    ]
+    if (folder / CHECKPOINTS / LAST).exists():
+        lines.append("train it longer: the same command with more --learner.updates")
+    return "\n".join(lines)

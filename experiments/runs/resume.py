@@ -1,0 +1,167 @@
+"""Begin, resume or extend a run: which settings its folder may go on with."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from textgen_agents import AGENTS
+from textgen_agents.training.checkpoint import LAST, read_counters
+from textgen_agents.training.distributed import this_device, this_process
+from textgen_env.files import remove_leftovers
+from textgen_env.models import STUDENTS
+from textgen_env.models.acceleration.precision import measure_precision
+from textgen_env.registry import class_of
+from textgen_env.tasks import TASKS
+from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    OUTCOME,
+    Leaf,
+    Run,
+    RunError,
+    change_config,
+    contents,
+    flat,
+    read_config,
+    write_config,
+)
+from textgen_experiments.runs.outside import check_unchanged, outside_digests
+from textgen_experiments.runs.progress import tell
+from textgen_experiments.runs.records import to_json
+
+NONE = "none"
+Difference = tuple[str, Leaf, Leaf]
+"""Name of a setting, its value in the run's folder and its value here."""
+
+
+def start_or_resume(experiment: Experiment, folder: Path) -> Run:
+    """Return the run's configuration: read from its folder, or decided now and written there.
+
+    A run that holds nothing but its configuration, because its settings or its files were refused,
+    is replaced where these are others now. A run that has reached its last update goes on if the
+    number of updates is raised.
+
+    Raises:
+        RunError: the folder holds a run with other settings, or anything that is not a run's.
+        ChangedFileError: a file that the run began with has other content now.
+    """
+    check_is_run(folder)
+    if not (folder / CONFIG).exists():
+        return _start(experiment, folder)
+    run, has_begun = read_config(folder), contents(folder) != {CONFIG}
+    different = list(_differences(run.experiment, experiment))
+    if not has_begun:
+        same = not different and run.digests == outside_digests(experiment)
+        return _resume(run, experiment, folder) if same else _start(experiment, folder)
+    if different and not _is_longer(run.experiment, experiment, folder):
+        raise _other_settings(folder, different)
+    check_unchanged(folder, experiment, run.digests)
+    if different:
+        _extend(run.experiment, experiment, folder)
+    return _resume(run, experiment, folder)
+
+
+def check_is_run(folder: Path) -> None:
+    """Raise `RunError` if `folder` holds anything that is not a run's."""
+    content = contents(folder)
+    if content and CONFIG not in content:
+        raise RunError(
+            f"{folder} must be missing, empty or the folder of a run, got one with {min(content)} "
+            f"and without {CONFIG}: choose another folder"
+        )
+
+
+def _start(experiment: Experiment, folder: Path) -> Run:
+    """Write and return the configuration of a new run, with the precision that is faster here."""
+    precision = measure_precision(experiment.student.width, device=this_device())
+    dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
+    run = Run(experiment, dtype, precision.onednn, digests)
+    write_config(folder, run, {"precision_measurement": asdict(precision)})
+    tell(
+        f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "
+        f"{precision.bfloat16:.0f} GFLOP/s)"
+    )
+    return run
+
+
+def _resume(run: Run, experiment: Experiment, folder: Path) -> Run:
+    """Return the run with the settings of now, among which a server may have moved."""
+    if this_process().is_main_process:
+        for written in (folder, folder / CHECKPOINTS):
+            remove_leftovers(written)
+    return replace(run, experiment=experiment)
+
+
+def _is_longer(old: Experiment, new: Experiment, folder: Path) -> bool:
+    """Return True if `new` only adds updates to a run that has made all of its own."""
+    longer = replace(old, learner=replace(old.learner, updates=new.learner.updates))
+    last = folder / CHECKPOINTS / LAST
+    return (
+        new.learner.updates > old.learner.updates
+        and not list(_differences(longer, new))
+        and last.exists()
+        and read_counters(last).update == old.learner.updates
+    )
+
+
+def _extend(old: Experiment, new: Experiment, folder: Path) -> None:
+    """Let the finished run in `folder` go on to the new number of updates."""
+    (folder / OUTCOME).unlink(missing_ok=True)  # first: without it the run can still be extended
+    change_config(folder, new)
+    tell(
+        f"{folder} goes on from update {old.learner.updates:,} to {new.learner.updates:,}, with "
+        "learning rate and schedules as at that update of a run of the new length"
+    )
+
+
+def _differences(old: Experiment, new: Experiment) -> Iterator[Difference]:
+    """Yield the settings in which two experiments differ and that decide what is learned."""
+    kinds = list(_different_kinds(old, new))
+    yield from kinds
+    before, after = (flat(to_json(_settled(each, new))) for each in (old, new))
+    for name in dict.fromkeys([*before, *after]):
+        values = before.get(name, NONE), after.get(name, NONE)
+        if values[0] != values[1] and name.split(".")[0] not in [part for part, *_ in kinds]:
+            yield name.removesuffix(".type").removesuffix(".path"), *values
+
+
+def _different_kinds(old: Experiment, new: Experiment) -> Iterator[Difference]:
+    """Yield the parts that are of different kinds, by their names in the registries."""
+    for name, registry, before, after in (
+        ("agent", AGENTS, old.agent, new.agent),
+        ("task", TASKS, old.task, new.task),
+        ("student", STUDENTS, old.student, new.student),
+    ):
+        if class_of(before) is not class_of(after):
+            yield name, registry.name_of(before), registry.name_of(after)
+
+
+def _settled(experiment: Experiment, other: Experiment) -> Experiment:
+    """Return `experiment` with the settings of `other` that decide on nothing that is learned."""
+    learner = replace(experiment.learner, checkpoint_every=other.learner.checkpoint_every)
+    server = experiment.server
+    if server and other.server:  # it may have moved
+        place = {
+            each.name: vars(other.server)[each.name] for each in fields(server) if not each.compare
+        }
+        server = replace(server, **place)
+    return replace(
+        experiment, keep_checkpoint=other.keep_checkpoint, learner=learner, server=server
+    )
+
+
+def _other_settings(folder: Path, different: list[Difference]) -> RunError:
+    """Return the error of a run that is to be resumed with other settings."""
+    (name, before, after), *others = different
+    option = f"--{name.replace('_', '-')}"
+    more = f" (and {len(others)} more)" if others else ""
+    remedy = "give the settings of the run"
+    if not others and name == "learner.updates" and int(after) > int(before):
+        remedy = f"end it with {option} {before} first, then raise them to train longer"
+        if (folder / OUTCOME).exists():
+            remedy = "it has no checkpoint to go on from (--no-keep-checkpoint)"
+    return RunError(
+        f"{folder} must be resumed with the settings that it began with, got {option} {after} "
+        f"where it has {before}{more}: {remedy}, or choose another folder"
+    )
