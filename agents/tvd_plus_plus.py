@@ -71,7 +71,7 @@ class TVDPlusPlus(Agent):
         with torch.no_grad():
             logits = context.student.sequence_logits(states.source, states.actions)
         with logits_from("student"):
-            drawn = draw(logits.flatten(0, 1)).view(states.actions.shape)
+            drawn = draw(logits.flatten(0, 1))[0].view(states.actions.shape)
         reward = rewards(logits, context.env.expert.logits(states), drawn)
         return LabelledBatch(states, self.decide(states, drawn, reward, context.gather))
 
