@@ -62,6 +62,11 @@ class Counters:
     calibration: float | None = None
 
     @property
+    def constants(self) -> dict[str, float]:
+        """Constants that the agent has found, by name, to be logged."""
+        return {} if self.calibration is None else {"calibration": self.calibration}
+
+    @property
     def last_is_best(self) -> bool:
         """True if no evaluation has a better score than the last, or the same and a lower loss."""
         losses = self.validation_losses[-len(self.validation) :]  # without that before training

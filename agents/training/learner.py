@@ -345,11 +345,7 @@ class Learner:
             "student_share": written[Writer.STUDENT] / tokens,
             "expert_share": written[Writer.EXPERT] / tokens,
             "teacher_tokens": self.counters.teacher_tokens,
-            **(
-                {}
-                if self.counters.calibration is None
-                else {"calibration": self.counters.calibration}
-            ),
+            **self.counters.constants,
             **config.coefficients(update / config.updates),
             **self.agent.coefficients(update / config.updates),
         }
