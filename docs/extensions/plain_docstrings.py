@@ -6,13 +6,17 @@ a docstring its text is escaped, lists are set apart, and an indented block beco
 """
 
 import re
+from pathlib import Path
 
 from sphinx.application import Sphinx
+
+import textgen_experiments
 
 MARKUP = re.compile(r"[|*]|(?<=\w)_(?!\w)")
 CODE = re.compile(r"(``?[^`]+``?)")
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):$")
 ITEM = re.compile(r"- ")
+HERE = str(Path(textgen_experiments.__file__).parent)
 
 
 def escaped(line: str) -> str:
@@ -54,7 +58,19 @@ def rewrite_docstring(_app: Sphinx, _what: str, _name: str, *details: object) ->
     lines[:] = readable(lines)
 
 
+def without_this_machine(
+    _app: Sphinx, _what: str, _name: str, *details: object
+) -> tuple[str, str | None] | None:
+    """Return a signature and its result with paths to the program's files as in the repository."""
+    *_, signature, result = details
+    if not isinstance(signature, str):
+        return None
+    assert result is None or isinstance(result, str), "the last argument of the event"
+    return signature.replace(HERE, "experiments"), result
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Let docstrings be rewritten before napoleon, whose priority is 500, reads them."""
     app.connect("autodoc-process-docstring", rewrite_docstring, priority=100)
+    app.connect("autodoc-process-signature", without_this_machine)
     return {"parallel_read_safe": True}
