@@ -118,7 +118,7 @@ def test_projectors_learn_and_no_head_learns_from_what_is_projected(
 def test_settings_outside_their_ranges_are_refused(kind):
     with pytest.raises(ValueError, match=r"^rate must be in \[0, 1\].*, got 1.5"):
         kind(rate=1.5)
-    with pytest.raises(ValueError, match=r"^temperature must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"^temperature must be above 0 and finite, got 0"):
         kind(temperature=0.0)
 
 
