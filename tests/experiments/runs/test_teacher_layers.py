@@ -121,11 +121,7 @@ def test_a_student_is_held_to_the_layers_that_it_started_from(models, tmp_path):
         ("teacher", ["--student-from-teacher.decoder-indices", "2"], "must be below 2"),
         ("recurrent", ["--student-from-teacher.decoder", "1"], "got a teacher of kind Recurrent"),
         ("teacher", [*TWO_OF_THREE, "--student-init", "other"], "must not both be given"),
-        (
-            "teacher",
-            [*TWO_OF_THREE, "--lora-rank", "2"],
-            "--student-init must be given for adapters",
-        ),
+        ("teacher", [*TWO_OF_THREE, "--lora-rank", "2"], "--student-init must be given"),
         ("http://localhost:1/v1", TWO_OF_THREE, "teacher must be a model on this disk"),
         (None, TWO_OF_THREE, "teacher must be a model on this disk"),
         ("teacher", ["--student-from-teacher", "3"], "--student-from-teacher"),
