@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import textgen_experiments.evaluation.evaluate
 from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality, score, translate
+from textgen_env.generation.speculative import DRAFT_TOKENS
 from textgen_env.models.acceleration.int8 import Int8Embedding
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
@@ -126,6 +127,8 @@ def test_each_run_has_its_row_beside_the_teachers(evaluated):
         assert row["beam"]["size"] == 2
         assert set(row["beam"]) == {"size", *vars(quality)}
         assert row["speedup_vs_teacher"] > 0
+        assert teacher["acceptance"] is teacher["tokens_per_pass"] is None
+        assert 0 <= row["acceptance"] <= 1 <= row["tokens_per_pass"] <= 1 + DRAFT_TOKENS
     first, second = (read(folder / RESULTS)["rows"][1] for folder in evaluated)
     assert first["p_value"] is None
     assert 0 < second["p_value"] <= 1
