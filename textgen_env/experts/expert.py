@@ -281,16 +281,17 @@ class NeuralExpert(Expert):
 
     def logits(self, trajectories: Trajectories) -> Tensor:
         """Return (B, T, V) logits of one parallel pass; entries at padding have no meaning."""
-        return self._answer(trajectories, self.model.sequence_logits)
+        return self.answer(trajectories, self.model.sequence_logits)
 
     def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
         """Return (K, V) logits of one parallel pass."""
-        return self._answer(trajectories, partial(logits_at, self.model, positions))
+        return self.answer(trajectories, partial(logits_at, self.model, positions))
 
     @torch.no_grad()
-    def _answer(
+    def answer(
         self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
+        """Return what `forward` gives for the expert's view and the actions, and count it."""
         start = time.perf_counter()
         logits = forward(trajectories.expert_view, trajectories.actions)
         self.count(trajectories.mask.sum(), start)

@@ -3,13 +3,14 @@
 import copy
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
 import torch
+from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKDFull
@@ -96,13 +97,15 @@ class TimedExpert(NeuralExpert):
         self.watch: AbstractContextManager[object] = nullcontext()
         self.seconds = 0.0
 
-    def logits(self, trajectories: Trajectories) -> torch.Tensor:
+    def answer(
+        self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         """Return the teacher's logits, within `watch`; the device is idle before and after."""
         device = trajectories.actions.device
         synchronize(device)
         start = time.perf_counter()
         with self.watch:
-            logits = super().logits(trajectories)
+            logits = super().answer(trajectories, forward)
         synchronize(device)
         self.seconds += time.perf_counter() - start
         return logits

@@ -101,7 +101,7 @@ def test_a_field_that_is_newer_than_the_table_is_left_to_the_command(tmp_path, m
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--agent.k", "an option of textgen train --agent skd: see textgen train --help"),
+        ("--agent.k", "an option of textgen train --agent uncommonsense or --agent skd: see"),
         ("--task.num-words", "an option of textgen train --task copy: see"),
         ("--student.num-heads", "textgen train --student transformer or --student hybrid: see"),
         ("--agent.beta.final", "--schedule"),

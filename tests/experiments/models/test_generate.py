@@ -178,8 +178,8 @@ def test_a_draft_with_another_tokenizer_is_one_line(translate, models, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--beam-size", "4"], "beam_size must be 1 with a draft, got 4"),
-        (["--draft-tokens", "0"], "draft_tokens must be at least 1, got 0"),
+        (["--beam-size", "4"], "--beam-size must be 1 with a draft, got 4"),
+        (["--draft-tokens", "0"], "--draft-tokens must be at least 1, got 0"),
     ],
 )
 def test_settings_that_no_draft_has_are_one_line(translate, models, capsys, options, message):

@@ -17,8 +17,15 @@ from textgen_env.envs.continuous_batching import shuffled_epochs
 from textgen_env.envs.rewards import exact_match, no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NoExpert
-from textgen_env.generation import decoding
-from textgen_env.models import cache_ops, hybrid, kv_cache, recurrent, source_memory
+from textgen_env.generation import decoding, sampling
+from textgen_env.models import (
+    cache_ops,
+    hybrid,
+    kv_cache,
+    recurrent_cache,
+    source_memory,
+    token_positions,
+)
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import ShapeError
@@ -77,8 +84,8 @@ def random_tokens(actions, generator):
 
 def set_sync_is_free(monkeypatch, free):
     """Let reading values cost nothing, as on a CPU, or wait for the device."""
-    models = kv_cache, source_memory, recurrent, hybrid, cache_ops
-    modules = *models, validation, continuous_batching, rewards, decoding
+    models = kv_cache, source_memory, recurrent_cache, hybrid, cache_ops, token_positions
+    modules = *models, validation, continuous_batching, rewards, decoding, sampling
     for module in modules:
         monkeypatch.setattr(module, "host_sync_is_free", lambda device: free)
 
