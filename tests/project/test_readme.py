@@ -25,7 +25,7 @@ def test_it_is_short_and_begins_with_its_code():
     lines = README.splitlines(keepends=True)
     assert len(lines) <= 150
     assert PYTHON.findall("".join(lines[:FIRST])) == [ENVIRONMENT, IMITKD]
-    assert len(ENVIRONMENT.splitlines()) == 6
+    assert len([line for line in ENVIRONMENT.splitlines() if line]) == 6
     assert len(IMITKD.splitlines()) == 12
 
 
