@@ -44,7 +44,8 @@ class SampledReverseKL(Agent):
         batches_per_rollout: M, batches whose texts are written together. A text is learned from up
             to M - 1 updates after it was written, which w makes up for.
 
-    Source: Lu and Thinking Machines Lab 2025, "On-Policy Distillation"; the clip: Ionides 2008,
+    Source: Lu and Thinking Machines Lab 2025, "On-Policy Distillation",
+        https://thinkingmachines.ai/blog/on-policy-distillation/; the clip: Ionides 2008,
         "Truncated importance sampling".
     """
 

@@ -18,7 +18,8 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 import textgen_experiments
-from textgen_experiments.cli import COMMANDS, main
+from textgen_experiments.cli import main
+from textgen_experiments.command_line.commands import COMMANDS
 
 WIDTH = "100"  # columns: frames stand beside each other where there are more
 FRAME = "│╭╰╮╯─ "

@@ -33,7 +33,7 @@ SECTIONS = [
     "The file",
 ]
 CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1", re.DOTALL | re.MULTILINE)
-ARXIV = re.compile(r"arXiv:\s*(\d{4}\.\d{4,5})")
+PAPER = re.compile(r"arXiv:\s*(\d{4}\.\d{4,5})|(https://[^\s;]+)")
 
 
 def name_of(path):
@@ -86,7 +86,8 @@ def test_every_algorithm_has_a_page_with_its_file_and_papers(name):
     documentation = [
         inspect.getdoc(each) for each in (AGENTS[name], inspect.getmodule(AGENTS[name]))
     ]
-    papers = ARXIV.findall("\n".join(filter(None, documentation)))
+    found = PAPER.findall("\n".join(filter(None, documentation)))
+    papers = [number or address for number, address in found]
     assert papers, "its docstring or that of its file names the source"
     assert not [paper for paper in papers if paper not in text]
 
