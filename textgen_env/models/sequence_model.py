@@ -117,6 +117,8 @@ class SequenceModel(Protocol):
     def sequence_logits(self, source: Tensor, actions: Tensor) -> Tensor:
         """Return the logits (B, T, V) of every action given the source and the actions before it.
 
+        Those after the end of a row have no meaning: models need not compute them.
+
         Args:
             source: (B, S) int64, PAD after each row's end token.
             actions: (B, T) int64, PAD after the end of each row.

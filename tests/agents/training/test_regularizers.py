@@ -269,6 +269,7 @@ def test_weights_below_zero_are_refused(name, value):
 
 def test_labels_are_smoothed_where_they_are_tokens():
     tokens = {"mle", "scheduled_sampling", "seqkd", "seqinter", "imitkd", "imitkd_star"}
+    tokens |= {"genpi", "target_side_augmentation"}
     assert ON_TOKENS.keys() == tokens
     assert SMOOTHED.keys() == tokens | {"kid", "iq_learn"}
 
