@@ -16,7 +16,7 @@ from textgen_agents.losses.labels import LabelledBatch, check_smoothing
 from textgen_agents.losses.objectives import token_loss
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
-from textgen_env.bounds import check_at_least, check_shares
+from textgen_env.bounds import check_at_least, check_finite, check_shares
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling
 from textgen_env.models.sequence_model import SequenceModel
@@ -58,6 +58,7 @@ class TargetSideAugmentation(Agent):
 
     def __post_init__(self) -> None:
         check_at_least(self, draws=1)
+        check_finite(self, "seed")
         check_shares(self, "observed")
         check_smoothing(self.label_smoothing)
 

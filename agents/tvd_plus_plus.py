@@ -18,6 +18,7 @@ from textgen_agents.losses.objectives import mean_over_actions
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
+from textgen_env.bounds import check_finite
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import Sampling, logits_from
 from textgen_env.models.layers import at_least_float32
@@ -53,6 +54,9 @@ class TVDPlusPlus(Agent):
     sampling: Sampling = field(default_factory=Sampling)
     whiten: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_finite(self, "seed")
 
     def prepare(self, examples: Examples, expert: Expert, max_steps: int) -> Examples:
         """Return the sources with texts drawn from the teacher."""

@@ -249,7 +249,7 @@ def test_other_settings_in_the_same_folder_are_refused(teacher_run, capsys):
         ),
         (["train", "--output", "x", "y"], "textgen train takes fewer words, got further y (see"),
         (["train", "--output", "x", "--agent", "imitkd_ful"], "perhaps you meant imitkd_full (see"),
-        (["train", "--output", "x", "--agent.k", "1"], "is an option of textgen train --agent skd"),
+        (["train", "--output", "x", "--agent.k", "1"], "is an option of textgen train --agent"),
         (
             ["train", "--output", "x", "--learner.batch-size", "x"],
             "--learner.batch-size must be a whole number, got 'x'",

@@ -50,8 +50,9 @@ def test_updates_and_evaluations_are_the_same_for_all(monkeypatch):
     assert {(each.updates, each.evaluate_every) for each in learners} == {(300, 30)}
 
 
-def test_agents_whose_teacher_reads_a_prompt_have_no_place_in_it():
-    assert set(AGENTS) - set(StudyOptions().agents) == {"genpi"}
+def test_agents_that_need_a_prompt_or_a_mixture_have_no_place_in_it():
+    others = {"genpi", "every_expert_ka", "every_expert_sar"}
+    assert set(AGENTS) - set(StudyOptions().agents) == others
 
 
 def test_an_agent_has_the_learning_rate_of_its_paper(small):

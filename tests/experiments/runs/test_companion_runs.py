@@ -106,7 +106,7 @@ def test_further_teachers_with_another_tokenizer_or_without_a_first_are_one_line
     further = ["--further-teachers", str(models / "turned")]
     first = ["--teacher", str(models / "teacher")]
     line = complaint(capsys, tmp_path / "run", "--agent", "imitkd", *first, *further)
-    assert "further_teachers must have the tokenizer of" in line
+    assert "--further-teachers must have the tokenizer of" in line
     line = complaint(capsys, tmp_path / "run", "--agent", "mle", "--teacher", "None", *further)
     assert "further_teachers must be none where there is no teacher on this disk" in line
 

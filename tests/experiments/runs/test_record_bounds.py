@@ -52,7 +52,7 @@ REQUIRED = {
     "width": 8,
 }
 ANY_SIGN = {"seed"}
-MAY_BE_INFINITE = {"clip", "threshold", "factor"}
+MAY_BE_INFINITE = {"clip", "ratio_clip", "threshold", "factor", "checkpoint_every"}
 
 
 def numeric_fields():
