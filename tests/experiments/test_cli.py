@@ -66,6 +66,16 @@ def test_a_transformer_student_trains_from_the_command_line(tmp_path):
     assert config["architecture"] == "transformer"
 
 
+def test_a_recurrent_student_learns_to_attend_from_the_command_line(tmp_path):
+    sizes = ["--student.num-heads", "2", "--student.feed-forward", "32"]
+    unit = ["--student", "hybrid", "--student.unit", "sru_pp"]
+    train(tmp_path, "--agent", "mle", *unit, *sizes)
+    student = load_model(tmp_path / "model")
+    assert student.config.unit == "sru_pp"
+    for layer in student.decoder:
+        assert layer.unit.attention_scale != 0, "it begins at 0"
+
+
 def test_a_student_starts_from_the_weights_and_size_of_a_model(teacher_run, tmp_path):
     start, still = str(teacher_run / "model"), ("--learner.learning-rate", "0")
     train(tmp_path, "--agent", "mle", "--student-init", start, "--student.width", "32", *still)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from textgen_env.models.recurrent_units import SRUPlusPlus
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 
@@ -109,6 +110,14 @@ class LivelyCache:
         inner = self.inner.rewind([each.inner for each in history], index)
         lengths = torch.stack([each.length for each in history])
         return LivelyCache(inner, lengths.gather(0, index[None])[0])
+
+
+def attending(model, scale=0.7):
+    """Return the model with the attention of its SRU++ units at work, which begins at 0."""
+    for module in model.modules():
+        if isinstance(module, SRUPlusPlus):
+            nn.init.constant_(module.attention_scale, scale)
+    return model
 
 
 class LivelyModel:

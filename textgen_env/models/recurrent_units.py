@@ -1,52 +1,64 @@
 """Recurrent units that take the place of self-attention in a decoder layer.
 
-Their state is all that a step reads of the past, so that a step costs the same at every position.
-It is kept in float32 or wider. A unit without products on the state computes it so too, because a
-sum over many steps would lose its small terms in bfloat16.
+Their state is all that a step reads of the past, so that a step costs the same at every position;
+only `SRUPlusPlus` also reads keys and values of the steps before. The state is kept in float32 or
+wider. A unit without products on the state computes it so too, because a sum over many steps would
+lose its small terms in bfloat16.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
-from textgen_env.models.layers import at_least_float32
+from textgen_env.models.layers import at_least_float32, attend
 from textgen_env.models.recurrent import run_gru
+from textgen_env.models.unit_memory import UnitMemory
 
-UnitName = Literal["ssru", "sru", "gru"]
+UnitName = Literal["ssru", "sru", "sru_pp", "gru"]
 
 
 class RecurrentUnit(nn.Module, ABC):
-    """Base of units, which map vectors of one width to as many of the same; states start at 0."""
+    """Base of units, which map vectors of one width to as many of the same; states start at 0.
+
+    Attributes:
+        MIN_WIDTH: the smallest width that a unit can have.
+    """
+
+    MIN_WIDTH: ClassVar[int] = 1
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of all steps, (B, T, D), for inputs of the same shape."""
 
     @abstractmethod
-    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor, memory: UnitMemory) -> tuple[Tensor, Tensor]:
         """Return the output of one step, (B, D), and the state after it, (B, D).
 
         Args:
             inputs: (B, D).
             state: (B, D), float32 or wider.
+            memory: what the steps before have left there; this step's is added in place.
         """
 
-    def step_block(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def step_block(
+        self, inputs: Tensor, state: Tensor, memory: UnitMemory
+    ) -> tuple[Tensor, Tensor]:
         """Return the outputs of K steps and the states after each of them, (B, K, D) each.
 
         Args:
             inputs: (B, K, D).
             state: (B, D), float32 or wider.
+            memory: what the steps before have left there; that of all K is added in place.
         """
-        outputs, states = [], []
-        for each in inputs.unbind(1):
-            output, state = self.step(each, state)
-            outputs.append(output)
-            states.append(state)
-        return torch.stack(outputs, 1), torch.stack(states, 1)
+
+    @property
+    def memory_width(self) -> int:
+        """Width of the keys and values that a step leaves in the memory; 0 without attention."""
+        return 0
 
 
 class GatedMeanUnit(RecurrentUnit):
@@ -57,11 +69,13 @@ class GatedMeanUnit(RecurrentUnit):
     Args:
         width: D.
         num_gates: number of gates, f among them; each has a weight like W_f and a bias like b_f.
+        projected_width: width of what W and the gates' weights read; None for D, the inputs'.
     """
 
-    def __init__(self, width: int, num_gates: int) -> None:
+    def __init__(self, width: int, num_gates: int, projected_width: int | None = None) -> None:
         super().__init__()
-        self.projection = nn.Linear(width, (1 + num_gates) * width, bias=False)
+        columns = width if projected_width is None else projected_width
+        self.projection = nn.Linear(columns, (1 + num_gates) * width, bias=False)
         self.gate_bias = nn.Parameter(torch.zeros(num_gates * width))
 
     @abstractmethod
@@ -74,22 +88,38 @@ class GatedMeanUnit(RecurrentUnit):
             state: (..., D), c.
         """
 
+    def project(self, steps: Tensor) -> Tensor:
+        """Return the products of all steps, (T, B, (1 + num_gates) * D), for inputs (T, B, D)."""
+        return self.projection(steps)
+
+    def project_next(self, inputs: Tensor, memory: UnitMemory) -> Tensor:
+        """Return the products of the next step or of K, (B, ..., (1 + num_gates) * D).
+
+        Args:
+            inputs: (B, D) or (B, K, D).
+            memory: as that of `step_block`.
+        """
+        del memory  # without attention a step's products are its own input's
+        return self.projection(inputs)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of all steps, (B, T, D)."""
         steps = inputs.transpose(0, 1)
-        keep, gates, candidate = self._project(steps)
+        keep, gates, candidate = self.activate(self.project(steps))
         output = self.output(steps, gates, GatedMean.apply(keep, candidate))
         return output.to(inputs.dtype).transpose(0, 1).contiguous()
 
-    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor, memory: UnitMemory) -> tuple[Tensor, Tensor]:
         """Return the output of one step and the state after it, (B, D) each."""
-        keep, gates, candidate = self._project(inputs)
+        keep, gates, candidate = self.activate(self.project_next(inputs, memory))
         state = torch.lerp(candidate, state, keep)
         return self.output(inputs, gates, state).to(inputs.dtype), state
 
-    def step_block(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step_block(
+        self, inputs: Tensor, state: Tensor, memory: UnitMemory
+    ) -> tuple[Tensor, Tensor]:
         """Return the outputs of K steps and the states after each, with one product for all."""
-        keep, gates, candidate = self._project(inputs)
+        keep, gates, candidate = self.activate(self.project_next(inputs, memory))
         states = []
         for new, kept in zip(candidate.unbind(1), keep.unbind(1), strict=True):
             state = torch.lerp(new, state, kept)
@@ -97,9 +127,9 @@ class GatedMeanUnit(RecurrentUnit):
         after = torch.stack(states, 1)
         return self.output(inputs, gates, after).to(inputs.dtype), after
 
-    def _project(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return f, the other gates and W x of inputs, (..., D), in the dtype of states."""
-        projected, width = self.projection(inputs), inputs.shape[-1]
+    def activate(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return f, the other gates and W x of products, (..., D), in the dtype of states."""
+        width = projected.shape[-1] - len(self.gate_bias)
         projected = projected.to(at_least_float32(projected.dtype))
         gates, candidate = projected.split([len(self.gate_bias), width], dim=-1)
         keep, others = (gates + self.gate_bias).sigmoid().tensor_split([width], dim=-1)
@@ -131,12 +161,58 @@ class SRU(GatedMeanUnit):
     Source: Lei and Zhang, "Training RNNs as Fast as CNNs", 2017, arXiv:1709.02755v2.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, num_gates=2)
+    def __init__(self, width: int, projected_width: int | None = None) -> None:
+        super().__init__(width, 2, projected_width)
 
     def output(self, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
         """Return the mean of tanh(c) and the input, weighted by the second gate."""
         return torch.lerp(inputs.to(state.dtype), state.tanh(), gates)
+
+
+class SRUPlusPlus(SRU):
+    """SRU whose products read the inputs before too, by one attention: 1.125 D^2 a step.
+
+    With q_t = W_q x_t of a quarter of D, k = W_k q and v = W_v q, the products are those of W_o and
+    norm(q_t + alpha a_t), where a_t is the attention of q_t over steps 1 to t in one head. The
+    scalar alpha begins at 0: an SRU with a factored, normed projection.
+
+    Source: Lei, "When Attention Meets Fast Recurrence: Training Language Models with Reduced
+    Compute", 2021, arXiv:2102.12459.
+    """
+
+    MIN_WIDTH = 8  # the norm of a single feature would leave nothing of it
+
+    def __init__(self, width: int) -> None:
+        inner = width // 4
+        super().__init__(width, inner)
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key_value = nn.Linear(inner, 2 * inner, bias=False)
+        self.attention_scale = nn.Parameter(torch.zeros(1))
+        self.norm = nn.LayerNorm(inner)
+
+    @property
+    def memory_width(self) -> int:
+        """Width of the keys and values, a quarter of D."""
+        return self.query.out_features
+
+    def project(self, steps: Tensor) -> Tensor:
+        """Return the products of all steps; padding, at the end, is seen by no step before it."""
+        query = self.query(steps)
+        by_row = query.transpose(0, 1)[:, None]
+        keys, values = self.key_value(by_row).chunk(2, dim=-1)
+        causal = steps.new_ones(len(steps), len(steps), dtype=torch.bool).tril()
+        attended = attend(by_row, keys, values, causal).squeeze(1)
+        return self._combine(query, attended.transpose(0, 1))
+
+    def project_next(self, inputs: Tensor, memory: UnitMemory) -> Tensor:
+        """Return the products of the next steps, whose keys and values are remembered."""
+        query = self.query(inputs)
+        by_row = query.view(len(query), -1, self.memory_width)
+        memory.write(self.key_value(by_row))
+        return self._combine(query, memory.attend(by_row).view(query.shape))
+
+    def _combine(self, query: Tensor, attended: Tensor) -> Tensor:
+        return self.projection(self.norm(query + self.attention_scale * attended))
 
 
 class GRU(RecurrentUnit):
@@ -155,13 +231,30 @@ class GRU(RecurrentUnit):
         initial = steps.new_zeros(steps.shape[1:])
         return run_gru(self.cell, steps, initial).transpose(0, 1).contiguous()
 
-    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor, memory: UnitMemory) -> tuple[Tensor, Tensor]:
         """Return the output of one step and the state after it, (B, D) each."""
+        del memory
         output = self.cell(inputs, state.to(inputs.dtype))
         return output, output.to(state.dtype)
 
+    def step_block(
+        self, inputs: Tensor, state: Tensor, memory: UnitMemory
+    ) -> tuple[Tensor, Tensor]:
+        """Return the outputs of K steps and the states after each, one by one."""
+        outputs, states = [], []
+        for each in inputs.unbind(1):
+            output, state = self.step(each, state, memory)
+            outputs.append(output)
+            states.append(state)
+        return torch.stack(outputs, 1), torch.stack(states, 1)
 
-UNITS: dict[UnitName, type[RecurrentUnit]] = {"ssru": SSRU, "sru": SRU, "gru": GRU}
+
+UNITS: dict[UnitName, type[RecurrentUnit]] = {
+    "ssru": SSRU,
+    "sru": SRU,
+    "sru_pp": SRUPlusPlus,
+    "gru": GRU,
+}
 
 
 class GatedMean(torch.autograd.Function):

@@ -91,7 +91,7 @@ def test_a_run_with_other_layers_is_no_run_to_resume(models, tmp_path, capsys):
     assert "got --student-from-teacher.decoder 1 where it has None" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("unit", ["ssru", "gru"])
+@pytest.mark.parametrize("unit", ["ssru", "sru_pp", "gru"])
 def test_a_recurrent_decoder_learns_under_the_teachers_encoder(models, tmp_path, unit):
     options = ["--agent", "imitkd_full", "--teacher", str(models / "teacher"), *TWO_OF_THREE]
     options += ["--student", "hybrid", "--student.unit", unit, "--learner.learning-rate", "0"]

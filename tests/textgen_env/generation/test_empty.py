@@ -25,7 +25,7 @@ NO_ROWS = torch.zeros(0, 3, dtype=torch.int64)
 NO_COLUMNS = torch.zeros(2, 0, dtype=torch.int64)
 
 
-@pytest.fixture(params=["transformer", "recurrent", "ssru", "sru", "gru"])
+@pytest.fixture(params=["transformer", "recurrent", "ssru", "sru", "sru_pp", "gru"])
 def model(request):
     """Return an untrained model over eleven tokens."""
     if request.param == "recurrent":

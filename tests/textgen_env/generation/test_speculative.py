@@ -8,7 +8,14 @@ from itertools import product
 import pytest
 import torch
 
-from tests.support.toy import SPECIAL, LivelyModel, TabularCache, TabularModel, step_by_step
+from tests.support.toy import (
+    SPECIAL,
+    LivelyModel,
+    TabularCache,
+    TabularModel,
+    attending,
+    step_by_step,
+)
 from textgen_env.generation import decoding
 from textgen_env.generation.decoding import Sampling, action_probs, decode_all, greedy, next_action
 from textgen_env.generation.speculative import DraftCounts, SpeculativeDecoder
@@ -23,16 +30,17 @@ SIZES = {"width": 32, "num_heads": 2, "feed_forward": 64}
 CONFIGS = {
     "transformer": TransformerConfig(30, **SIZES),
     "hybrid": HybridConfig(30, **SIZES),
+    "sru_pp": HybridConfig(30, **SIZES, unit="sru_pp"),
     "recurrent": RecurrentConfig(30, width=32),
 }
 
 
-SEEDS = {"transformer": 0, "hybrid": 3, "recurrent": 0}  # of models whose texts vary
+SEEDS = {"transformer": 0, "hybrid": 3, "sru_pp": 4, "recurrent": 0}  # of models whose texts vary
 
 
 def lively(name, other=0, scale=1.5):
     torch.manual_seed(SEEDS[name] + other)
-    return LivelyModel(CONFIGS[name].build().eval().requires_grad_(False), scale=scale)
+    return LivelyModel(attending(CONFIGS[name].build()).eval().requires_grad_(False), scale=scale)
 
 
 def seeded(seed=0):

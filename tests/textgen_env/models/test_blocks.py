@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from tests.textgen_env.models.test_sequence_models import CONFIGS, SOURCE_LENGTHS, START, padded
+from tests.textgen_env.models.test_sequence_models import (
+    CONFIGS,
+    SOURCE_LENGTHS,
+    START,
+    build,
+    padded,
+)
 from textgen_env.models.sequence_model import BlockModel, RewindableCache
 
 READ, COUNT = 3, 4
@@ -12,8 +18,7 @@ KEPT = torch.tensor([2, 0, 4, 1, 3])
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    torch.manual_seed(0)
-    return CONFIGS[request.param].build().eval().requires_grad_(False).double()
+    return build(request.param).requires_grad_(False).double()
 
 
 @pytest.fixture

@@ -40,9 +40,10 @@ def test_all_but_the_first_sublayer_is_a_transformers(model):
 
 
 @torch.no_grad()
-def test_a_step_reads_no_more_of_the_past_than_its_state(model):
+def test_what_a_step_reads_of_the_past_does_not_grow(model):
     cache = model.start(texts(3, 5), 40)
     shapes = [cache.states.shape, cache.source.keys_values.shape]
+    assert cache.memory.numel() == 2 * 2 * 3 * 40 * (4 if model.config.unit == "sru_pp" else 0)
     for step in range(30):
         _, cache = model.step(texts(3, 30)[:, step], cache)
     assert [cache.states.shape, cache.source.keys_values.shape] == shapes
@@ -91,8 +92,9 @@ def test_steps_under_autocast_are_near_to_float32(model):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"unit": "lstm"}, "unit must be one of ssru, sru, gru, got 'lstm'"),
+        ({"unit": "lstm"}, "unit must be one of ssru, sru, sru_pp, gru, got 'lstm'"),
         ({"width": 18, "num_heads": 4}, r"width must be .* divisible by num_heads \(4\), got 18"),
+        ({"unit": "sru_pp", "width": 4}, "width must be at least 8 for unit sru_pp, got 4"),
         ({"num_decoder_layers": 0}, "num_decoder_layers must be at least 1, got 0"),
         ({"dropout": 1.0}, "dropout must be in"),
     ],

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.support.toy import attending
 from textgen_env.models import cache_ops, hybrid, kv_cache, recurrent_cache, source_memory
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
@@ -22,14 +23,19 @@ CONFIGS = {
     "recurrent": RecurrentConfig(VOCAB, width=16),
     "ssru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="ssru"),
     "sru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="sru"),
+    "sru_pp": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="sru_pp"),
     "gru": HybridConfig(VOCAB, width=16, num_heads=2, feed_forward=32, unit="gru"),
 }
 
 
+def build(name):
+    torch.manual_seed(0)
+    return attending(CONFIGS[name].build().eval())
+
+
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    torch.manual_seed(0)
-    return CONFIGS[request.param].build().eval()
+    return build(request.param)
 
 
 def padded(lengths, seed):
@@ -155,7 +161,8 @@ def host_sync(request, monkeypatch):
 @torch.no_grad()
 @pytest.mark.usefixtures("host_sync")
 @pytest.mark.parametrize("ahead", [0, 1, 2])
-def test_reset_rows_start_over_and_the_others_continue(model, source, actions, ahead):
+def test_reset_rows_start_over_and_the_others_continue(model, source, ahead):
+    actions = padded([6] * len(source), seed=1)
     mask, index = torch.tensor([True, False, False, True, False]), torch.tensor([2, 0, 0, 6, 0])
     others, texts = padded((3, 7, 2, 6, 1, 7, 4), seed=2), padded((4, 4, 4, 4, 4, 4, 4), seed=3)
     previous = F.pad(texts, (1, 0), value=START)

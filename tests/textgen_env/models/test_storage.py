@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.toy import attending
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
 from textgen_env.models.hybrid import Hybrid, HybridConfig
@@ -34,7 +35,12 @@ def hybrid():
     return Hybrid(HybridConfig(20, width=8, num_heads=2, feed_forward=16, unit="gru"), SPECIAL)
 
 
-@pytest.fixture(params=[transformer, recurrent, hybrid])
+def attending_hybrid():
+    config = HybridConfig(20, width=8, num_heads=2, feed_forward=16, unit="sru_pp")
+    return attending(Hybrid(config, SPECIAL))
+
+
+@pytest.fixture(params=[transformer, recurrent, hybrid, attending_hybrid])
 def model(request):
     torch.manual_seed(0)
     return request.param()
@@ -234,7 +240,10 @@ def test_a_wrong_configuration_is_named(folder, change, message):
 
 @pytest.mark.parametrize(
     ("unit", "message"),
-    [("lstm", "unit must be one of ssru, sru, gru, got 'lstm'"), (3, "unit must be str, got 3")],
+    [
+        ("lstm", "unit must be one of ssru, sru, sru_pp, gru, got 'lstm'"),
+        (3, "unit must be str, got 3"),
+    ],
 )
 def test_a_wrong_choice_is_named(tmp_path, unit, message):
     save_model(hybrid(), tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.toy import SPECIAL, random_sources
+from tests.support.toy import SPECIAL, attending, random_sources
 from textgen_env.models.hidden_states import logits_at
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
@@ -16,6 +16,7 @@ SIZE = {"width": 16, "num_heads": 2, "feed_forward": 24, "dropout": 0.0}
 CONFIGS = [
     TransformerConfig(30, **SIZE),
     HybridConfig(30, **SIZE),
+    HybridConfig(30, **SIZE, unit="sru_pp"),
     RecurrentConfig(30, width=16, dropout=0.0),
 ]
 
@@ -47,7 +48,7 @@ def test_all_positions_are_taken_where_there_is_no_padding_or_the_host_would_wai
 )
 def test_logits_of_a_padded_batch_are_those_of_each_row_alone(config, special):
     torch.manual_seed(0)
-    model = config.build(special).double()
+    model = attending(config.build(special)).double()
     source, actions = random_sources(6, 9), random_sources(6, 7).roll(1, 0)
     source_length, length = (source != SPECIAL.pad).sum(1), (actions != SPECIAL.pad).sum(1)
     source, actions = (

@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from tests.support.pretrained import FAMILIES, TEXTS, save_family
-from tests.support.toy import random_sources
+from tests.support.toy import attending, random_sources
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
@@ -35,6 +35,9 @@ MODELS = {
     "transformer": lambda vocab_size: Transformer(TransformerConfig(vocab_size, 32, 2, 64)),
     "recurrent": lambda vocab_size: Recurrent(RecurrentConfig(vocab_size, 32)),
     "ssru": lambda vocab_size: Hybrid(HybridConfig(vocab_size, 32, 2, 64, unit="ssru")),
+    "sru_pp": lambda vocab_size: attending(
+        Hybrid(HybridConfig(vocab_size, 32, 2, 64, unit="sru_pp"))
+    ),
     "gru": lambda vocab_size: Hybrid(HybridConfig(vocab_size, 32, 2, 64, unit="gru")),
 }
 DEVICES = [

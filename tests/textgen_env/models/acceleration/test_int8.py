@@ -27,6 +27,7 @@ CONFIGS = {
     "transformer": TransformerConfig(50, 32, 2, 64),
     "recurrent": RecurrentConfig(50, 32),
     "ssru": HybridConfig(50, 32, 2, 64, unit="ssru"),
+    "sru_pp": HybridConfig(50, 32, 2, 64, unit="sru_pp"),
     "gru": HybridConfig(50, 32, 2, 64, unit="gru"),
 }
 

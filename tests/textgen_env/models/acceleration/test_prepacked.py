@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.toy import random_texts, stepped_logits
+from tests.support.toy import attending, random_texts, stepped_logits
 from textgen_env.models.acceleration.prepacked import (
     MIN_FLOAT32_ROWS,
     PrepackedLinear,
@@ -21,6 +21,7 @@ CONFIGS = {
     "transformer": lambda: Transformer(TransformerConfig(50, 32, 2, 64)),
     "recurrent": lambda: Recurrent(RecurrentConfig(50, 32)),
     "ssru": lambda: HybridConfig(50, 32, 2, 64, unit="ssru").build(),
+    "sru_pp": lambda: attending(HybridConfig(50, 32, 2, 64, unit="sru_pp").build()),
     "gru": lambda: HybridConfig(50, 32, 2, 64, unit="gru").build(),
 }
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 0.05, "atol": 0.1}}
