@@ -30,7 +30,7 @@ from textgen_experiments.runs.outside import check_unchanged, outside_digests
 from textgen_experiments.runs.progress import tell
 from textgen_experiments.runs.records import to_json
 
-STUDENT = "student"
+STUDENT_SETTING = "student"
 NONE = "none"
 Difference = tuple[str, Leaf, Leaf]
 """Name of a setting, its value in the run's folder and its value here."""
@@ -119,9 +119,13 @@ def _extend(old: Experiment, new: Experiment, folder: Path) -> None:
 def _differences(old: Experiment, new: Experiment) -> Iterator[Difference]:
     """Yield the settings in which two experiments differ and that decide what is learned."""
     is_derived = old.student_from_teacher != new.student_from_teacher  # the student follows
-    kinds = [each for each in _different_kinds(old, new) if not (is_derived and each[0] == STUDENT)]
+    kinds = [
+        each
+        for each in _different_kinds(old, new)
+        if not (is_derived and each[0] == STUDENT_SETTING)
+    ]
     yield from kinds
-    named = {part for part, *_ in kinds} | ({STUDENT} if is_derived else set())
+    named = {part for part, *_ in kinds} | ({STUDENT_SETTING} if is_derived else set())
     before, after = (flat(to_json(_settled(each, new))) for each in (old, new))
     for name in dict.fromkeys([*before, *after]):
         values = before.get(name, NONE), after.get(name, NONE)
@@ -134,7 +138,7 @@ def _different_kinds(old: Experiment, new: Experiment) -> Iterator[Difference]:
     for name, registry, before, after in (
         ("agent", AGENTS, old.agent, new.agent),
         ("task", TASKS, old.task, new.task),
-        (STUDENT, STUDENTS, old.student, new.student),
+        (STUDENT_SETTING, STUDENTS, old.student, new.student),
     ):
         if class_of(before) is not class_of(after):
             yield name, registry.name_of(before), registry.name_of(after)

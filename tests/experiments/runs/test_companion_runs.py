@@ -108,7 +108,7 @@ def test_further_teachers_with_another_tokenizer_or_without_a_first_are_one_line
     line = complaint(capsys, tmp_path / "run", "--agent", "imitkd", *first, *further)
     assert "--further-teachers must have the tokenizer of" in line
     line = complaint(capsys, tmp_path / "run", "--agent", "mle", "--teacher", "None", *further)
-    assert "further_teachers must be none where there is no teacher on this disk" in line
+    assert "--further-teachers must be none where there is no teacher on this disk" in line
 
 
 def test_every_agent_may_learn_from_a_mixture(models, tmp_path):
