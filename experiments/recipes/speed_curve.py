@@ -89,7 +89,7 @@ def speed_curve(options: SpeedCurveOptions) -> None:
     folders = {TEACHER: VERSES_TEACHER, **{run.name: run / "model" for run in runs}}
     points = curve_points(folders)
     title = f"{options.updates:,} updates of seqkd each; speed-up over the teacher in float32"
-    write_json(options.output / RESULTS, [*map(asdict, points)])
+    write_json(options.output / RESULTS, {"rows": [*map(asdict, points)]})
     cells = [curve_cells(point) for point in points]
     text = f"{title}\n\n{markdown_table(cells, left=2)}\n\nBLEU: `{points[0].signature}`\n"
     write_text(options.output / "tables.md", text)

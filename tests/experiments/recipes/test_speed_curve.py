@@ -42,7 +42,7 @@ def test_each_model_has_a_point_in_each_precision(tmp_path, monkeypatch, copy_te
     shutil.copytree(copy_teacher, run / "model")
     monkeypatch.setattr(speed_curve, "train_curve", lambda options: {run: None})
     speed_curve.speed_curve(SpeedCurveOptions(tmp_path / "curve"))
-    points = json.loads((tmp_path / "curve" / "results.json").read_text())
+    points = json.loads((tmp_path / "curve" / "results.json").read_text())["rows"]
     assert [(point["model"], point["precision"]) for point in points] == [
         (name, precision)
         for name in ("teacher", "small")
