@@ -7,6 +7,7 @@ scores of text, which depend on how it is split into words, are left to evaluati
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -121,8 +122,8 @@ def token_rouge_l(hypotheses: TokenTexts, references: TokenTexts) -> Tensor:
 
     Source: Lin 2004, section 3.1, with beta = 1.
     """
-    pairs = _equal_tokens(hypotheses, references)
-    common = list(_common_lengths(pairs))[-1][:, -1]
+    table = _common_lengths(_equal_tokens(hypotheses, references))
+    common = deque(table, maxlen=1).pop()[:, -1]  # of whole texts; no other row is kept
     return 2 * common / (hypotheses.length + references.length).clamp(min=1)
 
 
