@@ -47,36 +47,25 @@ def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
     return data.index_copy(0, rows, data[rows].where(by_data[rows], answers))
 
 
-def mean_over_actions(losses: Tensor, trajectories: Trajectories) -> Tensor:
+def mean_over_actions(
+    losses: Tensor, trajectories: Trajectories, positions: TokenPositions | None = None
+) -> Tensor:
     """Return the mean over the actions that count, each loss times its action's weight.
 
     The denominator is the number of actions, whatever their weights.
 
     Args:
-        losses: (B, T) float.
+        losses: (B, T) float, or (1, K) at K positions.
         trajectories: with mask and weights.
+        positions: K of their steps, among them all that count; None for all steps.
     """
+
+    def at_losses(values: Tensor) -> Tensor:
+        return values if positions is None else positions.gather(values)[None]
+
     if trajectories.weight is not None:
-        losses = losses * trajectories.weight
-    return masked_mean(losses, trajectories.mask)
-
-
-def counted_positions(trajectories: Trajectories) -> TokenPositions:
-    """Return the steps that are learned from: those that count, where they are cheap to find."""
-    return TokenPositions.of(trajectories.mask)
-
-
-def mean_at(losses: Tensor, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
-    """Return what `mean_over_actions` does, from the losses at some positions.
-
-    Args:
-        losses: (1, K) float.
-        trajectories: with mask and weights.
-        positions: K of their steps, among them all that count.
-    """
-    if trajectories.weight is not None:
-        losses = losses * positions.gather(trajectories.weight)
-    return masked_mean(losses, positions.gather(trajectories.mask)[None])
+        losses = losses * at_losses(trajectories.weight)
+    return masked_mean(losses, at_losses(trajectories.mask))
 
 
 def token_loss(
@@ -96,10 +85,10 @@ def token_loss(
 
     Source: Lin et al. 2020, eq. 5, arXiv:2009.07253.
     """
-    positions = counted_positions(trajectories)
+    positions = TokenPositions.of(trajectories.mask)
     logits = logits_at(student, positions, trajectories.source, trajectories.actions)
     losses = cross_entropy(logits, positions.gather(labels), label_smoothing=label_smoothing)
-    return mean_at(losses[None], trajectories, positions)
+    return mean_over_actions(losses[None], trajectories, positions)
 
 
 @torch.no_grad()
@@ -142,10 +131,10 @@ def loss_for(
 
     Source: Lin et al. 2020, eq. 6 with `Dense` and `forward_kl`, arXiv:2009.07253.
     """
-    positions = counted_positions(trajectories)
+    positions = TokenPositions.of(trajectories.mask)
     logits = logits_at(student, positions, trajectories.source, trajectories.actions)
     losses = label.losses(logits[None], divergence, AskedStates(trajectories, positions, expert))
-    return mean_at(losses, trajectories, positions)
+    return mean_over_actions(losses, trajectories, positions)
 
 
 def loss_by_writer(
