@@ -102,8 +102,7 @@ def rollout(
 
     Returns:
         Trajectories with T up to the environment's limit, with `behavior_log_prob` if an action was
-        drawn, and the label "logits", (B, T, V), if it
-        was recorded.
+        drawn, and the label "logits", (B, T, V), if it was recorded.
     """
     env = context.env
     examples = env.examples.select(context.indices).trimmed(env.special)
