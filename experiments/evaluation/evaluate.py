@@ -74,7 +74,8 @@ class EvaluateOptions:
         beam_size: score texts by beam search of this size, too; 1 for greedy alone.
         batch_size: sentences decoded together.
         rounds: measurements of speed, of which the median counts.
-        diagnostics: compute the exposure-bias diagnostics, which take longest.
+        diagnostics: compute the exposure-bias diagnostics, which take longest, and how well the
+            students would serve the teacher as drafts.
         precision: that all models act in, the teacher too; None for that of each run.
     """
 
@@ -235,7 +236,7 @@ def result_rows(
     speeds = decode_speeds(
         timed, same_tokens=same, batch_size=options.batch_size, rounds=options.rounds
     )
-    drafts = _draft_counts([each.entry for each in scored], options.batch_size)
+    drafts = _draft_counts([each.entry for each in scored], options)
     base = None if baseline is None else scored[baseline].entry.name
     return [
         ResultRow(
@@ -266,12 +267,17 @@ def result_rows(
     ]
 
 
-def _draft_counts(entries: Sequence[EvaluatedModel], batch_size: int) -> list[DraftCounts | None]:
-    """Return the counts of each model as a draft of the teacher, which is the first, if any is."""
+def _draft_counts(
+    entries: Sequence[EvaluatedModel], options: EvaluateOptions
+) -> list[DraftCounts | None]:
+    """Return the counts of each model as a draft of the teacher, which is the first, if any is.
+
+    Without diagnostics there are none.
+    """
     first = entries[0]
     return [
-        counts_as_draft(each, first, batch_size=batch_size)
-        if first.writer == Writer.EXPERT and each.writer == Writer.STUDENT
+        counts_as_draft(each, first, batch_size=options.batch_size)
+        if options.diagnostics and first.writer == Writer.EXPERT and each.writer == Writer.STUDENT
         else None
         for each in entries
     ]

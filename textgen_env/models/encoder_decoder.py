@@ -273,6 +273,8 @@ class EncoderDecoder(nn.Module):
         return self.dropout(embedded + angles.index_select(0, places))
 
     def _initialize(self) -> None:
+        if self.embedding.weight.is_meta:
+            return  # weights from a file follow
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

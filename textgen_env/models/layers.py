@@ -95,6 +95,11 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 class TiedEmbedding(nn.Embedding):
     """Token embedding whose matrix also computes the logits."""
 
+    def reset_parameters(self) -> None:
+        """Draw random weights, unless those of a file follow: on "meta" it imports a compiler."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits, (..., V), of hidden vectors, (..., D)."""
         return F.linear(hidden, self.weight)

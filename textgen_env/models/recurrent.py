@@ -74,7 +74,8 @@ class Recurrent(nn.Module):
         self.join_context = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(config.dropout)
-        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        if not self.embedding.weight.is_meta:  # otherwise weights from a file follow
+            nn.init.normal_(self.embedding.weight, std=width**-0.5)
 
     @property
     def vocab_size(self) -> int:

@@ -89,6 +89,14 @@ def samples_of(folder):
     return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
 
 
+def test_without_diagnostics_no_student_is_tried_as_a_draft(copied):
+    folder = copied("mle")
+    evaluate(folder, "--beam-size", "1", "--rounds", "1", "--no-diagnostics")
+    _, row = read(folder / RESULTS)["rows"]
+    assert row["acceptance"] is row["tokens_per_pass"] is None
+    assert not (folder / EXPOSURE).exists()
+
+
 def test_a_teacher_is_scored_and_timed_on_what_it_reads(tiny_task, make_table_model, monkeypatch):
     """The expert's view of a source may differ from the student's."""
     views = [pair.source for pair in reversed(tiny_task.test)]

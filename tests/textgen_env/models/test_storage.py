@@ -1,6 +1,8 @@
 """Tests of saving and loading: models are restored to the bit, damaged folders are reported."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -101,6 +103,15 @@ def test_loading_draws_no_random_number(folder):
     torch.manual_seed(0)
     load_model(folder)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_loading_imports_no_compiler(folder):
+    code = (
+        "import pathlib, sys; from textgen_env.models.storage import load_model; "
+        f"load_model(pathlib.Path({str(folder)!r})); print('torch._dynamo' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
 
 
 def test_the_tokenizer_comes_back(folder):
