@@ -117,7 +117,12 @@ def save_checkpoint(
     """
     tensors: dict[str, Tensor] = {}
     for which, module in {"student": student, **beside}.items():
-        tensors |= {f"{which}.{name}": value for name, value in module.state_dict().items()}
+        shared = () if module is student else _shared_weights(module, student)
+        tensors |= {
+            f"{which}.{name}": value
+            for name, value in module.state_dict().items()
+            if name not in shared
+        }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for process, state in enumerate(buffers):
@@ -151,7 +156,8 @@ def load_checkpoint(
     try:
         counters = _counters_of(metadata)
         for which, module in {"student": student, **beside}.items():
-            module.load_state_dict(select_prefix(f"{which}.", tensors))
+            shared = {} if module is student else _shared_weights(module, student)
+            module.load_state_dict({**shared, **select_prefix(f"{which}.", tensors)})
         if buffer is not None:
             buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -166,6 +172,16 @@ def load_checkpoint(
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return counters
+
+
+def _shared_weights(module: nn.Module, student: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a module that are the student's own tensors, because none trains them.
+
+    A file can hold a tensor once.
+    """
+    students = {value.data_ptr() for value in student.state_dict().values()}
+    weights = module.state_dict()
+    return {name: value for name, value in weights.items() if value.data_ptr() in students}
 
 
 def read_counters(path: Path) -> Counters:

@@ -35,6 +35,8 @@ class LearnerConfig:
             prefixes, in a batch of its own, which is added to the agent's loss, at least 0.
         ewc_weight: of the penalty on leaving the weights that the student starts with, as far as
             they matter on the references' prefixes (`regularizers.EWC`), at least 0.
+        frozen: parts of the student that keep their weights, such as `encoder` and `embedding` of a
+            student made of its teacher's layers.
         ema: decay of a moving average of the weights, in [0, 1), such as 0.999, which is evaluated,
             kept and saved in their place; rollouts are still written with the weights themselves.
             None for no average.
@@ -66,6 +68,7 @@ class LearnerConfig:
     clip: float = 1.0
     reference_weight: float = 0.0
     ewc_weight: float = 0.0
+    frozen: tuple[str, ...] = ()
     ema: float | None = None
     self_teacher: float | None = None
     roll_in_share: float = 1.0

@@ -45,6 +45,7 @@ from textgen_agents.training.checkpoint import (
 )
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.distributed import disable_cudnn_attention, sum_of_processes
+from textgen_agents.training.frozen import with_frozen_parts
 from textgen_agents.training.gradients import Gradients
 from textgen_agents.training.optimizer import (
     make_optimizer,
@@ -106,7 +107,7 @@ class Learner:
         self.precision, self.validation = precision, references.validation
         self.references = references.train_pairs(env, config)
         self.accelerator = Accelerator(mixed_precision="no", cpu=env.device.type == "cpu")
-        self.student = student.to(self.accelerator.device)
+        self.student = with_frozen_parts(student, config.frozen).to(self.accelerator.device)
         self.actor = copy.deepcopy(self.student).to(precision).eval().requires_grad_(False)
         self._captured = with_cuda_graphs(self.actor)
         self.averages: dict[str, WeightAverage] = {}
