@@ -8,10 +8,10 @@ read-only. Splits go by whole chapters, because neighboring verses repeat each o
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from textgen_env.bounds import check_at_least, check_shares
@@ -105,8 +105,38 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
         DataError: the package's database cannot be read.
     """
     config = config or VersesConfig()
-    reference = _read_version(config.reference_version)
-    sources = [_read_version(version) for version in config.source_versions]
+    path = package_folder(PACKAGE, "verses") / DATABASE
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    splits, left_out = _read_splits(config, path, changed)
+    dropped = Counter(left_out)
+    task = make_task(
+        "verses",
+        splits,
+        tokenizer,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_tokens,
+        dropped=dropped,
+    )
+    task = replace(task, target_language=config.target_language)
+    return with_noisy_sources(task, config.source_noise) if config.source_noise else task
+
+
+@lru_cache(maxsize=1)
+def _read_splits(
+    config: VersesConfig, path: Path, changed: int
+) -> tuple[Mapping[str, Sequence[Pair]], Mapping[str, int]]:
+    """Return the pairs of each split, and how many were left out by reason.
+
+    The last answer is kept: runs of one task follow each other in a process.
+
+    Args:
+        config: the versions and limits.
+        path: the package's database.
+        changed: when it was written.
+    """
+    del changed
+    reference = _read_version(path, config.reference_version)
+    sources = [_read_version(path, version) for version in config.source_versions]
     dropped: Counter[str] = Counter()
     held_out = Limits(max_words=config.max_words)
     training = Limits(max_words=config.max_train_words)
@@ -124,22 +154,13 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
             pair
             for version in config.extra_versions
             for pair in keep_pairs(
-                _aligned_pairs(_read_version(version), None, "train"),
+                _aligned_pairs(_read_version(path, version), None, "train"),
                 Limits(max_words=config.max_extra_words),
                 dropped,
             )
         ],
     }
-    task = make_task(
-        "verses",
-        splits,
-        tokenizer,
-        vocab_size=config.vocab_size,
-        max_tokens=config.max_tokens,
-        dropped=dropped,
-    )
-    task = replace(task, target_language=config.target_language)
-    return with_noisy_sources(task, config.source_noise) if config.source_noise else task
+    return splits, dropped
 
 
 @cache
@@ -162,8 +183,7 @@ def _aligned_pairs(source: Version, reference: Version | None, split: str) -> It
             yield Pair(text, None if reference is None else reference.get(place, ""))
 
 
-def _read_version(version: str) -> Version:
-    path = package_folder(PACKAGE, "verses") / DATABASE
+def _read_version(path: Path, version: str) -> Version:
     try:
         return _query_version(path, version)
     except sqlite3.Error as error:
