@@ -55,6 +55,8 @@ class Experiment:
         validation_pairs: validation pairs, the first ones, that the best weights are chosen by.
         metric: score on validation by which the best weights are kept; of weights with equal scores
             those with the lower loss on the references are.
+        diagnostics: ask the teacher about the first validation pairs at each evaluation, for the
+            diagnostics of exposure bias.
         precision: of autocast and of the models that only act; None for the one measured faster.
         kept_labels_gb: most gigabytes on disk, while the run lasts, for a local teacher's answers
             about texts of the data, so that it is asked about each once and not in every epoch; at
@@ -80,6 +82,7 @@ class Experiment:
     train_sources: int | None = None
     validation_pairs: int = 300
     metric: Metric = "bleu"
+    diagnostics: bool = True
     precision: Literal["float32", "bfloat16"] | None = None
     kept_labels_gb: float = 1.0
     keep_checkpoint: bool = True

@@ -18,6 +18,7 @@ from textgen_agents.training.checkpoint import (
     save_atomically,
 )
 from textgen_agents.training.distributed import num_slots, this_device, this_process
+from textgen_agents.training.frozen import with_frozen_parts
 from textgen_agents.training.learner import Learner, Record
 from textgen_agents.training.regularizers import References
 from textgen_env.envs.validation import match_vocabulary
@@ -143,6 +144,8 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     experiment.learner.check_expert(expert)
+    student = fresh_student(experiment, task) if start is None else start
+    student = with_frozen_parts(student, experiment.learner.frozen)  # raises before texts are made
     with process.main_process_first():
         examples, prepared = _prepare(experiment, task, expert, folder / PREPARED)
         check_keys(expert, examples)
@@ -150,7 +153,6 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     slots = num_slots(experiment.agent, experiment.learner.batch_size)
     noise = experiment.task.env_settings.get("noise")
     env = learning_env(task, slots, keeping, examples=examples, noise=noise, device=this_device())
-    student = fresh_student(experiment, task) if start is None else start
     pairs = task.validation[: experiment.validation_pairs]
     validation = encode(pairs, task).to(this_device())
     learner = Learner(
@@ -166,7 +168,8 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     teacher = None
     if process.is_main_process:
         judge.describe()
-        teacher = _uncounted(expert, validation, task.max_target_length)
+        if experiment.diagnostics:
+            teacher = _uncounted(expert, validation, task.max_target_length)
     log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
