@@ -7,6 +7,7 @@ follows the language of the references, and stands in its signature.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from statistics import fmean
 
@@ -112,12 +113,9 @@ def score(
     Source: Post 2018, arXiv:1804.08771; Popović 2015, chrF; Lin 2004, ROUGE.
     """
     _check_pairs(hypotheses, references)
-    metrics = (
-        bleu_metric(language),
-        CHRF(),
-        bleu_metric(language, **TOKENIZED_LOWERCASE),
-    )
-    bleu, chrf, lowercase_bleu = (_corpus_score(each, hypotheses, references) for each in metrics)
+    metrics = _metrics(tuple(references), language)
+    texts = list(hypotheses)
+    bleu, chrf, lowercase_bleu = (each.corpus_score(texts, None).score for each in metrics)
     signature, chrf_signature, lowercase_signature = (str(each.get_signature()) for each in metrics)
     rouge1, rouge2, rouge_l = rouge(hypotheses, references)
     return Quality(
@@ -132,6 +130,20 @@ def score(
         chrf_signature=chrf_signature,
         rouge_signature=ROUGE_SIGNATURE,
         tokenized_lowercase_signature=lowercase_signature,
+    )
+
+
+@lru_cache(maxsize=2)
+def _metrics(references: tuple[str, ...], language: str | None) -> tuple[BLEU, CHRF, BLEU]:
+    """Return the metrics of `score`, which have counted the references.
+
+    They are kept, since several systems are scored with the same references.
+    """
+    counted = {"references": [list(references)]}
+    return (
+        bleu_metric(language, **counted),
+        CHRF(references=counted["references"]),
+        bleu_metric(language, **TOKENIZED_LOWERCASE, **counted),
     )
 
 

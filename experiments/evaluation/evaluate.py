@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +28,7 @@ from textgen_experiments.evaluation.results import (
     EXPOSURE,
     RESULTS,
     SAMPLES,
+    TEACHER,
     ResultRow,
     Sample,
     print_results,
@@ -46,7 +47,7 @@ from textgen_experiments.evaluation.scores import (
 )
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
-from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.folder import RunError, check_tokenizers, read_config, read_runs
 from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
@@ -77,6 +78,8 @@ class EvaluateOptions:
         diagnostics: compute the exposure-bias diagnostics, which take longest, and how well the
             students would serve the teacher as drafts.
         precision: that all models act in, the teacher too; None for that of each run.
+        teacher_precision: that the teacher acts in, which speed is compared with; where it is not
+            the first run's, a further row has the teacher in that one. None for the first run's.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -86,6 +89,7 @@ class EvaluateOptions:
     rounds: int = 5
     diagnostics: bool = True
     precision: PrecisionName | None = None
+    teacher_precision: PrecisionName | None = None
 
     def __post_init__(self) -> None:
         check_at_least(self, beam_size=1, batch_size=1, rounds=1)
@@ -123,9 +127,11 @@ def evaluate_runs(
     folders, baseline = options.runs, options.baseline
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
-    entries = _entries(folders, options.precision)
+    entries = _entries(options)
     offset, task = len(entries) - len(folders), entries[-1].task
-    entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]
+    student = entries[offset]
+    entries += [shipped_entry(*each, student) for each in (shipped or {}).items()]
+    entries += _teacher_again(folders[0], entries[0], student) if offset else []
     steps = len(entries) + 1 + len(folders)
     with ExitStack() as locks, progress("evaluating", total=steps) as advance:
         for folder in folders:
@@ -180,13 +186,9 @@ def _write_evaluation(
     log_evaluation(folder, _figures(row, report), first_samples, picture)
 
 
-def _entries(folders: Sequence[Path], precision: PrecisionName | None) -> list[EvaluatedModel]:
-    """Return the models to evaluate: the runs' teacher, if they have one, and the runs'.
-
-    Args:
-        folders: of the runs.
-        precision: of all; None for that of each run, where the teacher has the first run's.
-    """
+def _entries(options: EvaluateOptions) -> list[EvaluatedModel]:
+    """Return the models to evaluate: the runs' teacher, if they have one, and the runs'."""
+    folders, precision = options.runs, options.precision
     runs, names = read_runs(folders), run_names(folders)
     first = runs[0]
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
@@ -196,10 +198,21 @@ def _entries(folders: Sequence[Path], precision: PrecisionName | None) -> list[E
         run_entry(name, folder, run, outcome, precision=precision or run.precision, task=task)
         for name, folder, run, outcome in zip(names, folders, runs, outcomes, strict=True)
     ]
-    if first.experiment.teacher:
-        chosen = precision or first.precision
-        entries.insert(0, teacher_entry(first.experiment.teacher, chosen, task))
+    if teacher := first.experiment.teacher:
+        chosen = options.teacher_precision or entries[0].precision
+        entries.insert(0, teacher_entry(teacher, chosen, task))
     return entries
+
+
+def _teacher_again(
+    folder: Path, teacher: EvaluatedModel, student: EvaluatedModel
+) -> list[EvaluatedModel]:
+    """Return the teacher in the precision of a student, if it acts in another one."""
+    path = read_config(folder).experiment.teacher
+    if path is None or teacher.precision == student.precision:
+        return []
+    again = teacher_entry(path, student.precision, student.task)
+    return [replace(again, name=f"{TEACHER}, {student.precision}")]
 
 
 def _teacher(scored: ScoredTexts, task: TextTask) -> TeacherTexts | None:
@@ -234,7 +247,11 @@ def result_rows(
     same = all(same_pieces(tasks[0].tokenizer, task.tokenizer) for task in tasks)
     timed = [_timed_model(each.entry) for each in scored]
     speeds = decode_speeds(
-        timed, same_tokens=same, batch_size=options.batch_size, rounds=options.rounds
+        timed,
+        same_tokens=same,
+        batch_size=options.batch_size,
+        rounds=options.rounds,
+        is_warm=True,
     )
     drafts = _draft_counts([each.entry for each in scored], options)
     base = None if baseline is None else scored[baseline].entry.name

@@ -112,9 +112,11 @@ def print_results(rows: Sequence[ResultRow], title: str) -> None:
     caption = f"BLEU ± half its 95 % interval: {quality.signature}; speed: greedy"
     if rows[0].baseline:
         caption += f"; p against {rows[0].baseline}"
-    if len({row.precision for row in rows}) > 1:
-        caption += f"; in {', '.join(f'{row.precision} {row.model}' for row in rows)}"
     cells = [_result_cells(row, beam_size) for row in rows]
+    if len({row.precision for row in rows}) > 1:
+        cells = [
+            {**of_row, "precision": row.precision} for of_row, row in zip(cells, rows, strict=True)
+        ]
     print_table(title, list(cells[0]), [[*row.values()] for row in cells], caption=caption)
 
 

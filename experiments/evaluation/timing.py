@@ -40,20 +40,25 @@ class Speed:
     speedup: float
 
 
-def rates_and_ratios(group: Mapping[str, Workload], rounds: int) -> dict[str, tuple[float, float]]:
+def rates_and_ratios(
+    group: Mapping[str, Workload], rounds: int, *, is_warm: bool = False
+) -> dict[str, tuple[float, float]]:
     """Return each workload's median rate per second and median ratio to the first one's rate."""
-    rates = interleaved_rates(group, rounds)
+    rates = interleaved_rates(group, rounds, is_warm=is_warm)
     first = next(iter(rates.values()))
     return {name: (statistics.median(own), ratio(own, first)) for name, own in rates.items()}
 
 
-def interleaved_rates(group: Mapping[Name, Workload], rounds: int) -> dict[Name, list[float]]:
-    """Return each workload's rates per second, by round, after a round that is not counted.
+def interleaved_rates(
+    group: Mapping[Name, Workload], rounds: int, *, is_warm: bool = False
+) -> dict[Name, list[float]]:
+    """Return each workload's rates per second, by round.
 
-    Every other round runs in reverse order, so that no workload always follows the same one.
+    Unless they are warm from other work, a round that is not counted comes first. Every other round
+    runs in reverse order, so that no workload always follows the same one.
     """
     rates: dict[Name, list[float]] = {name: [] for name in group}
-    for turn in range(rounds + 1):
+    for turn in range(1 if is_warm else 0, rounds + 1):
         for name in group if turn % 2 else reversed(list(group)):
             start = time.perf_counter()
             done = group[name]()
@@ -89,7 +94,12 @@ def timed_model(model: SequenceModel, task: TextTask) -> TimedModel:
 
 
 def decode_speeds(
-    models: Sequence[TimedModel], *, same_tokens: bool, batch_size: int = 64, rounds: int = 5
+    models: Sequence[TimedModel],
+    *,
+    same_tokens: bool,
+    batch_size: int = 64,
+    rounds: int = 5,
+    is_warm: bool = False,
 ) -> list[Speed]:
     """Return the greedy decoding speed of each model on the same sentences.
 
@@ -97,7 +107,9 @@ def decode_speeds(
         models: speed is compared with the first one's.
         same_tokens: True if all models write the same tokens, so that tokens can be compared.
         batch_size: sentences decoded together.
-        rounds: measured rounds, after one that is not counted.
+        rounds: measured rounds.
+        is_warm: whether the models have just written texts; if not, they do so before the first
+            round that counts.
     """
     tokens: dict[str, int] = {}
 
@@ -107,7 +119,7 @@ def decode_speeds(
         return tokens[name]
 
     workloads = {str(i): partial(write, str(i), timed) for i, timed in enumerate(models)}
-    compared, count = rates_and_ratios(workloads, rounds), len(models[0].source)
+    compared, count = rates_and_ratios(workloads, rounds, is_warm=is_warm), len(models[0].source)
     return [
         Speed(
             tokens_per_second=rate,

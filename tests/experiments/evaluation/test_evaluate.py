@@ -197,7 +197,21 @@ def test_a_row_says_what_precision_it_is_of(copied, capsys):
         ["float32", "float32"],
         ["float32", "bfloat16"],
     ]
-    assert "bfloat16 word_kd" in " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2] for line in shown if " word_kd " in line] == ["bfloat16"]
+
+
+def test_a_teacher_in_a_precision_of_its_own_is_shown_in_the_students_too(copied, capsys):
+    folder = copied("mle")
+    change(folder / "config.json", precision="float32")
+    options = "--beam-size", "1", "--rounds", "1", "--no-diagnostics"
+    evaluate(folder, *options, "--teacher-precision", "bfloat16")
+    shown = capsys.readouterr().out.splitlines()
+    precisions = [(line.split()[1], line.split()[-2]) for line in shown if line.startswith("│")]
+    assert precisions == [("teacher", "bfloat16"), ("mle", "float32"), ("teacher,", "float32")]
+    assert [row["model"] for row in read(folder / RESULTS)["rows"]] == ["teacher", "mle"]
+    evaluate(folder, *options, "--teacher-precision", "float32")
+    assert "teacher, float32" not in capsys.readouterr().out
 
 
 def test_all_models_act_in_the_precision_that_is_asked_for(copied, monkeypatch):
