@@ -15,7 +15,11 @@ from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 from textgen_experiments.runs.experiment import VERSES_STUDENT, VERSES_TEACHER, Experiment
 
 DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
-DEMO_UPDATES = 240
+DEMO_UPDATES = 200
+DEMO_LAYERS = TeacherLayers(encoder=6, decoder=2, dropout=0.0)
+"""Layers of the shipped teacher that the demo's students begin with: its whole encoder."""
+DEMO_FROZEN = ("embedding", "encoder", "encoder_norm")
+"""What the demo's students keep of the teacher as it is, so that few updates are enough."""
 SHIPPED_LAYERS = TeacherLayers(encoder=3, decoder=3, dropout=0.1)
 """Layers of the shipped teacher that the shipped student begins with."""
 VERSES_LAYERS = TeacherLayers(encoder=3, decoder=2, dropout=0.1)
@@ -25,24 +29,27 @@ VERSES_LAYERS = TeacherLayers(encoder=3, decoder=2, dropout=0.1)
 def verses_student(agent: Agent, seed: int = 0, train_pairs: int | None = 4000) -> Experiment:
     """Return the experiment of `textgen demo`: a student from its teacher's layers, in minutes.
 
-    An agent that writes texts of its own learns from further sources without references.
+    It has the teacher's embeddings and encoder, and learns to write with two decoder layers. An
+    agent that writes texts of its own learns from further sources without references.
     """
     reads_sources = agent.student_writes and agent.learns_without_references
     return Experiment(
         task=VersesConfig(extra_versions=(ELBERFELDER,), max_extra_words=30),
         agent=agent,
-        student_from_teacher=VERSES_LAYERS,
+        student_from_teacher=DEMO_LAYERS,
         learner=LearnerConfig(
             updates=DEMO_UPDATES,
             batch_size=32,
-            learning_rate=1e-3,
-            warmup=40,
+            learning_rate=2e-3,
+            warmup=10,
+            frozen=DEMO_FROZEN,
             evaluate_every=DEMO_UPDATES // 2,
             seed=seed,
         ),
         train_pairs=train_pairs,
         train_sources=None if reads_sources else 0,
         validation_pairs=100,
+        diagnostics=False,
     )
 
 

@@ -60,7 +60,8 @@ def test_students_stand_beside_the_teacher_and_the_shipped_student(small, capsys
 
 def test_students_begin_alike_and_only_some_read_sources():
     made = demo_experiments(3)
-    assert {run.student_from_teacher for run in made.values()} == {configs.VERSES_LAYERS}
+    assert {run.student_from_teacher for run in made.values()} == {configs.DEMO_LAYERS}
+    assert {run.learner.frozen for run in made.values()} == {configs.DEMO_FROZEN}
     assert {run.learner.updates for run in made.values()} == {configs.DEMO_UPDATES}
     assert {run.learner.seed for run in made.values()} == {3}
     reading = [name for name, run in made.items() if run.train_sources is None]
