@@ -107,7 +107,7 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
     config = config or VersesConfig()
     path = package_folder(PACKAGE, "verses") / DATABASE
     changed = path.stat().st_mtime_ns if path.exists() else 0
-    splits, left_out = _read_splits(config, path, changed)
+    splits, left_out = _read_verses(config, path, changed)
     dropped = Counter(left_out)
     task = make_task(
         "verses",
@@ -122,7 +122,7 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
 
 
 @lru_cache(maxsize=1)
-def _read_splits(
+def _read_verses(
     config: VersesConfig, path: Path, changed: int
 ) -> tuple[Mapping[str, Sequence[Pair]], Mapping[str, int]]:
     """Return the pairs of each split, and how many were left out by reason.
