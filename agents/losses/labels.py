@@ -14,7 +14,6 @@ from torch import Tensor
 from textgen_agents.losses.divergences import (
     LOG_ZERO,
     Divergence,
-    by_parts,
     cross_entropy,
     forward_kl,
 )
@@ -53,19 +52,20 @@ class Top1:
         """Return the expert's most probable token at every state."""
         return {"best_actions": expert.best_actions(trajectories)}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) divergence, nats, with all other tokens as one."""
-        tokens = asked.at_positions(asked.expert.best_actions(asked.trajectories))
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return what `ask` does, (K, ...) at K positions."""
+        return gathered(self.ask(trajectories, expert), positions)
+
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) divergence of (K, V) logits, nats, with all other tokens as one."""
+        tokens = answers["best_actions"]
         if divergence is forward_kl:  # the same, without a distribution to be made
             return cross_entropy(student_logits, tokens, label_smoothing=self.label_smoothing)
-        none = torch.full(tokens.shape, float("-inf"), device=tokens.device)
-        certain = TopK(tokens[..., None], torch.zeros_like(none)[..., None], none)
-        return divergence(*with_tail(student_logits, certain))
+        none = torch.full((1, *tokens.shape), float("-inf"), device=tokens.device)
+        certain = TopK(tokens[None, :, None], torch.zeros_like(none)[..., None], none)
+        return divergence(*with_tail(student_logits[None], certain)).squeeze(0)
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,16 @@ class TopKWithTail:
         answer = expert.top_k(trajectories, self.k)
         return {field.name: getattr(answer, field.name) for field in fields(answer)}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) divergence, nats, on k tokens and all others as one."""
-        answer = asked.expert.top_k(asked.trajectories, self.k)
-        parts = (asked.at_positions(getattr(answer, field.name)) for field in fields(answer))
-        return divergence(*with_tail(student_logits, TopK(*parts)))
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return what `ask` does, (K, ...) at K positions."""
+        return gathered(self.ask(trajectories, expert), positions)
+
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) divergence of (K, V) logits, nats, on k tokens and all others as one."""
+        answer = TopK(**{field.name: answers[field.name][None] for field in fields(TopK)})
+        return divergence(*with_tail(student_logits[None], answer)).squeeze(0)
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,15 @@ class Dense:
         """Return the expert's logits at every state."""
         return {"logits": expert.logits(trajectories)}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) divergence, nats, on the whole vocabulary."""
-        logits = asked.expert.logits_at(asked.trajectories, asked.positions)
-        return by_parts(divergence, student_logits, logits[None])
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return the expert's logits at K positions, (K, V)."""
+        return {"logits": expert.logits_at(trajectories, positions)}
+
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) divergence of (K, V) logits, nats, on the whole vocabulary."""
+        return divergence(student_logits, answers["logits"])
 
 
 @dataclass(frozen=True)
@@ -172,20 +172,20 @@ class Sampled:
         drawn = expert.draws(trajectories, self.k, self.seed)
         return {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) estimate of forward KL, nats.
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return what `ask` does, (K, ...) at K positions."""
+        return gathered(self.ask(trajectories, expert), positions)
+
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) estimate of forward KL from (K, V) logits, nats.
 
         Raises:
             ValueError: `divergence` is another one.
         """
         check_divergence(self, divergence)
-        drawn = asked.expert.draws(asked.trajectories, self.k, self.seed)
-        tokens, log_probs = asked.at_positions(drawn.tokens), asked.at_positions(drawn.log_probs)
+        tokens, log_probs = answers["drawn_tokens"], answers["drawn_log_probs"]
         logits = student_logits.float()
         chosen = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
         return (log_probs - chosen.clamp(min=LOG_ZERO)).mean(-1)
@@ -206,23 +206,9 @@ def check_divergence(label: Label, divergence: Divergence) -> None:
         )
 
 
-@dataclass(frozen=True)
-class AskedStates:
-    """States at which a label is asked and learned from, and who answers.
-
-    Attributes:
-        trajectories: B of them, with T steps.
-        positions: K of their steps, among them all that count.
-        expert: the teacher, or its recorded answers.
-    """
-
-    trajectories: Trajectories
-    positions: TokenPositions
-    expert: Expert
-
-    def at_positions(self, values: Tensor) -> Tensor:
-        """Return those of (B, T, ...) values that are at the positions, (1, K, ...)."""
-        return self.positions.gather(values)[None]
+def gathered(labels: Labels, positions: TokenPositions) -> Labels:
+    """Return labels, (K, ...) each, at K positions of those that are (B, T, ...)."""
+    return {name: positions.gather(label) for name, label in labels.items()}
 
 
 def check_smoothing(label_smoothing: float) -> None:
