@@ -37,6 +37,7 @@ from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
+from textgen_experiments.runs.memory import tell_peak_memory
 
 DUMMY_VEC_ENV = "steps earning sentence BLEU: SB3 DummyVecEnv"
 SYNC_VECTOR_ENV = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
@@ -107,7 +108,7 @@ class BenchmarkEnvOptions:
 
 
 def benchmark_env(options: BenchmarkEnvOptions) -> None:
-    """Print a table of each side's rate per second, and of the ratios in `SPEED_COMPARISONS`."""
+    """Print a table of each side's rate per second and of ratios, and the peak memory."""
     folder = model_folder(options.model)
     task = task_of(folder, load_tokenizer(folder))
     examples = encode(task.train[: options.sentences], task)
@@ -123,6 +124,7 @@ def benchmark_env(options: BenchmarkEnvOptions) -> None:
         ("what", "a second", "ratio", "required"),
         *sections,
     )
+    tell_peak_memory()
 
 
 def comparison_rows(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
