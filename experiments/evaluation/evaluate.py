@@ -48,6 +48,7 @@ from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, d
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
 from textgen_experiments.runs.lock import locked
+from textgen_experiments.runs.memory import tell_peak_memory
 from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.progress import progress
@@ -100,6 +101,7 @@ def evaluate(options: EvaluateOptions) -> None:
     task, rows = evaluate_runs(options)
     print_results(rows, title=f"{task.name}: {len(task.test)} test pairs")
     warn_of_obstacle(task.test, task.target_language)
+    tell_peak_memory()
 
 
 def evaluate_runs(
