@@ -34,7 +34,12 @@ from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 from textgen_experiments.benchmarks.streaming import stream
 from textgen_experiments.evaluation.tables import print_table
-from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
+from textgen_experiments.evaluation.timing import (
+    Workload,
+    interleaved_rates,
+    ratio,
+    step_batch,
+)
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
 from textgen_experiments.runs.memory import tell_peak_memory
@@ -203,7 +208,7 @@ def writing_sides(
 
     def by_floor() -> int:
         for source in sorted_sources:
-            _step_batch(model, source, mean_length, length)
+            step_batch(model, source, mean_length, length)
         return tokens
 
     return {
@@ -229,12 +234,3 @@ def _full_batch(model: SequenceModel, source: Tensor, max_steps: int) -> int:
         if done.all():
             break
     return tokens
-
-
-@torch.no_grad()
-def _step_batch(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> None:
-    """Read a batch and step all its rows, as if its texts had the same length."""
-    previous = torch.full((len(source),), model.special.start)
-    cache = model.start(source, max_steps)
-    for _ in range(steps):
-        _, cache = model.step(previous, cache)

@@ -25,7 +25,7 @@ def process_memory(entry: str) -> float:
     raise OSError(f"this system does not tell {entry} of a process")
 
 
-def peak_memory() -> float:
+def peak_of_process() -> float:
     """Return the MiB of this process at their peak so far, or 0 where the system does not tell."""
     try:
         return process_memory("VmHWM")
@@ -35,7 +35,7 @@ def peak_memory() -> float:
 
 def tell_peak_memory() -> None:
     """Print the memory of this process at its peak, if the system tells it."""
-    if peak := peak_memory():
+    if peak := peak_of_process():
         tell(f"peak memory: {peak:,.0f} MiB")
 
 

@@ -43,7 +43,7 @@ from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
 from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.malloc import return_unused_memory
-from textgen_experiments.runs.memory import peak_memory
+from textgen_experiments.runs.memory import peak_of_process
 from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
@@ -249,7 +249,7 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
         train_pairs=len(pairs),
         test_pairs=len(task.test),
         train_sources=len(sources),
-        peak_memory_mib=peak_memory(),
+        peak_memory_mib=peak_of_process(),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from textgen_experiments.runs import memory
 from textgen_experiments.runs.malloc import return_unused_memory
-from textgen_experiments.runs.memory import peak_memory, process_memory, tell_peak_memory
+from textgen_experiments.runs.memory import peak_of_process, process_memory, tell_peak_memory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
 MIB = 2**20
@@ -17,8 +17,8 @@ MIB = 2**20
 def test_the_peak_holds_what_is_no_longer_there():
     before = process_memory("VmRSS")
     torch.ones(80 * MIB // 4)
-    assert peak_memory() >= before + 70
-    assert peak_memory() >= process_memory("VmRSS")
+    assert peak_of_process() >= before + 70
+    assert peak_of_process() >= process_memory("VmRSS")
 
 
 @linux
@@ -37,7 +37,7 @@ def test_where_the_system_does_not_tell_nothing_is_printed(monkeypatch, capsys):
         raise OSError(entry)
 
     monkeypatch.setattr(memory, "process_memory", missing)
-    assert peak_memory() == 0
+    assert peak_of_process() == 0
     tell_peak_memory()
     assert not capsys.readouterr().err
 
