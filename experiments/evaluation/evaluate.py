@@ -23,6 +23,7 @@ from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.drafts import counts_as_draft
+from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
 from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
@@ -46,11 +47,10 @@ from textgen_experiments.evaluation.scores import (
 )
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
-from textgen_experiments.runs.folder import RunError, check_tokenizers, read_runs
+from textgen_experiments.runs.folder import Run, RunError, check_tokenizers, read_runs
 from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.memory import tell_peak_memory
 from textgen_experiments.runs.outcome import read_outcome
-from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.progress import progress
 from textgen_experiments.runs.run_log import log_evaluation
 from textgen_experiments.runs.train import NUM_SAMPLES
@@ -76,7 +76,8 @@ class EvaluateOptions:
         batch_size: sentences decoded together.
         rounds: measurements of speed, of which the median counts.
         diagnostics: compute the exposure-bias diagnostics, which take longest.
-        precision: that all models act in, the teacher too; None for that of each run.
+        precision: that all models act in, the teacher too, or for each the fastest here, measured
+            once for a machine; None for that of each run.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -85,7 +86,7 @@ class EvaluateOptions:
     batch_size: int = 64
     rounds: int = 5
     diagnostics: bool = True
-    precision: PrecisionName | None = None
+    precision: ActingPrecision | None = None
 
     def __post_init__(self) -> None:
         check_at_least(self, beam_size=1, batch_size=1, rounds=1)
@@ -124,7 +125,7 @@ def evaluate_runs(
     folders, baseline = options.runs, options.baseline
     if baseline is not None and baseline not in folders:
         raise RunError(f"baseline must be one of the runs, got {baseline}")
-    entries = _entries(folders, options.precision)
+    entries = _entries(folders, options)
     offset, task = len(entries) - len(folders), entries[-1].task
     entries += [shipped_entry(*each, entries[-1]) for each in (shipped or {}).items()]
     steps = len(entries) + 1 + len(folders)
@@ -181,25 +182,29 @@ def _write_evaluation(
     log_evaluation(folder, _figures(row, report), first_samples, picture)
 
 
-def _entries(folders: Sequence[Path], precision: PrecisionName | None) -> list[EvaluatedModel]:
+def _entries(folders: Sequence[Path], options: EvaluateOptions) -> list[EvaluatedModel]:
     """Return the models to evaluate: the runs' teacher, if they have one, and the runs'.
 
-    Args:
-        folders: of the runs.
-        precision: of all; None for that of each run, where the teacher has the first run's.
+    Without a precision each run has its own, and the teacher the first run's.
     """
+
+    def chosen(model: Path, run: Run) -> str:
+        asked = options.precision
+        return (
+            run.precision if asked is None else resolve_precision(asked, model, options.batch_size)
+        )
+
     runs, names = read_runs(folders), run_names(folders)
     first = runs[0]
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
     check_tokenizers([folder / "model" for folder in folders])
     task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
     entries = [
-        run_entry(name, folder, run, outcome, precision=precision or run.precision, task=task)
+        run_entry(name, folder, run, outcome, precision=chosen(folder / "model", run), task=task)
         for name, folder, run, outcome in zip(names, folders, runs, outcomes, strict=True)
     ]
-    if first.experiment.teacher:
-        chosen = precision or first.precision
-        entries.insert(0, teacher_entry(first.experiment.teacher, chosen, task))
+    if teacher := first.experiment.teacher:
+        entries.insert(0, teacher_entry(teacher, chosen(teacher, first), task))
     return entries
 
 
