@@ -4,6 +4,7 @@ The teacher is frozen, so an answer never goes stale: it is asked for once, as a
 `RecordedExpert` gives it again whenever a loss asks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self
@@ -31,8 +32,25 @@ Labels = Mapping[str, Tensor]
 """Tensors by name, (B, T, ...) each: what is known of every state of B trajectories."""
 
 
+class StateLabel(ABC):
+    """Base of labels: a question about states, which is asked of an expert."""
+
+    @abstractmethod
+    def ask(self, trajectories: Trajectories, expert: Expert) -> Labels:
+        """Return the expert's answer at every state, (B, T, ...) each."""
+
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return what `ask` does at K of the states, (K, ...) each."""
+        return {
+            name: positions.gather(answer)
+            for name, answer in self.ask(trajectories, expert).items()
+        }
+
+
 @dataclass(frozen=True)
-class Top1:
+class Top1(StateLabel):
     """The expert's most probable token, as if it were certain: 8 bytes a state.
 
     Attributes:
@@ -52,12 +70,6 @@ class Top1:
         """Return the expert's most probable token at every state."""
         return {"best_actions": expert.best_actions(trajectories)}
 
-    def ask_at(
-        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
-    ) -> Labels:
-        """Return what `ask` does, (K, ...) at K positions."""
-        return gathered(self.ask(trajectories, expert), positions)
-
     def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
         """Return the (K,) divergence of (K, V) logits, nats, with all other tokens as one."""
         tokens = answers["best_actions"]
@@ -69,7 +81,7 @@ class Top1:
 
 
 @dataclass(frozen=True)
-class TopKWithTail:
+class TopKWithTail(StateLabel):
     """The k most probable tokens, and all others as one: 12 k + 4 bytes a state.
 
     Attributes:
@@ -97,12 +109,6 @@ class TopKWithTail:
         answer = expert.top_k(trajectories, self.k)
         return {field.name: getattr(answer, field.name) for field in fields(answer)}
 
-    def ask_at(
-        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
-    ) -> Labels:
-        """Return what `ask` does, (K, ...) at K positions."""
-        return gathered(self.ask(trajectories, expert), positions)
-
     def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
         """Return the (K,) divergence of (K, V) logits, nats, on k tokens and all others as one."""
         answer = TopK(**{field.name: answers[field.name][None] for field in fields(TopK)})
@@ -110,7 +116,7 @@ class TopKWithTail:
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(StateLabel):
     """The whole distribution, in the teacher's precision: 2 V or 4 V bytes a state."""
 
     def check(self, expert: Expert) -> None:
@@ -138,7 +144,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(StateLabel):
     """Tokens drawn from the teacher's distribution: 12 k bytes a state, unbiased for forward KL.
 
     The loss is the mean of log p(a) - log q(a) over the draws a. Its expectation is KL(p || q), and
@@ -172,12 +178,6 @@ class Sampled:
         drawn = expert.draws(trajectories, self.k, self.seed)
         return {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
 
-    def ask_at(
-        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
-    ) -> Labels:
-        """Return what `ask` does, (K, ...) at K positions."""
-        return gathered(self.ask(trajectories, expert), positions)
-
     def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
         """Return the (K,) estimate of forward KL from (K, V) logits, nats.
 
@@ -204,11 +204,6 @@ def check_divergence(label: Label, divergence: Divergence) -> None:
             f"label must be Top1, TopKWithTail or Dense for any but forward KL, got {label}: "
             "choose one of these, or an agent that learns by forward KL (imitkd_full)"
         )
-
-
-def gathered(labels: Labels, positions: TokenPositions) -> Labels:
-    """Return labels, (K, ...) each, at K positions of those that are (B, T, ...)."""
-    return {name: positions.gather(label) for name, label in labels.items()}
 
 
 def check_smoothing(label_smoothing: float) -> None:
