@@ -1,5 +1,7 @@
 """Shared fixtures: one thread and the smallest real models and tasks."""
 
+import os
+import tempfile
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +18,8 @@ from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import SpecialTokens
 
+CACHE = tempfile.TemporaryDirectory()  # tests neither read nor write the user's
+os.environ["TEXTGEN_CACHE"] = CACHE.name
 torch.set_num_threads(1)  # more make tiny trainings many times slower
 settings.register_profile("shared machine", deadline=None)  # how long an example takes says little
 settings.load_profile("shared machine")

@@ -4,6 +4,7 @@ The teacher is frozen, so an answer never goes stale: it is asked for once, as a
 `RecordedExpert` gives it again whenever a loss asks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self
@@ -14,7 +15,6 @@ from torch import Tensor
 from textgen_agents.losses.divergences import (
     LOG_ZERO,
     Divergence,
-    by_parts,
     cross_entropy,
     forward_kl,
 )
@@ -32,8 +32,25 @@ Labels = Mapping[str, Tensor]
 """Tensors by name, (B, T, ...) each: what is known of every state of B trajectories."""
 
 
+class StateLabel(ABC):
+    """Base of labels: a question about states, which is asked of an expert."""
+
+    @abstractmethod
+    def ask(self, trajectories: Trajectories, expert: Expert) -> Labels:
+        """Return the expert's answer at every state, (B, T, ...) each."""
+
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return what `ask` does at K of the states, (K, ...) each."""
+        return {
+            name: positions.gather(answer)
+            for name, answer in self.ask(trajectories, expert).items()
+        }
+
+
 @dataclass(frozen=True)
-class Top1:
+class Top1(StateLabel):
     """The expert's most probable token, as if it were certain: 8 bytes a state.
 
     Attributes:
@@ -53,23 +70,18 @@ class Top1:
         """Return the expert's most probable token at every state."""
         return {"best_actions": expert.best_actions(trajectories)}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) divergence, nats, with all other tokens as one."""
-        tokens = asked.at_positions(asked.expert.best_actions(asked.trajectories))
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) divergence of (K, V) logits, nats, with all other tokens as one."""
+        tokens = answers["best_actions"]
         if divergence is forward_kl:  # the same, without a distribution to be made
             return cross_entropy(student_logits, tokens, label_smoothing=self.label_smoothing)
-        none = torch.full(tokens.shape, float("-inf"), device=tokens.device)
-        certain = TopK(tokens[..., None], torch.zeros_like(none)[..., None], none)
-        return divergence(*with_tail(student_logits, certain))
+        none = torch.full((1, *tokens.shape), float("-inf"), device=tokens.device)
+        certain = TopK(tokens[None, :, None], torch.zeros_like(none)[..., None], none)
+        return divergence(*with_tail(student_logits[None], certain)).squeeze(0)
 
 
 @dataclass(frozen=True)
-class TopKWithTail:
+class TopKWithTail(StateLabel):
     """The k most probable tokens, and all others as one: 12 k + 4 bytes a state.
 
     Attributes:
@@ -97,20 +109,14 @@ class TopKWithTail:
         answer = expert.top_k(trajectories, self.k)
         return {field.name: getattr(answer, field.name) for field in fields(answer)}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) divergence, nats, on k tokens and all others as one."""
-        answer = asked.expert.top_k(asked.trajectories, self.k)
-        parts = (asked.at_positions(getattr(answer, field.name)) for field in fields(answer))
-        return divergence(*with_tail(student_logits, TopK(*parts)))
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) divergence of (K, V) logits, nats, on k tokens and all others as one."""
+        answer = TopK(**{field.name: answers[field.name][None] for field in fields(TopK)})
+        return divergence(*with_tail(student_logits[None], answer)).squeeze(0)
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(StateLabel):
     """The whole distribution, in the teacher's precision: 2 V or 4 V bytes a state."""
 
     def check(self, expert: Expert) -> None:
@@ -126,19 +132,19 @@ class Dense:
         """Return the expert's logits at every state."""
         return {"logits": expert.logits(trajectories)}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) divergence, nats, on the whole vocabulary."""
-        logits = asked.expert.logits_at(asked.trajectories, asked.positions)
-        return by_parts(divergence, student_logits, logits[None])
+    def ask_at(
+        self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
+    ) -> Labels:
+        """Return the expert's logits at K positions, (K, V)."""
+        return {"logits": expert.logits_at(trajectories, positions)}
+
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) divergence of (K, V) logits, nats, on the whole vocabulary."""
+        return divergence(student_logits, answers["logits"])
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(StateLabel):
     """Tokens drawn from the teacher's distribution: 12 k bytes a state, unbiased for forward KL.
 
     The loss is the mean of log p(a) - log q(a) over the draws a. Its expectation is KL(p || q), and
@@ -172,20 +178,14 @@ class Sampled:
         drawn = expert.draws(trajectories, self.k, self.seed)
         return {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
 
-    def losses(
-        self,
-        student_logits: Tensor,
-        divergence: Divergence,
-        asked: "AskedStates",
-    ) -> Tensor:
-        """Return the (1, K) estimate of forward KL, nats.
+    def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
+        """Return the (K,) estimate of forward KL from (K, V) logits, nats.
 
         Raises:
             ValueError: `divergence` is another one.
         """
         check_divergence(self, divergence)
-        drawn = asked.expert.draws(asked.trajectories, self.k, self.seed)
-        tokens, log_probs = asked.at_positions(drawn.tokens), asked.at_positions(drawn.log_probs)
+        tokens, log_probs = answers["drawn_tokens"], answers["drawn_log_probs"]
         logits = student_logits.float()
         chosen = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
         return (log_probs - chosen.clamp(min=LOG_ZERO)).mean(-1)
@@ -204,25 +204,6 @@ def check_divergence(label: Label, divergence: Divergence) -> None:
             f"label must be Top1, TopKWithTail or Dense for any but forward KL, got {label}: "
             "choose one of these, or an agent that learns by forward KL (imitkd_full)"
         )
-
-
-@dataclass(frozen=True)
-class AskedStates:
-    """States at which a label is asked and learned from, and who answers.
-
-    Attributes:
-        trajectories: B of them, with T steps.
-        positions: K of their steps, among them all that count.
-        expert: the teacher, or its recorded answers.
-    """
-
-    trajectories: Trajectories
-    positions: TokenPositions
-    expert: Expert
-
-    def at_positions(self, values: Tensor) -> Tensor:
-        """Return those of (B, T, ...) values that are at the positions, (1, K, ...)."""
-        return self.positions.gather(values)[None]
 
 
 def check_smoothing(label_smoothing: float) -> None:

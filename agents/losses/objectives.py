@@ -4,22 +4,23 @@ The writers of the prefixes, the label and the divergence are arguments here: th
 algorithms differ in. No gradient flows into labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum
 from textgen_agents.losses.divergences import (
     Divergence,
     by_parts,
     cross_entropy,
     masked_mean,
 )
-from textgen_agents.losses.labels import AskedStates, Label
+from textgen_agents.losses.labels import Label
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import check_logits, logits_from
-from textgen_env.models.hidden_states import logits_at
+from textgen_env.models.hidden_states import states_at
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
@@ -47,25 +48,47 @@ def labels_by_writer(trajectories: Trajectories, expert: Expert) -> Tensor:
     return data.index_copy(0, rows, data[rows].where(by_data[rows], answers))
 
 
-def mean_over_actions(
-    losses: Tensor, trajectories: Trajectories, positions: TokenPositions | None = None
-) -> Tensor:
+def mean_over_actions(losses: Tensor, trajectories: Trajectories) -> Tensor:
     """Return the mean over the actions that count, each loss times its action's weight.
 
     The denominator is the number of actions, whatever their weights.
 
     Args:
-        losses: (B, T) float, or (1, K) at K positions.
+        losses: (B, T) float.
         trajectories: with mask and weights.
-        positions: K of their steps, among them all that count; None for all steps.
     """
-
-    def at_losses(values: Tensor) -> Tensor:
-        return values if positions is None else positions.gather(values)[None]
-
     if trajectories.weight is not None:
-        losses = losses * at_losses(trajectories.weight)
-    return masked_mean(losses, at_losses(trajectories.mask))
+        losses = losses * trajectories.weight
+    return masked_mean(losses, trajectories.mask)
+
+
+def mean_in_chunks(
+    losses: Callable[[Tensor, slice], Tensor],
+    trajectories: Trajectories,
+    student: SequenceModel,
+    positions: TokenPositions,
+) -> Tensor:
+    """Return what `mean_over_actions` does, without the student's logits at all states at once.
+
+    Args:
+        losses: function of the logits, (k, V), of k of the positions, one after the other, and the
+            slice that they are of all: the loss of each, (k,) float.
+        trajectories: the states.
+        student: the model to be trained.
+        positions: K of their steps, among them all that count.
+    """
+    states, project, weights = states_at(
+        student, positions, trajectories.source, trajectories.actions
+    )
+    counts, number = positions.gather(trajectories.mask), trajectories.mask.sum()
+    factors = None if trajectories.weight is None else positions.gather(trajectories.weight)
+
+    def mean(part: Tensor, rows: slice) -> Tensor:
+        found = losses(project(part), rows)
+        weighed = found if factors is None else found * factors[rows]
+        return weighed.where(counts[rows], 0.0).sum() / number
+
+    return chunked_sum(mean, states, weights, chunk_rows(student.vocab_size, states.device))
 
 
 def token_loss(
@@ -86,9 +109,12 @@ def token_loss(
     Source: Lin et al. 2020, eq. 5, arXiv:2009.07253.
     """
     positions = TokenPositions.of(trajectories.mask)
-    logits = logits_at(student, positions, trajectories.source, trajectories.actions)
-    losses = cross_entropy(logits, positions.gather(labels), label_smoothing=label_smoothing)
-    return mean_over_actions(losses[None], trajectories, positions)
+    tokens = positions.gather(labels)
+
+    def losses(logits: Tensor, rows: slice) -> Tensor:
+        return cross_entropy(logits, tokens[rows], label_smoothing=label_smoothing)
+
+    return mean_in_chunks(losses, trajectories, student, positions)
 
 
 @torch.no_grad()
@@ -132,9 +158,14 @@ def loss_for(
     Source: Lin et al. 2020, eq. 6 with `Dense` and `forward_kl`, arXiv:2009.07253.
     """
     positions = TokenPositions.of(trajectories.mask)
-    logits = logits_at(student, positions, trajectories.source, trajectories.actions)
-    losses = label.losses(logits[None], divergence, AskedStates(trajectories, positions, expert))
-    return mean_over_actions(losses, trajectories, positions)
+    answers = label.ask_at(trajectories, expert, positions)
+
+    def losses(logits: Tensor, rows: slice) -> Tensor:
+        return label.losses(
+            logits, divergence, {name: each[rows] for name, each in answers.items()}
+        )
+
+    return mean_in_chunks(losses, trajectories, student, positions)
 
 
 def loss_by_writer(

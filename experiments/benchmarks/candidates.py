@@ -17,12 +17,12 @@ from textgen_env.models.export.common import GenerateFn
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_experiments.benchmarks.memory import process_memory, return_freed_memory
 from textgen_experiments.benchmarks.worker_process import WorkerProcess, run_in_new_process
 from textgen_experiments.models.drafts import SpeculativeWriter, load_speculative
 from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
+from textgen_experiments.runs.memory import process_memory, return_freed_memory
 from textgen_experiments.runs.precisions import PrecisionName
 
 WriterKey = TypeVar("WriterKey")

@@ -34,9 +34,15 @@ from textgen_env.tasks.task import Task, encode
 from textgen_env.types import Examples
 from textgen_experiments.benchmarks.streaming import stream
 from textgen_experiments.evaluation.tables import print_table
-from textgen_experiments.evaluation.timing import Workload, interleaved_rates, ratio
+from textgen_experiments.evaluation.timing import (
+    Workload,
+    interleaved_rates,
+    ratio,
+    step_batch,
+)
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER
+from textgen_experiments.runs.memory import tell_peak_memory
 
 DUMMY_VEC_ENV = "steps earning sentence BLEU: SB3 DummyVecEnv"
 SYNC_VECTOR_ENV = "steps earning sentence BLEU: gymnasium SyncVectorEnv"
@@ -107,7 +113,7 @@ class BenchmarkEnvOptions:
 
 
 def benchmark_env(options: BenchmarkEnvOptions) -> None:
-    """Print a table of each side's rate per second, and of the ratios in `SPEED_COMPARISONS`."""
+    """Print a table of each side's rate per second and of ratios, and the peak memory."""
     folder = model_folder(options.model)
     task = task_of(folder, load_tokenizer(folder))
     examples = encode(task.train[: options.sentences], task)
@@ -123,6 +129,7 @@ def benchmark_env(options: BenchmarkEnvOptions) -> None:
         ("what", "a second", "ratio", "required"),
         *sections,
     )
+    tell_peak_memory()
 
 
 def comparison_rows(rates: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str, str, str]]:
@@ -201,7 +208,7 @@ def writing_sides(
 
     def by_floor() -> int:
         for source in sorted_sources:
-            _step_batch(model, source, mean_length, length)
+            step_batch(model, source, mean_length, length)
         return tokens
 
     return {
@@ -227,12 +234,3 @@ def _full_batch(model: SequenceModel, source: Tensor, max_steps: int) -> int:
         if done.all():
             break
     return tokens
-
-
-@torch.no_grad()
-def _step_batch(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> None:
-    """Read a batch and step all its rows, as if its texts had the same length."""
-    previous = torch.full((len(source),), model.special.start)
-    cache = model.start(source, max_steps)
-    for _ in range(steps):
-        _, cache = model.step(previous, cache)

@@ -23,6 +23,7 @@ from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.drafts import counts_as_draft
+from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
 from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
@@ -47,8 +48,15 @@ from textgen_experiments.evaluation.scores import (
 )
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
-from textgen_experiments.runs.folder import RunError, check_tokenizers, read_config, read_runs
+from textgen_experiments.runs.folder import (
+    Run,
+    RunError,
+    check_tokenizers,
+    read_config,
+    read_runs,
+)
 from textgen_experiments.runs.lock import locked
+from textgen_experiments.runs.memory import tell_peak_memory
 from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.precisions import PrecisionName
 from textgen_experiments.runs.progress import progress
@@ -77,7 +85,8 @@ class EvaluateOptions:
         rounds: measurements of speed, of which the median counts.
         diagnostics: compute the exposure-bias diagnostics, which take longest, and how well the
             students would serve the teacher as drafts.
-        precision: that all models act in, the teacher too; None for that of each run.
+        precision: that all models act in, the teacher too, or for each the fastest here, measured
+            once for a machine; None for that of each run.
         teacher_precision: that the teacher acts in, which speed is compared with; where it is not
             the first run's, a further row has the teacher in that one. None for the first run's.
     """
@@ -88,7 +97,7 @@ class EvaluateOptions:
     batch_size: int = 64
     rounds: int = 5
     diagnostics: bool = True
-    precision: PrecisionName | None = None
+    precision: ActingPrecision | None = None
     teacher_precision: PrecisionName | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +114,7 @@ def evaluate(options: EvaluateOptions) -> None:
     task, rows = evaluate_runs(options)
     print_results(rows, title=f"{task.name}: {len(task.test)} test pairs")
     warn_of_obstacle(task.test, task.target_language)
+    tell_peak_memory()
 
 
 def evaluate_runs(
@@ -131,7 +141,8 @@ def evaluate_runs(
     offset, task = len(entries) - len(folders), entries[-1].task
     student = entries[offset]
     entries += [shipped_entry(*each, student) for each in (shipped or {}).items()]
-    entries += _teacher_again(folders[0], entries[0], student) if offset else []
+    if offset and options.teacher_precision is not None:
+        entries += _teacher_again(folders[0], entries[0], student)
     steps = len(entries) + 1 + len(folders)
     with ExitStack() as locks, progress("evaluating", total=steps) as advance:
         for folder in folders:
@@ -187,20 +198,30 @@ def _write_evaluation(
 
 
 def _entries(options: EvaluateOptions) -> list[EvaluatedModel]:
-    """Return the models to evaluate: the runs' teacher, if they have one, and the runs'."""
-    folders, precision = options.runs, options.precision
+    """Return the models to evaluate: the runs' teacher, if they have one, and the runs'.
+
+    Without a precision each run has its own, and the teacher the first run's.
+    """
+
+    def chosen(model: Path, run: Run) -> str:
+        asked = options.precision
+        return (
+            run.precision if asked is None else resolve_precision(asked, model, options.batch_size)
+        )
+
+    folders = options.runs
     runs, names = read_runs(folders), run_names(folders)
     first = runs[0]
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
     check_tokenizers([folder / "model" for folder in folders])
     task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
     entries = [
-        run_entry(name, folder, run, outcome, precision=precision or run.precision, task=task)
+        run_entry(name, folder, run, outcome, precision=chosen(folder / "model", run), task=task)
         for name, folder, run, outcome in zip(names, folders, runs, outcomes, strict=True)
     ]
     if teacher := first.experiment.teacher:
-        chosen = options.teacher_precision or entries[0].precision
-        entries.insert(0, teacher_entry(teacher, chosen, task))
+        precision = options.teacher_precision or chosen(teacher, first)
+        entries.insert(0, teacher_entry(teacher, precision, task))
     return entries
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from textgen_env.generation.decoding import decode_all
@@ -70,6 +71,16 @@ def interleaved_rates(
 def ratio(rates: Sequence[float], base: Sequence[float]) -> float:
     """Return the median of the ratios of two sides, taken round by round."""
     return statistics.median(own / other for own, other in zip(rates, base, strict=True))
+
+
+@torch.no_grad()
+def step_batch(model: SequenceModel, source: Tensor, steps: int, max_steps: int) -> int:
+    """Read a batch and step all its rows, as if its texts had the same length; return the steps."""
+    previous = torch.full((len(source),), model.special.start)
+    cache = model.start(source, max_steps)
+    for _ in range(steps):
+        _, cache = model.step(previous, cache)
+    return steps * len(source)
 
 
 @dataclass(frozen=True)

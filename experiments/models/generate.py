@@ -18,12 +18,12 @@ from textgen_env.tasks import TASKS
 from textgen_env.tasks.lines import NumberedLine, in_one_line, read_lines
 from textgen_env.tasks.task import DataError, TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
+from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
 from textgen_experiments.models.drafts import load_speculative
 from textgen_experiments.models.formats import format_of, load_generator
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
 from textgen_experiments.runs.pipes import quiet_when_unread
-from textgen_experiments.runs.precisions import PrecisionName
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class GenerateOptions:
         beam_size: 1 for greedy.
         batch_size: lines decoded together; with 1 each line is answered at once.
         max_tokens: longest output, in tokens.
-        precision: float32, bfloat16 where it is faster, or int8 with products of 8-bit integers.
+        precision: float32, bfloat16, int8 with products of 8-bit integers, or the fastest of them
+            here, which is measured once for a machine and a batch size.
         draft: folder of a smaller model with the same tokenizer, such as a student's run, that
             proposes tokens: the texts are the model's own.
         draft_tokens: tokens that the draft proposes at a time.
@@ -45,7 +46,7 @@ class GenerateOptions:
     beam_size: int = 1
     batch_size: int = 64
     max_tokens: int = 128
-    precision: PrecisionName = "float32"
+    precision: ActingPrecision = "float32"
     draft: Path | None = None
     draft_tokens: int = DRAFT_TOKENS
 
@@ -85,13 +86,16 @@ def generate(options: GenerateOptions) -> None:
 
 def _generator(folder: Path, options: GenerateOptions) -> GenerateFn:
     """Return the decoding of the model in `folder`, with the draft if there is one."""
+    precision = options.precision
+    if format_of(folder) != "ctranslate2":
+        precision = resolve_precision(precision, folder, options.batch_size * options.beam_size)
     if options.draft is None:
-        return load_generator(folder, beam_size=options.beam_size, precision=options.precision)
+        return load_generator(folder, beam_size=options.beam_size, precision=precision)
     return load_speculative(
         folder,
         model_folder(options.draft),
         draft_tokens=options.draft_tokens,
-        precision=options.precision,
+        precision=precision,
     )
 
 

@@ -19,3 +19,15 @@ def retain_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+
+
+def return_unused_memory() -> None:
+    """Return to the kernel what glibc holds of freed memory now, and let it hold what comes.
+
+    Blocks of the sizes of one kind of work do not fit into the gaps that another leaves.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

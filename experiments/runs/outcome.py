@@ -22,6 +22,7 @@ class Outcome:
         train_pairs: training pairs with references that the student was trained on.
         test_pairs: pairs of the test split.
         train_sources: training sources without references that it was trained on.
+        peak_memory_mib: MiB of its process at their peak, perhaps before this run; 0 if unknown.
     """
 
     validation_bleu: float
@@ -31,6 +32,7 @@ class Outcome:
     train_pairs: int
     test_pairs: int
     train_sources: int = 0  # of runs before they were counted
+    peak_memory_mib: float = 0.0
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -57,6 +59,7 @@ def summary_of(folder: Path, outcome: Outcome, updates: int) -> str:
     lines = [
         f"{folder} is finished: validation BLEU {outcome.validation_bleu:.1f} at update "
         f"{outcome.best_update:,} of {updates:,}, whose weights are in {folder / 'model'}",
+        *([f"peak memory: {outcome.peak_memory_mib:,.0f} MiB"] if outcome.peak_memory_mib else []),
         f"test and time it: textgen evaluate {run}",
         f"write with it: echo TEXT | textgen generate {run}",
     ]

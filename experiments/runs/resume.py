@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from textgen_agents import AGENTS
 from textgen_agents.training.checkpoint import LAST, read_counters
-from textgen_agents.training.distributed import this_device, this_process
+from textgen_agents.training.distributed import num_slots, this_device, this_process
 from textgen_env.files import remove_leftovers
 from textgen_env.models import STUDENTS
-from textgen_env.models.acceleration.precision import measure_precision
+from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
 from textgen_env.registry import class_of
 from textgen_env.tasks import TASKS
 from textgen_experiments.runs.experiment import Experiment
@@ -26,6 +29,7 @@ from textgen_experiments.runs.folder import (
     read_config,
     write_config,
 )
+from textgen_experiments.runs.kept_measurements import measured_once
 from textgen_experiments.runs.outside import check_unchanged, outside_digests
 from textgen_experiments.runs.progress import tell
 from textgen_experiments.runs.records import to_json
@@ -75,7 +79,7 @@ def check_is_run(folder: Path) -> None:
 
 def _start(experiment: Experiment, folder: Path) -> Run:
     """Write and return the configuration of a new run, with the precision that is faster here."""
-    precision = measure_precision(experiment.student.width, device=this_device())
+    precision = precision_here(experiment)
     dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
     run = Run(experiment, dtype, precision.onednn, digests)
     write_config(folder, run, {"precision_measurement": asdict(precision)})
@@ -84,6 +88,20 @@ def _start(experiment: Experiment, folder: Path) -> Run:
         f"{precision.bfloat16:.0f} GFLOP/s)"
     )
     return run
+
+
+def precision_here(experiment: Experiment) -> MeasuredPrecision:
+    """Return the precision of training on this device at the run's batch size, measured once."""
+    device, width = this_device(), experiment.student.width
+    rows = num_slots(experiment.agent, experiment.learner.batch_size)
+    place = f"{torch.get_num_threads()} threads"
+    if device.type != "cpu":
+        place = torch.cuda.get_device_name(device)
+    return measured_once(
+        f"training: width {width}, {rows} rows, {place}",
+        MeasuredPrecision,
+        partial(measure_precision, width, rows, device=device),
+    )
 
 
 def _resume(run: Run, experiment: Experiment, folder: Path) -> Run:

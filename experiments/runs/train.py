@@ -43,6 +43,8 @@ from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, Run, flat, wri
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
 from textgen_experiments.runs.lock import locked
+from textgen_experiments.runs.malloc import return_unused_memory
+from textgen_experiments.runs.memory import peak_of_process
 from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
@@ -182,8 +184,11 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         found = measure_exposure_bias(model, few, some, task.tokenizer, teacher, *options)
         scores = judge.scores(hypotheses)
         log.diagnostics({**found.figures(), **scores})
-        return judge.score(model, scores, learner.counters)
+        score = judge.score(model, scores, learner.counters)
+        return_unused_memory()  # an evaluation's blocks have other sizes than an update's
+        return score
 
+    return_unused_memory()
     with INTERRUPTS.awaited(), log if process.is_main_process else nullcontext():
         counters = learner.train(evaluate, log, judge.figure, INTERRUPTS.is_stopping)
         outcome = asdict(_outcome(counters, prepared + kept, task))
@@ -247,6 +252,7 @@ def _outcome(counters: Counters, asked: Queries, task: TextTask) -> Outcome:
         train_pairs=len(pairs),
         test_pairs=len(task.test),
         train_sources=len(sources),
+        peak_memory_mib=peak_of_process(),
     )
 
 

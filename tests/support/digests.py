@@ -98,7 +98,7 @@ def _train(folder: Path, options: str) -> Path:
     measured = MeasuredPrecision("float32", 1.0, None, 1.0)
     output = io.StringIO()
     with (
-        patch("textgen_experiments.runs.resume.measure_precision", lambda *_, **__: measured),
+        patch("textgen_experiments.runs.resume.precision_here", lambda _: measured),
         redirect_stdout(output),
         redirect_stderr(output),
     ):

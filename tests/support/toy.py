@@ -184,6 +184,10 @@ class Given(nn.Module):
         super().__init__()
         self.table = nn.Parameter(logits)
 
+    @property
+    def vocab_size(self):
+        return self.table.shape[-1]
+
     def sequence_logits(self, source, actions):
         return self.table
 

@@ -5,9 +5,9 @@ a model's answers, and what modules beside a model read. Gradients flow through 
 weights and to states.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -58,6 +58,33 @@ def with_hidden_states(model: SequenceModel) -> HiddenStates | None:
     return model if isinstance(model, HiddenStates) else None
 
 
+class StatesAt(NamedTuple):
+    """States of a model at K positions, of which `project` makes its logits.
+
+    Attributes:
+        states: (K, D), the last hidden states, or the logits, (K, V), of a model without.
+        project: function from some of the states, (k, ...), to their logits, (k, V).
+        weights: those of the model that gradients flow to.
+    """
+
+    states: Tensor
+    project: Callable[[Tensor], Tensor]
+    weights: Sequence[nn.Parameter]
+
+
+def states_at(
+    model: SequenceModel, positions: TokenPositions, source: Tensor, actions: Tensor
+) -> StatesAt:
+    """Return the states of `model` at K positions of the actions; arguments as for `logits_at`."""
+    states = with_hidden_states(model)
+    if states is None:
+        logits = positions.gather(model.sequence_logits(source, actions))
+        return StatesAt(logits, lambda part: part, ())
+    hidden = positions.gather(states.hidden(source, actions))
+    trained = [weight for weight in states.parameters() if weight.requires_grad]
+    return StatesAt(hidden, states.project, trained)
+
+
 def logits_at(
     model: SequenceModel, positions: TokenPositions, source: Tensor, actions: Tensor
 ) -> Tensor:
@@ -71,10 +98,8 @@ def logits_at(
         source: (B, S) int64, PAD after each row's end token.
         actions: (B, T) int64, PAD after the end of each row.
     """
-    states = with_hidden_states(model)
-    if states is None:
-        return positions.gather(model.sequence_logits(source, actions))
-    return states.project(positions.gather(states.hidden(source, actions)))
+    found = states_at(model, positions, source, actions)
+    return found.project(found.states)
 
 
 def hidden_states_of(model: SequenceModel, role: str) -> HiddenStates:

@@ -1,34 +1,19 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.toy import Given, record
-from textgen_agents.imitkd import ImitKDFull
+from tests.support.largest_tensor import LargestTensor
 from textgen_agents.losses import divergences
 from textgen_agents.losses.divergences import (
+    by_parts,
     chunked,
     cross_entropy,
     forward_kl,
     generalized_jsd,
     masked_mean,
 )
-from textgen_agents.losses.labels import LabelledBatch
 from textgen_experiments.benchmarks.losses import BenchmarkLossesOptions, benchmark_losses
 
 ROWS, STEPS, WIDTH, VOCAB = 4, 15, 3, 50
-
-
-class LargestTensor(TorchDispatchMode):
-    """Dispatch mode that records the largest number of float32 elements in any result."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 @pytest.fixture
@@ -79,22 +64,21 @@ def test_no_float32_tensor_is_larger_than_a_chunk(parts):
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 26])
-def test_an_agent_computes_large_losses_in_chunks(parts, limit, monkeypatch):
+def test_large_divergences_are_computed_in_chunks(parts, limit, monkeypatch):
     """Loss and gradient stay the same for logits in bfloat16, as autocast gives them."""
     monkeypatch.setattr(divergences, "CHUNK_ABOVE_NUMEL", limit)
     monkeypatch.setattr(divergences.chunked, "__kwdefaults__", {"rows": 8})
-    teacher_logits = parts[2]
-    trajectories = record(*[list(range(3, 3 + STEPS))] * ROWS)
-    student = Given(teacher_logits.flip(0))
+    _, _, teacher_logits, mask = parts
+    student_logits = teacher_logits.flip(0).requires_grad_()
     with LargestTensor() as largest:
-        loss = ImitKDFull().loss(LabelledBatch(trajectories), student, Given(teacher_logits))
+        loss = masked_mean(by_parts(forward_kl, student_logits, teacher_logits), mask)
         loss.backward()
     assert largest.numel == (ROWS * STEPS if limit else 8) * VOCAB
-    exact = student.table.detach().double().requires_grad_()
-    expected = masked_mean(reference_kl(exact, teacher_logits.double()), trajectories.mask)
+    exact = student_logits.detach().double().requires_grad_()
+    expected = masked_mean(reference_kl(exact, teacher_logits.double()), mask)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
-    torch.testing.assert_close(student.table.grad.double(), exact.grad, rtol=2e-2, atol=1e-4)
+    torch.testing.assert_close(student_logits.grad.double(), exact.grad, rtol=2e-2, atol=1e-4)
 
 
 def reference_kl(student_logits, teacher_logits):

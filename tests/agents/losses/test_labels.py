@@ -13,7 +13,6 @@ from textgen_agents.kid import KID
 from textgen_agents.losses.divergences import forward_kl, masked_mean, reverse_kl
 from textgen_agents.losses.kl_mixtures import EntropyAwareKL, MixedKL
 from textgen_agents.losses.labels import (
-    AskedStates,
     Dense,
     RecordedExpert,
     Sampled,
@@ -177,8 +176,8 @@ def drawn_by_hand(uniforms, k):
     kept = RecordedExpert(
         SPECIAL, {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
     )
-    asked = AskedStates(states, TokenPositions.of(states.mask), kept)
-    losses = Sampled(k).losses(logits.expand(1, len(uniforms), 5), forward_kl, asked)
+    answers = Sampled(k).ask_at(states, kept, TokenPositions.of(states.mask))
+    losses = Sampled(k).losses(logits.expand(len(uniforms), 5), forward_kl, answers)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
     return losses.mean().double(), gradient, logits.detach()
 

@@ -20,7 +20,9 @@ from textgen_env.models.acceleration.int8 import Int8Embedding
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode_sources
 from textgen_experiments.cli import main
+from textgen_experiments.evaluation import fastest_precision
 from textgen_experiments.evaluation.evaluate import EvaluateOptions, result_rows
+from textgen_experiments.evaluation.fastest_precision import ActingSpeeds
 from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, ResultRow
 from textgen_experiments.evaluation.scores import EvaluatedModel, score_texts
@@ -225,6 +227,18 @@ def test_all_models_act_in_the_precision_that_is_asked_for(copied, monkeypatch):
     assert [row["precision"] for row in read(folder / RESULTS)["rows"]] == ["int8", "int8"]
     kinds = [{type(module) for module in entry.model.modules()} for entry in entries]
     assert [Int8Embedding in each for each in kinds] == [True, True]
+
+
+def test_models_act_in_their_fastest_precision_where_that_is_asked_for(
+    copied, monkeypatch, tmp_path
+):
+    """Teacher and student are of one size, which is measured once."""
+    folder = copied("mle")
+    monkeypatch.setenv("TEXTGEN_CACHE", str(tmp_path / "cache"))
+    answers = iter([ActingSpeeds(bfloat16=1.0, int8=2.0)])
+    monkeypatch.setattr(fastest_precision, "measure_speeds", lambda *_: next(answers))
+    evaluate(folder, "--precision", "fastest", "--beam-size", "1", "--rounds", "1")
+    assert [row["precision"] for row in read(folder / RESULTS)["rows"]] == ["int8", "int8"]
 
 
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):

@@ -6,6 +6,8 @@ A peak never falls again, so each measurement wants a process of its own.
 import ctypes
 from pathlib import Path
 
+from textgen_experiments.runs.progress import tell
+
 MIB_PER_KIB = 1 / 1024
 BYTES_PER_MIB = 2**20
 M_MMAP_THRESHOLD = -3  # from <malloc.h>
@@ -21,6 +23,20 @@ def process_memory(entry: str) -> float:
         if line.startswith(entry):
             return int(line.split()[1]) * MIB_PER_KIB
     raise OSError(f"this system does not tell {entry} of a process")
+
+
+def peak_of_process() -> float:
+    """Return the MiB of this process at their peak so far, or 0 where the system does not tell."""
+    try:
+        return process_memory("VmHWM")
+    except OSError:
+        return 0.0
+
+
+def tell_peak_memory() -> None:
+    """Print the memory of this process at its peak, if the system tells it."""
+    if peak := peak_of_process():
+        tell(f"peak memory: {peak:,.0f} MiB")
 
 
 def return_freed_memory() -> None:

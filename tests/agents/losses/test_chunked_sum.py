@@ -1,0 +1,144 @@
+"""Losses in chunks of states: values and gradients of the whole, without its logits."""
+
+import pytest
+import torch
+
+from tests.support.largest_tensor import LargestTensor
+from tests.support.toy import Given, random_sources, record
+from textgen_agents.imitkd import ImitKDFull
+from textgen_agents.losses import chunked_sum as module
+from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum
+from textgen_agents.losses.divergences import forward_kl, masked_mean
+from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.objectives import loss_for, token_loss
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models.transformer import TransformerConfig
+from textgen_env.types import Examples, Trajectories
+
+STATES, WIDTH, VOCAB = 60, 3, 50
+LABELS = [Top1(label_smoothing=0.1), TopKWithTail(k=4), Dense()]
+
+
+@pytest.fixture
+def states():
+    return torch.randn(STATES, WIDTH, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def weight():
+    return torch.nn.Parameter(torch.randn(VOCAB, WIDTH, dtype=torch.float64))
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 7)
+    monkeypatch.setattr(module, "CHUNK_NUMEL_CPU", 7 * VOCAB)
+
+
+def entropy_of(states, weight):
+    log_probs = (states @ weight.T).log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum()
+
+
+@pytest.mark.parametrize("rows", [1, 7, STATES, 1000])
+def test_gradients_are_those_of_the_whole(states, weight, rows):
+    factors = torch.rand(STATES, dtype=torch.float64)
+
+    def loss(part, chunk):
+        return entropy_of(part * factors[chunk, None], weight)
+
+    chunks = chunked_sum(loss, states, [weight], rows)
+    whole = loss(states, slice(None))
+    torch.testing.assert_close(chunks, whole)
+    expected, gradients = (
+        torch.autograd.grad(3 * each + states.sum(), [states, weight], allow_unused=True)
+        for each in (whole, chunks)
+    )
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_a_weight_that_is_not_read_has_no_gradient(states, weight):
+    unread = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    total = chunked_sum(lambda part, _: entropy_of(part, weight), states, [unread, weight], 9)
+    total.backward()
+    assert unread.grad is None
+    assert weight.grad is not None
+
+
+def test_two_weights_that_share_a_gradient_keep_their_own(states):
+    first, second = (torch.nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64)) for _ in "ab")
+    chunked_sum(
+        lambda part, _: (part + (first + second)).sum(), states, [first, second], 7
+    ).backward()
+    for weight in (first, second):
+        torch.testing.assert_close(weight.grad, torch.full_like(weight, STATES))
+
+
+def test_without_gradients_the_value_is_the_same(states, weight):
+    def loss(part, _):
+        return entropy_of(part, weight)
+
+    with torch.no_grad():
+        total = chunked_sum(loss, states, [weight], 7)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, entropy_of(states, weight).detach())
+
+
+def test_a_chunk_has_fewer_states_of_a_larger_vocabulary():
+    rows = [chunk_rows(size, torch.device("cpu")) for size in (4_000, 8_000, 1_000_000)]
+    assert rows == [262, 131, 64]
+    assert chunk_rows(4_000, torch.device("cuda")) > 60 * rows[0]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    size = {"width": 16, "num_heads": 2, "feed_forward": 24, "dropout": 0.0}
+    return TransformerConfig(VOCAB, **size).build()
+
+
+@pytest.fixture
+def trajectories(model):
+    actions = random_sources(12, 9)
+    states = Trajectories.from_examples(Examples(random_sources(12, 6), actions), model.special)
+    assert not states.mask.all(), "the test wants padding"
+    return states
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: type(label).__name__)
+def test_an_agents_loss_is_the_same_in_any_chunks(
+    label, autocast, model, trajectories, monkeypatch
+):
+    expert = NeuralExpert(TransformerConfig(VOCAB, 16, 2, 24).build().eval())
+
+    def loss_and_gradients(rows):
+        monkeypatch.setattr(module, "MIN_CHUNK_ROWS", rows)
+        monkeypatch.setattr(module, "CHUNK_NUMEL_CPU", 1)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = loss_for(label, forward_kl, trajectories, model, expert)
+        loss.backward()
+        return loss.detach(), [weight.grad.clone() for weight in model.parameters()]
+
+    precision = {"rtol": 2e-2, "atol": 1e-3} if autocast else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(loss_and_gradients(7), loss_and_gradients(1000), **precision)
+
+
+def test_weights_of_actions_hold_in_chunks(model, trajectories, few_rows):
+    weights = torch.rand(trajectories.mask.shape)
+    weighed = Trajectories(**{**vars(trajectories), "weight": weights})
+    logits = model.sequence_logits(trajectories.source, trajectories.actions).double()
+    chosen = logits.log_softmax(-1).gather(-1, trajectories.actions[..., None]).squeeze(-1)
+    expected = masked_mean(-chosen * weights, trajectories.mask)
+    loss = token_loss(weighed, model, trajectories.actions)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_no_float32_tensor_is_larger_than_a_chunk(few_rows):
+    teacher_logits = torch.randn(4, 15, VOCAB).bfloat16()
+    student = Given(teacher_logits.flip(0))
+    batch = LabelledBatch(record(*[list(range(3, 18))] * 4))
+    with LargestTensor() as largest:
+        ImitKDFull().loss(batch, student, Given(teacher_logits)).backward()
+    assert largest.numel == 7 * VOCAB
