@@ -12,6 +12,7 @@ from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.precision import measure_precision
 from textgen_env.registry import class_of
 from textgen_env.tasks import TASKS
+from textgen_experiments.runs.command import this_command
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     CHECKPOINTS,
@@ -78,7 +79,8 @@ def _start(experiment: Experiment, folder: Path) -> Run:
     precision = measure_precision(experiment.student.width, device=this_device())
     dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
     run = Run(experiment, dtype, precision.onednn, digests)
-    write_config(folder, run, {"precision_measurement": asdict(precision)})
+    origin = {"command": this_command(), "precision_measurement": asdict(precision)}
+    write_config(folder, run, origin)
     tell(
         f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "
         f"{precision.bfloat16:.0f} GFLOP/s)"
