@@ -1,7 +1,9 @@
 // Names beside the points of a chart: each where it covers no other name and no point, with a line
 // to its point where that is not next to it.
 
-const LABEL = { size: 12, height: 15, gap: 9, near: 14, longest: 0.42 }; // px; share of the width
+const LABEL = { size: 12, height: 15, gap: 9, near: 14 }; // px
+const LONGEST = 0.42; // share of the plot's width that a name may have
+const CROSSING = 20; // px² of covered area that a line through another name or point counts as
 const DIRECTIONS = [[1, 0], [-1, 0], [1, -1], [1, 1], [-1, -1], [-1, 1], [0, -1], [0, 1]]; // right, down
 const DISTANCES = [9, 16, 26, 38, 52, 68, 86, 106, 130, 160]; // px
 const measure = document.createElement("canvas").getContext("2d");
@@ -25,12 +27,25 @@ function placeLabels(points, widths, plot) {
   return points.map((point, index) => {
     let best = { cost: Infinity };
     for (const place of placesAround(point, widths[index])) {
-      const cost = outside(place.box) + taken.reduce((sum, box) => sum + overlap(box, place.box), 0);
+      const others = taken.filter((_, number) => number !== index);
+      const cost = outside(place.box)
+        + taken.reduce((sum, box) => sum + overlap(box, place.box), 0)
+        + CROSSING * others.filter((box) => crosses(point, place, box)).length;
       if (cost < best.cost) best = { ...place, cost };
       if (cost === 0) break;
     }
     taken.push(best.box);
     return best;
+  });
+}
+
+// Returns true if the line from a point to its name, where there is one, leads through a box.
+function crosses(point, place, box) {
+  if (place.distance <= LABEL.near) return false;
+  return [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9].some((share) => {
+    const x = point.x + share * (place.x - point.x);
+    const y = point.y + share * (place.y - point.y);
+    return box.left < x && x < box.right && box.top < y && y < box.bottom;
   });
 }
 
@@ -56,12 +71,12 @@ function shorten(name, width) {
 const escapeTags = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 // Returns the names of a drawn chart's visible points as annotations of plotly.js.
-function labelsOf(chart, { family, paper, rule }) {
+function labelsOf(chart, { family, paper }) {
   const { xaxis, yaxis } = document.getElementById(chart)._fullLayout;
   const traces = document.getElementById(chart).data.filter(({ meta, visible }) => meta && visible);
   measure.font = `${LABEL.size}px ${family}`;
   const plot = { width: xaxis._length, height: yaxis._length };
-  const names = traces.map(({ meta }) => shorten(meta.label, LABEL.longest * plot.width));
+  const names = traces.map(({ meta }) => shorten(meta.label, LONGEST * plot.width));
   const points = traces.map(({ x, y }) => ({ x: xaxis.d2p(x[0]), y: yaxis.d2p(y[0]) }));
   const places = placeLabels(points, names.map((name) => measure.measureText(name).width + 6), plot);
   return places.map(({ x, y, distance }, index) => ({

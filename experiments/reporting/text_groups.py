@@ -8,7 +8,8 @@ from statistics import fmean
 
 from textgen_agents.evaluation.quality import bleu
 from textgen_env.tasks.languages import count_words
-from textgen_experiments.reporting.charts import Chart, Line, line_chart
+from textgen_experiments.reporting.charts import Chart, line_chart
+from textgen_experiments.reporting.schema import Json
 from textgen_experiments.reporting.written_texts import WrittenTexts, words_of
 
 MAX_GROUPS = 5
@@ -33,13 +34,13 @@ def group_ranges(values: Sequence[float], cuts: Sequence[float]) -> list[str]:
     groups: list[list[float]] = [[] for _ in range(len(cuts) + 1)]
     for value in values:
         groups[bisect_right(cuts, value)].append(value)
-    return [_range_of(round(min(group)), round(max(group))) for group in groups]
+    return [_range_of(min(group), max(group)) for group in groups]
 
 
-def _range_of(low: int, high: int) -> str:
+def _range_of(low: float, high: float) -> str:
     """Return a range in words, in two lines if it is long: axes are narrow on phones."""
-    begin, end = f"{low:,}", f"{high:,}"
-    if low == high:
+    begin, end = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in (low, high))
+    if begin == end:
         return begin
     return f"{begin}{' ' if len(begin + end) < TWO_LINES_FROM else '<br>'}to {end}"
 
@@ -91,15 +92,15 @@ def _bleu_chart(
     unit: str,
 ) -> Chart:
     """Return a chart of the BLEU of each system in groups of pairs by `values`."""
-    lines: dict[str, Line] = {}
+    scores, ranges = {}, []
     if texts:
         cuts = cut_points(values)
-        members: list[list[int]] = [[] for _ in range(len(cuts) + 1)]
+        ranges = group_ranges(values, cuts)
+        members: list[list[int]] = [[] for _ in ranges]
         for index, value in enumerate(values):
             members[bisect_right(cuts, value)].append(index)
-        ranges = group_ranges(values, cuts)
-        for system, written in texts.systems.items():
-            scores = [
+        scores = {
+            system: [
                 bleu(
                     [written[i] for i in group],
                     [texts.references[i] for i in group],
@@ -107,28 +108,29 @@ def _bleu_chart(
                 )
                 for group in members
             ]
-            lines[system] = ranges, scores
-    return _group_chart(name, title, lines, runs, unit, "BLEU")
+            for system, written in texts.systems.items()
+        }
+    return _group_chart(name, title, scores, runs, x=_axis_of(ranges, unit), y="BLEU")
 
 
 def word_f1_by_frequency(texts: WrittenTexts | None, runs: Sequence[str]) -> Chart:
     """Return a chart of the F1 of words in classes of their occurrences in training."""
-    lines: dict[str, Line] = {}
-    if texts:
-        seen = [texts.occurrences.get(w, 0) for text in texts.references for w in words_of(text)]
-        cuts = cut_points(seen) if seen else []
-        lines = {
-            system: (group_ranges(seen, cuts), word_f1(texts, written, cuts))
-            for system, written in texts.systems.items()
-            if seen
+    scores, ranges = {}, []
+    words = [word for text in texts.references for word in words_of(text)] if texts else []
+    if texts and words:
+        seen = [texts.occurrences.get(word, 0) for word in words]
+        cuts = cut_points(seen)
+        ranges = group_ranges(seen, cuts)
+        scores = {
+            system: word_f1(texts, written, cuts) for system, written in texts.systems.items()
         }
     return _group_chart(
         "frequency-words",
         "F1 of words by their frequency",
-        lines,
+        scores,
         runs,
-        "occurrences of the word in training",
-        "F1 of words, %",
+        x=_axis_of(ranges, "occurrences of the word in training"),
+        y="F1 of words, %",
     )
 
 
@@ -160,14 +162,26 @@ def word_f1(
     return [100 * matched[g] / counted[g] if counted[g] else None for g in groups]
 
 
+def _axis_of(ranges: Sequence[str], unit: str) -> Json:
+    """Return an axis with a tick for each group; ranges that read alike stay apart."""
+    return {
+        "title": {"text": unit},
+        "tickvals": [*range(len(ranges))],
+        "ticktext": [*ranges],
+        "range": [-0.25, len(ranges) - 0.75],
+    }
+
+
 def _group_chart(
-    name: str, title: str, lines: Mapping[str, Line], runs: Sequence[str], x: str, y: str
+    name: str,
+    title: str,
+    scores: Mapping[str, Sequence[float | None]],
+    runs: Sequence[str],
+    *,
+    x: Json,
+    y: str,
 ) -> Chart:
-    teacher = {system: line for system, line in lines.items() if system not in runs}
-    return line_chart(
-        name,
-        title,
-        teacher | {run: lines.get(run) for run in runs},
-        x={"title": {"text": x}, "type": "category"},
-        y={"title": {"text": y}, "rangemode": "tozero"},
-    )
+    """Return a chart with a line for each system; a run without texts is named as missing."""
+    models = [*(system for system in scores if system not in runs), *runs]
+    lines = {model: (x["tickvals"], scores[model]) if model in scores else None for model in models}
+    return line_chart(name, title, lines, x=x, y={"title": {"text": y}, "rangemode": "tozero"})

@@ -3,6 +3,7 @@
 import random
 from bisect import bisect_right
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,13 @@ def test_equal_values_stay_together_and_no_group_is_empty(values, cuts):
     assert set(range(len(cuts) + 1)) == {bisect_right(cuts, value) for value in values}
 
 
+def test_ranges_that_read_alike_are_groups_of_their_own():
+    texts = written(["a a a a a"] * 10 + ["a a a a b"] * 10, training=["a " * 20, "b " * 21])
+    chart = by_frequency(replace(texts, systems={"mle": texts.references}), ["mle"])
+    assert chart.traces[0]["x"] == [0, 1]
+    assert chart.layout["xaxis"]["ticktext"] == ["20", "20"]
+
+
 def test_ranges_are_those_of_the_values():
     assert group_ranges([1, 2, 4, 4, 4, 5, 1200, 3456.4], [4, 5]) == [
         "1 to 2",
@@ -60,7 +68,13 @@ def test_bleu_by_length_is_that_of_each_group(side):
     sides = TEXTS if side == "reference" else TEXTS[::-1]
     chart = by_length(texts, ["mle"], side)
     (trace,) = chart.traces
-    assert trace["x"] == ["4 to 5", "6 to 7", "8 to 9", "10 to 11", "12 to 13"]
+    assert chart.layout["xaxis"]["ticktext"] == [
+        "4 to 5",
+        "6 to 7",
+        "8 to 9",
+        "10 to 11",
+        "12 to 13",
+    ]
     shortest = [i for i, text in enumerate(sides) if len(text.split()) <= 5]
     own, theirs = ([group[i] for i in shortest] for group in (texts.systems["mle"], TEXTS))
     assert trace["y"][0] == bleu(own, theirs)
@@ -69,8 +83,9 @@ def test_bleu_by_length_is_that_of_each_group(side):
 def test_texts_with_rarer_words_are_in_lower_groups():
     common, rare = ["a a a a"] * 10, ["b b b b"] * 10
     texts = written(common + rare, training=["a a a b"], mle=common + ["c c c c"] * 10)
-    (trace,) = by_frequency(texts, ["mle"]).traces
-    assert trace["x"] == ["1", "3"]
+    chart = by_frequency(texts, ["mle"])
+    (trace,) = chart.traces
+    assert chart.layout["xaxis"]["ticktext"] == ["1", "3"]
     assert trace["y"] == pytest.approx([0.0, 100.0])
 
 
