@@ -3,15 +3,17 @@
 
 const LABEL = { size: 12, height: 15, gap: 9, near: 14 }; // px
 const LONGEST = 0.42; // share of the plot's width that a name may have
-const CROSSING = 20; // px² of covered area that a line through another name or point counts as
+const COVERING = 100; // px² that count beside the area where a name covers another one or a point
+const CROSSING = 2; // the same for a line through another name or point
 const DIRECTIONS = [[1, 0], [-1, 0], [1, -1], [1, 1], [-1, -1], [-1, 1], [0, -1], [0, 1]]; // right, down
 const DISTANCES = [9, 16, 26, 38, 52, 68, 86, 106, 130, 160]; // px
 const measure = document.createElement("canvas").getContext("2d");
 
-function overlap(one, other) {
+// Returns what it costs that one box covers another one, 0 where it does not.
+function covering(one, other) {
   const width = Math.min(one.right, other.right) - Math.max(one.left, other.left);
   const height = Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top);
-  return width > 0 && height > 0 ? width * height : 0;
+  return width > 0 && height > 0 ? COVERING + width * height : 0;
 }
 
 function boxAround(x, y, width, height) {
@@ -29,7 +31,7 @@ function placeLabels(points, widths, plot) {
     for (const place of placesAround(point, widths[index])) {
       const others = taken.filter((_, number) => number !== index);
       const cost = outside(place.box)
-        + taken.reduce((sum, box) => sum + overlap(box, place.box), 0)
+        + taken.reduce((sum, box) => sum + covering(box, place.box), 0)
         + CROSSING * others.filter((box) => crosses(point, place, box)).length;
       if (cost < best.cost) best = { ...place, cost };
       if (cost === 0) break;

@@ -15,7 +15,7 @@ PLACEHOLDER = regex.compile(
     | (?:https?://|www\.)\S*[\w/] | [\w.+-]+@[\w-]+\.[\w.]*\w""",
     regex.VERBOSE,
 )
-FIGURES = regex.compile(r"\d+(?:[.,:]\d+)*")
+IN_DIGITS = regex.compile(r"\d+(?:[.,:]\d+)*")
 LETTERS = regex.compile(r"\p{L}[\p{L}\p{M}'\u2019-]*")
 
 Items = Counter[str]
@@ -28,7 +28,7 @@ def placeholders(text: str) -> Items:
 
 def numbers(text: str) -> Items:
     """Count the numbers in digits outside placeholders, with what separates their digits."""
-    return Counter(FIGURES.findall(PLACEHOLDER.sub(" ", text)))
+    return Counter(IN_DIGITS.findall(PLACEHOLDER.sub(" ", text)))
 
 
 def name_finder(references: Sequence[str]) -> Callable[[str], Items]:
