@@ -18,6 +18,7 @@ from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.reporting import token_view
 from textgen_experiments.reporting.charts import line_chart, looks_of, trade_off_chart
 from textgen_experiments.reporting.load_runs import read_reported_runs
+from textgen_experiments.reporting.page import notes
 from textgen_experiments.reporting.report import ReportOptions, report
 from textgen_experiments.reporting.token_view import tasks_of
 from textgen_experiments.runs.folder import RunError, read_config, write_config
@@ -358,6 +359,15 @@ def test_what_was_not_measured_is_a_gap(runs, tmp_path):
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     for name, known in (("teacher-finishes", "imitkd_full"), ("learning-loss", "mle")):
         assert [trace["name"] for trace in charts[name]["traces"]] == [known]
+
+
+def test_what_several_runs_lack_is_one_note_with_one_command(runs):
+    for folder in runs:
+        (folder / "exposure.json").unlink()
+    assert notes(read_reported_runs(runs)) == [
+        "mle, imitkd_full have no figures of exposure bias: "
+        f"run `textgen evaluate {runs[0]} {runs[1]}`."
+    ]
 
 
 def test_an_undefined_figure_is_a_gap(runs, tmp_path):
