@@ -4,12 +4,12 @@ Colors of text, grid and background follow the page's theme and are set by `page
 """
 
 import html
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.evaluation.results import TEACHER
+from textgen_experiments.reporting.axes import log_axis
 from textgen_experiments.reporting.schema import Json
 
 Line = tuple[Sequence[object], Sequence[float | None]]
@@ -29,7 +29,6 @@ MARKER_SYMBOLS = (
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 GRAY = "#808080"  # halfway between black and white, for both themes
 MAX_MARKERS_ON_LINE = 8
-MARGIN_LEFT, MARGIN_RIGHT = 0.1, 0.3  # powers of ten; names stand to the right of their points
 
 
 @dataclass(frozen=True)
@@ -84,16 +83,18 @@ def looks_of(runs: Iterable[str], *, teacher: bool) -> dict[str, Look]:
 def line_chart(
     name: str, title: str, lines: Mapping[str, Line | None], *, x: Json, y: Json
 ) -> Chart:
-    """Return a chart with a line for each run.
+    """Return a chart with a line for each run, and for the teacher if it has one.
 
     Args:
         name: id of the chart.
         title: caption of the chart.
-        lines: of every run of the report, in its order; None for a run without figures.
+        lines: of every run of the report, in its order; None for a run without figures. The
+            teacher's may be among them.
         x: plotly's settings of the horizontal axis.
         y: plotly's settings of the vertical axis.
     """
-    looks = looks_of(lines, teacher=False)
+    runs = [model for model in lines if model != TEACHER]
+    looks = looks_of(runs, teacher=TEACHER in lines)
     traces = [_trace(run, looks[run], line) for run, line in lines.items() if line is not None]
     missing = [run for run, line in lines.items() if line is None]
     return Chart(name, title, traces, {"xaxis": x, "yaxis": y}, missing)
@@ -108,7 +109,7 @@ def trade_off_chart(
     x: Json,
     y: Json,
 ) -> Chart:
-    """Return a chart of quality against decode speed, with the Pareto front.
+    """Return a chart of quality against decode speed, with the Pareto front and all names.
 
     Args:
         name: id of the chart.
@@ -128,19 +129,10 @@ def trade_off_chart(
         trace["marker"]["size"] = 13
         if point.error is not None:
             trace["error_y"] = {"array": [point.error], "thickness": 1, "width": 3}
-        if model in front:
-            # Names of neighbors on the front stand on opposite sides of their points.
-            position = ("top right", "bottom left")[front.index(model) % 2]
-            trace |= {
-                "mode": "markers+text",
-                "text": [html.escape(model, quote=False)],
-                "textposition": position,
-            }
+        trace["meta"] = {"label": model}  # the page's program finds room for it
         traces.append(trace)
-    speeds = [math.log10(point.speed) for point in points.values()]
-    room = {"range": [min(speeds) - MARGIN_LEFT, max(speeds) + MARGIN_RIGHT]} if speeds else {}
-    ticks = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
-    layout = {"xaxis": {"type": "log", "tickvals": ticks, **room, **x}, "yaxis": y}
+    speeds = log_axis([point.speed for point in points.values()])
+    layout = {"xaxis": {**speeds, **x}, "yaxis": y}
     return Chart(name, title, traces, layout, [run for run, point in runs.items() if not point])
 
 

@@ -180,31 +180,6 @@ def completed_by_teacher(runs: Sequence[ReportedRun]) -> Chart:
     )
 
 
-def by_text_length(runs: Sequence[ReportedRun], side: str) -> Chart:
-    """Return a chart of BLEU by the length of a `side` of the pairs, "reference" or "source"."""
-
-    def line(run: ReportedRun) -> Line | None:
-        groups = run.exposure.get(f"bleu_by_{side}_length")
-        if not groups:
-            return None
-        limits = [group["up_to"] for group in groups]
-        _, bleu = _columns(groups, "up_to", "bleu")
-        starts = [1, *(limit + 1 for limit in limits[:-1])]
-        return [_interval(start, end) for start, end in zip(starts, limits, strict=True)], bleu
-
-    return line_chart(
-        f"length-{side}",
-        f"BLEU by length of the {side}",
-        {run.name: line(run) for run in runs},
-        x=_axis("words", type="category"),
-        y=_axis("BLEU", rangemode="tozero"),
-    )
-
-
-def _interval(start: int, end: int | None) -> str:
-    return f"{start} to {end}" if end else f"{start} or more"
-
-
 def _columns(points: Sequence[Json], x: str, y: str) -> Line:
     return [point[x] for point in points], [point[y] for point in points]
 

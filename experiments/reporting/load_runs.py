@@ -15,7 +15,7 @@ from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, S
 from textgen_experiments.reporting import schema
 from textgen_experiments.reporting.schema import Json
 from textgen_experiments.runs.experiment import agent_name
-from textgen_experiments.runs.folder import OUTCOME, Run, RunError, read_unchanged
+from textgen_experiments.runs.folder import CONFIG, OUTCOME, Run, RunError, read_unchanged
 from textgen_experiments.runs.metrics import METRICS
 from textgen_experiments.runs.old_names import with_current_names
 
@@ -49,6 +49,8 @@ class ReportedRun:
         name: its own among the runs of the report.
         folder: its folder.
         run: its configuration.
+        commit: commit of the code that began it; None outside a repository.
+        command: the command that began it; None in folders of earlier versions.
         records: figures of its updates and evaluations, in order.
         evaluation: results on the test split; None while it is being trained.
     """
@@ -56,6 +58,8 @@ class ReportedRun:
     name: str
     folder: Path
     run: Run
+    commit: str | None
+    command: str | None
     records: list[Json]
     evaluation: Evaluation | None
 
@@ -119,7 +123,16 @@ def _read_reported_run(name: str, folder: Path) -> ReportedRun:
     run, finished = read_unchanged(folder), (folder / OUTCOME).is_file()
     metrics, check = folder / METRICS, schema.check_record
     records = _read_lines(metrics, check, growing=not finished) if metrics.is_file() else []
-    return ReportedRun(name, folder, run, records, _read_evaluation(folder) if finished else None)
+    origin = _read_json(folder / CONFIG, schema.ORIGIN_FIELDS)
+    return ReportedRun(
+        name=name,
+        folder=folder,
+        run=run,
+        commit=origin.get("commit"),
+        command=origin.get("command"),
+        records=records,
+        evaluation=_read_evaluation(folder) if finished else None,
+    )
 
 
 def _read_evaluation(folder: Path) -> Evaluation:

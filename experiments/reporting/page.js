@@ -3,6 +3,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const hidden = new Set();
+const PHONE = 600; // px, width from which the window is none
 
 // Charts
 
@@ -28,14 +29,30 @@ function layoutOf(chart, { color, rule, family, paper }) {
   };
 }
 
+// On phones the links to the sections leave the screen with the text, and the models' names stay.
+function keepKeyInSight() {
+  const nav = document.querySelector("nav");
+  const left = innerWidth < PHONE ? nav.querySelector(".sections").offsetHeight : 0;
+  nav.style.top = `${-left}px`;
+  document.documentElement.style.scrollPaddingTop = `${nav.offsetHeight - left + 8}px`;
+}
+
 function drawCharts() {
   const colors = theme();
+  keepKeyInSight();
   for (const chart of data.charts) {
     const traces = chart.traces.map((trace) => ({ ...trace, visible: !hidden.has(trace.legendgroup) }));
     const config = { responsive: true, displayModeBar: false };
     Plotly.react(chart.name, traces, layoutOf(chart, colors), config);
+    if (traces.some(({ meta }) => meta)) Plotly.relayout(chart.name, { annotations: labelsOf(chart.name, colors) });
   }
 }
+
+let width = innerWidth;
+addEventListener("resize", () => {
+  if (width !== innerWidth) requestAnimationFrame(drawCharts); // names find other places
+  width = innerWidth;
+});
 
 for (const button of document.querySelectorAll(".key button")) {
   button.addEventListener("click", () => {

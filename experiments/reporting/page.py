@@ -8,28 +8,39 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from textgen_experiments.evaluation.results import TEACHER
-from textgen_experiments.reporting import figures, tables
+from textgen_experiments.reporting import figures, tables, text_groups
 from textgen_experiments.reporting.charts import Chart, looks_of
+from textgen_experiments.reporting.comparison import comparison_data
 from textgen_experiments.reporting.load_runs import METRICS, Evaluation, ReportedRun
 from textgen_experiments.reporting.schema import Json
+from textgen_experiments.reporting.settings import settings_table
+from textgen_experiments.reporting.survival import survival
 from textgen_experiments.reporting.token_view import Sentence
+from textgen_experiments.reporting.written_texts import WrittenTexts
 
 HERE = Path(__file__).parent
+PROGRAMS = ("point_labels.js", "page.js", "comparison.js", "download.js")
+STYLES = ("page.css", "comparison.css")
 SECTIONS = {
     "models": "Models",
+    "comparison": "Two models side by side",
     "sentences": "Where a student goes wrong",
     "exposure": "Exposure bias",
-    "length": "Length",
+    "words": "Length and words",
     "learning": "Learning",
+    "settings": "Settings",
 }
 
 
-def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
+def render(
+    runs: Sequence[ReportedRun], sentences: Sequence[Sentence], texts: WrittenTexts | None
+) -> str:
     """Return the page as HTML.
 
     Args:
         runs: at least one.
         sentences: shown token by token; none if no run was evaluated.
+        texts: of the evaluated runs; None if no run was evaluated.
     """
     from plotly.offline import get_plotlyjs  # slow to import
 
@@ -37,7 +48,8 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
     teacher = evaluations[0].teacher if evaluations else None
     rows = {TEACHER: teacher} if teacher else {}
     rows |= {run.name: run.row for run in runs if run.row}
-    charts = _charts(runs)
+    charts = _charts(runs, texts)
+    kept = survival(texts) if texts else {}
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
     )
@@ -52,6 +64,10 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
         exposure=tables.report_table(
             tables.EXPOSURE_COLUMNS, runs, {run.name: run.exposure for run in runs}
         ),
+        wbr=Markup("|<wbr>"),
+        kept=tables.report_table(tables.KEPT_COLUMNS, runs, kept),
+        settings=settings_table(runs),
+        commands={run.name: run.command for run in runs if run.command},
         signature=next((each.row["signature"] for each in evaluations), None),
         baseline=next((each.row.get("baseline") for each in evaluations), None),
         machine=_machine(evaluations),
@@ -59,21 +75,27 @@ def render(runs: Sequence[ReportedRun], sentences: Sequence[Sentence]) -> str:
         min_states=figures.MIN_STATES,
         charts=charts,
         sentences=sentences,
-        data=_page_data(charts, sentences),
-        css=_file("page.css"),
-        javascript=_file("page.js"),
+        data=_page_data(charts, sentences)
+        | {"comparison": comparison_data(texts) if texts else None},
+        css=Markup("\n").join(map(_file, STYLES)),
+        programs=Markup("\n").join(map(_file, PROGRAMS)),
         plotly=Markup(get_plotlyjs()),
     )
 
 
-def _charts(runs: Sequence[ReportedRun]) -> dict[str, list[Chart]]:
+def _charts(runs: Sequence[ReportedRun], texts: WrittenTexts | None) -> dict[str, list[Chart]]:
     """Return all charts, by their place on the page."""
+    names = [run.name for run in runs]
     return {
         "trade_offs": figures.trade_offs(runs),
         "agreement": figures.by_position(runs, "agreement", figures.AGREEMENT_UNIT),
         "divergence": figures.by_position(runs, "divergence", "nats"),
         "errors": [figures.accumulated_error(runs), figures.completed_by_teacher(runs)],
-        "length": [figures.by_text_length(runs, side) for side in ("reference", "source")],
+        "words": [
+            *(text_groups.by_length(texts, names, side) for side in ("reference", "source")),
+            text_groups.by_frequency(texts, names),
+            text_groups.word_f1_by_frequency(texts, names),
+        ],
         "learning": figures.learning(runs),
     }
 
@@ -132,21 +154,27 @@ def notes(runs: Sequence[ReportedRun]) -> list[str]:
             found.append(
                 f"{run.name} is still being trained ({run.progress}): it has no test figures yet."
             )
-        elif run.evaluation.exposure is None:
-            found.append(
-                f"{run.name} has no figures of exposure bias and by length: "
-                f"run `textgen evaluate {run.folder}`."
-            )
-        if not run.records:
-            found.append(f"{run.name} has no learning curves: {METRICS} is missing or empty.")
-        elif run.evaluation and not run.records_are_whole:
+        elif run.records and not run.records_are_whole:
             found.append(
                 f"{run.name} has learning curves that end early ({run.progress}): its {METRICS} "
                 "was cut short."
             )
-        if not run.run.experiment.teacher:
-            found.append(f"{run.name} has no teacher, so its tokens are not colored.")
+    unmeasured = [run for run in runs if run.evaluation and run.evaluation.exposure is None]
+    folders = " ".join(str(run.folder) for run in unmeasured)
+    untaught = [run for run in runs if not run.run.experiment.teacher]
+    found += _of_all(unmeasured, f"no figures of exposure bias: run `textgen evaluate {folders}`.")
+    found += _of_all(
+        [run for run in runs if not run.records],
+        f"no learning curves: {METRICS} is missing or empty.",
+    )
+    found += _of_all(untaught, "no teacher on this machine, so that no tokens are colored.")
     return [*found, *_cautions({run.name: run.evaluation for run in runs if run.evaluation})]
+
+
+def _of_all(runs: Sequence[ReportedRun], lack: str) -> list[str]:
+    """Return one note of what `runs` lack, none if there is no run."""
+    names = ", ".join(run.name for run in runs)
+    return [f"{names} {'has' if len(runs) == 1 else 'have'} {lack}"] if runs else []
 
 
 def _cautions(evaluated: Mapping[str, Evaluation]) -> list[str]:

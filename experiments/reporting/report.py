@@ -9,7 +9,8 @@ import tyro
 from textgen_env.bounds import check_at_least
 from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.page import render
-from textgen_experiments.reporting.token_view import read_sentences
+from textgen_experiments.reporting.token_view import read_sentences, tasks_of
+from textgen_experiments.reporting.written_texts import written_texts
 from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.progress import tell
 
@@ -39,7 +40,12 @@ def report(options: ReportOptions) -> None:
         RunError: a run is not evaluated, or the runs do not belong on one page.
     """
     runs = read_reported_runs(options.runs)
-    page = render(runs, read_sentences(runs, options.sentences))
+    evaluated, sentences, texts = [run for run in runs if run.evaluation], [], None
+    if evaluated:
+        tasks = tasks_of(evaluated)
+        sentences = read_sentences(evaluated, tasks, options.sentences)
+        texts = written_texts(evaluated, tasks[0])
+    page = render(runs, sentences, texts)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.output, page)
     tell(f"written to {options.output}")

@@ -50,7 +50,6 @@ _later = dict.fromkeys(  # measures that evaluations of earlier versions lack
     ("top_k_overlap", "shared_mass", "entropy_gap"), _or_null(_list_of(_figure))
 )
 _curves = _object_of({**_measures, **_later, "count": _list_of(_is_number)})
-_groups = _list_of(_object_of({"up_to": _figure, "bleu": _figure}))
 
 
 def _by_position(value: Mapping[str, Any] | None) -> bool:
@@ -63,13 +62,6 @@ def _by_position(value: Mapping[str, Any] | None) -> bool:
             for curves in value.values()
             if curves
         )
-    )
-
-
-def _by_length(value: list[Any] | None) -> bool:
-    """Return True if these are groups of which only the last one may have no limit."""
-    return value is None or (
-        _groups(value) and all(group["up_to"] is not None for group in value[:-1])
     )
 
 
@@ -106,6 +98,8 @@ SAMPLE_FIELDS: Mapping[str, FieldRule] = {
 """Fields of a line of `samples.jsonl`."""
 TASK_FIELDS: Mapping[str, FieldRule] = {"name": ANY_TEXT, "test_pairs": NUMBER}
 """Fields of the task in `results.json`."""
+ORIGIN_FIELDS: Mapping[str, FieldRule] = dict.fromkeys(("commit", "command"), TEXT_OR_NULL)
+"""Fields of `config.json` about the program that began the run."""
 EXPOSURE_FIELDS: Mapping[str, FieldRule] = {
     **dict.fromkeys(
         ("length_ratio", "repetition_rate", "likelihood_risk", "coverage_risk"), FIGURE
@@ -117,10 +111,6 @@ EXPOSURE_FIELDS: Mapping[str, FieldRule] = {
     "teacher_finishes": FieldRule(
         "null or a list of a share and a bleu each",
         _or_null(_list_of(_object_of({"share": _is_number, "bleu": _figure}))),
-    ),
-    **dict.fromkeys(
-        ("bleu_by_reference_length", "bleu_by_source_length"),
-        FieldRule("null or groups with up_to and bleu", _by_length),
     ),
 }
 """Fields of `exposure.json`."""

@@ -17,7 +17,8 @@ class Column:
 
     Attributes:
         heading: its title.
-        value: function from a row's object to a figure, or None for a gap.
+        value: function from a row's object to a figure or, where no best is chosen, a text; None
+            for a gap.
         text: format of a figure.
         best: function that chooses the best figure of all runs, which is shown in bold; None for
             figures that are not better or worse.
@@ -25,7 +26,7 @@ class Column:
     """
 
     heading: str
-    value: Callable[[Json], float | None]
+    value: Callable[[Json], float | str | None]
     text: str = "{:.1f}"
     best: Callable[[Sequence[float]], float] | None = None
     help: str = ""
@@ -178,6 +179,19 @@ EXPOSURE_COLUMNS = (
     Column("length ratio", _field("length_ratio"), "{:.2f}"),
     Column("repetition", _field("repetition_rate"), "{:.1%}", min),
 )
+KEPT_COLUMNS = tuple(
+    column
+    for kind in ("placeholders", "numbers", "names")
+    for column in (
+        Column(kind, _field(kind), "{:.1%}", max, f"share of the {kind} that the text keeps"),
+        Column(
+            f"of {kind}",
+            _field(f"{kind}_asked"),
+            "{:,.0f}",
+            help=f"{kind} that both source and reference have",
+        ),
+    )
+)
 
 
 def report_table(
@@ -209,11 +223,12 @@ def report_table(
 
 def _best_figure(column: Column, objects: Sequence[Json]) -> float | None:
     """Return the column's best figure, or None if fewer than two models have one."""
-    figures = [figure for each in objects if (figure := column.value(each)) is not None]
+    values = [column.value(each) for each in objects]
+    figures = [value for value in values if isinstance(value, int | float)]
     return column.best(figures) if column.best and len(figures) > 1 else None
 
 
-def _cell(column: Column, figure: float | None, best: bool) -> Cell:
+def _cell(column: Column, figure: float | str | None, best: bool) -> Cell:
     if figure is None:
         return Cell(GAP, None)
     return Cell(column.text.format(figure), figure, best)

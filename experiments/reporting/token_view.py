@@ -4,7 +4,7 @@ One parallel pass of the teacher over a student's own texts gives the teacher's 
 every state on the student's prefixes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,16 +69,20 @@ class Sentence:
     tokens: dict[str, list[Token]]
 
 
-def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
+def read_sentences(
+    runs: Sequence[ReportedRun], tasks: Sequence[TextTask], count: int
+) -> list[Sentence]:
     """Return `count` sentences of the test split, or all, with the evaluated runs' texts.
+
+    Args:
+        runs: evaluated ones, at least one.
+        tasks: the task of each run, as `tasks_of` returns it.
+        count: number of sentences, at least 1.
 
     Raises:
         RunError: the task or a model is no longer what was evaluated.
     """
-    evaluated = [run for run in runs if run.evaluation]
-    if not evaluated:
-        return []
-    samples = evaluated[0].samples
+    samples = runs[0].samples
     indices = choose_samples(samples, count)
     sentences = [
         Sentence(
@@ -86,13 +90,13 @@ def read_sentences(runs: Sequence[ReportedRun], count: int) -> list[Sentence]:
             source=samples[index].source,
             reference=samples[index].reference,
             teacher=samples[index].teacher,
-            texts={run.name: run.samples[index].hypothesis for run in evaluated},
+            texts={run.name: run.samples[index].hypothesis for run in runs},
             tokens={},
         )
         for index in indices
     ]
-    with progress("reading tokens", total=len(evaluated)) as advance:
-        for run, task in zip(evaluated, _tasks_of(evaluated), strict=True):
+    with progress("reading tokens", total=len(runs)) as advance:
+        for run, task in zip(runs, tasks, strict=True):
             teacher = run.run.experiment.teacher
             if teacher and same_pieces(load_tokenizer(teacher), task.tokenizer):
                 texts = _read_run_tokens(run, task, indices)
@@ -108,9 +112,10 @@ def choose_samples(samples: Sequence[Sample], count: int) -> list[int]:
     return sorted(sorted(range(len(samples)), key=hashes.__getitem__)[:count])
 
 
-def _tasks_of(runs: Sequence[ReportedRun]) -> Iterator[TextTask]:
-    """Yield the task of each run in its own tokens; those of runs alike are one, built once."""
+def tasks_of(runs: Sequence[ReportedRun]) -> list[TextTask]:
+    """Return the task of each run in its own tokens; those of runs alike are one, built once."""
     known: list[tuple[TaskConfig, TextTask]] = []
+    tasks = []
     for run in runs:
         config, tokenizer = run.run.experiment.task, load_tokenizer(run.folder / "model")
         alike = (
@@ -122,7 +127,8 @@ def _tasks_of(runs: Sequence[ReportedRun]) -> Iterator[TextTask]:
         if task is None:
             task = build_task(config, tokenizer)
             known.append((config, task))
-        yield task
+        tasks.append(task)
+    return tasks
 
 
 def _read_run_tokens(run: ReportedRun, task: TextTask, indices: Sequence[int]) -> list[list[Token]]:

@@ -15,6 +15,7 @@ from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
 from textgen_env.registry import class_of
 from textgen_env.tasks import TASKS
+from textgen_experiments.runs.command import this_command
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     CHECKPOINTS,
@@ -82,7 +83,8 @@ def _start(experiment: Experiment, folder: Path) -> Run:
     precision = precision_here(experiment)
     dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
     run = Run(experiment, dtype, precision.onednn, digests)
-    write_config(folder, run, {"precision_measurement": asdict(precision)})
+    origin = {"command": this_command(), "precision_measurement": asdict(precision)}
+    write_config(folder, run, origin)
     tell(
         f"precision: {run.precision} (measured: float32 {precision.float32:.0f}, bfloat16 "
         f"{precision.bfloat16:.0f} GFLOP/s)"

@@ -23,12 +23,17 @@ LOAD_SECONDS = 60  # on a busy machine
 
 
 @pytest.fixture(scope="session")
-def page(tmp_path_factory):
+def runs(tmp_path_factory):
+    """Return the folders of two runs."""
+    return trained_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def page(runs, tmp_path_factory):
     """Write a report whose charts have gaps, and return its path."""
-    folder = tmp_path_factory.mktemp("runs")
-    runs = trained_runs(folder)
-    report(ReportOptions(tuple(runs), folder / "report.html", sentences=12))
-    return folder / "report.html"
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    report(ReportOptions(tuple(runs), output, sentences=12))
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,11 @@
 Collected by `make browser` only.
 """
 
+import csv
+import io
 import json
 import re
+from itertools import combinations
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
@@ -216,3 +219,132 @@ def test_the_page_is_never_wider_than_its_window(open_page, width):
     assert window("document.documentElement.scrollWidth") <= width
     for chart in window.all(".chart svg"):
         assert window("arguments[0].getBoundingClientRect().right", chart) <= width
+
+
+def overlapping(boxes):
+    """Return the pairs of boxes, each left, top, right and bottom in pixels, with a common area."""
+    return [
+        (one, other)
+        for one, other in combinations(boxes, 2)
+        if min(one[2], other[2]) - max(one[0], other[0]) > 1
+        and min(one[3], other[3]) - max(one[1], other[1]) > 1
+    ]
+
+
+BOXES = (
+    "[...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
+    ".map(r => [r.left, r.top, r.right, r.bottom])"
+)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_point_has_its_name_beside_it(open_page, width):
+    window = open_page(width=width)
+    for measure in ("bleu", "chrf", "rougeL"):
+        chart = f"#trade-off-{measure}"
+        names = [each.text for each in window.all(f"{chart} .annotation-text")]
+        assert sorted(names) == ["imitkd_full", "mle", "teacher"]
+        boxes = window(BOXES, f"{chart} .annotation-text")
+        (plot,) = window(BOXES, f"{chart} .nsewdrag")
+        assert overlapping(boxes) == []
+        for left, top, right, bottom in boxes:
+            assert plot[0] <= left
+            assert right <= plot[2]
+            assert plot[1] <= top
+            assert bottom <= plot[3]
+
+
+def test_names_find_room_among_many_points(open_page):
+    """Twelve points in a small cloud: no name covers another one, and all are in the plot."""
+    window = open_page()
+    places = window(
+        "(() => {"
+        "  const points = [...Array(12).keys()]"
+        "    .map(i => ({x: 200 + 9 * (i % 4), y: 120 + 11 * (i % 3)}));"
+        "  const widths = points.map((_, i) => 40 + 7 * i);"
+        "  return placeLabels(points, widths, {width: 420, height: 260})"
+        "    .map(({box}) => [box.left, box.top, box.right, box.bottom]);"
+        "})()"
+    )
+    assert len(places) == 12
+    assert overlapping(places) == []
+    assert all(left >= 0 and right <= 420 for left, _, right, _ in places)
+
+
+def test_long_names_are_shortened_in_the_middle(open_page):
+    window = open_page()
+    window("(measure.font = '12px sans-serif', 0)")
+    assert window("shorten('a name', 200)") == "a name"
+    short = window("shorten(arguments[0], 60)", "a_very_long_name_of_a_run")
+    assert short.startswith("a_v")
+    assert short.endswith("run")
+    assert window("measure.measureText(arguments[0]).width <= 60", short)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_label_of_a_chart_is_cut_off(open_page, width):
+    window = open_page(width=width)
+    cut = window(
+        "[...document.querySelectorAll('.chart')].flatMap(chart => {"
+        "  const frame = chart.getBoundingClientRect();"
+        "  return [...chart.querySelectorAll('svg text')].filter(text => {"
+        "    const box = text.getBoundingClientRect();"
+        "    return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1"
+        "      || box.top < frame.top - 1 || box.bottom > frame.bottom + 1);"
+        "  }).map(text => `${chart.id}: ${text.textContent}`);"
+        "})"
+    )
+    assert cut == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_names_of_the_models_wrap_and_stay_in_sight(open_page, width):
+    window = open_page(width=width)
+    for left, _, right, _ in window(BOXES, "nav a, nav button"):
+        assert left >= 0
+        assert right <= width
+    window("(document.getElementById('learning').scrollIntoView(), 0)")
+    window.wait("document.querySelector('.key').getBoundingClientRect().top >= 0")
+    ((_, top, _, _),) = window(BOXES, "#learning h2")
+    ((_, _, _, bottom),) = window(BOXES, "nav")
+    assert top >= bottom
+
+
+def test_a_table_is_downloaded_with_all_digits(open_page, runs):
+    window = open_page()
+    text = window("csvOf(document.querySelector('#models table'))")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["model"] for row in rows] == ["teacher", "mle", "imitkd_full"]
+    results = json.loads((runs[0] / "results.json").read_text())["rows"]
+    assert float(rows[1]["BLEU"]) == results[1]["bleu"]
+    assert float(rows[0]["tokens/s"]) == results[0]["tokens_per_second"]
+    assert rows[0]["training s"] == ""
+    assert window("quoted(arguments[0])", 'a "b", c') == '"a ""b"", c"'
+    assert len(window.all(".download")) == len(window.all("main table"))
+
+
+def test_two_models_are_compared_in_either_order(open_page):
+    window = open_page()
+    verdict = "document.getElementById('verdict').textContent"
+    assert window("[first.value, second.value]") == ["mle", "imitkd_full"]
+    better = [int(each) for each in re.findall(r"\d+", window(verdict))]
+    wins, losses, pairs, ties = better
+    assert wins + losses + ties == pairs == window("compared.pairs")
+    window("(first.selectedIndex = 2, second.selectedIndex = 1, showComparison(), 0)")
+    assert window(verdict).startswith(f"imitkd_full is better at {losses}, mle at {wins} of ")
+    shown = len(window.all("#losses li dl"))
+    assert shown == min(wins, 4)
+    window("(first.selectedIndex = 1, showComparison(), 0)")
+    assert f"{pairs} are equal" in window(verdict)
+    assert window.one("#wins").text == "nowhere"
+
+
+def test_words_that_the_reference_lacks_are_faint(open_page):
+    window = open_page()
+    words = window(
+        "wordsOf('The cat, <i> sat', 'a cat <I> SAT.').map(w => [w.textContent ?? w, w.className])"
+    )
+    assert words == [
+        *(["The", "stray"], [" ", None], ["cat,", None], [" ", None], ["<i>", None]),
+        *([" ", None], ["sat", None]),
+    ]

@@ -5,7 +5,6 @@ Links are looked at as they are read in the repository, so that they work there 
 
 import inspect
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,13 +97,3 @@ def test_tutorials_are_executed(page):
     assert yaml.safe_load(settings)["kernelspec"]["name"] == "python3"
     assert "```{code-cell} ipython3" in text
     assert "raises-exception" not in text
-
-
-def test_the_citation_is_of_this_version():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == project["version"]
-    assert citation["license"] == project["license"]
-    assert [each["name"] for each in citation["authors"]] == [
-        each["name"] for each in project["authors"]
-    ]

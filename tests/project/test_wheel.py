@@ -29,6 +29,8 @@ FOLDERS = {
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 OPENAI_AGENTS = "openai-agents==0.24.0"
 NOT_INSTALLED = {"experiments/LOG.md"}
+OF_A_CLONE = {".ci", ".gitignore", "typings"}  # not in the source distribution
+MADE_FOR_SOURCES = {"PKG-INFO", "setup.cfg", "textgen_env.egg-info"}
 FIND = (
     "import importlib.util, sys; print(*(importlib.util.find_spec(n).origin for n in sys.argv[1:]))"
 )
@@ -42,10 +44,17 @@ def run(command, **options):
 
 
 def tracked():
-    """Return the files of the work tree that git does not ignore, relative to it."""
-    listing = run(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT)
-    paths = sorted({Path(name) for name in listing.split("\0") if name})
-    return [path for path in paths if os.path.lexists(ROOT / path)]
+    """Return the files of the work tree that git does not ignore, relative to it.
+
+    An unpacked source distribution has no repository: its files are those that it lists.
+    """
+    if (ROOT / ".git").exists():
+        listing = run(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT)
+        names = set(listing.split("\0")) - {""}
+    else:
+        listed = (ROOT / "textgen_env.egg-info" / "SOURCES.txt").read_text().splitlines()
+        names = {name for name in listed if not name.startswith("textgen_env.egg-info/")}
+    return [path for path in map(Path, sorted(names)) if os.path.lexists(ROOT / path)]
 
 
 def installed_name(path):
@@ -89,6 +98,18 @@ def wheel(source, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def unpacked(source, tmp_path_factory):
+    """Return the folder that the source distribution unpacks to."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    run([sys.executable, "-c", code], cwd=source)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    return archive.with_name(archive.name.removesuffix(".tar.gz"))
+
+
+@pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     """Return a wheel with the packages `agents` and `experiments`."""
     path = tmp_path_factory.mktemp("stand_in") / "stand_in-1.0-py3-none-any.whl"
@@ -129,7 +150,7 @@ def environment_with(folder, wheels):
     python = folder / "bin" / "python"
     for wheel in wheels:
         command = [*PIP, "--python", python, "install", "--no-index", "--no-deps", "--no-compile"]
-        run([*command, wheel])
+        run_inside([*command, wheel], folder)  # a path of the tests would hide what is missing
     dependencies = Path(torch.__file__).parents[1]  # added last, as pip would take it as installed
     (packages / "dependencies.pth").write_text(f"{dependencies}\n")
     return python.parent, packages
@@ -164,13 +185,15 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in files_in(wheel)} == set(FOLDERS)
 
 
-def test_the_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
-    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
-    run([sys.executable, "-c", code], cwd=source)
-    (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path, filter="data")
-    unpacked = archive.with_name(archive.name.removesuffix(".tar.gz"))
+def test_the_source_distribution_holds_what_git_tracks(unpacked):
+    """So that its tests find the pages, tables, models and programs that they read."""
+    found = {path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file()}
+    made = {path for path in found if path.parts[0] in MADE_FOR_SOURCES}
+    assert found - made == {path for path in tracked() if path.parts[0] not in OF_A_CLONE}
+    assert not [path for path in unpacked.rglob("*") if path.is_symlink()]
+
+
+def test_the_source_distribution_makes_the_same_wheel(unpacked, wheel, tmp_path):
     again = build_wheel(unpacked, tmp_path / "wheel")
     first, second = zipfile.ZipFile(wheel), zipfile.ZipFile(again)
     assert files_in(again) == files_in(wheel)

