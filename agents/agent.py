@@ -18,7 +18,7 @@ from textgen_agents.rollouts.buffer import Buffer
 from textgen_agents.rollouts.context import Context
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens
 

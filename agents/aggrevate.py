@@ -21,7 +21,7 @@ from textgen_agents.rollouts.rollout import student_rollout
 from textgen_env.bounds import check_at_least
 from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, Trajectories
 

@@ -31,7 +31,7 @@ from textgen_agents.rollouts.schedules import Linear, Schedule
 from textgen_env.bounds import check_at_least, check_finite, check_shares
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Writer
 

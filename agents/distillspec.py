@@ -25,7 +25,7 @@ from textgen_agents.losses.objectives import loss_for
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 
 DraftLoss = Literal["fkl", "rkl", "jsd", "tvd"]

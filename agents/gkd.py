@@ -18,7 +18,7 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_first_rollout, student_rollout
 from textgen_env.bounds import check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 
 

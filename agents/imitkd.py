@@ -29,7 +29,7 @@ from textgen_agents.rollouts.rollout import mixed_rollout
 from textgen_agents.rollouts.schedules import Exponential, Schedule
 from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples
 

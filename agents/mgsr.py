@@ -21,7 +21,8 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout, student_rollout
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling, best_actions, logits_from
+from textgen_env.generation.decoding import best_actions, logits_from
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Writer
 

@@ -19,7 +19,7 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
 from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 
 LARGEST_ADVANTAGE = 100.0  # nats, either way; of a token that one of the two cannot write

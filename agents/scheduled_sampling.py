@@ -24,7 +24,7 @@ from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.rollouts.schedules import ReverseSigmoid, Schedule
 from textgen_env.bounds import check_at_least
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 
 

@@ -23,7 +23,7 @@ from textgen_agents.rollouts.rollout import rollout
 from textgen_agents.rollouts.schedules import Exponential, Schedule
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 
 PAPER_SHARE = 0.53  # of the tokens, the teacher's in SWITCH's paper where its decay is to a tenth

@@ -20,7 +20,8 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_finite
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling, logits_from
+from textgen_env.generation.decoding import logits_from
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.layers import at_least_float32
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, Trajectories

@@ -17,7 +17,8 @@ from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.generation.beam_search import BeamSearch, beam_search, n_best
-from textgen_env.generation.decoding import Sampling, greedy, next_action, sample
+from textgen_env.generation.decoding import greedy, next_action, sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models import STUDENTS
 from textgen_env.models.hybrid import Hybrid, HybridConfig
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig

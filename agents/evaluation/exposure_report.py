@@ -27,7 +27,8 @@ from textgen_agents.evaluation.exposure_bias import (
 from textgen_agents.evaluation.quality import LengthGroup, bleu, bleu_by_length
 from textgen_agents.rollouts.batches import generator_for
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Sampling, sample
+from textgen_env.generation.decoding import sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, references_of
 from textgen_env.tokenizers.subword import TextTokenizer

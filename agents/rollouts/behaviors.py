@@ -16,7 +16,8 @@ from torch import Tensor
 
 from textgen_agents.losses.divergences import forward_kl, generalized_jsd
 from textgen_agents.rollouts.context import Context
-from textgen_env.generation.decoding import Sampling, choose_action, logits_from
+from textgen_env.generation.decoding import choose_action, logits_from
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Writer
 
 

@@ -22,7 +22,8 @@ from textgen_env.dynamics import State
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import Expert
 from textgen_env.experts.session import ExpertSession
-from textgen_env.generation.decoding import Sampling, rows_to_keep, sync_interval
+from textgen_env.generation.decoding import rows_to_keep, sync_interval
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Examples, Trajectories, Writer
 
 

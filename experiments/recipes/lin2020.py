@@ -16,7 +16,7 @@ from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Exponential
 from textgen_agents.seqkd import SeqInter
 from textgen_agents.training.config import LearnerConfig
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.hub import HubConfig

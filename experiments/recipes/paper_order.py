@@ -18,7 +18,7 @@ from textgen_agents.imitkd import ImitKD, ImitKDFull
 from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.storage import load_tokenizer
 from textgen_experiments.evaluation.scores import train_and_score
 from textgen_experiments.recipes import configs

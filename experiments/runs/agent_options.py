@@ -19,7 +19,7 @@ from textgen_agents.rollouts.schedules import (
     Linear,
     ReverseSigmoid,
 )
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_experiments.runs.experiment import agent_name
 
 Parts = Mapping[str, Callable[[], object]]

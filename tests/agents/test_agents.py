@@ -32,7 +32,8 @@ from textgen_agents.seqkd import SeqKD, SeqKDFull
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import NeuralExpert, NoExpert, Queries
 from textgen_env.generation.beam_search import decoder_of
-from textgen_env.generation.decoding import Sampling, decode_all
+from textgen_env.generation.decoding import decode_all
+from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer, tensors

@@ -14,7 +14,8 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.schedules import Constant, Linear
 from textgen_agents.training.learner import Learner, LearnerConfig
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling, greedy
+from textgen_env.generation.decoding import greedy
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Writer
 
 ROWS = 12

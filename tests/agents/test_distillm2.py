@@ -5,7 +5,7 @@ from tests.support.updates import collect, learn
 from textgen_agents.distillm import DistiLLM2
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Trajectories, Writer
 
 

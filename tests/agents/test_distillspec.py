@@ -8,7 +8,7 @@ from textgen_agents.distillspec import DRAFT_LOSSES, DistillSpec
 from textgen_agents.gkd import GKD
 from textgen_agents.rollouts.context import Context
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.generation.speculative import SpeculativeDecoder
 from textgen_env.types import Writer
 

@@ -15,7 +15,7 @@ from textgen_agents.gkd import GKD
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.rollouts.rollout import student_rollout
 from textgen_env.experts.expert import ExpertError, NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Trajectories
 
 

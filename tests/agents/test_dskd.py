@@ -16,7 +16,7 @@ from textgen_agents.mle import MLE
 from textgen_agents.training.learner import Learner
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.tasks.task import encode
 from textgen_env.tokenizers.subword import Tokenizer

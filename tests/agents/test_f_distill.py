@@ -10,7 +10,7 @@ from textgen_agents.gkd import GKD
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import NeuralExpert, Queries
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Trajectories, Writer
 
 KINDS = [KL(), RKL(), JS(0.3), TVD()]

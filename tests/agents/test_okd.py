@@ -15,7 +15,7 @@ from textgen_agents.okd import OKD
 from textgen_agents.training.learner import Learner
 from textgen_agents.word_kd import WordKD
 from textgen_env.experts.expert import ExpertError, NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories

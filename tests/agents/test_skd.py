@@ -7,7 +7,7 @@ from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.seqkd import SeqKDFull
 from textgen_agents.skd import SKD
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Writer
 
 ON_POLICY = ImitKDFull(beta=Constant(0.0))

@@ -10,7 +10,7 @@ from tests.support.updates import collect_batch, context_of, learn
 from textgen_agents.rollouts.context import Context
 from textgen_agents.tvd_plus_plus import TVDPlusPlus, action_log_probs, rewards
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.generation.speculative import SpeculativeDecoder
 
 STATES, WORDS = 4, 6

@@ -24,7 +24,8 @@ from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.dynamic_oracle import DynamicOracle
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.experts.scripted import ScriptedExpert
-from textgen_env.generation.decoding import Sampling, next_action
+from textgen_env.generation.decoding import next_action
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.tasks.task import encode
 from textgen_env.types import Writer

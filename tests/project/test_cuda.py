@@ -29,7 +29,8 @@ from textgen_agents.training.regularizers import References
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling, decode_all, sample
+from textgen_env.generation.decoding import decode_all, sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.acceleration.cuda_graph import GraphedModel, with_cuda_graphs
 from textgen_env.testing.checker import check_vector_env
 from textgen_env.types import Writer

@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from textgen_agents import AGENTS
-from textgen_env.generation.decoding import Sampling, decode_all, sample
+from textgen_env.generation.decoding import decode_all, sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.acceleration.precision import MeasuredPrecision
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode_sources

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 
 from textgen_env.generation.beam_search import n_best
-from textgen_env.generation.decoding import Sampling, next_action
+from textgen_env.generation.decoding import next_action
+from textgen_env.generation.sampling import Sampling
 
 
 class EncoderDecoder:

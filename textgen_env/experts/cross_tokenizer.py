@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, ExpertError, Queries
 from textgen_env.experts.token_text import INCOMPLETE, TokenText, is_visible
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tasks.task import encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer

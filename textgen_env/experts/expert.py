@@ -22,7 +22,6 @@ from textgen_env.experts.top_k import TopK, top_k_and_tail
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import (
     Decoder,
-    Sampling,
     best_actions,
     decode_all,
     logits_from,
@@ -30,6 +29,7 @@ from textgen_env.generation.decoding import (
     sample,
     sync_interval,
 )
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import CutVocabulary
 from textgen_env.models.hidden_states import logits_at
 from textgen_env.models.sequence_model import AnyCache, SequenceModel

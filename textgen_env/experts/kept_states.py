@@ -19,7 +19,7 @@ from torch import Tensor
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
 from textgen_env.files import write_atomically
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.models.token_positions import TokenPositions

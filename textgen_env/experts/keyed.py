@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, ExpertError, Queries, TopK
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, Trajectories

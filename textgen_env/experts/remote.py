@@ -23,7 +23,7 @@ from textgen_env.experts.expert import Expert, ExpertError
 from textgen_env.experts.label_cache import LabelCache
 from textgen_env.experts.top_k import TopK
 from textgen_env.generation.decoded_rows import note_decoded
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_env.types import Examples, Trajectories

@@ -7,13 +7,13 @@ file of the same name.
 from textgen_env.generation.beam_search import BeamSearch, n_best
 from textgen_env.generation.decoding import (
     Decoder,
-    Sampling,
     choose_action,
     decode_all,
     greedy,
     next_action,
     sample,
 )
+from textgen_env.generation.sampling import Sampling
 
 __all__ = [
     "BeamSearch",

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from textgen_env.bounds import check_at_least
 from textgen_env.generation.decoding import (
-    Sampling,
     action_probs,
     best_actions,
     check_decoding,
@@ -26,7 +25,7 @@ from textgen_env.generation.decoding import (
     logits_from,
     rows_to_keep,
 )
-from textgen_env.generation.sampling import sample_tokens
+from textgen_env.generation.sampling import Sampling, sample_tokens
 from textgen_env.models.sequence_model import (
     AnyCache,
     BlockModel,

@@ -21,7 +21,8 @@ from textgen_agents.evaluation.exposure_bias import (
     written_by,
 )
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling, decode_all, sample
+from textgen_env.generation.decoding import decode_all, sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.task import encode
 from textgen_env.types import Examples, Trajectories, Writer
 

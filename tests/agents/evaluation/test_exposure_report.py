@@ -24,7 +24,8 @@ from textgen_agents.evaluation.exposure_report import (
 from textgen_agents.evaluation.quality import bleu, bleu_by_length
 from textgen_agents.rollouts.batches import generator_for
 from textgen_env.experts.expert import NeuralExpert
-from textgen_env.generation.decoding import Sampling, sample
+from textgen_env.generation.decoding import sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories, Writer
 

@@ -20,7 +20,8 @@ from textgen_agents.rollouts.behaviors import (
     token_sampler,
 )
 from textgen_agents.rollouts.context import Context
-from textgen_env.generation.decoding import Sampling, choose_action
+from textgen_env.generation.decoding import choose_action
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import SpecialTokens, Writer
 
 SPECIAL = SpecialTokens(pad=0, start=1, end=2)

@@ -9,7 +9,8 @@ import textgen_agents.rollouts.rollout
 from textgen_agents.rollouts.behaviors import by_example
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout, student_rollout
-from textgen_env.generation.decoding import DROP_ROWS_BELOW, Sampling, choose_action
+from textgen_env.generation.decoding import DROP_ROWS_BELOW, choose_action
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Writer
 
 ROWS = 10

@@ -14,7 +14,7 @@ from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
 from textgen_agents.rollouts.schedules import Constant
 from textgen_agents.training.learner import LearnerConfig
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 
 THREE = replace(CONFIG, texts_per_source=3)
 ALONE = GKD(student_fraction=1.0)

@@ -10,7 +10,7 @@ import torch
 
 from textgen_agents import AGENTS
 from textgen_agents.training.config import LearnerConfig
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.transformer import TransformerConfig
 from textgen_experiments.benchmarks.cost_model import (

@@ -12,7 +12,7 @@ from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Indicator, Linear, ReverseSigmoid
 from textgen_agents.training.config import LearnerConfig
 from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models import STUDENTS
 from textgen_env.registry import RegistryError
 from textgen_env.tasks import TASKS

@@ -15,7 +15,7 @@ from textgen_agents.imitkd import ImitKD
 from textgen_agents.rollouts.schedules import Linear
 from textgen_env.envs.recovery import RecoveryConfig
 from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models import TransformerConfig
 from textgen_env.models.huggingface.load import PretrainedError
 from textgen_env.models.model_files import ModelFileError

@@ -13,7 +13,7 @@ from textgen_agents.seqkd import SeqInter, SeqKD
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert
 from textgen_env.experts.token_text import INCOMPLETE, TokenText, is_visible
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import encode, encode_sources
 from textgen_env.tokenizers.subword import Tokenizer

@@ -7,7 +7,8 @@ from textgen_env import dynamics
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.experts.top_k import TopK
 from textgen_env.generation.beam_search import decoder_of, n_best
-from textgen_env.generation.decoding import Sampling, decode_all, sample
+from textgen_env.generation.decoding import decode_all, sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.task import encode
 from textgen_env.types import ShapeError, Trajectories
 

@@ -12,7 +12,7 @@ from textgen_agents.rollouts.rollout import rollout
 from textgen_env import dynamics
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.experts.keyed import KeyedExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.prompts import with_expert_keys
 from textgen_env.tasks.task import encode
 from textgen_env.types import Trajectories

@@ -9,7 +9,7 @@ from textgen_env import dynamics
 from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert, Queries
 from textgen_env.experts.proxy import ProxyExpert, drawn_texts
 from textgen_env.experts.session import ExpertSession
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.task import encode
 from textgen_env.types import Examples, SpecialTokens, Trajectories
 

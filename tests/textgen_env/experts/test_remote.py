@@ -20,7 +20,7 @@ from textgen_env.experts import bounded_http, completions_client
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.experts.remote import RemoteExpert
 from textgen_env.experts.remote_config import RemoteTeacher
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.prompts import with_expert_prompts

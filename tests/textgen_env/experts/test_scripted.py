@@ -6,7 +6,7 @@ import torch
 from textgen_agents.losses.divergences import forward_kl
 from textgen_env import dynamics
 from textgen_env.experts.scripted import ScriptedExpert
-from textgen_env.generation.decoding import Sampling
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 SPECIAL = SpecialTokens()

@@ -10,13 +10,13 @@ from textgen_env.generation import beam_search, decoding, sampling
 from textgen_env.generation.beam_search import BeamSearch
 from textgen_env.generation.decoding import (
     LogitsError,
-    Sampling,
     choose_action,
     decode_all,
     greedy,
     next_action,
     sample,
 )
+from textgen_env.generation.sampling import Sampling
 from textgen_env.types import ShapeError, SpecialTokens
 
 PAD, START, END = SPECIAL

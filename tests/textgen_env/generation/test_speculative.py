@@ -17,7 +17,8 @@ from tests.support.toy import (
     step_by_step,
 )
 from textgen_env.generation import decoding
-from textgen_env.generation.decoding import Sampling, action_probs, decode_all, greedy, next_action
+from textgen_env.generation.decoding import action_probs, decode_all, greedy, next_action
+from textgen_env.generation.sampling import Sampling
 from textgen_env.generation.speculative import DraftCounts, SpeculativeDecoder
 from textgen_env.models.acceleration.int8 import with_int8_weights
 from textgen_env.models.hybrid import HybridConfig

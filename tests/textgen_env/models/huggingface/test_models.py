@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from tests.support.pretrained import FAMILIES, SHARED_POSITIONS, SLIDING, TEXTS, save_family
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import beam_search
-from textgen_env.generation.decoding import Sampling, greedy, sample
+from textgen_env.generation.decoding import greedy, sample
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models import cache_ops
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode_sources
