@@ -1,6 +1,7 @@
 """Settings of the C library's memory for this process."""
 
 import ctypes
+import gc
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
@@ -22,10 +23,12 @@ def retain_freed_memory() -> None:
 
 
 def return_unused_memory() -> None:
-    """Return to the kernel what glibc holds of freed memory now, and let it hold what comes.
+    """Free what only cycles of references hold, and return to the kernel what glibc holds.
 
-    Blocks of the sizes of one kind of work do not fit into the gaps that another leaves.
+    It is for the turn from one kind of work to another: blocks of the sizes of the one do not fit
+    into the gaps that the other leaves. What is freed later is held again.
     """
+    gc.collect()
     if not sys.platform.startswith("linux"):
         return
     library = ctypes.CDLL(None)

@@ -185,7 +185,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
         scores = judge.scores(hypotheses)
         log.diagnostics({**found.figures(), **scores})
         score = judge.score(model, scores, learner.counters)
-        return_unused_memory()  # an evaluation's blocks have other sizes than an update's
+        return_unused_memory()
         return score
 
     return_unused_memory()
