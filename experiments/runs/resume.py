@@ -9,7 +9,7 @@ import torch
 
 from textgen_agents import AGENTS
 from textgen_agents.training.checkpoint import LAST, read_counters
-from textgen_agents.training.distributed import num_slots, this_device, this_process
+from textgen_agents.training.distributed import this_device, this_process
 from textgen_env.files import remove_leftovers
 from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
@@ -80,7 +80,7 @@ def check_is_run(folder: Path) -> None:
 
 def _start(experiment: Experiment, folder: Path) -> Run:
     """Write and return the configuration of a new run, with the precision that is faster here."""
-    precision = precision_here(experiment)
+    precision = precision_here(experiment.student.width)
     dtype, digests = experiment.precision or precision.name, outside_digests(experiment)
     run = Run(experiment, dtype, precision.onednn, digests)
     origin = {"command": this_command(), "precision_measurement": asdict(precision)}
@@ -92,17 +92,15 @@ def _start(experiment: Experiment, folder: Path) -> Run:
     return run
 
 
-def precision_here(experiment: Experiment) -> MeasuredPrecision:
-    """Return the precision of training on this device at the run's batch size, measured once."""
-    device, width = this_device(), experiment.student.width
-    rows = num_slots(experiment.agent, experiment.learner.batch_size)
-    place = f"{torch.get_num_threads()} threads"
+def precision_here(width: int) -> MeasuredPrecision:
+    """Return the precision that models of a width are trained in on this device, measured once."""
+    device, place = this_device(), f"{torch.get_num_threads()} threads"
     if device.type != "cpu":
         place = torch.cuda.get_device_name(device)
     return measured_once(
-        f"training: width {width}, {rows} rows, {place}",
+        f"training: width {width}, {place}",
         MeasuredPrecision,
-        partial(measure_precision, width, rows, device=device),
+        partial(measure_precision, width, device=device),
     )
 
 

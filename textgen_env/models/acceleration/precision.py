@@ -4,7 +4,6 @@ The rates are measured because the features that a CPU reports do not predict th
 changes no setting by itself: a run decides what to do with the measurement.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +24,7 @@ class MeasuredPrecision:
     """Rates of matrix products in GFLOP/s, and the precision that follows from them.
 
     Attributes:
-        name: "bfloat16" if it is at least 1.25 times as fast as the faster float32, in the median
-            of the rounds' ratios, else "float32".
+        name: "bfloat16" if it is at least 1.25 times as fast as the faster float32, else "float32".
         float32: rate in float32 by torch's default, which is slow on AMD processors (MKL).
         float32_onednn: rate in float32 through oneDNN; None where it is not available with
             float32's accuracy.
@@ -55,7 +53,7 @@ def measure_precision(
     """Time products of a run's shapes, those of decoding steps and that of a training pass.
 
     With W of shape (2 width, width) these are 16 products of (rows, width) and one of
-    (16 rows, width) with W transposed. Precisions take turns, and medians of 15 rounds count.
+    (16 rows, width) with W transposed. Precisions take turns, and the best of 15 rounds counts.
 
     Args:
         width: width of the model.
@@ -77,14 +75,11 @@ def measure_precision(
         }
         if _onednn_is_exact(products):
             runs["float32_onednn"] = products.run_onednn
-        seconds = _seconds_of_rounds(runs, device)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    rate = {name: products.flops / value / 1e9 for name, value in medians.items()}
-    float32 = min((name for name in medians if name != "bfloat16"), key=medians.__getitem__)
-    pairs = zip(seconds[float32], seconds["bfloat16"], strict=True)
-    speedup = statistics.median(exact / rounded for exact, rounded in pairs)
+        seconds = _fewest_seconds(runs, device)
+    rate = {name: products.flops / value / 1e9 for name, value in seconds.items()}
+    float32 = max(rate["float32"], rate.get("float32_onednn", 0.0))
     return MeasuredPrecision(
-        name="bfloat16" if speedup >= MIN_BFLOAT16_SPEEDUP else "float32",
+        name="bfloat16" if rate["bfloat16"] >= MIN_BFLOAT16_SPEEDUP * float32 else "float32",
         float32=rate["float32"],
         float32_onednn=rate.get("float32_onednn"),
         bfloat16=rate["bfloat16"],
@@ -159,12 +154,12 @@ def _onednn_is_exact(products: _Products) -> bool:
     return True
 
 
-def _seconds_of_rounds(
+def _fewest_seconds(
     runs: Mapping[str, Callable[[], None]], device: torch.device
-) -> dict[str, list[float]]:
-    """Return the seconds of each run by round, after one round of warm-up.
+) -> dict[str, float]:
+    """Return the fewest seconds of each run over many rounds, after one round of warm-up.
 
-    The runs take turns, so that a machine that is busy for a while slows all of them.
+    The runs take turns. The minimum is used because other work on the machine only adds time.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(TIMED_ROUNDS + 1):
@@ -174,4 +169,4 @@ def _seconds_of_rounds(
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
             times[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in times.items()}
+    return {name: min(values[1:]) for name, values in times.items()}
