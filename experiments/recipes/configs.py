@@ -15,7 +15,7 @@ from textgen_env.tasks.verses import ELBERFELDER, SCHLACHTER, VersesConfig
 from textgen_experiments.runs.experiment import VERSES_STUDENT, VERSES_TEACHER, Experiment
 
 DESCRIPTIONS_PAIRS = 2000  # training pairs of the students of `textgen summarize`
-DEMO_UPDATES = 200
+DEMO_UPDATES = 160
 DEMO_LAYERS = TeacherLayers(encoder=6, decoder=2, dropout=0.0)
 """Layers of the shipped teacher that the demo's students begin with: its whole encoder."""
 DEMO_FROZEN = ("embedding", "encoder", "encoder_norm")
