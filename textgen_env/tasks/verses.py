@@ -8,7 +8,7 @@ read-only. Splits go by whole chapters, because neighboring verses repeat each o
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -108,32 +108,14 @@ def verses(config: VersesConfig | None = None, tokenizer: TextTokenizer | None =
         ValueError: a version is not in the package.
         DataError: the package's database is missing or has other content.
     """
-    config = config or VersesConfig()
-    splits, left_out = _read_verses(config, BIBLE.path("verses"))
-    dropped = Counter(left_out)
-    task = make_task(
-        "verses",
-        splits,
-        tokenizer,
-        vocab_size=config.vocab_size,
-        max_tokens=config.max_tokens,
-        dropped=dropped,
-    )
-    task = replace(task, target_language=config.target_language)
-    return with_noisy_sources(task, config.source_noise) if config.source_noise else task
+    return _build_verses(config or VersesConfig(), BIBLE.path("verses"), tokenizer)
 
 
 @lru_cache(maxsize=1)
-def _read_verses(
-    config: VersesConfig, path: Path
-) -> tuple[Mapping[str, Sequence[Pair]], Mapping[str, int]]:
-    """Return the pairs of each split, and how many were left out by reason.
+def _build_verses(config: VersesConfig, path: Path, tokenizer: TextTokenizer | None) -> TextTask:
+    """Build the task from the database at `path`, whose content is always the same.
 
-    The last answer is kept: runs of one task follow each other in a process.
-
-    Args:
-        config: the versions and limits.
-        path: the package's database, whose content is always the same.
+    The last one is kept: runs of one task follow each other in a process.
     """
     reference = _read_version(path, config.reference_version)
     sources = [_read_version(path, version) for version in config.source_versions]
@@ -160,7 +142,16 @@ def _read_verses(
             )
         ],
     }
-    return splits, dropped
+    task = make_task(
+        "verses",
+        splits,
+        tokenizer,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_tokens,
+        dropped=dropped,
+    )
+    task = replace(task, target_language=config.target_language)
+    return with_noisy_sources(task, config.source_noise) if config.source_noise else task
 
 
 @cache

@@ -93,6 +93,14 @@ class Tokenizer:
         """Return the constructor and its argument, because a pickled backend loses its settings."""
         return type(self), (self.backend,)
 
+    def __eq__(self, other: object) -> bool:
+        """Return True if both split and join every text alike."""
+        return isinstance(other, Tokenizer) and self.backend.to_str() == other.backend.to_str()
+
+    def __hash__(self) -> int:
+        """Return a number that equal tokenizers share."""
+        return hash(self.backend.to_str())
+
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4000) -> Self:
         """Learn byte-level pair merges (Sennrich et al. 2016, arXiv:1508.07909) from `texts`.

@@ -109,6 +109,13 @@ def test_pairs_are_of_the_same_verse():
 
 
 @pytest.mark.usefixtures("three_versions")
+def test_the_last_task_is_kept_for_an_equal_tokenizer():
+    first, again = verses(None, BYTES), verses(VersesConfig(), Tokenizer(BYTES.backend))
+    assert again is first
+    assert verses(VersesConfig(max_tokens=60), BYTES).max_source_length == 60
+
+
+@pytest.mark.usefixtures("three_versions")
 def test_more_versions_leave_held_out_pairs_alone():
     one, two = (verses(VersesConfig(source_versions=names), BYTES) for names in ("e", ("e", "s")))
     assert (one.validation, one.test) == (two.validation, two.test)

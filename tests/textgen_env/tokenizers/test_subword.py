@@ -97,6 +97,9 @@ def test_a_saved_and_loaded_tokenizer_is_the_same(tokenizer, tmp_path):
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     assert loaded.vocab_size == tokenizer.vocab_size
     assert loaded.encode(["w0 w10"]) == tokenizer.encode(["w0 w10"])
+    assert loaded == tokenizer
+    assert hash(loaded) == hash(tokenizer)
+    assert loaded != Tokenizer.from_words(["w0"])
 
 
 def test_a_loaded_tokenizer_encodes_special_tokens_as_text(tmp_path):
