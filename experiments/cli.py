@@ -37,7 +37,6 @@ from textgen_experiments.command_line.table import (
     suggestion,
 )
 from textgen_experiments.runs.interrupts import INTERRUPTS
-from textgen_experiments.runs.kernel_caches import limit_kept_products
 from textgen_experiments.runs.malloc import retain_freed_memory
 from textgen_experiments.runs.pipes import quiet_when_unread
 from textgen_experiments.runs.progress import be_quiet
@@ -80,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     An error that the user can mend is printed as one line, and the program ends with code 2.
     """
-    limit_kept_products()
     retain_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
     if answered(words):

@@ -20,6 +20,7 @@ from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
+from textgen_experiments.runs.kernel_caches import limit_kept_products
 from textgen_experiments.runs.outcome import summary_of
 from textgen_experiments.runs.progress import tell
 from textgen_experiments.runs.train import train_with_bar
@@ -68,6 +69,7 @@ class TrainOptions:
 
 def run_training(options: TrainOptions) -> None:
     """Train a student as the options say, and tell what came out and what may come next."""
+    limit_kept_products()
     outcome = train_with_bar(options.experiment, options.output)
     if this_process().is_main_process:
         tell(summary_of(options.output, outcome, options.experiment.learner.updates))

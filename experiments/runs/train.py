@@ -146,8 +146,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     expert = match_vocabulary(build_expert(run, task, tokenizers), task.tokenizer)
     experiment.agent.check_expert(expert)
     experiment.learner.check_expert(expert)
-    student = fresh_student(experiment, task) if start is None else start
-    student = with_frozen_parts(student, experiment.learner.frozen)  # raises before texts are made
+    student = _student_of(experiment, task, start)
     with process.main_process_first():
         examples, prepared = _prepare(experiment, task, expert, folder / PREPARED)
         check_keys(expert, examples)
@@ -170,8 +169,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     teacher = None
     if process.is_main_process:
         judge.describe()
-        if experiment.diagnostics:
-            teacher = _uncounted(expert, validation, task.max_target_length)
+        teacher = _uncounted(experiment, expert, validation, task.max_target_length)
     log = RunLog(folder, learner.counters.update, show)
 
     def evaluate(model: Model) -> float:
@@ -203,6 +201,16 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     process.wait_for_everyone()
 
 
+def _student_of(experiment: Experiment, task: TextTask, start: Model | None) -> Model:
+    """Return the model to be trained, `start` or one with random weights.
+
+    Raises:
+        ValueError: it lacks a part that is to be frozen.
+    """
+    student = fresh_student(experiment, task) if start is None else start
+    return with_frozen_parts(student, experiment.learner.frozen)
+
+
 def _build_task(experiment: Experiment, tokenizers: Tokenizers) -> TextTask:
     """Build the task with the part of its training split that is learned from, and report both.
 
@@ -229,12 +237,15 @@ def _references(experiment: Experiment, task: TextTask, validation: Examples) ->
     return References(encode(by_kind(task.train)[0], task) if added else None, validation)
 
 
-def _uncounted(expert: Expert, examples: Examples, max_steps: int) -> TeacherTexts | None:
+def _uncounted(
+    experiment: Experiment, expert: Expert, examples: Examples, max_steps: int
+) -> TeacherTexts | None:
     """Return the teacher with its texts for the first examples, without counting its queries.
 
-    The texts are the same when a run is resumed. None unless the teacher is a model.
+    The texts are the same when a run is resumed. None without diagnostics, or unless the teacher is
+    a model.
     """
-    if not isinstance(expert, NeuralExpert):
+    if not experiment.diagnostics or not isinstance(expert, NeuralExpert):
         return None
     some = examples.select(torch.arange(min(DIAGNOSTIC_PAIRS, len(examples))))
     with logits_from("teacher"):

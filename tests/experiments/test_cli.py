@@ -205,10 +205,11 @@ def test_a_quiet_training_says_nothing(tmp_path, capsys, monkeypatch):
 
 def test_a_training_ends_with_its_score_and_what_comes_next(tmp_path, capsys):
     train(tmp_path / "run", "--agent", "mle", updates=2)
-    *progressed, score, test, write, longer = capsys.readouterr().err.splitlines()
+    *progressed, score, memory, test, write, longer = capsys.readouterr().err.splitlines()
     outcome = read_outcome(tmp_path / "run")
     shown = f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update} of 2"
     assert f"is finished: {shown}, whose weights are in {tmp_path / 'run' / 'model'}" in score
+    assert memory.startswith("peak memory: ")
     assert f"textgen evaluate {tmp_path / 'run'}" in test
     assert f"textgen generate {tmp_path / 'run'}" in write
     assert "--learner.updates" in longer

@@ -168,9 +168,10 @@ def test_the_summary_names_score_model_and_the_next_commands(finished):
     first, *others = summary_of(folder, outcome, 6).splitlines()
     score = f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update} of 6"
     assert first == f"{folder} is finished: {score}, whose weights are in {folder / 'model'}"
-    assert f"textgen evaluate {folder}" in others[0]
-    assert f"textgen generate {folder}" in others[1]
-    assert "--learner.updates" in others[2]
+    assert others[0] == f"peak memory: {outcome.peak_memory_mib:,.0f} MiB"
+    assert f"textgen evaluate {folder}" in others[1]
+    assert f"textgen generate {folder}" in others[2]
+    assert "--learner.updates" in others[3]
 
 
 def test_a_run_that_another_command_writes_is_left_alone(begun):
