@@ -53,7 +53,7 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> None:
     """Train, evaluate, print the table, write `results.json` and `report.html`."""
-    tell("five students, their scores and a report: minutes on two cores")
+    tell("five students, their scores and a report: about five minutes on two cores")
     rows = train_and_compare(
         demo_experiments(options.seed),
         options.output,
