@@ -6,11 +6,10 @@ misses it.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from hashlib import file_digest
 from pathlib import Path
 from typing import NamedTuple
 
+from textgen_env.digests import content_digest
 from textgen_env.models.huggingface.load import PretrainedError, local_folder
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.shipped import portable_name
@@ -42,7 +41,7 @@ def outside_digests(experiment: Experiment) -> dict[str, str]:
 
     Of files it is the SHA-256, of other things what their task says.
     """
-    digests = {name: _digest_of(path) for name, path in _outside_files(_roots(experiment))}
+    digests = {name: content_digest(path) for name, path in _outside_files(_roots(experiment))}
     return {**digests, **experiment.task.outside_digests()}
 
 
@@ -79,20 +78,6 @@ def _change(name: str, found: Mapping[str, str], digests: Mapping[str, str]) -> 
     if name not in digests:
         return "a new file"
     return f"other content ({found[name][:SHOWN]}, not {digests[name][:SHOWN]})"
-
-
-def _digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file; the runs of one table share most files."""
-    state = path.stat()
-    return _sha256(path, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-
-
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, state: tuple[int, ...]) -> str:
-    """Hash a file once for each `state` that it is found in."""
-    del state
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _on_disk(name: Path) -> Path:

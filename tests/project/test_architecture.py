@@ -28,6 +28,7 @@ FILES = sorted(path for folder in PACKAGES.values() for path in (ROOT / folder).
 FLOORS = (  # what stands in one line may import what stands in it and in the lines above
     (
         "textgen_env.bounds",
+        "textgen_env.digests",
         "textgen_env.files",
         "textgen_env.types",
         "textgen_env.dynamics",

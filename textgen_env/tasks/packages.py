@@ -6,11 +6,10 @@ shipped models are made from.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import file_digest
 from importlib.util import find_spec
 from pathlib import Path
 
+from textgen_env.digests import content_digest
 from textgen_env.tasks.task import DataError
 
 INSTALL = "pip install 'textgen-env[data]'"
@@ -86,17 +85,3 @@ def package_folder(package: str, task: str) -> Path:
             f"`{INSTALL}`"
         )
     return Path(spec.submodule_search_locations[0]).resolve()
-
-
-def content_digest(path: Path) -> str:
-    """Return the SHA-256 of a file; a task may read one file several times."""
-    state = path.stat()
-    return _sha256_of(path, (state.st_size, state.st_mtime_ns))
-
-
-@lru_cache(maxsize=8)
-def _sha256_of(path: Path, state: tuple[int, int]) -> str:
-    """Hash a file once for each `state` that it is found in."""
-    del state
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
