@@ -117,7 +117,7 @@ def save_checkpoint(
     """
     tensors: dict[str, Tensor] = {}
     for which, module in {"student": student, **beside}.items():
-        shared = () if module is student else _shared_weights(module, student)
+        shared = _shared_weights(module, student)
         tensors |= {
             f"{which}.{name}": value
             for name, value in module.state_dict().items()
@@ -156,7 +156,7 @@ def load_checkpoint(
     try:
         counters = _counters_of(metadata)
         for which, module in {"student": student, **beside}.items():
-            shared = {} if module is student else _shared_weights(module, student)
+            shared = _shared_weights(module, student)
             module.load_state_dict({**shared, **select_prefix(f"{which}.", tensors)})
         if buffer is not None:
             buffer.load_state_dict(select_prefix(_buffer_prefix(process), tensors))
@@ -175,10 +175,12 @@ def load_checkpoint(
 
 
 def _shared_weights(module: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a module that are the student's own tensors, because none trains them.
+    """Return the weights of another module that are the student's own, because none trains them.
 
     A file can hold a tensor once.
     """
+    if module is student:
+        return {}
     students = {value.data_ptr() for value in student.state_dict().values()}
     weights = module.state_dict()
     return {name: value for name, value in weights.items() if value.data_ptr() in students}
