@@ -8,7 +8,7 @@ from textgen_agents import AGENTS
 from textgen_agents.agent import Agent
 from textgen_agents.imitkd import ImitKDFull
 from textgen_agents.training.learner import LearnerConfig
-from textgen_env.bounds import check_at_least
+from textgen_env.bounds import check_above, check_at_least
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.config import ModelConfig
@@ -37,6 +37,10 @@ class Experiment:
         server: address of the teacher if it is on a server; None if it is not.
         keyed_teachers: keys and folders of several teachers with one tokenizer, in place of
             `teacher`; a pair's is the one whose key stands in front of what the expert reads.
+        black_box_texts: file of pairs of a training source and a text that a closed model wrote for
+            it, any number for a source, which complete the distributions of `teacher`, its proxy;
+            None for none.
+        proxy_weight: number of such texts that the proxy's word is worth, above 0.
         student: size of the student; its vocabulary is the tokenizer's.
         student_init: folder of the model whose weights, and thus size, the student starts from, or
             the name of one on the hub; None for random weights.
@@ -70,6 +74,8 @@ class Experiment:
     further_teachers: tuple[Path, ...] = ()
     server: RemoteTeacher | None = None
     keyed_teachers: tuple[tuple[str, Path], ...] = ()
+    black_box_texts: Path | None = None
+    proxy_weight: float = 5.0
     student: ModelConfig = field(default_factory=RecurrentConfig)
     student_init: Path | None = None
     student_from_teacher: TeacherLayers | None = None
@@ -89,6 +95,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_at_least(self, lora_rank=1, train_pairs=1, validation_pairs=1)
+        check_above(self, proxy_weight=0)
         check_at_least(self, train_sources=0, train_draw=0, kept_labels_gb=0)
         if self.teacher is not None and self.server is not None:
             raise ValueError(
@@ -104,6 +111,11 @@ class Experiment:
             raise ValueError(
                 "further_teachers must be none where there is no teacher on this disk, got "
                 f"{', '.join(map(str, self.further_teachers))}: give teacher"
+            )
+        if self.black_box_texts is not None and self.teacher is None:
+            raise ValueError(
+                "teacher must be a model on this disk beside black_box_texts, which complete its "
+                f"distributions, got None with {self.black_box_texts}: give teacher"
             )
         if self.student_init is not None and self.student_from_teacher is not None:
             raise ValueError(

@@ -111,9 +111,11 @@ def _roots(experiment: Experiment) -> list[OutsideRoot]:
         experiment.student_init,
         experiment.student_tokenizer,
     )
-    files = experiment.task.outside_files().items()
+    files = experiment.task.outside_files()
+    if experiment.black_box_texts:
+        files = {**files, experiment.black_box_texts.as_posix(): experiment.black_box_texts}
     return [
-        *(OutsideRoot(name, path, is_model=False) for name, path in files),
+        *(OutsideRoot(name, path, is_model=False) for name, path in files.items()),
         *(
             OutsideRoot(portable_name(path), _on_disk(path), is_model=True)
             for path in models

@@ -8,6 +8,7 @@ import torch
 from textgen_agents import AGENTS
 from textgen_agents.agent import LearnsFrom
 from textgen_agents.training.distributed import this_device
+from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
 from textgen_env.experts.keyed import KeyedExpert
@@ -24,6 +25,7 @@ from textgen_env.tasks.task import TextTask, encode_references
 from textgen_env.tasks.train_subset import by_kind
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_env.types import Examples
+from textgen_experiments.runs.black_box import with_black_box
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.factories import build_model
 from textgen_experiments.runs.folder import Run, RunError
@@ -164,7 +166,7 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     if experiment.server:
         expert = experiment.server.build(tokenizer)
     elif experiment.teacher:
-        expert = NeuralExpert(_teacher_model(run, experiment))
+        expert = _local_expert(run, task, tokenizers)
     elif experiment.keyed_teachers:
         named = {
             key: NeuralExpert(_load_to_answer(path, run.dtype))
@@ -180,6 +182,25 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
     return CrossTokenizerExpert(
         expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
     )
+
+
+def _local_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
+    """Return the expert of the teachers on this disk, as a proxy if there is a black box.
+
+    Raises:
+        RunError: there is a black box, and the student's tokens are not the teacher's.
+    """
+    experiment = run.experiment
+    expert, texts = NeuralExpert(_teacher_model(run, experiment)), experiment.black_box_texts
+    if texts is None:
+        return expert
+    if tokenizers.teacher is not None:
+        raise RunError(
+            "student must have the tokenizer of its teacher beside black_box_texts, got "
+            f"{experiment.student_tokenizer or experiment.student_init}: leave it out"
+        )
+    proxy = match_vocabulary(expert, task.tokenizer)
+    return with_black_box(proxy, texts, experiment.proxy_weight, task)
 
 
 def check_keys(expert: Expert, examples: Examples) -> None:

@@ -169,7 +169,7 @@ def _read_files(split: str, files: PairFiles, config: TextFilesConfig) -> list[P
     if isinstance(files, tuple):
         pairs = _read_aligned(split, files)
     else:
-        pairs = _read_pairs(split, files, _columns_of(config))
+        pairs = read_pairs(split, files, _columns_of(config))
     if not pairs:
         names = " and ".join(map(str, files)) if isinstance(files, tuple) else files
         raise DataError(f"{split} must hold at least one pair, got none in {names}")
@@ -180,7 +180,17 @@ def _columns_of(config: TextFilesConfig) -> Columns:
     return Columns(config.source_field, config.reference_field, config.expert_source_field)
 
 
-def _read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
+def read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
+    """Return the pairs in a file, as they stand there; empty ones included.
+
+    Args:
+        split: name of what the file is given for, for messages.
+        path: ends in .tsv, .jsonl, .csv or .parquet.
+        columns: names of the fields, where the file has names.
+
+    Raises:
+        DataError: the file is missing, of no known format or broken.
+    """
     kind = path.suffix.lower()
     if kind == ".tsv":
         return [_from_tsv(path, number, line) for number, line in file_lines(path)]
