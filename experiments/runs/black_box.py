@@ -40,8 +40,8 @@ def with_black_box(proxy: Expert, path: Path, prior_weight: float, task: TextTas
             texts[pair.source].append(pair.reference)
     if not texts:
         raise RunError(
-            f"{BLACK_BOX_TEXTS} must hold a text of a training source, got none of {len(views):,} sources "
-            f"in {path}: write each source as the task has it"
+            f"{BLACK_BOX_TEXTS} must hold a text of a training source, got none of "
+            f"{len(views):,} sources in {path}: write each source as the task has it"
         )
     pairs = [Pair(source, text, views[source]) for source, own in texts.items() for text in own]
     tell(

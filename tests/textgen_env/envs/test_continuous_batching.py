@@ -3,11 +3,10 @@ import pickle
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.support.toy import permitted
-from tests.textgen_env.envs.test_vector_env import NoWaiting, assert_same, set_sync_is_free
+from tests.support.waiting import NoWaiting, OnMetaDevice, set_sync_is_free
+from tests.textgen_env.envs.test_vector_env import assert_same
 from textgen_env.envs.continuous_batching import READ_AHEAD, PrefillPool, next_positions
 from textgen_env.envs.rewards import no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
@@ -309,16 +308,6 @@ def test_a_step_that_queries_the_expert_never_waits_for_the_device(
     with NoWaiting():
         for action in actions:
             env.step(action)
-
-
-class OnMetaDevice(TorchDispatchMode):
-    """Mode that fails on an operator whose result is elsewhere; reading a value fails by itself."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            assert not isinstance(leaf, torch.Tensor) or leaf.is_meta, f"{func}: {leaf.device}"
-        return result
 
 
 class NoGenerator:

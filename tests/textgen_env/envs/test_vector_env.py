@@ -9,23 +9,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.toy import permitted
-from textgen_env.envs import continuous_batching, rewards, validation
+from tests.support.waiting import NoWaiting, set_sync_is_free
 from textgen_env.envs.continuous_batching import shuffled_epochs
 from textgen_env.envs.rewards import exact_match, no_reward
 from textgen_env.envs.vector_env import TextGenVectorEnv
 from textgen_env.experts.expert import NoExpert
-from textgen_env.generation import decoding, sampling
-from textgen_env.models import (
-    cache_ops,
-    hybrid,
-    kv_cache,
-    recurrent_cache,
-    source_memory,
-    token_positions,
-)
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.tasks.task import encode
 from textgen_env.types import ShapeError
@@ -40,7 +30,6 @@ TASK = copy_task(
 )
 EXAMPLES = encode(TASK.train, TASK)
 MAX_STEPS, VOCAB_SIZE = TASK.max_target_length, TASK.tokenizer.vocab_size
-WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 def make(num_envs=3, mode=SAME_STEP, **settings):
@@ -80,30 +69,6 @@ def some_actions(env, steps, seed=0):
 def random_tokens(actions, generator):
     """Replace every action by a random word."""
     return torch.randint(3, VOCAB_SIZE, actions.shape, generator=generator)
-
-
-def set_sync_is_free(monkeypatch, free):
-    """Let reading values cost nothing, as on a CPU, or wait for the device."""
-    models = kv_cache, source_memory, recurrent_cache, hybrid, cache_ops, token_positions
-    modules = *models, validation, continuous_batching, rewards, decoding, sampling
-    for module in modules:
-        monkeypatch.setattr(module, "host_sync_is_free", lambda device: free)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Mode that fails on operators that read values or whose result's shape depends on values.
-
-    `tolist` and `numpy` are no operators; on the meta device, which other tests use, they fail.
-    """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name not in ("index", "index_put", "index_put_"):
-            assert not WAITING & set(func.tags), f"{name} waits for the device"
-        else:
-            kinds = {index.dtype for index in args[1] if index is not None}
-            assert not kinds & {torch.bool, torch.uint8}, f"{name} with a mask waits for the device"
-        return func(*args, **(kwargs or {}))
 
 
 # reset

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.support.toy import attending
+from tests.support.waiting import OnMetaDevice
 from textgen_env.models import cache_ops, hybrid, kv_cache, recurrent_cache, source_memory
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
@@ -279,25 +278,12 @@ def test_logits_start_with_unit_scale(config):
     assert 0.85 < config.build().sequence_logits(*tokens).std() < 1.15
 
 
-class _OnMetaDevice(TorchDispatchMode):
-    """Mode that fails on operators that create tensors on another device.
-
-    Operators that read values fail by themselves.
-    """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            assert not isinstance(leaf, torch.Tensor) or leaf.is_meta, func
-        return result
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_tensor_is_created_on_another_device_or_read_by_the_host(name, source, actions):
     with torch.device("meta"):
         model = CONFIGS[name].build()
     source, actions = source.to("meta"), actions.to("meta")
-    with _OnMetaDevice():
+    with OnMetaDevice():
         with torch.no_grad():
             cache = model.start(source, 3)
             _, cache = model.step(actions[:, 0], cache)
