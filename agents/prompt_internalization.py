@@ -90,13 +90,20 @@ class GenPI(Agent):
         states = batch.trajectories
         logits = student.sequence_logits(states.source, states.actions)
         losses = cross_entropy(logits, states.actions, label_smoothing=self.label_smoothing)
-        of_prompts = ~(states.source == student.special.end).any(1, keepdim=True)
+        of_prompts = ~_last_ends(states.source, student.special).any(1, keepdim=True)
         return mean_over_actions(losses.where(~of_prompts, self.prompt_weight * losses), states)
 
 
 def asking(source: Tensor, special: SpecialTokens) -> Tensor:
     """Return the (B, S) sources that ask for the prompt: they end with the start token."""
-    return source.masked_fill(source == special.end, special.start)
+    return source.masked_fill(_last_ends(source, special), special.start)
+
+
+def _last_ends(source: Tensor, special: SpecialTokens) -> Tensor:
+    """Return a (B, S) bool mask of the end token of each source, not those of messages in it."""
+    length = (source != special.pad).sum(1, keepdim=True)
+    is_last = torch.arange(source.shape[1], device=source.device) == length - 1
+    return is_last & (source == special.end)
 
 
 def prompts_of(examples: Examples, special: SpecialTokens) -> list[list[int]]:

@@ -23,6 +23,7 @@ from textgen_env.models.storage import Model, load_model, load_tokenizer
 from textgen_env.tasks import TASKS
 from textgen_env.tasks.task import TextTask, encode_references
 from textgen_env.tasks.train_subset import by_kind
+from textgen_env.tokenizers.chat import in_kind_of
 from textgen_env.tokenizers.subword import TextTokenizer, same_pieces
 from textgen_env.types import Examples
 from textgen_experiments.runs.black_box import with_black_box
@@ -143,6 +144,7 @@ def choose_tokenizers(experiment: Experiment) -> Tokenizers:
     _check_further_teachers(experiment, teacher)
     if student is None or same_pieces(student, teacher):
         return Tokenizers(teacher)
+    _check_same_end(option, folder, student, teacher)
     if experiment.student_from_teacher is not None:
         raise RunError(
             "student_tokenizer must be the teacher's for student_from_teacher, got "
@@ -177,10 +179,11 @@ def build_expert(run: Run, task: TextTask, tokenizers: Tokenizers) -> Expert:
         return NoExpert(tokenizer.special)
     if tokenizers.teacher is None:
         return expert
-    references = encode_references(task.train, tokenizers.teacher)
+    teacher = in_kind_of(task.tokenizer, tokenizers.teacher)
+    references = encode_references(task.train, teacher)
     longest = max(len(row or ()) for row in references) + 1
     return CrossTokenizerExpert(
-        expert, tokenizers.teacher, task.tokenizer, max(longest, task.max_target_length)
+        expert, teacher, task.tokenizer, max(longest, task.max_target_length)
     )
 
 
@@ -273,6 +276,19 @@ def _check_same(student: TextTokenizer, folder: Path | None, init: Path) -> None
         raise RunError(
             f"student_tokenizer must be that of student_init, got {folder}, which has another than "
             f"{init}: leave it out"
+        )
+
+
+def _check_same_end(
+    option: str, folder: Path | None, student: TextTokenizer, teacher: TextTokenizer
+) -> None:
+    """Raise `RunError` if both have the same pieces, and end texts with different ones."""
+    own, wanted = student.special.end, teacher.special.end
+    if student.pieces == teacher.pieces and own != wanted:
+        raise RunError(
+            f"{option} must end texts with the token that its teacher ends them with, number "
+            f"{wanted}, got {folder}, which ends them with number {own}: set eos_token in its "
+            "tokenizer_config.json"
         )
 
 

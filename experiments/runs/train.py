@@ -28,9 +28,10 @@ from textgen_env.generation.decoded_rows import decoded_rows_told_to
 from textgen_env.generation.decoding import logits_from
 from textgen_env.models.acceleration.precision import onednn_float32
 from textgen_env.models.storage import Model, save_model
-from textgen_env.tasks.prompts import with_expert_prompts
+from textgen_env.tasks.prompts import BARE, with_expert_prompts
 from textgen_env.tasks.task import TextTask, encode
 from textgen_env.tasks.train_subset import by_kind, train_subset
+from textgen_env.tokenizers.chat import ChatTokenizer
 from textgen_env.types import Examples, Writer, tensors
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import (
@@ -39,7 +40,14 @@ from textgen_experiments.runs.factories import (
     report_dropped,
     report_examples,
 )
-from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, Run, flat, write_text
+from textgen_experiments.runs.folder import (
+    CHECKPOINTS,
+    OUTCOME,
+    Run,
+    RunError,
+    flat,
+    write_text,
+)
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kept_labels import discard_kept_labels, with_kept_labels
 from textgen_experiments.runs.lock import locked
@@ -215,7 +223,7 @@ def _build_task(experiment: Experiment, tokenizers: Tokenizers) -> TextTask:
     """Build the task with the part of its training split that is learned from, and report both.
 
     Raises:
-        RunError: the agent or the learner lacks references.
+        RunError: the agent or the learner lacks references, or a prompt is put around messages.
         ValueError: the part is larger than the split.
     """
     task, is_main = build_task(experiment.task, tokenizers.student), this_process().is_main_process
@@ -228,6 +236,11 @@ def _build_task(experiment: Experiment, tokenizers: Tokenizers) -> TextTask:
     if is_main:
         report_examples(task)
     server = experiment.server
+    if server and server.prompt != BARE and isinstance(task.tokenizer, ChatTokenizer):
+        raise RunError(
+            f"server.prompt must be left out beside messages, got {server.prompt!r}: the model's "
+            "chat template is around them"
+        )
     return with_expert_prompts(task, server.prompt) if server else task
 
 

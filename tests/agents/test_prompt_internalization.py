@@ -153,3 +153,8 @@ def test_a_prompt_that_is_no_text_of_the_task_is_one_line(told_task):
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match=r"^prompt_weight must be at least 0, got -1"):
         GenPI(prompt_weight=-1.0)
+
+
+def test_only_the_last_end_of_a_conversation_asks_for_the_prompt():
+    source = torch.tensor([[5, 2, 6, 2, 0], [7, 2, 0, 0, 0]])
+    assert asking(source, SpecialTokens()).tolist() == [[5, 2, 6, 1, 0], [7, 1, 0, 0, 0]]

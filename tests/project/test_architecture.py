@@ -76,6 +76,7 @@ CONFINED = {
     "transformers": {
         "experiments/benchmarks/peers/models.py",
         "textgen_env/tokenizers/pretrained.py",
+        "textgen_env/tokenizers/chat.py",
         "textgen_env/models/export/huggingface.py",
         "textgen_env/models/huggingface/load.py",
         "textgen_env/models/huggingface/cache.py",

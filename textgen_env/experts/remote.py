@@ -272,14 +272,14 @@ class RemoteExpert(Expert):
     def _source_prompts(self, source: Tensor) -> list[list[int]]:
         """Return the prompt of each of (B, E) sources, before any actions.
 
-        End tokens are left out, because the text continues; a prompt without other tokens is one
-        end token.
+        The end token of a source is left out, because the text continues, and those of messages
+        within it stay; a prompt without other tokens is one end token.
         """
-        omitted = self.special.pad, self.special.end
+        pad, _, end = self.special
+        rows = ([token for token in row if token != pad] for row in source.tolist())
         return [
-            [*self.prompt_prefix, *(token for token in row if token not in omitted)]
-            or [self.special.end]
-            for row in source.tolist()
+            [*self.prompt_prefix, *(row[:-1] if row[-1:] == [end] else row)] or [end]
+            for row in rows
         ]
 
     def _sampling_params(

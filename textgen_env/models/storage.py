@@ -50,6 +50,7 @@ from textgen_env.models.model_files import (
 from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.transformer import Transformer
 from textgen_env.registry import MissingPluginError
+from textgen_env.tokenizers.chat import CHAT
 from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer, check_ids
 from textgen_env.types import SpecialTokens
 
@@ -346,7 +347,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _keep_others(folder: Path, written: Path) -> None:
     """Copy files other than the model's, such as a model card, from `folder` to `written`."""
-    replaced = {WEIGHTS, CONFIG, TOKENIZER, PRETRAINED_TOKENIZER, DIGESTS}
+    replaced = {WEIGHTS, CONFIG, TOKENIZER, PRETRAINED_TOKENIZER, CHAT, DIGESTS}
     replaced |= {path.name for path in written.iterdir()}
     for path in folder.iterdir() if folder.exists() else ():
         if path.is_dir():

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from textgen_env.tasks.lines import LONGEST_LINE
+from textgen_env.tasks.messages import checked_messages, pair_of_messages, source_of_messages
 from textgen_env.tasks.task import DataError, Pair
+from textgen_env.tokenizers.chat import Message
 
 EXPERT_SOURCE = "expert_source"  # a field of this name is the expert's, if no other was named
 
@@ -22,11 +24,13 @@ class Columns:
         reference: field of the reference.
         expert_source: field of the expert's source, null there for the source; None for the field
             expert_source of records that have one.
+        messages: field of a list of messages, in place of source and reference; None for none.
     """
 
     source: str
     reference: str
     expert_source: str | None = None
+    messages: str | None = None
 
     def pair(self, record: Mapping[str, object], place: str) -> Pair:
         """Return the texts of `record`, which stands at `place`.
@@ -34,6 +38,9 @@ class Columns:
         Raises:
             DataError: a field is missing, or holds no text.
         """
+        if self.messages is not None:
+            messages = self._messages(record, self.messages, place)
+            return pair_of_messages(messages, place, self._view(record, place))
         source, reference = _text(record, self.source, place), _text(record, self.reference, place)
         return Pair(source, reference, self._view(record, place))
 
@@ -43,7 +50,16 @@ class Columns:
         Raises:
             DataError: a field is missing, or holds no text.
         """
+        if self.messages is not None:
+            messages = self._messages(record, self.messages, place)
+            return source_of_messages(messages, self._view(record, place))
         return Pair(_text(record, self.source, place), None, self._view(record, place))
+
+    def _messages(self, record: Mapping[str, object], field: str, place: str) -> list[Message]:
+        messages = checked_messages(_value(record, field, place), place)
+        for message in messages:
+            _check_text(message["content"], field, place)
+        return messages
 
     def _view(self, record: Mapping[str, object], place: str) -> str | None:
         if self.expert_source is None and EXPERT_SOURCE not in record:
@@ -91,6 +107,12 @@ def _text(record: Mapping[str, object], field: str, place: str) -> str:
     value = _value(record, field, place)
     if not isinstance(value, str):
         raise DataError(f'{place}: the field "{field}" must be a string, got {shown(value)}')
+    _check_text(value, field, place)
+    return value
+
+
+def _check_text(value: str, field: str, place: str) -> None:
+    """Raise `DataError` for half a character, or a text longer than any line."""
     if _SURROGATE.search(value):
         raise DataError(
             f'{place}: the field "{field}" must be Unicode text, got half a surrogate pair'
@@ -100,4 +122,3 @@ def _text(record: Mapping[str, object], field: str, place: str) -> str:
             f'{place}: the field "{field}" must have at most {LONGEST_LINE:,} characters, got '
             f"{len(value):,}"
         )
-    return value

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.languages import check_language, split_words
+from textgen_env.tasks.messages import without_special_pieces
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task, train_tokenizer
@@ -28,6 +29,7 @@ from textgen_env.tasks.task import (
     TextTask,
     keep_pairs,
 )
+from textgen_env.tokenizers.chat import as_chat
 from textgen_env.tokenizers.subword import TextTokenizer
 
 PairOf = Callable[[Mapping[str, Any], str], Pair]
@@ -51,6 +53,9 @@ class HubConfig(TaskConfig):
         reference: column of the reference.
         expert_source: column of the expert's source; None for the column expert_source where
             there is one, and the source elsewhere.
+        messages: column of a list of messages, each with a role and a content, in place of source
+            and reference: the last one, the assistant's, is the reference, and the others are put
+            as the model's chat template has them; None for none.
         prompt: template of the source, with {source}; a view of the expert's own stays bare.
         lower_case: whether all texts are lower-cased.
         cut_source: tokens to which longer sources are cut, at a word, prompt and end token counted;
@@ -76,6 +81,7 @@ class HubConfig(TaskConfig):
     source: str = "source"
     reference: str = "reference"
     expert_source: str | None = None
+    messages: str | None = None
     prompt: str = BARE
     lower_case: bool = False
     cut_source: int | None = None
@@ -94,6 +100,14 @@ class HubConfig(TaskConfig):
         if self.train is None and not self.sources:
             raise ValueError(
                 "train must be given unless sources are, got None: name a split to learn from"
+            )
+        if self.messages is not None and (
+            self.prompt != BARE or self.lower_case or self.cut_source is not None
+        ):
+            raise ValueError(
+                "prompt, lower_case and cut_source must be left out beside messages, got "
+                f"{self.prompt!r}, {self.lower_case} and {self.cut_source}: messages are put as "
+                "they are in the model's chat template"
             )
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
@@ -121,11 +135,12 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     """Return the task of a data set; train a tokenizer on the training pairs if none is given.
 
     Raises:
+        ChatError: there are messages, and the tokenizer has no template that they fit in.
         DataError: the data set or a split of it is not found, a column is missing or holds no
             text, or a split is empty.
     """
     dropped: Counter[str] = Counter()
-    columns = Columns(config.source, config.reference, config.expert_source)
+    columns = Columns(config.source, config.reference, config.expert_source, config.messages)
     most, most_sources = config.max_train_pairs, config.max_train_sources
     train = [] if config.train is None else [config.train]
     read = partial(_pairs_of_splits, config, dropped)
@@ -136,6 +151,12 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
         SOURCES: read(config.sources, columns.without_reference, most_sources),
     }
     longest = config.limits.max_tokens
+    if config.messages is not None:
+        tokenizer = as_chat(tokenizer)
+        splits = {
+            name: without_special_pieces(pairs, tokenizer, dropped)
+            for name, pairs in splits.items()
+        }
     if config.cut_source is not None:
         texts = [*splits["train"], *splits[SOURCES]]
         tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size)

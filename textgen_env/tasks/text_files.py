@@ -17,6 +17,7 @@ from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.lines import file_lines
+from textgen_env.tasks.messages import without_special_pieces
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task
@@ -32,6 +33,7 @@ from textgen_env.tasks.task import (
     hashed_split,
     keep_pairs,
 )
+from textgen_env.tokenizers.chat import as_chat
 from textgen_env.tokenizers.subword import TextTokenizer
 
 PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a reference file
@@ -57,6 +59,9 @@ class TextFilesConfig(TaskConfig):
         reference_field: name of the reference there.
         expert_source_field: name of the expert's source there; None for the field expert_source
             where there is one, and the source elsewhere.
+        messages_field: name of a list of messages there, each with a role and a content, in place
+            of source and reference: the last one, the assistant's, is the reference, and the others
+            are put as the model's chat template has them; None for none.
         prompt: template of the source, with {source}; a view of the expert's own stays bare.
         limits: which pairs are kept; those that are not are counted.
         vocab_size: pieces of the joint vocabulary, if a tokenizer is trained.
@@ -73,6 +78,7 @@ class TextFilesConfig(TaskConfig):
     source_field: str = "source"
     reference_field: str = "reference"
     expert_source_field: str | None = None
+    messages_field: str | None = None
     prompt: str = BARE
     limits: Limits = KEEP_ANY_RATIO
     vocab_size: int = 4000
@@ -95,6 +101,23 @@ class TextFilesConfig(TaskConfig):
         for split, files in zip(SPLITS, (self.train, self.validation, self.test), strict=True):
             object.__setattr__(self, split, None if files is None else _paths(files))
         object.__setattr__(self, "sources", tuple(map(Path, self.sources)))
+        if self.messages_field is not None:
+            self._check_messages()
+
+    def _check_messages(self) -> None:
+        """Raise `ValueError` unless messages can stand in all files, and no prompt is around."""
+        if self.prompt != BARE:
+            raise ValueError(
+                f"prompt must be left out beside messages_field, got {self.prompt!r}: messages are "
+                "put in the model's chat template"
+            )
+        files = [self.train, self.validation, self.test, *self.sources]
+        for path in files:
+            if isinstance(path, tuple) or (path and path.suffix.lower() not in NAMED_FIELDS):
+                raise ValueError(
+                    "files must end in .jsonl, .csv or .parquet beside messages_field, got "
+                    f"{path if isinstance(path, Path) else ' and '.join(map(str, path))}"
+                )
 
     def build(self, tokenizer: TextTokenizer | None = None) -> TextTask:
         """Return the task, as `text_files` does."""
@@ -114,14 +137,22 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
     """Return the task of the user's files; train a tokenizer on its pairs if none is given.
 
     Raises:
+        ChatError: there are messages, and the tokenizer has no template that they fit in.
         DataError: a file is missing, of no known format or broken, or a split is empty.
     """
     dropped: Counter[str] = Counter()
+    splits = _read_splits(config)
+    if config.messages_field is not None:
+        tokenizer = as_chat(tokenizer)
+        splits = {
+            name: without_special_pieces(pairs, tokenizer, dropped)
+            for name, pairs in splits.items()
+        }
     task = make_task(
         config.name,
         {
             split: with_prompts(keep_pairs(pairs, config.limits, dropped), config.prompt)
-            for split, pairs in _read_splits(config).items()
+            for split, pairs in splits.items()
         },
         tokenizer,
         vocab_size=config.vocab_size,
@@ -177,7 +208,12 @@ def _read_files(split: str, files: PairFiles, config: TextFilesConfig) -> list[P
 
 
 def _columns_of(config: TextFilesConfig) -> Columns:
-    return Columns(config.source_field, config.reference_field, config.expert_source_field)
+    return Columns(
+        config.source_field,
+        config.reference_field,
+        config.expert_source_field,
+        config.messages_field,
+    )
 
 
 def read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:

@@ -22,6 +22,7 @@ from torch import nn
 from textgen_env.models.huggingface.folder import check_fits
 from textgen_env.models.huggingface.model import HuggingFaceConfig, HuggingFaceModel
 from textgen_env.models.model_files import ModelFileError
+from textgen_env.tokenizers.chat import CHAT, ChatTokenizer
 from textgen_env.tokenizers.folder_check import (
     SAFE,
     UnsafeFolderError,
@@ -136,13 +137,14 @@ def load_pretrained(
 
 
 def load_pretrained_tokenizer(folder: Path) -> PretrainedTokenizer:
-    """Return the tokenizer in `folder`.
+    """Return the tokenizer in `folder`, for conversations if it was saved as one for those.
 
     Raises:
         PretrainedError: there is no tokenizer, it cannot be used, or the folder asks for code.
     """
+    kind = ChatTokenizer if (folder / CHAT).is_file() else PretrainedTokenizer
     try:
-        return PretrainedTokenizer.load(folder)
+        return kind.load(folder)
     except UnsafeFolderError as error:
         raise PretrainedError(str(error)) from None
     except LOAD_ERRORS as error:
