@@ -49,10 +49,10 @@ class BenchmarkPeersOptions:
     """Time this project beside the tools that do the same.
 
     Attributes:
-        comparisons: gkd, an update by TRL's `GKDTrainer` and by the agent of that name; marian and
-            teacher, greedy decoding by `transformers`, CTranslate2 (float32 alone) and this
-            project; updates, one that learns from the student's texts (imitkd_full) beside one that
-            learns from the teacher's (seqkd_full).
+        comparisons: gkd, an update by TRL's `GKDTrainer`, its `DistillationTrainer` and the agent
+            gkd; marian and teacher, greedy decoding by `transformers`, CTranslate2 (float32 alone)
+            and this project; updates, one that learns from the student's texts (imitkd_full) beside
+            one that learns from the teacher's (seqkd_full).
         precisions: precisions to measure, one after the other.
         rounds: measured rounds, after one that is not.
         student: folder of a trained student for `updates`; None for a fresh one.

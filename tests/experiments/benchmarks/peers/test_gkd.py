@@ -7,13 +7,13 @@ from textgen_agents.losses.labels import LabelledBatch
 from textgen_env.types import Examples, Trajectories, Writer
 
 pytest.importorskip("trl")  # in the extra `bench`: make peers-test
-from textgen_experiments.benchmarks.peers.gkd import (
-    TEACHER_WEIGHT,
-    TRLUpdates,
-    gkd_updates,
-    save_pair,
-)
+from textgen_experiments.benchmarks.peers.gkd import gkd_updates, save_pair
 from textgen_experiments.benchmarks.peers.models import Size
+from textgen_experiments.benchmarks.peers.trl import (
+    TEACHER_WEIGHT,
+    DistillationTrainerUpdates,
+    GKDTrainerUpdates,
+)
 from textgen_experiments.benchmarks.peers.updates import LearnerUpdates
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL warns
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trl(folder):
-    return TRLUpdates(folder, SIZE, bfloat16=False)
+    return GKDTrainerUpdates(folder, SIZE, bfloat16=False)
 
 
 def written_by_trl(trl):
@@ -79,6 +79,29 @@ def test_loss_and_gradient_of_the_same_tokens_are_trls(folder, trl, teacher_weig
     theirs = gradients(expected, trl.trainer.model)
     for name, gradient in gradients(loss, student.model).items():
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("teacher_weight", [0.1, TEACHER_WEIGHT])
+def test_loss_of_the_trainer_with_chunks_is_ours(folder, teacher_weight):
+    from textgen_agents.gkd import GKD
+    from textgen_env.experts.expert import NeuralExpert
+    from textgen_env.models.storage import load_model
+
+    updates = DistillationTrainerUpdates(folder, SIZE, bfloat16=False)
+    trainer = updates.trainer
+    trainer.beta = teacher_weight
+    inputs = trainer._prepare_inputs(updates.inputs())
+    expected = trainer.compute_loss(trainer.model, inputs)
+    counted, actions = inputs["completion_mask"].bool(), inputs["completion_ids"]
+    prompts = inputs["prompt_ids"]
+    ends = torch.full_like(actions[:, :1], 2)
+    examples = Examples(source=torch.cat([prompts[:, 1:], ends], 1), reference=ends)
+    writer = torch.full_like(actions, Writer.STUDENT)
+    trajectories = Trajectories.of(examples, actions.where(counted, 0), writer, counted)
+    student, teacher = load_model(folder / "student"), load_model(folder / "teacher")
+    agent = GKD(student_fraction=1.0, teacher_weight=teacher_weight)
+    loss = agent.loss(LabelledBatch(trajectories), student, NeuralExpert(teacher))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
