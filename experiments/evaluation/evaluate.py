@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.drafts import counts_as_draft
 from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
+from textgen_experiments.evaluation.int8_quality import int8_keeps_quality
 from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
@@ -205,9 +207,12 @@ def _entries(options: EvaluateOptions) -> list[EvaluatedModel]:
 
     def chosen(model: Path, run: Run) -> str:
         asked = options.precision
-        return (
-            run.precision if asked is None else resolve_precision(asked, model, options.batch_size)
-        )
+        if asked is None:
+            return run.precision
+        judge = partial(int8_keeps_quality, model, task)
+        if asked == "int8":
+            judge()
+        return resolve_precision(asked, model, options.batch_size, judge)
 
     folders = options.runs
     runs, names = read_runs(folders), run_names(folders)

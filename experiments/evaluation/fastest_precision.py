@@ -1,5 +1,6 @@
 """Choice of the precision that a model acts in fastest on this machine, measured once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model
 from textgen_experiments.evaluation.timing import interleaved_rates, ratio, step_batch
 from textgen_experiments.runs.kept_measurements import measured_once
@@ -27,24 +27,31 @@ class ActingSpeeds:
 
     Attributes:
         bfloat16: speed in bfloat16, above 0.
-        int8: speed in int8, above 0; None for a pretrained model, which has no such products.
+        int8: speed in int8, above 0.
     """
 
     bfloat16: float
-    int8: float | None
+    int8: float
 
     @property
     def fastest(self) -> PrecisionName:
         """Fastest precision, the more exact one where another is less than 1.1 times as fast."""
-        chosen, speed = "float32", 1.0
-        if self.bfloat16 >= MIN_SPEEDUP * speed:
-            chosen, speed = "bfloat16", self.bfloat16
-        if self.int8 is not None and self.int8 >= MIN_SPEEDUP * speed:
-            chosen = "int8"
-        return chosen
+        exact = self.fastest_of_floats
+        speed = self.bfloat16 if exact == "bfloat16" else 1.0
+        return "int8" if self.int8 >= MIN_SPEEDUP * speed else exact
+
+    @property
+    def fastest_of_floats(self) -> PrecisionName:
+        """Fastest precision without int8, float32 where bfloat16 is less than 1.1 times as fast."""
+        return "bfloat16" if self.bfloat16 >= MIN_SPEEDUP else "float32"
 
 
-def resolve_precision(precision: ActingPrecision, folder: Path, rows: int) -> PrecisionName:
+def resolve_precision(
+    precision: ActingPrecision,
+    folder: Path,
+    rows: int,
+    may_round: Callable[[], bool] = lambda: True,
+) -> PrecisionName:
     """Return `precision`, or for "fastest" the one that the model in `folder` acts in fastest.
 
     It is measured on CPUs with steps of all three in turn, kept for this machine, and told.
@@ -53,6 +60,7 @@ def resolve_precision(precision: ActingPrecision, folder: Path, rows: int) -> Pr
         precision: as the user chose.
         folder: of a model of this project's format or that of `transformers`.
         rows: texts written together.
+        may_round: returns False if the model must not act in int8; asked where that is fastest.
     """
     if precision != FASTEST:
         return precision
@@ -60,12 +68,14 @@ def resolve_precision(precision: ActingPrecision, folder: Path, rows: int) -> Pr
     threads = torch.get_num_threads()
     name = f"acting: {model.config}, {rows} rows, {threads} threads"
     speeds = measured_once(name, ActingSpeeds, partial(measure_speeds, model, folder, rows))
-    int8 = "" if speeds.int8 is None else f", int8 {speeds.int8:.2f}"
+    chosen = speeds.fastest
+    if chosen == "int8" and not may_round():
+        chosen = speeds.fastest_of_floats
     tell(
-        f"precision: {speeds.fastest} (at {rows} rows and {threads} threads bfloat16 has "
-        f"{speeds.bfloat16:.2f}{int8} of float32's speed)"
+        f"precision: {chosen} (at {rows} rows and {threads} threads bfloat16 has "
+        f"{speeds.bfloat16:.2f} and int8 {speeds.int8:.2f} of float32's speed)"
     )
-    return speeds.fastest
+    return chosen
 
 
 def measure_speeds(model: Model, folder: Path, rows: int) -> ActingSpeeds:
@@ -73,7 +83,7 @@ def measure_speeds(model: Model, folder: Path, rows: int) -> ActingSpeeds:
 
     Precisions take turns. Ratios are taken round by round: a busy machine slows all sides alike.
     """
-    others = ["bfloat16"] if isinstance(model, HuggingFaceModel) else ["bfloat16", "int8"]
+    others = ("bfloat16", "int8")
     models = {"float32": model, **{name: load_to_act(folder, name) for name in others}}
     special = model.special
     generator = torch.Generator().manual_seed(0)
@@ -83,4 +93,4 @@ def measure_speeds(model: Model, folder: Path, rows: int) -> ActingSpeeds:
     steps = {name: partial(step_batch, each, source, STEPS, STEPS) for name, each in models.items()}
     rates = interleaved_rates(steps, MEASURED_ROUNDS)
     speeds = {name: ratio(rates[name], rates["float32"]) for name in others}
-    return ActingSpeeds(speeds["bfloat16"], speeds.get("int8"))
+    return ActingSpeeds(**speeds)

@@ -39,7 +39,6 @@ def folder(tmp_path, monkeypatch):
         (1.5, 1.6, "bfloat16"),
         (1.5, 1.7, "int8"),
         (0.8, 1.2, "int8"),
-        (1.2, None, "bfloat16"),
     ],
 )
 def test_a_less_exact_precision_must_be_clearly_faster(bfloat16, int8, chosen):
@@ -52,10 +51,17 @@ def test_a_model_of_this_project_is_measured_in_all_precisions(folder):
     assert speeds.int8 > 0
 
 
-def test_a_pretrained_model_is_never_measured_in_int8(tmp_path):
+def test_a_pretrained_model_is_measured_in_all_precisions(tmp_path):
     save_family(FAMILIES["marian"], tmp_path)
     speeds = measure_speeds(load_to_act(tmp_path, "float32"), tmp_path, 2)
-    assert speeds.int8 is None
+    assert min(speeds.bfloat16, speeds.int8) > 0
+
+
+def test_int8_is_not_taken_where_it_must_not_be(folder, monkeypatch):
+    answers = iter([ActingSpeeds(1.5, 2.0), ActingSpeeds(1.0, 2.0)])
+    monkeypatch.setattr(fastest_precision, "measure_speeds", lambda *_: next(answers))
+    found = [resolve_precision("fastest", folder, rows, lambda: False) for rows in (4, 1)]
+    assert found == ["bfloat16", "float32"]
 
 
 def test_what_is_chosen_is_told_and_the_same_the_next_time(folder, monkeypatch, capsys):
@@ -65,7 +71,8 @@ def test_what_is_chosen_is_told_and_the_same_the_next_time(folder, monkeypatch, 
     assert found == ["int8", "int8", "bfloat16", "int8"]
     first, *_ = capsys.readouterr().err.splitlines()
     assert first == (
-        "precision: int8 (at 4 rows and 1 threads bfloat16 has 1.50, int8 2.00 of float32's speed)"
+        "precision: int8 (at 4 rows and 1 threads bfloat16 has 1.50 and int8 2.00 of float32's "
+        "speed)"
     )
 
 

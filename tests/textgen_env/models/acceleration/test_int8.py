@@ -21,6 +21,7 @@ from textgen_env.models.acceleration.int8 import (
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.layers import TiedEmbedding
 from textgen_env.models.recurrent import RecurrentConfig
+from textgen_env.models.storage import load_model
 from textgen_env.models.transformer import TransformerConfig
 
 CONFIGS = {
@@ -192,6 +193,22 @@ def test_a_trained_model_writes_the_same_texts():
     written, expected = (greedy(each, test, 5) for each in (with_int8_weights(model), model))
     assert (expected == test).float().mean() > 0.9
     assert (written == expected).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("family", ["marian", "llama", "qwen2"])
+def test_pretrained_models_are_near_those_of_whole_numbers(family, tmp_path):
+    pytest.importorskip("transformers")
+    from tests.support.pretrained import FAMILIES, save_family
+
+    model = load_model(save_family(FAMILIES[family], tmp_path))
+    rounded = with_int8_weights(model)
+    assert sum(isinstance(module, Int8Linear) for module in rounded.modules()) > 10
+    texts = torch.randint(5, 15, (2, 6, 4))
+    source = torch.cat([texts[0], torch.full((6, 1), model.special.end)], 1)
+    with torch.no_grad():
+        exact, found = (each.sequence_logits(source, texts[1]) for each in (model, rounded))
+    assert (found - exact).std() < 0.1 * exact.std()
+    assert not torch.equal(found, exact)
 
 
 def test_models_that_cannot_act_in_int8_are_refused():
