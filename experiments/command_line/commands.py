@@ -68,6 +68,7 @@ COMMANDS = (
     Command("evaluate", "evaluation.evaluate", "EvaluateOptions", "evaluate", required=1),
     Command("report", "reporting.report", "ReportOptions", "report", required=1),
     Command("generate", "models.generate", "GenerateOptions", "generate", required=1),
+    Command("serve", "serving.serve", "ServeOptions", "serve", required=1),
     Command("export", "models.export", "ExportOptions", "export", required=2),
     Command("benchmark", "benchmarks.step_floor", "BenchmarkOptions", "benchmark", required=1),
     Command(

@@ -50,6 +50,7 @@ FLOORS = (  # what stands in one line may import what stands in it and in the li
     ("textgen_experiments.runs",),
     ("textgen_experiments.evaluation",),
     ("textgen_experiments.models",),
+    ("textgen_experiments.serving",),
     ("textgen_experiments.reporting",),
     ("textgen_experiments.recipes",),
     ("textgen_experiments.benchmarks",),
@@ -103,8 +104,12 @@ CONFINED = {
             "models/generate",
             "runs/choices",
             "reporting/report",
+            "serving/serve",
         )
     },
+    "fastapi": {f"experiments/serving/{name}.py" for name in ("app", "errors", "service")},
+    "uvicorn": {"experiments/serving/uvicorn_server.py"},
+    "prometheus_client": {f"experiments/serving/{name}.py" for name in ("app", "metrics")},
     "plotly": {"experiments/reporting/page.py"},
     "jinja2": {"experiments/reporting/page.py"},
 }
