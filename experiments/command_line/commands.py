@@ -79,6 +79,7 @@ COMMANDS = (
         required=1,
     ),
     Command("benchmark-env", "benchmarks.env", "BenchmarkEnvOptions", "benchmark_env"),
+    Command("benchmark-serve", "benchmarks.serve", "BenchmarkServeOptions", "benchmark_serve"),
     Command("recovery", "recipes.recovery", "RecoveryOptions", "recovery", uses_cuda=True),
     Command("study", "recipes.study", "StudyOptions", "study", is_resumable=True, uses_cuda=True),
     Command(
@@ -124,7 +125,7 @@ COMMANDS = (
         uses_cuda=True,
     ),
 )
-BENCHMARKS = ("decode", "env", "losses", "peers")
+BENCHMARKS = ("decode", "env", "losses", "peers", "serve")
 
 
 def with_hyphen(words: list[str]) -> list[str]:

@@ -98,6 +98,7 @@ CONFINED = {
             "benchmarks/decode",
             "benchmarks/env",
             "benchmarks/losses",
+            "benchmarks/serve",
             "benchmarks/peers/compare",
             "evaluation/evaluate",
             "models/export",
