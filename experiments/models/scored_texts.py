@@ -9,14 +9,12 @@ from textgen_env.generation.beam_search import n_best
 from textgen_env.models.storage import load_tokenizer
 from textgen_env.tasks.lines import in_one_line
 from textgen_env.tasks.task import encode_sources
-from textgen_experiments.models.formats import format_of
-from textgen_experiments.runs.folder import RunError
+from textgen_experiments.models.formats import check_stepped
 from textgen_experiments.runs.precisions import load_to_act
 
 ScoreFn = Callable[[Sequence[str]], "list[list[ScoredText]]"]
 """Function from sources to the best texts of each, the best one first."""
-SCORED_FORMATS = ("safetensors", "hf")  # of models that are searched by this project
-DIGITS = 6
+SCORE_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,7 @@ def load_scorer(
     Raises:
         RunError: the model is in another program's format.
     """
-    if format_of(folder) not in SCORED_FORMATS:
-        raise RunError(
-            "model must be in this project's format or that of transformers for scores, got "
-            f"{folder} in that of {format_of(folder)}: give the run that it was exported from"
-        )
+    check_stepped(folder, "for scores")
     model, tokenizer = load_to_act(folder, precision), load_tokenizer(folder)
     end = tokenizer.special.end
 
@@ -93,7 +87,8 @@ def line_with_scores(texts: Sequence[ScoredText]) -> str:
     if not texts:
         return ""
     best = texts[0]
-    return f"{best.mean_log_prob:.{DIGITS}f}\t{best.log_prob:.{DIGITS}f}\t{in_one_line(best.text)}"
+    scores = (f"{score:.{SCORE_DIGITS}f}" for score in (best.mean_log_prob, best.log_prob))
+    return "\t".join([*scores, in_one_line(best.text)])
 
 
 def json_line(source: str, texts: Sequence[ScoredText]) -> str:
@@ -101,8 +96,8 @@ def json_line(source: str, texts: Sequence[ScoredText]) -> str:
     written = [
         {
             "text": each.text,
-            "mean_log_prob": round(each.mean_log_prob, DIGITS),
-            "log_prob": round(each.log_prob, DIGITS),
+            "mean_log_prob": round(each.mean_log_prob, SCORE_DIGITS),
+            "log_prob": round(each.log_prob, SCORE_DIGITS),
             "tokens": each.num_tokens,
         }
         for each in texts

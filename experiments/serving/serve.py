@@ -18,9 +18,8 @@ from textgen_env.generation.open_batch import OpenBatch, OpenText
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_tokenizer
 from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
-from textgen_experiments.models.formats import extra, format_of
+from textgen_experiments.models.formats import check_stepped, extra
 from textgen_experiments.models.generate import model_folder
-from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.precisions import load_to_act
 from textgen_experiments.runs.progress import tell
@@ -31,7 +30,6 @@ if TYPE_CHECKING:  # they come with the extra `serve`
     from textgen_experiments.serving.uvicorn_server import QuietServer
 
 LARGEST_PORT = 65535
-STEPPED = ("safetensors", "hf")  # formats of models that are written token by token here
 CHECK_EVERY = 0.05  # seconds between two looks for a signal
 EXAMPLE = "Im Anfang schuf Gott den Himmel und die Erde."
 
@@ -97,11 +95,7 @@ def serve(options: ServeOptions) -> None:
         from textgen_experiments.serving.uvicorn_server import QuietServer
     key = serving_key(options.host, options.api_key_file)
     folder = model_folder(options.model)
-    if format_of(folder) not in STEPPED:
-        raise RunError(
-            f"model must be in this project's format or that of transformers to be served, got "
-            f"{folder} in that of {format_of(folder)}: give the run that it was exported from"
-        )
+    check_stepped(folder, "to be served")
     with listening_socket(options.host, options.port) as listener:
         precision = resolve_precision(options.precision, folder, options.slots)
         model, tokenizer = load_to_act(folder, precision), load_tokenizer(folder)
