@@ -116,12 +116,12 @@ def serve(options: ServeOptions) -> None:
 def opened_batch(model: Model, options: ServeOptions) -> OpenBatch:
     """Return an empty batch, for a model that has read the longest source once.
 
-    Rows of pretrained models begin together: their caches take no wider source later.
+    Texts of a pretrained model that counts one position for all rows begin together.
 
     Raises:
         ValueError: the model cannot read or write texts of that length.
     """
-    is_refilled = not isinstance(model, HuggingFaceModel)
+    is_refilled = not (isinstance(model, HuggingFaceModel) and model.rows_move_together)
     batch = OpenBatch(model, options.slots, options.max_tokens, is_refilled=is_refilled)
     longest = torch.full((options.max_source_tokens,), model.vocab_size - 1)
     longest[-1] = model.special.end

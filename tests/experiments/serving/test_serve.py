@@ -15,12 +15,14 @@ import time
 import pytest
 import torch
 
+from tests.support.pretrained import FAMILIES, SHARED_POSITIONS, save_family
 from tests.support.stopped_runs import PROGRAM
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
-from textgen_env.models.storage import save_model
+from textgen_env.models.storage import load_model, save_model
 from textgen_env.tokenizers.subword import Tokenizer
 from textgen_experiments.cli import main
 from textgen_experiments.serving.access import SERVE_KEY
+from textgen_experiments.serving.serve import ServeOptions, opened_batch
 
 BYTES = Tokenizer.train([], vocab_size=259)
 SECONDS = 60
@@ -210,3 +212,16 @@ def test_a_missing_package_names_the_extra(folder, complaint, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     message = complaint(folder, "--port", "0")
     assert message == ("fastapi must be installed for this: pip install 'textgen-env[serve]'")
+
+
+@pytest.mark.parametrize(("family", "is_refilled"), [("llama", True), ("shared", False)])
+def test_a_pretrained_model_is_refilled_unless_it_counts_one_position(
+    tmp_path, family, is_refilled
+):
+    model = load_model(save_family({**FAMILIES, "shared": SHARED_POSITIONS}[family], tmp_path))
+    fitting = ServeOptions(tmp_path, max_source_tokens=20, max_tokens=10)
+    batch = opened_batch(model, fitting)
+    assert batch.is_refilled == is_refilled
+    assert not batch.texts
+    with pytest.raises(ValueError, match="must have at most 48 tokens"):
+        opened_batch(model, ServeOptions(tmp_path, max_source_tokens=60, max_tokens=10))
