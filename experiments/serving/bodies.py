@@ -38,7 +38,7 @@ def _checked_text(text: object, place: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"must be a text or a list of texts, got {brief(text)}{place}")
     if not text.strip():
-        raise ValueError(f"must have at least one letter, got {brief(text)}{place}")
+        raise ValueError(f"must hold more than spaces, got {brief(text)}{place}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"must be Unicode, got half a surrogate{place}: send UTF-8")
     return text.strip()

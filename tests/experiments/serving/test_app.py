@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.serving import STEPS, WORDS, HeldModel, Served, texts_of
 from tests.support.toy import lively_transformer
+from textgen_experiments.serving.app import ROUTES
 from textgen_experiments.serving.service import ClientGoneError, WritingSettings, text_generator
 
 KEY = "0123456789abcdefghij"
@@ -139,12 +140,19 @@ def test_state_of_the_server(served):
     assert served.metrics.summary().startswith("5 requests, 2 texts, ")
 
 
+def test_the_schema_names_what_a_request_may_have(served):
+    schema = served.client.get("/openapi.json").json()
+    assert schema["paths"].keys() == ROUTES
+    prompt = schema["components"]["schemas"]["CompletionBody"]["properties"]["prompt"]
+    assert {each["type"] for each in prompt["anyOf"]} == {"string", "array"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", 'must have at least one letter, got ""'),
-        (" \n", "must have at least one letter"),
-        (["a", "\t"], 'must have at least one letter, got "\\t" as text 2'),
+        ("", 'must hold more than spaces, got ""'),
+        (" \n", "must hold more than spaces"),
+        (["a", "\t"], 'must hold more than spaces, got "\\t" as text 2'),
         ([], "must be a text or a list of at least one text, got []"),
         (3, "must be a text or a list of at least one text, got 3"),
         (None, "must be a text or a list of at least one text, got null"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.toy import SPECIAL, LivelyModel, attending
+from tests.textgen_env.envs.test_vector_env import set_sync_is_free
 from textgen_env.generation.decoding import LogitsError, greedy, next_action
 from textgen_env.generation.open_batch import OpenBatch, OpenText
 from textgen_env.generation.sampling import Sampling
@@ -66,6 +67,15 @@ def test_texts_that_come_and_go_are_those_of_greedy_decoding(lively, sources, sl
     for number, text in enumerate(texts):
         expected = expected_tokens(lively, text)
         assert text.tokens == (expected[:3] if number % 5 == 4 else expected)
+
+
+def test_a_batch_is_right_where_the_host_would_wait(lively, sources, monkeypatch):
+    texts = open_texts(sources, [STEPS] * len(sources))
+    expected = [expected_tokens(lively, text) for text in texts]
+    set_sync_is_free(monkeypatch, False)
+    written_at_random(OpenBatch(lively, 4, STEPS), texts, seed=7)
+    for number, text in enumerate(texts):
+        assert text.tokens == (expected[number][:3] if number % 5 == 4 else expected[number])
 
 
 def test_a_wider_source_joins_narrow_ones_and_short_ones_stay_right(lively):
