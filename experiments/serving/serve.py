@@ -24,6 +24,7 @@ from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.precisions import load_to_act
 from textgen_experiments.runs.progress import tell
 from textgen_experiments.serving.access import serving_key
+from textgen_experiments.serving.connections import ConnectionErrors, allow_open_files
 from textgen_experiments.serving.worker import DecodingWorker
 
 if TYPE_CHECKING:  # they come with the extra `serve`
@@ -107,6 +108,7 @@ def serve(options: ServeOptions) -> None:
         begun = time.monotonic()
         with INTERRUPTS.awaited():
             _tell_beginning(name, model, precision, address_of(listener), key is not None)
+            allow_open_files()
             worker.start()
             server = QuietServer.of(app, options.grace)
             asyncio.run(serve_until_stopped(server, listener, worker, options.grace))
@@ -157,6 +159,7 @@ async def serve_until_stopped(
     server: "QuietServer", listener: socket.socket, worker: DecodingWorker, grace: float
 ) -> None:
     """Serve until a signal comes, then finish requests for at most `grace` seconds."""
+    asyncio.get_running_loop().set_exception_handler(ConnectionErrors())
     serving = asyncio.create_task(server.serve([listener]))
     while not (serving.done() or INTERRUPTS.is_stopping()):
         await asyncio.sleep(CHECK_EVERY)
