@@ -68,6 +68,7 @@ COMMANDS = (
     Command("evaluate", "evaluation.evaluate", "EvaluateOptions", "evaluate", required=1),
     Command("report", "reporting.report", "ReportOptions", "report", required=1),
     Command("generate", "models.generate", "GenerateOptions", "generate", required=1),
+    Command("serve", "serving.serve", "ServeOptions", "serve", required=1),
     Command("export", "models.export", "ExportOptions", "export", required=2),
     Command("benchmark", "benchmarks.step_floor", "BenchmarkOptions", "benchmark", required=1),
     Command(
@@ -78,6 +79,7 @@ COMMANDS = (
         required=1,
     ),
     Command("benchmark-env", "benchmarks.env", "BenchmarkEnvOptions", "benchmark_env"),
+    Command("benchmark-serve", "benchmarks.serve", "BenchmarkServeOptions", "benchmark_serve"),
     Command("recovery", "recipes.recovery", "RecoveryOptions", "recovery", uses_cuda=True),
     Command("study", "recipes.study", "StudyOptions", "study", is_resumable=True, uses_cuda=True),
     Command(
@@ -123,7 +125,7 @@ COMMANDS = (
         uses_cuda=True,
     ),
 )
-BENCHMARKS = ("decode", "env", "losses", "peers")
+BENCHMARKS = ("decode", "env", "losses", "peers", "serve")
 
 
 def with_hyphen(words: list[str]) -> list[str]:

@@ -31,6 +31,23 @@ def format_of(folder: Path) -> Format | None:
     return next((name for name, file in FORMAT_FILES.items() if (folder / file).is_file()), None)
 
 
+def check_stepped(folder: Path, purpose: str) -> None:
+    """Check that this project writes the texts of a model itself, token by token.
+
+    Args:
+        folder: of the model.
+        purpose: what that is needed for, such as "to be served".
+
+    Raises:
+        RunError: the model is in another program's format.
+    """
+    if (name := format_of(folder)) not in ("safetensors", "hf"):
+        raise RunError(
+            f"model must be in this project's format or that of transformers {purpose}, got "
+            f"{folder} in that of {name}: give the run that it was exported from"
+        )
+
+
 def load_generator(
     folder: Path, *, beam_size: int = 1, precision: str = "float32", device: str = "cpu"
 ) -> GenerateFn:

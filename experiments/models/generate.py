@@ -1,7 +1,7 @@
 """Command `generate`: a line of output for each line of input, batch by batch, for pipes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
@@ -21,14 +21,22 @@ from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
 from textgen_experiments.models.drafts import load_speculative
 from textgen_experiments.models.formats import format_of, load_generator
+from textgen_experiments.models.scored_texts import json_line, line_with_scores, load_scorer
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
 from textgen_experiments.runs.pipes import quiet_when_unread
+from textgen_experiments.runs.progress import tell
+
+AnswerFn = Callable[[Sequence[str]], list[str]]
+"""Function from texts, none of them empty, to a line for each of them."""
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
     """Translate lines of standard input to lines of standard output.
+
+    A line is answered by one line, an empty one by an empty one. On a terminal each line is
+    answered as it is entered.
 
     Attributes:
         model: folder of a finished run, of a model, or of an export.
@@ -40,6 +48,11 @@ class GenerateOptions:
         draft: folder of a smaller model with the same tokenizer, such as a student's run, that
             proposes tokens: the texts are the model's own.
         draft_tokens: tokens that the draft proposes at a time.
+        scores: write the mean log-probability of the tokens and their sum, in nats, before each
+            text, separated by tabs.
+        json_lines: write each line as an object with the source, its texts and their scores; that
+            of an empty line has no texts.
+        n_best: texts for each line, the best of the beam; with `--json-lines`.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -49,46 +62,95 @@ class GenerateOptions:
     precision: ActingPrecision = "float32"
     draft: Path | None = None
     draft_tokens: int = DRAFT_TOKENS
+    scores: bool = False
+    json_lines: bool = False
+    n_best: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(self, beam_size=1, batch_size=1, max_tokens=1, draft_tokens=1)
+        check_at_least(self, beam_size=1, batch_size=1, max_tokens=1, draft_tokens=1, n_best=1)
         if self.draft is not None and self.beam_size > 1:
             raise ValueError(
                 f"beam_size must be 1 with a draft, got {self.beam_size}: leave one of them out"
             )
+        if self.draft is not None and self.has_scores:
+            raise ValueError(
+                f"draft must be left out where scores are written, got {self.draft}: the model "
+                "writes and scores its texts in one search"
+            )
+        if self.n_best > 1 and not self.json_lines:
+            raise ValueError(
+                f"n_best must be 1 where a line is one text, got {self.n_best}: add --json-lines"
+            )
+        if self.n_best > self.beam_size:
+            raise ValueError(
+                f"n_best must be at most beam_size ({self.beam_size}), got {self.n_best}: raise "
+                "--beam-size"
+            )
+
+    @property
+    def has_scores(self) -> bool:
+        """True if texts are written with their scores."""
+        return self.scores or self.json_lines
 
 
 def generate(options: GenerateOptions) -> None:
-    """Write a line for each line of standard input; an empty line for an empty one.
+    """Write a line for each line of standard input.
 
     Standard input follows the rules of data files, and output is UTF-8 whatever the locale. A text
-    that holds line ends is written with spaces for them.
+    that holds line ends is written with spaces for them, but in JSON.
 
     Raises:
         RunError: `model` is no folder of a model, or `draft` is none of a model for it.
         DataError: a line cannot be read.
     """
-    folder = model_folder(options.model)
-    tokenizer = load_tokenizer(folder)
-    generate_tokens = _generator(folder, options)
-    lines = _input_lines()
-    while batch := [line.strip() for _, line in islice(lines, options.batch_size)]:
+    answer = _answer_function(model_folder(options.model), options)
+    empty = json_line("", ()) if options.json_lines else ""
+    lines, together = _input_lines(), options.batch_size
+    if sys.stdin.isatty():
+        together = 1
+        tell("each line is answered; Ctrl-D ends")
+    while batch := [line.strip() for _, line in islice(lines, together)]:
         filled = [line for line in batch if line]
-        written = iter([])
-        if filled:
-            tokens = generate_tokens(encode_sources(filled, tokenizer), options.max_tokens)
-            written = iter(tokenizer.decode(tokens.tolist()))
+        written = iter(answer(filled) if filled else ())
         with quiet_when_unread():
-            sys.stdout.writelines(
-                f"{in_one_line(next(written)) if line else ''}\n" for line in batch
-            )
+            sys.stdout.writelines(f"{next(written) if line else empty}\n" for line in batch)
+
+
+def _answer_function(folder: Path, options: GenerateOptions) -> AnswerFn:
+    """Return the function that answers texts by lines, with scores if they are asked for."""
+    if options.has_scores:
+        return _scored_answers(folder, options)
+    tokenizer, generate_tokens = load_tokenizer(folder), _generator(folder, options)
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        tokens = generate_tokens(encode_sources(texts, tokenizer), options.max_tokens)
+        return [in_one_line(text) for text in tokenizer.decode(tokens.tolist())]
+
+    return answer
+
+
+def _scored_answers(folder: Path, options: GenerateOptions) -> AnswerFn:
+    """Return the function that answers texts by lines with scores."""
+    score = load_scorer(
+        folder,
+        beam_size=options.beam_size,
+        count=options.n_best,
+        max_tokens=options.max_tokens,
+        precision=_precision(folder, options),
+    )
+
+    def answer(texts: Sequence[str]) -> list[str]:
+        found = score(texts)
+        if options.json_lines:
+            return [json_line(text, each) for text, each in zip(texts, found, strict=True)]
+        return [line_with_scores(each) for each in found]
+
+    return answer
 
 
 def _generator(folder: Path, options: GenerateOptions) -> GenerateFn:
     """Return the decoding of the model in `folder`, with the draft if there is one."""
-    precision = options.precision
-    if format_of(folder) != "ctranslate2":
-        precision = resolve_precision(precision, folder, options.batch_size * options.beam_size)
+    precision = _precision(folder, options)
     if options.draft is None:
         return load_generator(folder, beam_size=options.beam_size, precision=precision)
     return load_speculative(
@@ -97,6 +159,13 @@ def _generator(folder: Path, options: GenerateOptions) -> GenerateFn:
         draft_tokens=options.draft_tokens,
         precision=precision,
     )
+
+
+def _precision(folder: Path, options: GenerateOptions) -> str:
+    """Return the precision of the model in `folder`, measured if need be."""
+    if format_of(folder) == "ctranslate2":
+        return options.precision
+    return resolve_precision(options.precision, folder, options.batch_size * options.beam_size)
 
 
 def _input_lines() -> Iterator[NumberedLine]:

@@ -103,6 +103,10 @@ class LivelyCache:
     def repeat_rows(self, count):
         return LivelyCache(self.inner.repeat_rows(count), self.length.repeat_interleave(count))
 
+    def reset_rows(self, mask, fresh, index):
+        inner = self.inner.reset_rows(mask, fresh.inner, index)
+        return LivelyCache(inner, fresh.length[index].where(mask, self.length))
+
     def reorder_rows(self, index):
         return LivelyCache(self.inner.reorder_rows(index), self.length[index])
 

@@ -235,6 +235,8 @@ class RowCache:
     def reset_rows(self, mask: Tensor, fresh: Self, index: Tensor) -> Self:
         """Return the cache with row i replaced by row index[i] of `fresh` where `mask` is True.
 
+        Sources and prompts of `fresh` may be longer than those this cache began with.
+
         Args:
             mask: (B,) bool.
             fresh: K rows.
@@ -249,20 +251,41 @@ class RowCache:
                 f"all of them: a row begins after {self.used - fresh.used} steps of the others; "
                 "use autoreset mode DISABLED"
             )
-        assert fresh.used <= self.used, "fresh rows are stepped no further"
-        newest = slice(self.used - fresh.used, self.used)  # both caches end at the same slot
-        for own, new in zip(self.target, fresh.target, strict=True):
+        cache = self._with_room_for(fresh)
+        newest = slice(cache.used - fresh.used, cache.used)  # both caches end at the same slot
+        for own, new in zip(cache.target, fresh.target, strict=True):
             scatter_rows_(own[:, :, newest], new[:, :, : fresh.used], mask, index)
         width = fresh.source_mask.shape[1]  # may be less than the width of this cache's sources
-        for own, new in zip(self.source, fresh.source, strict=True):
+        for own, new in zip(cache.source, fresh.source, strict=True):
             scatter_rows_(own[:, :, :width], new, mask, index)
-        self.source_mask.masked_fill_(mask[:, None], False)
-        scatter_rows_(self.source_mask[:, :width], fresh.source_mask, mask, index)
-        self.visible.masked_fill_(mask[:, None], False)
-        scatter_rows_(self.visible[:, newest], fresh.visible[:, : fresh.used], mask, index)
-        scatter_rows_(self.length, fresh.length, mask, index)
-        scatter_rows_(self.first_input, fresh.first_input, mask, index)
-        return self
+        cache.source_mask.masked_fill_(mask[:, None], False)
+        scatter_rows_(cache.source_mask[:, :width], fresh.source_mask, mask, index)
+        cache.visible.masked_fill_(mask[:, None], False)
+        scatter_rows_(cache.visible[:, newest], fresh.visible[:, : fresh.used], mask, index)
+        scatter_rows_(cache.length, fresh.length, mask, index)
+        scatter_rows_(cache.first_input, fresh.first_input, mask, index)
+        return cache
+
+    def _with_room_for(self, fresh: Self) -> Self:
+        """Return the cache with room for sources and prompts as long as those of `fresh`."""
+        cache = self
+        if (wider := fresh.source_mask.shape[1] - self.source_mask.shape[1]) > 0:
+            cache = replace(
+                cache,
+                source=tuple(F.pad(tensor, (0, 0, 0, wider)) for tensor in cache.source),
+                source_mask=F.pad(cache.source_mask, (0, wider)),
+            )
+        if (later := fresh.used - self.used) > 0:  # hidden slots before the first
+            cache = replace(
+                cache,
+                target=tuple(F.pad(tensor, (0, 0, later, 0)) for tensor in cache.target),
+                visible=F.pad(cache.visible, (later, 0)),
+                slot=cache.slot + later,
+                used=fresh.used,
+            )
+        if fresh.max_slots > cache.max_slots:
+            cache = replace(cache, max_slots=fresh.max_slots)
+        return cache
 
 
 class _CacheLayer(CacheLayerMixin):

@@ -11,6 +11,7 @@ from tests.support.pretrained import FAMILIES, SHARED_POSITIONS, SLIDING, TEXTS,
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.generation.beam_search import beam_search
 from textgen_env.generation.decoding import greedy, sample
+from textgen_env.generation.open_batch import OpenBatch, OpenText
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models import cache_ops
 from textgen_env.models.storage import load_model, load_tokenizer
@@ -223,6 +224,22 @@ def test_rows_are_reset_with_narrower_sources(model, source):
 
 
 @torch.no_grad()
+def test_longer_texts_join_shorter_ones_that_are_being_written(model, source):
+    lengths = [3, 9, 2, 7, 9]
+    rows = [texts_of(model, [length], seed=length)[0] for length in lengths]
+    texts = [OpenText(row, STEPS) for row in rows]
+    batch = OpenBatch(model, 3, STEPS)
+    waiting = list(texts)
+    while waiting or batch.texts:
+        if waiting and batch.room:
+            batch.join([waiting.pop(0)])
+        batch.step()
+    for text in texts:
+        (alone,) = greedy(model, text.source[None], STEPS).tolist()
+        assert text.tokens == alone[: len(text.tokens)]
+        assert len(text.tokens) == STEPS or text.tokens[-1] == model.special.end
+
+
 def test_rows_are_reset_forever_in_bounded_memory(model, source):
     """Reset one row at every step, for longer than any text, and compare each row with it alone."""
     actions = texts_of(model, (STEPS,) * 5, seed=1)

@@ -1,0 +1,141 @@
+"""Routes of the server: OpenAI-style completions, plain translation, health and figures."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp
+
+from textgen_env.generation.sampling import Sampling
+from textgen_experiments.serving.bodies import CompletionBody, TranslateBody
+from textgen_experiments.serving.errors import ApiError, answer_errors, brief
+from textgen_experiments.serving.gate import Measured, RequestGate
+from textgen_experiments.serving.metrics import ServingMetrics
+from textgen_experiments.serving.service import (
+    ClientGoneError,
+    TextService,
+    WritingSettings,
+    WrittenText,
+)
+
+ROUTES = frozenset({"/v1/completions", "/v1/models", "/translate", "/health", "/metrics"})
+CLIENT_GONE = 499  # as nginx logs it; nobody reads the answer
+
+
+def create_app(
+    service: TextService, metrics: ServingMetrics, *, key: str | None, most_bytes: int
+) -> ASGIApp:
+    """Return the application of a server.
+
+    Args:
+        service: writes the texts.
+        metrics: counts of what is served.
+        key: key that requests must have; None for no key.
+        most_bytes: largest body of a request.
+    """
+    app = FastAPI(title="textgen serve", docs_url=None, redoc_url=None)
+    answer_errors(app)
+    _add_texts(app, service, metrics)
+    _add_state(app, service, metrics)
+    return Measured(RequestGate(app, key, most_bytes, service.timeout), metrics, ROUTES)
+
+
+def _add_texts(app: FastAPI, service: TextService, metrics: ServingMetrics) -> None:
+    """Add the routes that write texts."""
+
+    async def write(
+        request: Request, param: str, sources: Sequence[str], settings: WritingSettings
+    ) -> list[WrittenText]:
+        written = await service.write(request, param, sources, settings)
+        metrics.count_texts(
+            [each.source_tokens for each in written], [each.num_tokens for each in written]
+        )
+        return written
+
+    @app.exception_handler(ClientGoneError)
+    async def unread(_: Request, error: ClientGoneError) -> Response:
+        del error
+        return Response(status_code=CLIENT_GONE)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request, body: CompletionBody) -> dict[str, Any]:
+        """Complete each prompt, as OpenAI's route of this name does; greedy by default."""
+        _check_model(body.model, service.model.name)
+        body.check_supported()
+        written = await write(request, "prompt", body.prompt, _writing_settings(body))
+        return completion(service.model.name, written, body.n or 1)
+
+    @app.post("/translate")
+    async def translate(request: Request, body: TranslateBody) -> dict[str, list[str]]:
+        """Write the text of each source greedily, as `textgen generate` does."""
+        settings = WritingSettings(body.max_tokens)
+        written = await write(request, "text", body.text, settings)
+        return {"texts": [each.text for each in written]}
+
+
+def _add_state(app: FastAPI, service: TextService, metrics: ServingMetrics) -> None:
+    """Add the routes that tell of the server itself."""
+    created, name = int(time.time()), service.model.name
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """List the one model that is served."""
+        model = {"id": name, "object": "model", "created": created, "owned_by": "textgen"}
+        return {"object": "list", "data": [model]}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that the server is there."""
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        """Return the figures that Prometheus reads."""
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def completion(model: str, written: Sequence[WrittenText], copies: int) -> dict[str, Any]:
+    """Return the answer of `/v1/completions`.
+
+    Args:
+        model: name of the model.
+        written: all copies of one source side by side.
+        copies: texts for each source.
+    """
+    source_tokens = sum(each.source_tokens for each in written[::copies])
+    num_tokens = sum(each.num_tokens for each in written)
+    return {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [
+            {"index": i, "text": each.text, "logprobs": None, "finish_reason": each.finish_reason}
+            for i, each in enumerate(written)
+        ],
+        "usage": {
+            "prompt_tokens": source_tokens,
+            "completion_tokens": num_tokens,
+            "total_tokens": source_tokens + num_tokens,
+        },
+    }
+
+
+def _check_model(asked: str | None, served: str) -> None:
+    """Raise `ApiError` where a request asks for a model that is not served."""
+    if asked not in (None, served):
+        raise ApiError(
+            404,
+            f"model must be {brief(served)}, the one that is served, got {brief(asked)}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _writing_settings(body: CompletionBody) -> WritingSettings:
+    """Return the settings of a request's texts; temperature 0 is greedy."""
+    sampling = Sampling(body.temperature, top_p=body.top_p) if body.temperature else None
+    return WritingSettings(body.max_tokens, sampling, body.n or 1, body.seed)
