@@ -1,8 +1,8 @@
-"""Routes of the server: OpenAI-style completions, plain translation, health and figures."""
+"""Routes of the server: completions in OpenAI's style, translation, health and figures."""
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,7 +10,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp
 
 from textgen_env.generation.sampling import Sampling
-from textgen_experiments.serving.bodies import CompletionBody, TranslateBody
+from textgen_env.tasks.lines import in_one_line
+from textgen_env.tokenizers.chat import ASSISTANT, ChatTokenizer, conversation
+from textgen_experiments.serving.bodies import (
+    ChatBody,
+    CompletionBody,
+    TranslateBody,
+    WritingBody,
+)
 from textgen_experiments.serving.errors import ApiError, answer_errors, brief
 from textgen_experiments.serving.gate import Measured, RequestGate
 from textgen_experiments.serving.metrics import ServingMetrics
@@ -21,7 +28,16 @@ from textgen_experiments.serving.service import (
     WrittenText,
 )
 
-ROUTES = frozenset({"/v1/completions", "/v1/models", "/translate", "/health", "/metrics"})
+ROUTES = frozenset(
+    {
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/models",
+        "/translate",
+        "/health",
+        "/metrics",
+    }
+)
 CLIENT_GONE = 499  # as nginx logs it; nobody reads the answer
 
 
@@ -73,7 +89,16 @@ def _add_texts(app: FastAPI, service: TextService, metrics: ServingMetrics) -> N
         """Write the text of each source greedily, as `textgen generate` does."""
         settings = WritingSettings(body.max_tokens)
         written = await write(request, "text", body.text, settings)
-        return {"texts": [each.text for each in written]}
+        return {"texts": [in_one_line(each.text) for each in written]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatBody) -> dict[str, Any]:
+        """Answer a conversation, as OpenAI's route of this name does; greedy by default."""
+        _check_model(body.model, service.model.name)
+        body.check_supported()
+        source = _conversation(body, service)
+        written = await write(request, "messages", [source], _writing_settings(body))
+        return chat_completion(service.model.name, written, body.n or 1)
 
 
 def _add_state(app: FastAPI, service: TextService, metrics: ServingMetrics) -> None:
@@ -105,16 +130,35 @@ def completion(model: str, written: Sequence[WrittenText], copies: int) -> dict[
         written: all copies of one source side by side.
         copies: texts for each source.
     """
+    choices = [{"text": each.text} for each in written]
+    return _answer("cmpl", "text_completion", model, written, copies, choices)
+
+
+def chat_completion(model: str, written: Sequence[WrittenText], copies: int) -> dict[str, Any]:
+    """Return the answer of `/v1/chat/completions`; arguments as `completion`'s."""
+    choices = [{"message": {"role": ASSISTANT, "content": each.text}} for each in written]
+    return _answer("chatcmpl", "chat.completion", model, written, copies, choices)
+
+
+def _answer(
+    prefix: str,
+    kind: str,
+    model: str,
+    written: Sequence[WrittenText],
+    copies: int,
+    choices: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the parts that answers of OpenAI's routes share, around the text of each choice."""
     source_tokens = sum(each.source_tokens for each in written[::copies])
     num_tokens = sum(each.num_tokens for each in written)
     return {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
         "created": int(time.time()),
         "model": model,
         "choices": [
-            {"index": i, "text": each.text, "logprobs": None, "finish_reason": each.finish_reason}
-            for i, each in enumerate(written)
+            {"index": i, **choice, "logprobs": None, "finish_reason": each.finish_reason}
+            for i, (choice, each) in enumerate(zip(choices, written, strict=True))
         ],
         "usage": {
             "prompt_tokens": source_tokens,
@@ -122,6 +166,22 @@ def completion(model: str, written: Sequence[WrittenText], copies: int) -> dict[
             "total_tokens": source_tokens + num_tokens,
         },
     }
+
+
+def _conversation(body: ChatBody, service: TextService) -> str:
+    """Return the messages as a source.
+
+    Raises:
+        ApiError: the model's sources are no conversations.
+    """
+    if not isinstance(service.model.tokenizer, ChatTokenizer):
+        raise ApiError(
+            400,
+            f"model must be one that was trained on messages, got {brief(service.model.name)}: "
+            "send the text to /translate or /v1/completions",
+            param="model",
+        )
+    return conversation([message.model_dump() for message in body.messages])
 
 
 def _check_model(asked: str | None, served: str) -> None:
@@ -135,7 +195,7 @@ def _check_model(asked: str | None, served: str) -> None:
         )
 
 
-def _writing_settings(body: CompletionBody) -> WritingSettings:
+def _writing_settings(body: WritingBody) -> WritingSettings:
     """Return the settings of a request's texts; temperature 0 is greedy."""
     sampling = Sampling(body.temperature, top_p=body.top_p) if body.temperature else None
     return WritingSettings(body.max_tokens, sampling, body.n or 1, body.seed)

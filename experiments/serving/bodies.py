@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator
 
 from textgen_experiments.serving.errors import ApiError, brief
 
@@ -14,11 +14,13 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "stop": (None, []),
     "echo": (False, None),
     "suffix": (None, ""),
-    "logprobs": (None,),
+    "logprobs": (None, False),
     "logit_bias": (None, {}),
     "best_of": (None, 1),
     "presence_penalty": (0, None),
     "frequency_penalty": (0, None),
+    "tools": (None, []),
+    "response_format": (None, {"type": "text"}),
 }
 """Arguments of OpenAI's that are not supported, and the values that ask for nothing."""
 
@@ -47,14 +49,15 @@ def _checked_text(text: object, place: str) -> str:
 Texts = Annotated[list[str], PlainValidator(_checked_texts, json_schema_input_type=str | list[str])]
 
 
-class CompletionBody(BaseModel):
-    """Body of `/v1/completions`; None is the default, as OpenAI has it."""
+class WritingBody(BaseModel):
+    """Arguments that all of OpenAI's routes have; None is the default, as OpenAI has it."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    prompt: Texts
     model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(
+        default=None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
+    )
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = Field(default=None, ge=1, le=MOST_COPIES)
@@ -78,8 +81,29 @@ class CompletionBody(BaseModel):
             )
 
 
+class CompletionBody(WritingBody):
+    """Arguments of the route `/v1/completions`."""
+
+    prompt: Texts
+
+
+class ChatMessage(BaseModel):
+    """One message: who says what."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: str
+    content: str
+
+
+class ChatBody(WritingBody):
+    """Arguments of the route `/v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+
+
 class TranslateBody(BaseModel):
-    """Body of a request to `/translate`."""
+    """Arguments of the route `/translate`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

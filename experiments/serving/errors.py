@@ -92,7 +92,8 @@ def validation_message(error: Mapping[str, Any]) -> tuple[str | None, str]:
             None,
             f"body must be a JSON object sent as Content-Type: application/json, got {value}",
         )
-    return param, f"{error['msg'].replace('Input should', f'{name} must', 1)}, got {value}"
+    rule = error["msg"].removeprefix("Input should ").removeprefix("List should ")
+    return param, f"{name} must {rule}, got {value}"
 
 
 def brief(value: object) -> str:

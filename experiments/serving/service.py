@@ -14,7 +14,6 @@ from fastapi import Request
 from textgen_env.generation.decoding import LogitsError
 from textgen_env.generation.open_batch import OpenText
 from textgen_env.generation.sampling import Sampling
-from textgen_env.tasks.lines import in_one_line
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.serving.errors import RETRY_SECONDS, SERVER_ERROR, ApiError
 from textgen_experiments.serving.worker import (
@@ -66,7 +65,7 @@ class WritingSettings:
 
 @dataclass(frozen=True)
 class WrittenText:
-    """Text that was written, in one line.
+    """Text that was written.
 
     Attributes:
         text: the text.
@@ -193,7 +192,7 @@ class TextService:
         end = self.model.tokenizer.special.end
         return [
             WrittenText(
-                text=in_one_line(line),
+                text=line,
                 source_tokens=len(text.source),
                 num_tokens=len(text.tokens),
                 finish_reason="stop" if text.tokens[-1] == end else "length",

@@ -47,12 +47,24 @@ class Served:
         model: writes the texts.
         slots, max_waiting, timeout: as the options of `serve`.
         key, most_bytes: of the application.
+        tokenizer, max_source_tokens: of the model.
     """
 
-    def __init__(self, model, slots=4, max_waiting=8, timeout=30.0, key=None, most_bytes=10_000):
+    def __init__(  # noqa: PLR0913 - settings of a server
+        self,
+        model,
+        slots=4,
+        max_waiting=8,
+        timeout=30.0,
+        key=None,
+        most_bytes=10_000,
+        tokenizer=WORDS,
+        max_source_tokens=12,
+    ):
         self.worker = DecodingWorker(OpenBatch(model, slots, STEPS), max_waiting)
         self.metrics = ServingMetrics(self.worker)
-        self.service = TextService(ServedModel("small", WORDS, 12, STEPS), self.worker, timeout)
+        known = ServedModel("small", tokenizer, max_source_tokens, STEPS)
+        self.service = TextService(known, self.worker, timeout)
         app = create_app(self.service, self.metrics, key=key, most_bytes=most_bytes)
         self.client = TestClient(app, raise_server_exceptions=False)
 
