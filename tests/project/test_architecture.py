@@ -73,6 +73,7 @@ CONFINED = {
         f"agents/training/{name}.py" for name in ("learner", "gradients", "distributed")
     },
     "ctranslate2": {"textgen_env/models/export/ctranslate2.py"},
+    "onnxruntime": {f"textgen_env/models/export/onnx/{name}.py" for name in ("load", "save")},
     "transformers": {
         "experiments/benchmarks/peers/models.py",
         "textgen_env/tokenizers/pretrained.py",

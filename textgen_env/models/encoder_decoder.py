@@ -269,7 +269,7 @@ class EncoderDecoder(nn.Module):
         embedded = self.embedding(positions.gather(tokens)) * math.sqrt(self.config.width)
         order = torch.arange(tokens.shape[1], device=tokens.device)
         angles = sinusoids(order, self.config.width).to(embedded.dtype)
-        places = positions.gather(order.expand(len(tokens), -1))
+        places = positions.gather(order.expand_as(tokens))
         return self.dropout(embedded + angles.index_select(0, places))
 
     def _initialize(self) -> None:
