@@ -62,6 +62,7 @@ CONFINED = {
         "agents/integrations/sb3_ppo.py",
         "experiments/benchmarks/env.py",
     },
+    "openenv": {"textgen_env/integrations/openenv.py"},
     "sacrebleu": {"agents/evaluation/bleu_metric.py", "agents/evaluation/quality.py"},
     "urllib3": {
         "textgen_env/experts/bounded_http.py",

@@ -13,7 +13,13 @@ from functools import partial
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
+from openenv.core.env_server import (  # pyright: ignore[reportMissingImports] - an extra's
+    Action,
+    Environment,
+    Observation,
+    State,
+    create_fastapi_app,
+)
 from pydantic import Field, StrictBool, StrictStr
 
 from textgen_env.envs.rewards import Reward, sentence_bleu
@@ -105,7 +111,7 @@ class MessageEnvironment(Environment[WriteText, SourceAndScore, ChosenExample]):
         """Example and number of texts of the current episode."""
         return self._state
 
-    def reset(  # pyright: ignore[reportIncompatibleMethodOverride] - OpenEnv passes what is named
+    def reset(
         self,
         seed: int | None = None,
         episode_id: str | None = None,
@@ -139,9 +145,7 @@ class MessageEnvironment(Environment[WriteText, SourceAndScore, ChosenExample]):
         self._state = ChosenExample(episode_id=episode_id, split=split, index=index)
         return SourceAndScore(source=self._pair.source)
 
-    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - OpenEnv passes what is named
-        self, action: WriteText, timeout_s: float | None = None
-    ) -> SourceAndScore:
+    def step(self, action: WriteText, timeout_s: float | None = None) -> SourceAndScore:
         """Write the text and return its reward, which ends the episode.
 
         Args:
