@@ -52,15 +52,15 @@ peers-test: .venv/.installed-bench
 bench: peers-test
 	$(BIN)/textgen benchmark-peers
 
-# Tests of the environment in TorchRL and imitation. The pins of imitation exclude those of this
-# project, so it is installed without its dependencies.
+# Tests of the environment in TorchRL, imitation and OpenEnv. What imitation and openenv-core require
+# excludes the pins of this project, so they are installed without their dependencies.
 integrations: .venv-integrations/.installed
 	.venv-integrations/bin/pytest tests/integrations
 
 .venv-integrations/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-integrations
 	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable ".[integrations]"
-	.venv-integrations/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1
+	.venv-integrations/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1 openenv-core==0.3.0
 	touch $@
 
 .venv/.created:

@@ -55,6 +55,7 @@ nb_output_stderr = "remove"  # warnings of libraries, with paths of the machine
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
+autodoc_mock_imports = ["openenv"]  # installed by `make integrations` alone
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -12,13 +12,14 @@ import torch
 import tyro
 from torch import Tensor
 
+from textgen_agents.evaluation.quality import bleu
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.files import naming_write_errors, settle
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.storage import Model, load_model, load_tokenizer
-from textgen_env.tasks.task import encode
+from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_experiments.models.formats import Format, extra, load_generator, save_as
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.folder import CONFIG, read_unchanged
@@ -33,9 +34,10 @@ class ExportOptions:
 
     Attributes:
         model: folder of a finished run or of a model.
-        format: hf for `transformers`, ctranslate2, or safetensors for a folder of this project.
+        format: hf for `transformers`, ctranslate2, onnx for ONNX Runtime, or safetensors for a
+            folder of this project.
         output: folder to create; by default `export/FORMAT` in the model's folder.
-        precision: of the weights; int8 for ctranslate2 alone.
+        precision: of the weights; int8 for ctranslate2 and onnx.
         sentences: number of sentences of the validation split, from the first, for the check.
         least_same: share of these sentences, in [0, 1], that must have the same tokens as before.
     """
@@ -75,6 +77,7 @@ def export(options: ExportOptions) -> None:
         encode(task.validation[: options.sentences], task).source,
         task.max_target_length,
     )
+    own = decode_all(model, source, max_steps)
     with new_folder(options.folder) as written:
         save_as(
             options.format,
@@ -86,16 +89,16 @@ def export(options: ExportOptions) -> None:
         )
         generate = read_back(options.format, model, written)
         rows = [generate(part, max_steps) for part in source.split(SENTENCES_PER_BATCH)]
-        share = same_share(decode_all(model, source, max_steps), torch.cat(rows))
+        share, quality = same_share(own, torch.cat(rows)), compare_bleu(task, own, torch.cat(rows))
         if share < options.least_same:
             raise ExportError(
                 f"{options.format} in {options.precision} must write {options.least_same:.1%} of "
-                f"{len(source)} sentences as {options.model} does, got {share:.1%}; if that is "
-                f"enough, set --least-same {math.floor(100 * share) / 100}"
+                f"{len(source)} sentences as {options.model} does, got {share:.1%}{quality}; if "
+                f"that is enough, set --least-same {math.floor(100 * share) / 100}"
             )
     tell(
         f"{options.folder}: {share:.1%} of {len(source)} sentences are written token for token as "
-        f"by {options.model}, greedily",
+        f"by {options.model}, greedily{quality}",
     )
 
 
@@ -119,6 +122,24 @@ def read_back(name: Format, model: Model, folder: Path) -> GenerateFn:
 def same_share(tokens: Tensor, others: Tensor) -> float:
     """Return the share of rows, (B, T) each, that are equal from the first to the last token."""
     return float((tokens == others).all(1).float().mean())
+
+
+def compare_bleu(task: TextTask, own: Tensor, exported: Tensor) -> str:
+    """Return the BLEU of an export beside the model's in words; nothing where no text differs.
+
+    Args:
+        task: task whose first validation pairs were decoded.
+        own: (B, T) int64 tokens that the model writes.
+        exported: (B, T) int64 tokens that the export writes.
+    """
+    if torch.equal(own, exported):
+        return ""
+    references = references_of(task.validation[: len(own)])
+    scores = [
+        bleu(task.tokenizer.decode(tokens.tolist()), references, task.target_language)
+        for tokens in (exported, own)
+    ]
+    return " (BLEU {:.2f} beside {:.2f})".format(*scores)
 
 
 @contextmanager

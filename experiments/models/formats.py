@@ -18,12 +18,16 @@ from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.precisions import PRECISIONS
 
-Format = Literal["hf", "ctranslate2", "safetensors"]
+Format = Literal["hf", "ctranslate2", "onnx", "safetensors"]
 FORMAT_FILES: dict[Format, str] = {  # the first file that exists tells the format
     "hf": "generation_config.json",
     "ctranslate2": "model.bin",
+    "onnx": "step.onnx",
     "safetensors": "model.safetensors",
 }
+
+EXPORTED_PRECISIONS: tuple[Format, ...] = ("ctranslate2", "onnx")
+"""Formats whose precision is chosen when exporting."""
 
 
 def format_of(folder: Path) -> Format | None:
@@ -57,21 +61,28 @@ def load_generator(
         folder: of the model.
         beam_size: 1 for greedy.
         precision: a name in `PRECISIONS`.
-        device: where it runs; CTranslate2 runs on CPUs alone.
+        device: where it runs; CTranslate2 and ONNX graphs run on CPUs alone.
 
     Raises:
-        RunError: its package is not installed, its precision was chosen when it was exported, or it
-            has no such precision.
+        RunError: its package is not installed, its precision was chosen when it was exported, it
+            has no such precision, or it is a graph, which has no beams.
         ValueError: the device has no such precision.
     """
-    if format_of(folder) == "ctranslate2":
-        if precision != "float32":
-            raise RunError(
-                f"precision must be chosen when exporting to ctranslate2, got {precision}"
-            )
+    name = format_of(folder)
+    if name in EXPORTED_PRECISIONS and precision != "float32":
+        raise RunError(f"precision must be chosen when exporting to {name}, got {precision}")
+    if name == "onnx" and beam_size != 1:
+        raise RunError(
+            f"beam_size must be 1 for an export to onnx, got {beam_size}: use the run's model"
+        )
+    if name == "ctranslate2":
         with extra("export"):
             from textgen_env.models.export.ctranslate2 import load_ctranslate2
         return load_ctranslate2(folder, beam_size)
+    if name == "onnx":
+        with extra("export"):
+            from textgen_env.models.export.onnx.load import load_onnx
+        return load_onnx(folder)
     dtype, accelerate = PRECISIONS[precision]
     model = accelerate(load_model(folder, dtype).to(device))
     return partial(decoder_of(beam_size), with_cuda_graphs(model))
@@ -93,15 +104,15 @@ def save_as(
         model: in float32.
         tokenizer: the model's tokenizer.
         folder: an existing folder.
-        precision: of the weights; int8 for ctranslate2 alone.
-        max_steps: default length limit for `transformers`, in tokens; a pretrained model keeps its
-            own.
+        precision: of the weights; int8 for ctranslate2 and onnx.
+        max_steps: default length limit for `transformers` and for programs that run the graphs, in
+            tokens; a pretrained model keeps its own.
 
     Raises:
         ExportError: the format cannot hold the model or the precision.
         RunError: a package is not installed.
     """
-    if precision != "float32" and name != "ctranslate2":
+    if precision != "float32" and name not in EXPORTED_PRECISIONS:
         raise ExportError(f"precision must be float32 for format {name}, got {precision}")
     if name == "safetensors" or (name == "hf" and isinstance(model, HuggingFaceModel)):
         save_model(model, folder, tokenizer)
@@ -109,6 +120,10 @@ def save_as(
         with extra("export"):
             from textgen_env.models.export.huggingface import save_hf
         save_hf(model, tokenizer, folder, max_steps)
+    elif name == "onnx":
+        with extra("export"):
+            from textgen_env.models.export.onnx.save import save_onnx
+        save_onnx(model, tokenizer, folder, precision, max_steps)
     else:
         with extra("export"):
             from textgen_env.models.export.ctranslate2 import save_ctranslate2

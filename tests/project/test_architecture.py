@@ -63,6 +63,7 @@ CONFINED = {
         "agents/integrations/sb3_ppo.py",
         "experiments/benchmarks/env.py",
     },
+    "openenv": {"textgen_env/integrations/openenv.py"},
     "sacrebleu": {"agents/evaluation/bleu_metric.py", "agents/evaluation/quality.py"},
     "urllib3": {
         "textgen_env/experts/bounded_http.py",
@@ -74,6 +75,7 @@ CONFINED = {
         f"agents/training/{name}.py" for name in ("learner", "gradients", "distributed")
     },
     "ctranslate2": {"textgen_env/models/export/ctranslate2.py"},
+    "onnxruntime": {f"textgen_env/models/export/onnx/{name}.py" for name in ("load", "save")},
     "transformers": {
         "experiments/benchmarks/peers/models.py",
         "textgen_env/tokenizers/pretrained.py",

@@ -17,8 +17,11 @@ TRIM_MULTIPLE = 16  # widths are trimmed to a multiple of it, and only if that r
 
 
 def host_sync_is_free(device: torch.device) -> bool:
-    """Return True if the host can read values on `device` without waiting for it."""
-    return device.type == "cpu"
+    """Return True if the host can read values on `device` without waiting for it.
+
+    While a graph is exported there are no values to read.
+    """
+    return device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def scatter_rows_(

@@ -32,7 +32,7 @@ from textgen_env.models.layers import (
     check_source,
     sinusoids,
 )
-from textgen_env.models.source_memory import SourceMemory
+from textgen_env.models.source_memory import SourceMemory, SourceReader
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import SpecialTokens
 
@@ -146,7 +146,7 @@ class SourceDecoderLayer(nn.Module, ABC):
         hidden = hidden + self.dropout(context)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
-    def step_source(self, hidden: Tensor, source: SourceMemory, layer: int) -> Tensor:
+    def step_source(self, hidden: Tensor, source: SourceReader, layer: int) -> Tensor:
         """Return the layer's output at the next positions of R rows, (R, width).
 
         Args:
@@ -269,7 +269,7 @@ class EncoderDecoder(nn.Module):
         embedded = self.embedding(positions.gather(tokens)) * math.sqrt(self.config.width)
         order = torch.arange(tokens.shape[1], device=tokens.device)
         angles = sinusoids(order, self.config.width).to(embedded.dtype)
-        places = positions.gather(order.expand(len(tokens), -1))
+        places = positions.gather(order.expand_as(tokens))
         return self.dropout(embedded + angles.index_select(0, places))
 
     def _initialize(self) -> None:

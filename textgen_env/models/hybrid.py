@@ -29,9 +29,9 @@ from textgen_env.models.encoder_decoder import (
 )
 from textgen_env.models.layers import at_least_float32
 from textgen_env.models.recurrent_units import UNITS, UnitName
-from textgen_env.models.source_memory import SourceMemory
+from textgen_env.models.source_memory import SourceMemory, SourceReader
 from textgen_env.models.token_positions import TokenPositions
-from textgen_env.models.unit_memory import UnitMemory
+from textgen_env.models.unit_memory import StepMemory, UnitMemory
 from textgen_env.types import SpecialTokens
 
 
@@ -163,20 +163,23 @@ class HybridDecoderLayer(SourceDecoderLayer):
         hidden = hidden + self.dropout(positions.gather(outputs))
         return self.read_source(hidden, positions, source)
 
-    def step(self, hidden: Tensor, cache: HybridCache, layer: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, hidden: Tensor, state: Tensor, memory: StepMemory, source: SourceReader, layer: int
+    ) -> tuple[Tensor, Tensor]:
         """Return the layer's output at the next position of each row, and its unit's state.
 
         Args:
             hidden: (R, width).
-            cache: state before this position.
-            layer: index of this layer in the cache.
+            state: (R, width), the unit's state before this position.
+            memory: what the steps before have left for the unit.
+            source: keys and values of the source.
+            layer: index of this layer in the source.
 
         Returns:
             (R, width) each.
         """
-        inputs, memory = self.unit_norm(hidden), cache.unit_memory(layer)
-        output, state = self.unit.step(inputs, cache.states[layer], memory)
-        return self.step_source(hidden + output, cache.source, layer), state
+        output, state = self.unit.step(self.unit_norm(hidden), state, memory)
+        return self.step_source(hidden + output, source, layer), state
 
     def step_block(
         self, hidden: Tensor, cache: HybridCache, source: SourceMemory, layer: int
@@ -224,7 +227,8 @@ class Hybrid(EncoderDecoder):
         hidden, states = self.embed_next(previous, positions), []
         layers = cast("Iterator[HybridDecoderLayer]", iter(self.decoder))
         for index, layer in enumerate(layers):
-            hidden, state = layer.step(hidden, cache, index)
+            state, memory = cache.states[index], cache.unit_memory(index)
+            hidden, state = layer.step(hidden, state, memory, cache.source, index)
             states.append(state)
         return self.project(self.decoder_norm(hidden)), cache.advance(torch.stack(states))
 

@@ -22,7 +22,7 @@ DIGESTS = "weights.sha256"  # lines of `sha256sum`: it checks the folder, too
 LARGEST_CONFIG = 1_000_000  # bytes
 ALWAYS_POSSIBLE = 2**20  # of what the weights do not show, such as positions
 WEIGHT_DTYPES = ("F16", "BF16", "F32", "F64")
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.onnx")
 
 Shapes = Mapping[str, tuple[int, ...]]
 

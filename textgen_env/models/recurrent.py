@@ -162,7 +162,16 @@ class Recurrent(nn.Module):
             )
             hidden = self.dropout(torch.cat([ahead, back], dim=-1))
         last = ahead.flatten(0, 1).index_select(0, order[0])  # at each row's last token
-        final = torch.cat([last, back[0]], dim=-1)
+        return self.first_cache(hidden, torch.cat([last, back[0]], dim=-1), mask)
+
+    def first_cache(self, hidden: Tensor, final: Tensor, mask: Tensor) -> RecurrentCache:
+        """Return the cache before the first step, of the encoder's outputs.
+
+        Args:
+            hidden: (S, B, D), those at all tokens, of both directions.
+            final: (B, D), those of each direction's last step, of both directions.
+            mask: (B, S) bool, True at tokens.
+        """
         states = self.bridge(final).tanh().unflatten(-1, (-1, self.config.width))
         keys = hidden.transpose(0, 1).contiguous()  # strided products are slow in bfloat16
         values = self.join_context(keys)

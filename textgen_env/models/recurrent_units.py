@@ -15,7 +15,7 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differe
 
 from textgen_env.models.layers import at_least_float32, attend
 from textgen_env.models.recurrent import run_gru
-from textgen_env.models.unit_memory import UnitMemory
+from textgen_env.models.unit_memory import StepMemory
 
 UnitName = Literal["ssru", "sru", "sru_pp", "gru"]
 
@@ -34,7 +34,7 @@ class RecurrentUnit(nn.Module, ABC):
         """Return the outputs of all steps, (B, T, D), for inputs of the same shape."""
 
     @abstractmethod
-    def step(self, inputs: Tensor, state: Tensor, memory: UnitMemory) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor, memory: StepMemory) -> tuple[Tensor, Tensor]:
         """Return the output of one step, (B, D), and the state after it, (B, D).
 
         Args:
@@ -45,7 +45,7 @@ class RecurrentUnit(nn.Module, ABC):
 
     @abstractmethod
     def step_block(
-        self, inputs: Tensor, state: Tensor, memory: UnitMemory
+        self, inputs: Tensor, state: Tensor, memory: StepMemory
     ) -> tuple[Tensor, Tensor]:
         """Return the outputs of K steps and the states after each of them, (B, K, D) each.
 
@@ -92,7 +92,7 @@ class GatedMeanUnit(RecurrentUnit):
         """Return the products of all steps, (T, B, (1 + num_gates) * D), for inputs (T, B, D)."""
         return self.projection(steps)
 
-    def project_next(self, inputs: Tensor, memory: UnitMemory) -> Tensor:
+    def project_next(self, inputs: Tensor, memory: StepMemory) -> Tensor:
         """Return the products of the next step or of K, (B, ..., (1 + num_gates) * D).
 
         Args:
@@ -109,14 +109,14 @@ class GatedMeanUnit(RecurrentUnit):
         output = self.output(steps, gates, GatedMean.apply(keep, candidate))
         return output.to(inputs.dtype).transpose(0, 1).contiguous()
 
-    def step(self, inputs: Tensor, state: Tensor, memory: UnitMemory) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor, memory: StepMemory) -> tuple[Tensor, Tensor]:
         """Return the output of one step and the state after it, (B, D) each."""
         keep, gates, candidate = self.activate(self.project_next(inputs, memory))
         state = torch.lerp(candidate, state, keep)
         return self.output(inputs, gates, state).to(inputs.dtype), state
 
     def step_block(
-        self, inputs: Tensor, state: Tensor, memory: UnitMemory
+        self, inputs: Tensor, state: Tensor, memory: StepMemory
     ) -> tuple[Tensor, Tensor]:
         """Return the outputs of K steps and the states after each, with one product for all."""
         keep, gates, candidate = self.activate(self.project_next(inputs, memory))
@@ -204,7 +204,7 @@ class SRUPlusPlus(SRU):
         attended = attend(by_row, keys, values, causal).squeeze(1)
         return self._combine(query, attended.transpose(0, 1))
 
-    def project_next(self, inputs: Tensor, memory: UnitMemory) -> Tensor:
+    def project_next(self, inputs: Tensor, memory: StepMemory) -> Tensor:
         """Return the products of the next steps, whose keys and values are remembered."""
         query = self.query(inputs)
         by_row = query.view(len(query), -1, self.memory_width)
@@ -231,14 +231,14 @@ class GRU(RecurrentUnit):
         initial = steps.new_zeros(steps.shape[1:])
         return run_gru(self.cell, steps, initial).transpose(0, 1).contiguous()
 
-    def step(self, inputs: Tensor, state: Tensor, memory: UnitMemory) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor, memory: StepMemory) -> tuple[Tensor, Tensor]:
         """Return the output of one step and the state after it, (B, D) each."""
         del memory
         output = self.cell(inputs, state.to(inputs.dtype))
         return output, output.to(state.dtype)
 
     def step_block(
-        self, inputs: Tensor, state: Tensor, memory: UnitMemory
+        self, inputs: Tensor, state: Tensor, memory: StepMemory
     ) -> tuple[Tensor, Tensor]:
         """Return the outputs of K steps and the states after each, one by one."""
         outputs, states = [], []

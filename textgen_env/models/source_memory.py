@@ -5,13 +5,21 @@ K rows to a source, the tensors have B rows where the rest of the cache has R = 
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from textgen_env.models.cache_ops import host_sync_is_free, pad_to, scatter_rows_, trim_to
 from textgen_env.models.layers import attend_cached
+
+
+class SourceReader(Protocol):
+    """Keys and values of the source, as the step of a decoder layer reads them."""
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """Return the attention output of one layer for `query`; both are (R, H * D)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Source: Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from textgen_env.models.encoder_decoder import (
 )
 from textgen_env.models.kv_cache import KeyValueCache
 from textgen_env.models.layers import Attention
+from textgen_env.models.source_memory import SourceReader
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import SpecialTokens
 
@@ -32,6 +33,23 @@ class TransformerConfig(EncoderDecoderConfig):
     def build(self, special: SpecialTokens | None = None) -> "Transformer":
         """Return a `Transformer` of this size."""
         return Transformer(self, special)
+
+
+class DecoderCache(Protocol):
+    """Keys and values of the target and the source, as the step of a decoder layer uses them."""
+
+    @property
+    def source(self) -> SourceReader:
+        """Keys and values of the source."""
+        ...
+
+    def write(self, layer: int, keys_values: Tensor, slots: Tensor) -> None:
+        """Keep those of the next positions, (R * K, 2 * H * D), of one layer at `slots`."""
+        ...
+
+    def attend_to_target(self, layer: int, query: Tensor) -> Tensor:
+        """Return the attention output over the target for `query`; both are (R * K, H * D)."""
+        ...
 
 
 class DecoderLayer(SourceDecoderLayer):
@@ -52,12 +70,12 @@ class DecoderLayer(SourceDecoderLayer):
         hidden = hidden + self.dropout(self.attention(normed, positions, keys, values, causal))
         return self.read_source(hidden, positions, source)
 
-    def step(self, hidden: Tensor, cache: KeyValueCache, layer: int, slots: Tensor) -> Tensor:
+    def step(self, hidden: Tensor, cache: DecoderCache, layer: int, slots: Tensor) -> Tensor:
         """Return the layer's output at the next K positions of each row, (R * K, width).
 
         Args:
             hidden: (R * K, width), the positions of a row side by side.
-            cache: written in place with the keys and values of these positions.
+            cache: gets the keys and values of these positions.
             layer: index of this layer in the cache.
             slots: places of these positions in the cache, from `KeyValueCache.allocate_slots`.
         """

@@ -7,11 +7,24 @@ alone.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from textgen_env.models.layers import attend_cached
+
+
+class StepMemory(Protocol):
+    """Memory of one layer, as the step of a unit writes and reads it."""
+
+    def write(self, keys_values: Tensor) -> None:
+        """Keep those of the next K steps, (R, K, 2 * D), keys beside values."""
+        ...
+
+    def attend(self, query: Tensor) -> Tensor:
+        """Return the attention output, (R, K, D), of the K steps that were written last."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,19 @@ def test_a_plain_export_is_a_model_of_this_project(recurrent_run, tmp_path):
         assert torch.equal(theirs.state_dict()[name], weight)
 
 
+@pytest.mark.slow
+def test_a_recurrent_student_generates_the_same_from_its_graphs(
+    recurrent_run, tmp_path, capsys, monkeypatch
+):
+    place = tmp_path / "place"
+    main(["export", str(recurrent_run), "--format", "onnx", "--output", str(place)])
+    assert "100.0% of 8 sentences" in " ".join(capsys.readouterr().err.split())
+    assert format_of(place) == "onnx"
+    assert generated(place, capsys, monkeypatch) == generated(recurrent_run, capsys, monkeypatch)
+    for option, value in (("--precision", "bfloat16"), ("--beam-size", "4")):
+        assert "onnx, got" in complaint(capsys, "generate", place, option, value)
+
+
 @pytest.mark.parametrize("name", ["hf", "ctranslate2"])
 def test_a_recurrent_student_is_one_line(name, recurrent_run, tmp_path, capsys):
     options = ["--format", name, "--output", tmp_path / "place"]
@@ -130,13 +143,20 @@ def test_a_pretrained_student_is_for_the_converter_of_ctranslate2(pretrained_run
     assert not list((pretrained_run / "export").iterdir())
 
 
+def test_a_pretrained_student_has_no_graphs(pretrained_run, capsys):
+    line = complaint(capsys, "export", pretrained_run, "--format", "onnx")
+    assert "for onnx, got" in line
+    assert "export to hf" in line
+    assert not list((pretrained_run / "export").iterdir())
+
+
 def test_an_export_that_writes_something_else_is_not_left(run, tmp_path, capsys, monkeypatch):
     nothing = lambda source, steps: torch.zeros(len(source), steps, dtype=int)  # noqa: E731
     monkeypatch.setattr(command, "read_back", lambda *_: nothing)
     options = ["--format", "ctranslate2", "--precision", "int8", "--output", tmp_path / "place"]
     line = complaint(capsys, "export", run, *options)
     assert "99.0% of 8 sentences" in line
-    assert "got 0.0%" in line
+    assert "got 0.0% (BLEU 0.00 beside" in line
     assert "--least-same 0.0" in line
     assert not list(tmp_path.iterdir())
     main(["export", str(run), *map(str, options), "--least-same", "0"])
@@ -147,7 +167,7 @@ def test_an_export_that_writes_something_else_is_not_left(run, tmp_path, capsys,
     ("options", "expected"),
     [
         (["--format", "hf", "--precision", "int8"], "precision must be float32 for format hf"),
-        (["--format", "onnx"], "onnx"),
+        (["--format", "gguf"], "gguf"),
         (["--format", "hf", "--sentences", "0"], "sentences must be at least 1"),
         (["--format", "hf", "--least-same", "99"], "--least-same must be in"),
         ([], "--format"),

@@ -5,12 +5,14 @@ installs.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, processors
 from torch import Tensor
 
 from textgen_env.models.huggingface.model import HuggingFaceModel
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import Model
 from textgen_env.models.transformer import Transformer
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
@@ -33,8 +35,8 @@ def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
     """Return `model`, or raise if other programs cannot run it.
 
     Raises:
-        ExportError: the model is not a Transformer of this project, does not belong to
-            `tokenizer`, or the tokenizer adds more to a text than the end token.
+        ExportError: the model is not a Transformer of this project, or `tokenizer` is not one that
+            `check_served_alone` accepts.
     """
     if isinstance(model, HuggingFaceModel):
         raise ExportError(
@@ -44,9 +46,20 @@ def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
         )
     if not isinstance(model, Transformer):
         raise ExportError(
-            f"model must be a Transformer for this format, got a {type(model).__name__}, which no "
-            "other program knows; train with --student transformer, or export to safetensors"
+            f"model must be a Transformer for this format, got a {type(model).__name__}: export to "
+            "onnx, or train with --student transformer"
         )
+    check_served_alone(model, tokenizer)
+    return model
+
+
+def check_served_alone(model: SequenceModel, tokenizer: TextTokenizer) -> None:
+    """Raise unless programs that know nothing of this project can frame the model's texts.
+
+    Raises:
+        ExportError: the model does not belong to `tokenizer`, or the tokenizer adds more to a text
+            than the end token.
+    """
     if model.special != tokenizer.special or tokenizer.vocab_size > model.vocab_size:
         raise ExportError(
             f"model must have its tokenizer's special tokens, {tuple(tokenizer.special)}, and at "
@@ -60,7 +73,14 @@ def exportable(model: Model, tokenizer: TextTokenizer) -> Transformer:
                 f"tokenizer must put nothing but the end token ({end}) to a text, as in training, "
                 f"got {known.prefix} before and {known.suffix} after it: export to safetensors"
             )
-    return model
+
+
+def save_served_tokenizer(tokenizer: TextTokenizer, path: Path) -> None:
+    """Write a tokenizer to `path` for programs that need no code of this project around it."""
+    if isinstance(tokenizer, Tokenizer):
+        served_tokenizer(tokenizer).save(str(path))
+    else:
+        tokenizer.save(path)
 
 
 def served_tokenizer(tokenizer: Tokenizer) -> Backend:

@@ -20,12 +20,12 @@ from textgen_env.models.export.common import (
     ExportError,
     GenerateFn,
     exportable,
-    served_tokenizer,
+    save_served_tokenizer,
 )
 from textgen_env.models.model_files import check_digests, write_digests
 from textgen_env.models.storage import CONFIG, TOKENIZER, Model
 from textgen_env.models.transformer import DecoderLayer, Transformer
-from textgen_env.tokenizers.subword import TextTokenizer, Tokenizer
+from textgen_env.tokenizers.subword import TextTokenizer
 
 Spec = Any  # part of a specification, whose attributes CTranslate2 sets and checks dynamically
 VOCABULARY = "shared_vocabulary.json"
@@ -58,10 +58,7 @@ def save_ctranslate2(
     spec.optimize(quantization=precision)
     spec.save(str(folder))
     write_digests(folder)
-    if isinstance(tokenizer, Tokenizer):
-        served_tokenizer(tokenizer).save(str(folder / TOKENIZER))
-    else:
-        tokenizer.save(folder / TOKENIZER)
+    save_served_tokenizer(tokenizer, folder / TOKENIZER)
 
 
 def to_spec(model: Transformer) -> TransformerSpec:
