@@ -20,7 +20,7 @@ from textgen_env.tasks.task import DataError, TextTask, encode_sources
 from textgen_env.tokenizers.subword import TextTokenizer
 from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
 from textgen_experiments.models.drafts import load_speculative
-from textgen_experiments.models.formats import format_of, load_generator
+from textgen_experiments.models.formats import EXPORTED_PRECISIONS, format_of, load_generator
 from textgen_experiments.models.scored_texts import json_line, line_with_scores, load_scorer
 from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config
@@ -163,7 +163,7 @@ def _generator(folder: Path, options: GenerateOptions) -> GenerateFn:
 
 def _precision(folder: Path, options: GenerateOptions) -> str:
     """Return the precision of the model in `folder`, measured if need be."""
-    if format_of(folder) == "ctranslate2":
+    if format_of(folder) in EXPORTED_PRECISIONS:
         return options.precision
     return resolve_precision(options.precision, folder, options.batch_size * options.beam_size)
 

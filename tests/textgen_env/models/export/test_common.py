@@ -51,7 +51,8 @@ def test_serving_a_tokenizer_does_not_change_it():
 )
 def test_a_recurrent_student_is_refused_with_a_remedy(config):
     kind = type(model := config.build()).__name__
-    with pytest.raises(ExportError, match=rf"got a {kind}: export to onnx, .* --student transformer"):
+    message = rf"got a {kind}: export to onnx, .* --student transformer"
+    with pytest.raises(ExportError, match=message):
         exportable(model, pairs())
 
 
