@@ -111,7 +111,10 @@ CONFINED = {
             "serving/serve",
         )
     },
-    "fastapi": {f"experiments/serving/{name}.py" for name in ("app", "errors", "service")},
+    "fastapi": {
+        "textgen_env/integrations/openenv.py",
+        *(f"experiments/serving/{name}.py" for name in ("app", "errors", "service")),
+    },
     "uvicorn": {"experiments/serving/uvicorn_server.py"},
     "prometheus_client": {f"experiments/serving/{name}.py" for name in ("app", "metrics")},
     "plotly": {"experiments/reporting/page.py"},
