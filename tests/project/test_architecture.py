@@ -90,8 +90,8 @@ CONFINED = {
     "tyro": {
         f"experiments/{name}.py"
         for name in (
-            "cli",
             "command_line/commands",
+            "command_line/parse",
             "command_line/train",
             "benchmarks/step_floor",
             "benchmarks/decode",
