@@ -127,7 +127,8 @@ def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoRet
         message = f"{wrong[1]} must be a {KINDS[wrong[2]]}, got {wrong[3]}"
     else:
         known = known_options(command, arguments)
-        for option in filter(None, map(option_of, arguments)):
+        _, words = command.load_defaults(arguments)  # those of a sweep's first run
+        for option in filter(None, map(option_of, words)):
             if option not in known:
                 fail(no_option(option, command.name, known))
         message = message.replace(UNREAD, f"textgen {command.name} takes fewer words, got further ")

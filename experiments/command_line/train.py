@@ -1,7 +1,8 @@
 """Command `train`: its options, which depend on the agent, the task and the student."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -11,19 +12,30 @@ import tyro
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.training.distributed import this_process
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
+from textgen_experiments.command_line.parse import parse
+from textgen_experiments.command_line.sweep import (
+    points_of,
+    read_axes,
+    split_sweeps,
+    words_of_point,
+)
 from textgen_experiments.command_line.table import option_of
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
+from textgen_experiments.runs.differences import settings_digest
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.kernel_caches import limit_kept_products
+from textgen_experiments.runs.many_runs import PlanOptions, train_cells
 from textgen_experiments.runs.outcome import summary_of
+from textgen_experiments.runs.plan import begin_plan
 from textgen_experiments.runs.progress import tell
-from textgen_experiments.runs.train import train_with_bar
+from textgen_experiments.runs.train import train, train_with_bar
 
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 LAYERS = "--student-from-teacher"
@@ -57,17 +69,101 @@ class TrainOptions:
     --task copy --help` shows those of skd and copy.
 
     Attributes:
-        output: the run's folder.
+        output: the run's folder; for several runs that of their plan, in which each has its own.
         choice: names of the agent, task and student, which bring the options below.
         experiment: settings of these parts.
+        seeds: runs that differ in their seed alone, the first of which is --learner.seed.
+        sweep: an option and values that each make a run, as learner.learning-rate=1e-3,2e-3; may
+            be repeated, for a run of each combination.
+        plan: which of several runs are done, and where.
+        words: words of the command line that all runs have; set by the program.
     """
 
     output: Path
     choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+    seeds: int = 1
+    sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    plan: Annotated[PlanOptions, tyro.conf.arg(name="")] = field(default_factory=PlanOptions)
+    words: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+
+    def __post_init__(self) -> None:
+        check_at_least(self, seeds=1)
+        if not self.has_several_runs and self.plan != PlanOptions():
+            raise ValueError(
+                "at_once, shard and cluster must be left out for a single run, got one of them: "
+                "give --seeds or --sweep"
+            )
+
+    @property
+    def has_several_runs(self) -> bool:
+        """True if the options make a plan of runs."""
+        return self.seeds > 1 or bool(self.sweep)
 
 
 def run_training(options: TrainOptions) -> None:
+    """Train a student as the options say, or several, and tell what may come next."""
+    if options.has_several_runs:
+        train_plan(options)
+    else:
+        train_one(options)
+
+
+def train_plan(options: TrainOptions) -> None:
+    """Train the runs that `seeds` and `sweep` make, those that are not done yet.
+
+    Raises:
+        ValueError: two of them have the same settings, or they are to be trained by the processes
+            of `torchrun`.
+        PlanError: as `begin_plan` and `train_cells`.
+    """
+    if this_process().num_processes > 1:
+        raise ValueError(
+            "seeds and sweep must be left out with several processes, which are those of one run, "
+            f"got {this_process().num_processes}"
+        )
+    cells = cells_of(options)
+    begin_plan(options.output, cells)
+    if train_cells(options.output, cells, train, options.plan):
+        folders = shlex.join(map(str, cells))
+        tell(f"all {len(cells)} runs are done; test and time them: textgen evaluate {folders}")
+
+
+def cells_of(options: TrainOptions) -> dict[Path, Experiment]:
+    """Return the runs that `seeds` and `sweep` make, by folder.
+
+    Raises:
+        SystemExit: a value is none of its option; one line has been printed.
+        ValueError: two of them have the same settings.
+    """
+    cells: dict[Path, Experiment] = {}
+    names: dict[str, str] = {}  # by the digest of the settings
+    for point in points_of(read_axes(options.sweep, options.words)):
+        parsed = parse(["train", *options.words, *words_of_point(point)])
+        first = cast("TrainOptions", parsed).experiment
+        for number in range(options.seeds):
+            seed = first.learner.seed + number
+            experiment = replace(first, learner=replace(first.learner, seed=seed))
+            name = folder_name({**point, "seed": str(seed)} if options.seeds > 1 else point)
+            same = names.setdefault(settings_digest(experiment), name)
+            if same != name or options.output / name in cells:
+                raise ValueError(f"runs must have different settings, got {same} and {name}")
+            cells[options.output / name] = experiment
+    return cells
+
+
+def folder_name(point: Mapping[str, str]) -> str:
+    """Return the name of a run's folder: the options in which it differs from others.
+
+    An option goes by the last part of its name, unless two of them end alike.
+    """
+    last = [name.split(".")[-1] for name in point]
+    names = last if len({*last}) == len(last) else [*point]
+    named = ",".join(map("=".join, zip(names, point.values(), strict=True)))
+    return re.sub(r"[^\w.,=+-]", "-", named)
+
+
+def train_one(options: TrainOptions) -> None:
     """Train a student as the options say, and tell what came out and what may come next."""
     limit_kept_products()
     outcome = train_with_bar(options.experiment, options.output)
@@ -82,7 +178,9 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
         ValueError: a recurrent student is asked for that cannot have its teacher's layers, or what
             the task reads is not given.
     """
-    arguments = with_server(words)
+    others, sweeps = split_sweeps(words)
+    first = points_of(read_axes(sweeps, others))[0]  # whose parts decide on the options
+    arguments = with_server([*others, *words_of_point(first)])
     choice = _choice(arguments)
     served = SERVER in arguments
     is_help = not {"-h", "--help"}.isdisjoint(arguments)
@@ -90,7 +188,8 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     if choice.paper is None and not is_help:
         _check_required(choice, arguments)
     experiment = _experiment(choice, served=served, layered=layered)
-    return TrainOptions(tyro.MISSING, choice, experiment), arguments
+    swept = {"sweep": tuple(sweeps), "words": tuple(others)}
+    return TrainOptions(tyro.MISSING, choice, experiment, **swept), arguments
 
 
 def with_server(arguments: Sequence[str]) -> list[str]:

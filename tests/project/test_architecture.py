@@ -72,6 +72,7 @@ CONFINED = {
     "accelerate": {
         f"agents/training/{name}.py" for name in ("learner", "gradients", "distributed")
     },
+    "submitit": {"experiments/runs/cluster.py"},
     "ctranslate2": {"textgen_env/models/export/ctranslate2.py"},
     "transformers": {
         "experiments/benchmarks/peers/models.py",
@@ -101,6 +102,7 @@ CONFINED = {
             "evaluation/evaluate",
             "models/export",
             "models/generate",
+            "recipes/study",
             "runs/choices",
             "reporting/report",
         )
