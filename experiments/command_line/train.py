@@ -188,8 +188,10 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     if choice.paper is None and not is_help:
         _check_required(choice, arguments)
     experiment = _experiment(choice, served=served, layered=layered)
-    swept = {"sweep": tuple(sweeps), "words": tuple(others)}
-    return TrainOptions(tyro.MISSING, choice, experiment, **swept), arguments
+    options = TrainOptions(
+        tyro.MISSING, choice, experiment, sweep=tuple(sweeps), words=tuple(others)
+    )
+    return options, arguments
 
 
 def with_server(arguments: Sequence[str]) -> list[str]:
