@@ -67,7 +67,7 @@ def _settled(experiment: Experiment, other: Experiment) -> Experiment:
     )
 
 
-def in_words(different: Sequence[Difference]) -> str:
+def words_of_differences(different: Sequence[Difference]) -> str:
     """Return the first setting that differs, as an option with its two values, and their number."""
     (name, before, after), *others = different
     more = f" (and {len(others)} more)" if others else ""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from textgen_experiments.runs.differences import differences, in_words, settings_digest
+from textgen_experiments.runs.differences import differences, settings_digest, words_of_differences
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     BAD_CONTENT,
@@ -140,5 +140,6 @@ def _check_same_cell(path: Path, folder: Path, before: Experiment, now: Experime
     if different := list(differences(before, now)):
         raise PlanError(
             f"{folder.name} must have the settings that it has in {path}, got "
-            f"{in_words(different)}: give the settings of the plan, or choose another output"
+            f"{words_of_differences(different)}: give the settings of the plan, or choose another "
+            "output"
         )

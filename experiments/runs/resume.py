@@ -11,7 +11,7 @@ from textgen_agents.training.distributed import this_device, this_process
 from textgen_env.files import remove_leftovers
 from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
 from textgen_experiments.runs.command import this_command
-from textgen_experiments.runs.differences import Difference, differences, in_words
+from textgen_experiments.runs.differences import Difference, differences, words_of_differences
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     CELL,
@@ -134,5 +134,5 @@ def _other_settings(folder: Path, different: list[Difference]) -> RunError:
             remedy = "it has no checkpoint to go on from (--no-keep-checkpoint)"
     return RunError(
         f"{folder} must be resumed with the settings that it began with, got "
-        f"{in_words(different)}: {remedy}, or choose another folder"
+        f"{words_of_differences(different)}: {remedy}, or choose another folder"
     )
