@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from textgen_agents.evaluation.bleu_metric import bleu_of_counts, half_interval, ngram_counts
 
-NUM_SAMPLES = 1000
+NUM_RESAMPLES = 1000
 SAMPLING_SEED = 12345  # of sentences and of seeds; sacreBLEU's default
 Floats = NDArray[np.float64]
 
@@ -76,7 +76,7 @@ def bootstrap_over_seeds(
         _check_texts(system, len(references))
     size = len(references)
     rng = np.random.default_rng(SAMPLING_SEED)
-    drawn = rng.choice(size, size=(NUM_SAMPLES, size), replace=True)
+    drawn = rng.choice(size, size=(NUM_RESAMPLES, size), replace=True)
     counted = np.stack([np.bincount(sample, minlength=size) for sample in drawn])
     weights = np.concatenate(
         [np.ones((1, size), dtype=counted.dtype), counted]
@@ -86,7 +86,7 @@ def bootstrap_over_seeds(
     for system in systems:
         runs = len(system.seeds)
         if system.seeds not in draws:
-            draws[system.seeds] = rng.integers(runs, size=(NUM_SAMPLES, runs))
+            draws[system.seeds] = rng.integers(runs, size=(NUM_RESAMPLES, runs))
         of_runs = np.stack(
             [_scores(texts, references, weights, language) for texts in system.texts]
         )
@@ -129,7 +129,7 @@ def _p_value(own: tuple[float, Floats], other: tuple[float, Floats]) -> float:
         return 1.0
     differences = np.abs(samples - base_samples)
     larger = int(np.sum(differences - differences.mean() > abs(bleu - base)))
-    return (larger + 1) / (NUM_SAMPLES + 1)
+    return (larger + 1) / (NUM_RESAMPLES + 1)
 
 
 def _check_texts(system: SeededTexts, size: int) -> None:

@@ -16,7 +16,7 @@ SHARD = re.compile(r"(\d+)/(\d+)")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Which runs of a plan are done, and where.
+    """Choice of the runs of a plan that a command does, and of their place.
 
     Attributes:
         at_once: runs at the same time, or jobs of the cluster; one a core of this machine, or one

@@ -21,6 +21,7 @@ from textgen_experiments.runs.folder import (
     contents,
     write_text,
 )
+from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.parallel import Work
 from textgen_experiments.runs.records import from_json, to_json
@@ -46,8 +47,8 @@ def begin_plan(output: Path, cells: Cells) -> None:
         cells: runs in folders below it.
 
     Raises:
-        RegistryError, RunError: a cell's settings lack a part; nothing is written.
-        PlanError: a cell has other settings than in the file, which is named with both values.
+        PlanError: a cell's settings lack a part; a cell has other settings than in the file, of
+            which one is named with both values; or the folder is that of a run.
         RunError: the file cannot be understood.
     """
     for folder, experiment in cells.items():
@@ -55,17 +56,8 @@ def begin_plan(output: Path, cells: Cells) -> None:
             check_parts(experiment)
         except ValueError as error:
             raise PlanError(f"{folder.name}: {error}") from error
-    path = output / PLAN
-    known = read_plan(path) if path.is_file() else {}
-    if not any(map(_has_begun, known)):
-        known = {}
-    for folder, experiment in cells.items():
-        if folder in known:
-            _check_same_cell(path, folder, known[folder], experiment)
-    if new := {folder: cells[folder] for folder in cells if folder not in known}:
-        lines = [_line(output, *cell) for cell in {**known, **new}.items()]
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(lines))
+    with locked(output, waits=True):  # other shards may begin it now
+        _write_plan(output, cells)
 
 
 def read_plan(path: Path) -> dict[Path, Experiment]:
@@ -118,6 +110,22 @@ def check_none_failed(cells: Cells, failed: Mapping[Path, Exception]) -> None:
             f"{len(failed)} of {len(cells)} runs failed, first {folder.name}: {kind}{error}; the "
             "same command tries them again"
         ) from error
+
+
+def _write_plan(output: Path, cells: Cells) -> None:
+    """Write the plan's file, if it has not got all cells, or raise where they are others."""
+    path = output / PLAN
+    if (output / CONFIG).exists():
+        raise PlanError(f"{output} must not be the folder of a run, got one: choose another folder")
+    known = read_plan(path) if path.is_file() else {}
+    if not any(map(_has_begun, known)):
+        known = {}
+    for folder, experiment in cells.items():
+        if folder in known:
+            _check_same_cell(path, folder, known[folder], experiment)
+    if new := {folder: cells[folder] for folder in cells if folder not in known}:
+        lines = [_line(output, *cell) for cell in {**known, **new}.items()]
+        write_text(path, "".join(lines))
 
 
 def _line(output: Path, folder: Path, experiment: Experiment) -> str:

@@ -60,7 +60,7 @@ def test_runs_that_wrote_the_same_texts_are_as_one_run():
 
 
 def test_the_interval_is_that_of_means_over_drawn_runs_and_sentences(monkeypatch):
-    monkeypatch.setattr(seed_bootstrap, "NUM_SAMPLES", SAMPLES)
+    monkeypatch.setattr(seed_bootstrap, "NUM_RESAMPLES", SAMPLES)
     found = bootstrap_over_seeds([SeededTexts((5, 6), [GOOD, BAD])], REFERENCES)[0]
     rng = np.random.default_rng(SAMPLING_SEED)
     sentences = rng.choice(len(REFERENCES), size=(SAMPLES, len(REFERENCES)))

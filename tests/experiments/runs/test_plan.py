@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.experiments.runs.test_parallel import EXPERIMENT, with_learner
 from textgen_agents.word_kd import WordKD
 from textgen_experiments.runs.differences import differences, settings_digest
 from textgen_experiments.runs.folder import CELL, CONFIG, OUTCOME, RunError
+from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.many_runs import PlanOptions, shard_of, train_cells
 from textgen_experiments.runs.plan import (
     PLAN,
@@ -96,6 +98,22 @@ def test_new_cells_are_added_and_others_stay(tmp_path):
     assert [folder.name for folder in read_plan(tmp_path / PLAN)] == ["cell-0", "cell-1", "other"]
 
 
+def test_shards_that_begin_together_write_the_plan_one_after_the_other(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        with locked(tmp_path):
+            begun = [pool.submit(begin_plan, tmp_path, cells_in(tmp_path)) for _ in range(2)]
+            time.sleep(0.2)
+            assert not any(each.done() for each in begun)
+        assert [each.result() for each in begun] == [None, None]
+    assert read_plan(tmp_path / PLAN) == cells_in(tmp_path)
+
+
+def test_the_folder_of_a_run_is_none_of_a_plan(tmp_path):
+    touch(tmp_path, CONFIG)
+    with pytest.raises(PlanError, match="must not be the folder of a run"):
+        begin_plan(tmp_path, cells_in(tmp_path))
+
+
 def test_a_cell_without_a_part_that_it_needs_is_named_before_anything_is_written(tmp_path):
     cells = cells_in(tmp_path, 1) | {tmp_path / "kd": replace(EXPERIMENT, agent=WordKD())}
     with pytest.raises(PlanError, match="kd: teacher must be given for the agent word_kd"):
@@ -152,6 +170,7 @@ TWELVE = """
 import sys
 from pathlib import Path
 from tests.experiments.runs.test_plan import cells_in
+from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.many_runs import PlanOptions, train_cells
 from textgen_experiments.runs.plan import begin_plan
 from textgen_experiments.runs.train import train
