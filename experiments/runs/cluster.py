@@ -6,6 +6,7 @@ lets the run in progress write a checkpoint, is queued again and goes on from th
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,12 +62,16 @@ class CellsJob:
     Attributes:
         cells: trained one after the other.
         work: function called for each.
+        threads: of operators on CPUs, unless OMP_NUM_THREADS says another number.
         plugins: loaded before.
+        command: words of the command that submits it, which the runs note.
     """
 
     cells: Cells
     work: Work
+    threads: int
     plugins: tuple[str, ...]
+    command: tuple[str, ...]
 
     def __call__(self) -> None:
         """Train the cells that are not done.
@@ -74,6 +79,8 @@ class CellsJob:
         Raises:
             PlanError: cells have failed, after all others are done.
         """
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # for the runs' process
+        sys.argv[:] = self.command
         load_plugins(self.plugins)
         failed: dict[Path, Exception] = {}
         left = not_done(self.cells)
@@ -129,7 +136,12 @@ def submit_jobs(
     )
     at_most = jobs or (len(cells) if kind == "slurm" else os.cpu_count() or 1)
     with executor.batch():
-        begun = [executor.submit(job) for job in _jobs_of(cells, work, min(at_most, len(cells)))]
+        begun = [
+            executor.submit(
+                CellsJob(part, work, resources.cpus, tuple(plugins), tuple(sys.argv)),
+            )
+            for part in _parts(cells, min(at_most, len(cells)))
+        ]
     tell(f"{len(cells)} runs in {len(begun)} jobs, whose logs are in {output / LOGS}")
     if kind == "local":
         _wait_for(begun)
@@ -140,10 +152,10 @@ def submit_jobs(
             )
 
 
-def _jobs_of(cells: Cells, work: Work, count: int) -> list[CellsJob]:
-    """Return jobs that share out the cells among them."""
+def _parts(cells: Cells, count: int) -> list[Cells]:
+    """Return `count` parts of the cells, as equal as can be."""
     listed = [*cells.items()]
-    return [CellsJob(dict(listed[first::count]), work, tuple(plugins)) for first in range(count)]
+    return [dict(listed[first::count]) for first in range(count)]
 
 
 def _wait_for(jobs: Sequence[Any]) -> None:

@@ -36,6 +36,11 @@ class PlanOptions:
     def __post_init__(self) -> None:
         check_at_least(self, at_once=1)
         shard_of(self.shard)
+        if self.cluster is None and self.slurm != SlurmOptions():
+            raise ValueError(
+                f"slurm must be left out without a cluster, got {self.slurm}: give --cluster slurm "
+                "or local"
+            )
 
 
 def shard_of(text: str | None) -> slice:

@@ -1,5 +1,6 @@
 """Cells as jobs of submitit, with its executor for one machine in place of Slurm."""
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from tests.experiments.runs.test_parallel import with_learner
 from tests.experiments.runs.test_plan import cells_in
 from textgen_experiments.runs import cluster
 from textgen_experiments.runs.cluster import SlurmOptions
+from textgen_experiments.runs.folder import CONFIG
 from textgen_experiments.runs.many_runs import PlanOptions, train_cells
 from textgen_experiments.runs.metrics import read_metrics
 from textgen_experiments.runs.plan import PlanError, begin_plan
@@ -22,7 +24,7 @@ LOCAL = PlanOptions(cluster="local", at_once=2)
 
 
 class FakeExecutor:
-    """Executor that does each job when its batch ends, in this process."""
+    """Executor that keeps the jobs that it is given."""
 
     def __init__(self, folder, cluster, **limits):
         self.made, self.jobs = (folder, cluster, limits), []
@@ -37,8 +39,7 @@ class FakeExecutor:
         pass
 
     def __exit__(self, *error):
-        for job in self.jobs:
-            job()
+        pass
 
     def submit(self, job):
         self.jobs.append(job)
@@ -47,7 +48,7 @@ class FakeExecutor:
 
 class FakeJob:
     def wait(self):
-        """Return at once: it was done when its batch ended."""
+        """Return at once, as if it had ended."""
 
 
 @pytest.fixture
@@ -66,34 +67,26 @@ def executors(monkeypatch):
     return made
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """Return the names of the cells that are done, each job's in a list, without training."""
-    jobs = []
-
-    def note(cells, work, at_most, on_failure):
-        jobs.append([folder.name for folder in cells])
-
-    monkeypatch.setattr(cluster, "train_in_parallel", note)
-    return jobs
+def names_of(executor):
+    return [[folder.name for folder in job.cells] for job in executor.jobs]
 
 
-def test_cells_are_shared_out_among_the_jobs_of_an_array(tmp_path, executors, trained):
+def test_cells_are_shared_out_among_the_jobs_of_an_array(tmp_path, executors):
     options = PlanOptions(cluster="slurm", at_once=2, slurm=SlurmOptions("gpu", gpus=1))
     assert not train_cells(tmp_path, cells_in(tmp_path), train, options)
-    assert trained == [["cell-0", "cell-2"], ["cell-1"]]
     (executor,) = executors
+    assert names_of(executor) == [["cell-0", "cell-2"], ["cell-1"]]
     assert executor.made == (tmp_path / "cluster", "slurm", {"slurm_max_num_timeout": 20})
     assert executor.parameters["slurm_partition"] == "gpu"
     assert executor.parameters["gpus_per_node"] == 1
 
 
-def test_each_cell_has_a_job_of_slurm_unless_their_number_is_given(tmp_path, executors, trained):
+def test_each_cell_has_a_job_of_slurm_unless_their_number_is_given(tmp_path, executors):
     train_cells(tmp_path, cells_in(tmp_path, 5), train, PlanOptions(cluster="slurm"))
-    assert trained == [[f"cell-{seed}"] for seed in range(5)]
+    assert names_of(executors[0]) == [[f"cell-{seed}"] for seed in range(5)]
 
 
-def test_cells_that_local_jobs_have_not_done_are_an_error(tmp_path, executors, trained):
+def test_cells_that_local_jobs_have_not_done_are_an_error(tmp_path, executors):
     with pytest.raises(PlanError, match="3 of 3 runs failed, first cell-0: see the logs in"):
         train_cells(tmp_path, cells_in(tmp_path), train, LOCAL)
 
@@ -104,10 +97,40 @@ def test_slurm_is_refused_where_there_is_none(tmp_path, monkeypatch):
         train_cells(tmp_path, cells_in(tmp_path), train, PlanOptions(cluster="slurm"))
 
 
+def test_resources_without_a_cluster_are_refused():
+    with pytest.raises(ValueError, match=r"slurm must be left out without a cluster, .*cpus=2"):
+        PlanOptions(slurm=SlurmOptions(cpus=2))
+
+
 def test_without_submitit_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(PlanError, match=r"pip install 'textgen-env\[cluster\]'"):
         train_cells(tmp_path, cells_in(tmp_path), train, LOCAL)
+
+
+def test_a_job_does_what_is_left_with_the_threads_of_its_cores(tmp_path, executors, monkeypatch):
+    cells = cells_in(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(sys, "argv", ["textgen", "train"])
+    resources = SlurmOptions(cpus=3)
+    train_cells(tmp_path, cells, train, PlanOptions(1, cluster="slurm", slurm=resources))
+    (job,) = executors[0].jobs
+    monkeypatch.setattr(sys, "argv", ["submitit"])
+    left = []
+
+    def fail(cells, work, at_most, on_failure):
+        left.append((list(cells), at_most, os.environ["OMP_NUM_THREADS"], sys.argv))
+        on_failure(tmp_path / "cell-1", ValueError("wrong"))
+
+    monkeypatch.setattr(cluster, "train_in_parallel", fail)
+    done = tmp_path / "cell-0"
+    monkeypatch.setattr(
+        cluster, "not_done", lambda cells: {f: cells[f] for f in cells if f != done}
+    )
+    with pytest.raises(PlanError, match="1 of 2 runs failed, first cell-1: wrong"):
+        job()
+    assert left == [([tmp_path / "cell-1", tmp_path / "cell-2"], 1, "3", ["textgen", "train"])]
 
 
 @pytest.mark.parametrize("options", [{"minutes": 0}, {"cpus": 0}, {"gpus": -1}, {"memory_gb": 0}])
@@ -122,6 +145,7 @@ def test_local_jobs_end_as_runs_of_this_process(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     cells = cells_in(tmp_path)
     begin_plan(tmp_path, cells)
+    monkeypatch.setattr(sys, "argv", ["textgen", "train", "--seeds", "3"])
     assert train_cells(tmp_path, cells, train, LOCAL)
     for folder, experiment in cells.items():
         train(experiment, tmp_path / "alone" / folder.name, lambda update, record: None)
@@ -130,6 +154,8 @@ def test_local_jobs_end_as_runs_of_this_process(tmp_path, monkeypatch):
             for run in (folder, tmp_path / "alone" / folder.name)
         )
         assert all(torch.equal(again[name], once[name]) for name in once)
+        config = json.loads((folder / CONFIG).read_text())
+        assert config["command"] == "textgen train --seeds 3"
 
 
 def preempted_once(experiment, folder, show):

@@ -21,6 +21,7 @@ from textgen_experiments.runs.differences import differences, settings_digest
 from textgen_experiments.runs.folder import CELL, CONFIG, OUTCOME, RunError
 from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.many_runs import PlanOptions, shard_of, train_cells
+from textgen_experiments.runs.metrics import read_metrics
 from textgen_experiments.runs.plan import (
     PLAN,
     PlanError,
@@ -166,30 +167,22 @@ def test_a_cell_that_fails_is_named_and_the_others_are_done(tmp_path):
     assert train_cells(tmp_path, cells, fail_in_one, PlanOptions(shard="2/2"))
 
 
-TWELVE = """
-import sys
-from pathlib import Path
-from tests.experiments.runs.test_plan import cells_in
-from textgen_experiments.runs.lock import locked
-from textgen_experiments.runs.many_runs import PlanOptions, train_cells
-from textgen_experiments.runs.plan import begin_plan
-from textgen_experiments.runs.train import train
-
-if __name__ == "__main__":
-    output = Path(sys.argv[1])
-    cells = cells_in(output, 12, updates=30, evaluate_every=15)
-    begin_plan(output, cells)
-    assert train_cells(output, cells, train, PlanOptions(at_once=2))
-"""
+TWELVE = [
+    *("--task", "copy", "--task.num-words", "8", "--task.max-length", "4", "--agent", "mle"),
+    *("--task.num-train", "32", "--task.num-validation", "4", "--task.num-test", "4"),
+    *("--student.width", "16", "--learner.batch-size", "4", "--precision", "float32"),
+    *("--learner.updates", "30", "--learner.evaluate-every", "15", "--seeds", "3"),
+    *("--sweep", "learner.clip=1,2", "--sweep", "learner.learning-rate=1e-3,2e-3"),
+    *("--at-once", "2"),
+]
 
 
 def begin_twelve(folder):
-    """Begin a plan of twelve cells as a program of its own."""
-    program = folder.with_suffix(".py")
-    program.write_text(TWELVE)
+    """Begin a plan of twelve cells by the real command."""
+    command = [sys.executable, "-m", "textgen_env", "train", *TWELVE, "--output", str(folder)]
     root = str(Path(__file__).parents[3])
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    return subprocess.Popen([sys.executable, str(program), str(folder)], env=settings)
+    return subprocess.Popen(command, env=settings)
 
 
 @pytest.mark.slow
@@ -211,14 +204,14 @@ def test_a_plan_of_twelve_that_is_killed_ends_as_one_that_is_not(tmp_path):
         assert begin_twelve(folder).wait() == 0
     for path, moment in done.items():
         assert path.stat().st_mtime_ns == moment, "it was trained twice"
-    for cell in cells_in(whole, 12):
+    cells = read_plan(whole / PLAN)
+    assert len(cells) == 12
+    for cell in cells:
         once, again = (
             load_file(folder / cell.name / "model" / "model.safetensors")
             for folder in (whole, killed)
         )
         assert once.keys() == again.keys()
         assert all(torch.equal(again[name], once[name]) for name in once)
-    lines = [
-        len((killed / f"cell-{n}" / "metrics.jsonl").read_text().splitlines()) for n in (0, 11)
-    ]
-    assert lines[0] == lines[1], "an update was logged twice"
+        lines = [len(read_metrics(folder / cell.name)) for folder in (whole, killed)]
+        assert lines[0] == lines[1], "an update was logged twice"
