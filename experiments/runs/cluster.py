@@ -140,7 +140,7 @@ def submit_jobs(
             executor.submit(
                 CellsJob(part, work, resources.cpus, tuple(plugins), tuple(sys.argv)),
             )
-            for part in _parts(cells, min(at_most, len(cells)))
+            for part in _shares(cells, min(at_most, len(cells)))
         ]
     tell(f"{len(cells)} runs in {len(begun)} jobs, whose logs are in {output / LOGS}")
     if kind == "local":
@@ -152,7 +152,7 @@ def submit_jobs(
             )
 
 
-def _parts(cells: Cells, count: int) -> list[Cells]:
+def _shares(cells: Cells, count: int) -> list[Cells]:
     """Return `count` parts of the cells, as equal as can be."""
     listed = [*cells.items()]
     return [dict(listed[first::count]) for first in range(count)]
