@@ -1,9 +1,16 @@
-"""Sweeps of `train`: the words of several command lines that differ in some options."""
+"""Sweeps of `train`: several command lines that differ in some options, and the runs they make."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from typing import Any, cast
 
+from textgen_experiments.command_line.parse import parse
 from textgen_experiments.command_line.table import option_of
+from textgen_experiments.runs.differences import settings_digest
+from textgen_experiments.runs.experiment import Experiment
 
 SWEEP = "--sweep"
 NOT_OF_A_RUN = ("output", "seeds", "sweep", "at-once", "shard", "cluster", "slurm")
@@ -80,3 +87,44 @@ def words_of_point(point: Mapping[str, str]) -> list[str]:
         else:
             words += [f"--{name}", value]
     return words
+
+
+def swept_cells(
+    output: Path, words: Sequence[str], sweeps: Sequence[str], *, seeds: int
+) -> dict[Path, Experiment]:
+    """Return the runs that sweeps and seeds make, by folder; the seeds go fastest.
+
+    Args:
+        output: folder of their folders.
+        words: words of `train` that all of them have.
+        sweeps: such as "learner.learning-rate=1e-3,2e-3".
+        seeds: runs of each combination, from the seed of the words on.
+
+    Raises:
+        SystemExit: a value is none of its option; one line has been printed.
+        ValueError: two runs have the same settings, or as `read_axes`.
+    """
+    cells: dict[Path, Experiment] = {}
+    names: dict[str, str] = {}  # by the digest of the settings
+    for point in points_of(read_axes(sweeps, words)):
+        parsed = parse(["train", *words, *words_of_point(point)])
+        first: Experiment = cast("Any", parsed).experiment
+        for seed in range(first.learner.seed, first.learner.seed + seeds):
+            experiment = replace(first, learner=replace(first.learner, seed=seed))
+            name = folder_name({**point, "seed": str(seed)} if seeds > 1 else point)
+            same = names.setdefault(settings_digest(experiment), name)
+            if same != name or output / name in cells:
+                raise ValueError(f"runs must have different settings, got {same} and {name}")
+            cells[output / name] = experiment
+    return cells
+
+
+def folder_name(point: Mapping[str, str]) -> str:
+    """Return the name of a run's folder: the options in which it differs from others.
+
+    An option goes by the last part of its name, unless two of them end alike.
+    """
+    last = [name.split(".")[-1] for name in point]
+    names = last if len({*last}) == len(last) else [*point]
+    named = ",".join(map("=".join, zip(names, point.values(), strict=True)))
+    return re.sub(r"[^\w.,=+-]", "-", named)

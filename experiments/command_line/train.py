@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -17,25 +17,24 @@ from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
-from textgen_experiments.command_line.parse import parse
 from textgen_experiments.command_line.sweep import (
     points_of,
     read_axes,
     split_sweeps,
+    swept_cells,
     words_of_point,
 )
 from textgen_experiments.command_line.table import option_of
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
-from textgen_experiments.runs.differences import settings_digest
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.kernel_caches import limit_kept_products
 from textgen_experiments.runs.many_runs import PlanOptions, train_cells
 from textgen_experiments.runs.outcome import summary_of
 from textgen_experiments.runs.plan import begin_plan
 from textgen_experiments.runs.progress import tell
-from textgen_experiments.runs.train import train, train_with_bar
+from textgen_experiments.runs.train import check_start, train, train_with_bar
 
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 LAYERS = "--student-from-teacher"
@@ -116,51 +115,18 @@ def train_plan(options: TrainOptions) -> None:
         ValueError: two of them have the same settings, or they are to be trained by the processes
             of `torchrun`.
         PlanError: as `begin_plan` and `train_cells`.
+        SystemExit: a swept value is none of its option; one line has been printed.
     """
     if this_process().num_processes > 1:
         raise ValueError(
             "seeds and sweep must be left out with several processes, which are those of one run, "
             f"got {this_process().num_processes}"
         )
-    cells = cells_of(options)
-    begin_plan(options.output, cells)
+    cells = swept_cells(options.output, options.words, options.sweep, seeds=options.seeds)
+    begin_plan(options.output, cells, check_start)
     if train_cells(options.output, cells, train, options.plan):
         folders = shlex.join(map(str, cells))
         tell(f"all {len(cells)} runs are done; test and time them: textgen evaluate {folders}")
-
-
-def cells_of(options: TrainOptions) -> dict[Path, Experiment]:
-    """Return the runs that `seeds` and `sweep` make, by folder.
-
-    Raises:
-        SystemExit: a value is none of its option; one line has been printed.
-        ValueError: two of them have the same settings.
-    """
-    cells: dict[Path, Experiment] = {}
-    names: dict[str, str] = {}  # by the digest of the settings
-    for point in points_of(read_axes(options.sweep, options.words)):
-        parsed = parse(["train", *options.words, *words_of_point(point)])
-        first = cast("TrainOptions", parsed).experiment
-        for number in range(options.seeds):
-            seed = first.learner.seed + number
-            experiment = replace(first, learner=replace(first.learner, seed=seed))
-            name = folder_name({**point, "seed": str(seed)} if options.seeds > 1 else point)
-            same = names.setdefault(settings_digest(experiment), name)
-            if same != name or options.output / name in cells:
-                raise ValueError(f"runs must have different settings, got {same} and {name}")
-            cells[options.output / name] = experiment
-    return cells
-
-
-def folder_name(point: Mapping[str, str]) -> str:
-    """Return the name of a run's folder: the options in which it differs from others.
-
-    An option goes by the last part of its name, unless two of them end alike.
-    """
-    last = [name.split(".")[-1] for name in point]
-    names = last if len({*last}) == len(last) else [*point]
-    named = ",".join(map("=".join, zip(names, point.values(), strict=True)))
-    return re.sub(r"[^\w.,=+-]", "-", named)
 
 
 def train_one(options: TrainOptions) -> None:

@@ -7,7 +7,7 @@ thus knows what is left without a further record of it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from textgen_experiments.runs.differences import differences, settings_digest, words_of_differences
@@ -37,7 +37,9 @@ class PlanError(ValueError):
     """Plan that cannot be done as asked, or cells of it that have failed."""
 
 
-def begin_plan(output: Path, cells: Cells) -> None:
+def begin_plan(
+    output: Path, cells: Cells, check: Callable[[Experiment], object] = check_parts
+) -> None:
     """Write the plan, or check that it is the one in the file, to which new cells are added.
 
     A plan of which no cell has begun is replaced.
@@ -45,16 +47,17 @@ def begin_plan(output: Path, cells: Cells) -> None:
     Args:
         output: folder of the plan.
         cells: runs in folders below it.
+        check: function that raises where settings cannot be trained.
 
     Raises:
-        PlanError: a cell's settings lack a part; a cell has other settings than in the file, of
-            which one is named with both values; or the folder is that of a run.
+        PlanError: a cell cannot be trained; a cell has other settings than in the file, of which
+            one is named with both values; or the folder is that of a run. Nothing is written then.
         RunError: the file cannot be understood.
     """
     for folder, experiment in cells.items():
         try:
-            check_parts(experiment)
-        except ValueError as error:
+            check(experiment)
+        except (ValueError, OSError) as error:
             raise PlanError(f"{folder.name}: {error}") from error
     with locked(output, waits=True):  # other shards may begin it now
         _write_plan(output, cells)

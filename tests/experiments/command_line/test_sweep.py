@@ -5,21 +5,22 @@ from pathlib import Path
 import pytest
 
 from textgen_experiments.cli import main
-from textgen_experiments.command_line.parse import parse
 from textgen_experiments.command_line.sweep import (
+    folder_name,
     points_of,
     read_axes,
     split_sweeps,
+    swept_cells,
     words_of_point,
 )
-from textgen_experiments.command_line.train import cells_of, folder_name
 
 COPY = ["--task", "copy", "--agent", "mle", "--student.width", "16"]
 BATCHES = ["--agent.batches-per-rollout", "3"]
 
 
-def cells(*words):
-    return cells_of(parse(["train", "--output", "out", *words]))
+def cells(*words, seeds=1):
+    others, sweeps = split_sweeps(["--output", "out", *words])
+    return swept_cells(Path("out"), others, sweeps, seeds=seeds)
 
 
 def refusal(capsys, *words):
@@ -32,7 +33,7 @@ def refusal(capsys, *words):
 
 
 def test_sweeps_give_their_product_and_seeds_go_fastest():
-    found = cells(*COPY, "--seeds", "2", "--sweep", "learner.clip=1,2", "--sweep=metric=bleu,chrf")
+    found = cells(*COPY, "--sweep", "learner.clip=1,2", "--sweep=metric=bleu,chrf", seeds=2)
     assert [folder.name for folder in found] == [
         f"clip={clip},metric={metric},seed={seed}"
         for clip in "12"
@@ -46,7 +47,7 @@ def test_sweeps_give_their_product_and_seeds_go_fastest():
 
 
 def test_seeds_begin_with_the_one_that_is_given():
-    found = cells(*COPY, "--seeds", "3", "--learner.seed", "5")
+    found = cells(*COPY, "--learner.seed", "5", seeds=3)
     assert [run.learner.seed for run in found.values()] == [5, 6, 7]
     assert [folder.name for folder in found] == ["seed=5", "seed=6", "seed=7"]
 
@@ -90,6 +91,7 @@ REFUSED = {
     "output=a,b": "--sweep must name an option of a single run, got output",
     "slurm.cpus=1,2": "--sweep must name an option of a single run, got slurm.cpus",
     "learner.clip=1,1.0": "runs must have different settings, got clip=1 and clip=1.0",
+    "teacher=nowhere,None": "teacher=nowhere: ",
     "agent=mle,word_kd": "agent=word_kd: teacher must be given for the agent word_kd",
 }
 
