@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.significance import estimate_ci
 
 from textgen_env.tasks.languages import has_unspaced_script, primary_language
 
@@ -39,6 +42,48 @@ def bleu_signature(language: str | None = None) -> str:
     metric = bleu_metric(language)
     metric.corpus_score([""], [[""]])  # the number of references is part of it
     return str(metric.get_signature())
+
+
+def ngram_counts(
+    hypotheses: Sequence[str], references: Sequence[str], language: str | None = None
+) -> NDArray[np.int64]:
+    """Return the counts of each text that BLEU is computed from.
+
+    Args:
+        hypotheses: (N,) the generated texts.
+        references: (N,) one for each of them.
+        language: code of their language.
+
+    Returns:
+        (N, 10): lengths of text and reference, then the runs of one to four words that both have,
+        and those of the text.
+    """
+    metric = bleu_metric(language)
+    scores = [
+        metric.corpus_score([text], [[reference]])
+        for text, reference in zip(hypotheses, references, strict=True)
+    ]
+    return np.array([[each.sys_len, each.ref_len, *each.counts, *each.totals] for each in scores])
+
+
+def bleu_of_counts(counts: NDArray[np.int64], language: str | None = None) -> float:
+    """Return the corpus BLEU of texts by the sum of their `ngram_counts`, (10,)."""
+    metric = bleu_metric(language)
+    length, reference_length, *ngrams = counts.tolist()
+    return BLEU.compute_bleu(
+        ngrams[: metric.max_ngram_order],
+        ngrams[metric.max_ngram_order :],
+        length,
+        reference_length,
+        smooth_method=metric.smooth_method,
+        smooth_value=metric.smooth_value,
+        effective_order=metric.effective_order,
+    ).score
+
+
+def half_interval(scores: NDArray[np.float64]) -> float:
+    """Return half the width of the 95 % interval of bootstrapped scores, as sacreBLEU has it."""
+    return float(estimate_ci(scores)[1])
 
 
 def bleu_obstacle(references: Sequence[str], language: str | None = None) -> str | None:

@@ -1,6 +1,7 @@
 """Command `train`: its options, which depend on the agent, the task and the student."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,19 +12,29 @@ import tyro
 from textgen_agents import AGENTS
 from textgen_agents.losses.labels import Dense, TopKWithTail
 from textgen_agents.training.distributed import this_process
+from textgen_env.bounds import check_at_least
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
+from textgen_experiments.command_line.sweep import (
+    points_of,
+    read_axes,
+    split_sweeps,
+    swept_cells,
+    words_of_point,
+)
 from textgen_experiments.command_line.table import option_of
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.kernel_caches import limit_kept_products
+from textgen_experiments.runs.many_runs import PlanOptions, train_cells
 from textgen_experiments.runs.outcome import summary_of
+from textgen_experiments.runs.plan import begin_plan
 from textgen_experiments.runs.progress import tell
-from textgen_experiments.runs.train import train_with_bar
+from textgen_experiments.runs.train import check_start, train, train_with_bar
 
 SERVER, LOCAL = "--server.url", "http://localhost:8000/v1"
 LAYERS = "--student-from-teacher"
@@ -57,17 +68,68 @@ class TrainOptions:
     --task copy --help` shows those of skd and copy.
 
     Attributes:
-        output: the run's folder.
+        output: the run's folder; for several runs that of their plan, in which each has its own.
         choice: names of the agent, task and student, which bring the options below.
         experiment: settings of these parts.
+        seeds: runs that differ in their seed alone, the first of which is --learner.seed.
+        sweep: an option and values that each make a run, as learner.learning-rate=1e-3,2e-3; may
+            be repeated, for a run of each combination.
+        plan: which of several runs are done, and where.
+        words: words of the command line that all runs have; set by the program.
     """
 
     output: Path
     choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+    seeds: int = 1
+    sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    plan: Annotated[PlanOptions, tyro.conf.arg(name="")] = field(default_factory=PlanOptions)
+    words: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+
+    def __post_init__(self) -> None:
+        check_at_least(self, seeds=1)
+        if not self.has_several_runs and self.plan != PlanOptions():
+            raise ValueError(
+                "at_once, shard and cluster must be left out for a single run, got one of them: "
+                "give --seeds or --sweep"
+            )
+
+    @property
+    def has_several_runs(self) -> bool:
+        """True if the options make a plan of runs."""
+        return self.seeds > 1 or bool(self.sweep)
 
 
 def run_training(options: TrainOptions) -> None:
+    """Train a student as the options say, or several, and tell what may come next."""
+    if options.has_several_runs:
+        train_plan(options)
+    else:
+        train_one(options)
+
+
+def train_plan(options: TrainOptions) -> None:
+    """Train the runs that `seeds` and `sweep` make, those that are not done yet.
+
+    Raises:
+        ValueError: two of them have the same settings, or they are to be trained by the processes
+            of `torchrun`.
+        PlanError: as `begin_plan` and `train_cells`.
+        SystemExit: a swept value is none of its option; one line has been printed.
+    """
+    if this_process().num_processes > 1:
+        raise ValueError(
+            "seeds and sweep must be left out with several processes, which are those of one run, "
+            f"got {this_process().num_processes}"
+        )
+    cells = swept_cells(options.output, options.words, options.sweep, seeds=options.seeds)
+    begin_plan(options.output, cells, check_start)
+    if train_cells(options.output, cells, train, options.plan):
+        folders = shlex.join(map(str, cells))
+        tell(f"all {len(cells)} runs are done; test and time them: textgen evaluate {folders}")
+
+
+def train_one(options: TrainOptions) -> None:
     """Train a student as the options say, and tell what came out and what may come next."""
     limit_kept_products()
     outcome = train_with_bar(options.experiment, options.output)
@@ -82,7 +144,9 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
         ValueError: a recurrent student is asked for that cannot have its teacher's layers, or what
             the task reads is not given.
     """
-    arguments = with_server(words)
+    others, sweeps = split_sweeps(words)
+    first = points_of(read_axes(sweeps, others))[0]  # whose parts decide on the options
+    arguments = with_server([*others, *words_of_point(first)])
     choice = _choice(arguments)
     served = SERVER in arguments
     is_help = not {"-h", "--help"}.isdisjoint(arguments)
@@ -90,7 +154,10 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     if choice.paper is None and not is_help:
         _check_required(choice, arguments)
     experiment = _experiment(choice, served=served, layered=layered)
-    return TrainOptions(tyro.MISSING, choice, experiment), arguments
+    options = TrainOptions(
+        tyro.MISSING, choice, experiment, sweep=tuple(sweeps), words=tuple(others)
+    )
+    return options, arguments
 
 
 def with_server(arguments: Sequence[str]) -> list[str]:

@@ -48,6 +48,12 @@ from textgen_experiments.evaluation.scores import (
     shipped_entry,
     teacher_entry,
 )
+from textgen_experiments.evaluation.seed_groups import (
+    GroupRow,
+    SeededRun,
+    group_rows,
+    print_groups,
+)
 from textgen_experiments.evaluation.timing import SPEED_SENTENCES, TimedModel, decode_speeds
 from textgen_experiments.runs.factories import build_task, num_parameters
 from textgen_experiments.runs.folder import (
@@ -113,15 +119,17 @@ def evaluate(options: EvaluateOptions) -> None:
         RunError: a run is unfinished or given twice, the runs differ in task or teacher, or the
             baseline is none of them.
     """
-    task, rows = evaluate_runs(options)
+    task, rows, groups = evaluate_runs(options)
     print_results(rows, title=f"{task.name}: {len(task.test)} test pairs")
+    if groups:
+        print_groups(groups)
     warn_of_obstacle(task.test, task.target_language)
     tell_peak_memory()
 
 
 def evaluate_runs(
     options: EvaluateOptions, shipped: Mapping[str, Path] | None = None
-) -> tuple[TextTask, list[ResultRow]]:
+) -> tuple[TextTask, list[ResultRow], list[GroupRow]]:
     """Evaluate runs of one task, and write the results of each to its folder.
 
     Args:
@@ -129,8 +137,8 @@ def evaluate_runs(
         shipped: folders of models of the project's own for the same task, by name in the table.
 
     Returns:
-        The task, and a row for the teacher, if the runs have one, for each run, and for each
-        shipped model.
+        The task; a row for the teacher, if the runs have one, for each run, and for each shipped
+        model; and a row for each group of runs, if some differ only in their seed.
 
     Raises:
         RunError: there is no run, one is unfinished or given twice, they differ in task, teacher or
@@ -156,6 +164,7 @@ def evaluate_runs(
             advance()
         base = None if baseline is None else offset + folders.index(baseline)
         rows = result_rows(scored, base, options)
+        groups = _groups(folders, scored[offset:], rows[offset:], task)
         advance()
         teacher = _teacher(scored[0], task) if offset and options.diagnostics else None
         picture = pareto_figure(rows)
@@ -164,9 +173,23 @@ def evaluate_runs(
             report = _exposure_bias(texts, task, teacher) if options.diagnostics else None
             _write_evaluation(folder, report, samples, row, picture)
             # Written last: a folder with this file has all the others.
-            write_results(folder / RESULTS, task, [*rows[:offset], row])
+            write_results(folder / RESULTS, task, [*rows[:offset], row], groups)
             advance()
-    return task, rows
+    return task, rows, groups
+
+
+def _groups(
+    folders: Sequence[Path],
+    scored: Sequence[ScoredTexts],
+    rows: Sequence[ResultRow],
+    task: TextTask,
+) -> list[GroupRow]:
+    """Return the rows of the groups of runs, whose texts and rows are the first ones."""
+    runs = [
+        SeededRun(row.model, read_config(folder).experiment, row.to_json(), texts.hypotheses)
+        for folder, texts, row in zip(folders, scored, rows, strict=False)
+    ]
+    return group_rows(runs, references_of(task.test), task.target_language, rows[0].baseline)
 
 
 def _exposure_bias(

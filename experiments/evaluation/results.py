@@ -1,6 +1,7 @@
 """Results of `evaluate`: the table, and the files in a run's folder.
 
-`results.json` holds machine, task and the rows of the table, `samples.jsonl` a line for each test
+`results.json` holds machine, task and the rows of the table, and a row for each group of runs where
+some differ only in their seed, `samples.jsonl` a line for each test
 pair in order, `exposure.json` the exposure-bias diagnostics. A figure that could not be measured is
 null there, never a number.
 """
@@ -18,6 +19,7 @@ import torch
 from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality
 from textgen_env.tasks.task import TextTask
+from textgen_experiments.evaluation.seed_groups import GroupRow
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.folder import RunError, write_text
 
@@ -144,9 +146,13 @@ def _result_cells(row: ResultRow, beam_size: int | None) -> dict[str, str]:
     }
 
 
-def write_results(path: Path, task: TextTask, rows: Sequence[ResultRow]) -> None:
-    """Write `results.json` with machine, task and rows."""
-    write_json(path, {**machine_and_task(task), "rows": [row.to_json() for row in rows]})
+def write_results(
+    path: Path, task: TextTask, rows: Sequence[ResultRow], groups: Sequence[GroupRow] = ()
+) -> None:
+    """Write `results.json` with machine, task, rows and, if there are any, rows of groups."""
+    content = {**machine_and_task(task), "rows": [row.to_json() for row in rows]}
+    grouped = {"groups": [asdict(group) for group in groups]} if groups else {}
+    write_json(path, {**content, **grouped})
 
 
 def machine_and_task(task: TextTask) -> dict[str, object]:

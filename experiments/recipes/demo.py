@@ -119,7 +119,7 @@ def train_and_compare(
     if not thorough:
         options = replace(options, rounds=QUICK_ROUNDS, diagnostics=False)
         page = ReportOptions(tuple(runs), output / "report.html", QUICK_SENTENCES)
-    task, rows = evaluate_runs(options, shipped)
+    task, rows, _ = evaluate_runs(options, shipped)
     print_results(rows, f"{setting}; {len(task.test)} test pairs")
     write_results(output / RESULTS, task, rows)
     tell(f"written to {output / RESULTS}")

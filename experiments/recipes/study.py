@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from textgen_agents import AGENTS
 from textgen_agents.seqkd import SeqKD
 from textgen_env.bounds import check_at_least
@@ -26,8 +28,9 @@ from textgen_experiments.recipes.seed_table import (
 from textgen_experiments.runs.choices import several_of
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_task
+from textgen_experiments.runs.many_runs import PlanOptions, train_cells
 from textgen_experiments.runs.outcome import Outcome
-from textgen_experiments.runs.parallel import train_in_parallel
+from textgen_experiments.runs.plan import begin_plan
 from textgen_experiments.runs.train import PREPARED, Show
 
 START = "start"  # in place of an agent's name: the common start of a seed
@@ -52,7 +55,7 @@ class StudyOptions:
         start_updates: updates of seqkd's that make the common start of a seed.
         updates: updates of every agent from there on.
         pairs: training pairs.
-        at_once: runs at the same time; one a core if not given.
+        plan: which of the runs are done, and where; the agents' wait for all starts.
     """
 
     output: Path = Path("runs/study")
@@ -63,16 +66,25 @@ class StudyOptions:
     start_updates: int = 600
     updates: int = 300
     pairs: int = 4000
-    at_once: int | None = None
+    plan: Annotated[PlanOptions, tyro.conf.arg(name="")] = field(default_factory=PlanOptions)
 
     def __post_init__(self) -> None:
-        check_at_least(self, seeds=1, start_updates=1, updates=1, pairs=1, at_once=1)
+        check_at_least(self, seeds=1, start_updates=1, updates=1, pairs=1)
 
 
 def study(options: StudyOptions) -> None:
-    """Train and score all runs; print the table, write `results.json` and `tables.md`."""
-    train_in_parallel(starting_runs(options), train_and_score, options.at_once)
-    train_in_parallel(study_runs(options), train_and_score_one, options.at_once)
+    """Train and score all runs; print the table, write `results.json` and `tables.md`.
+
+    With a shard or a cluster the table is that of the command which finds all runs done.
+
+    Raises:
+        PlanError: runs have failed, or have other settings than when the study was begun.
+    """
+    starts, runs = starting_runs(options), study_runs(options)
+    begin_plan(options.output, {**starts, **runs})
+    for cells, work in ((starts, train_and_score), (runs, train_and_score_one)):
+        if not train_cells(options.output, cells, work, options.plan):
+            return
     rows = study_rows(options)
     title = f"{options.pairs:,} pairs, {options.seeds} seed{'s' if options.seeds > 1 else ''}"
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}

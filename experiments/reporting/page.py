@@ -11,6 +11,7 @@ from textgen_experiments.evaluation.results import TEACHER
 from textgen_experiments.reporting import figures, tables, text_groups
 from textgen_experiments.reporting.charts import Chart, looks_of
 from textgen_experiments.reporting.comparison import comparison_data
+from textgen_experiments.reporting.group_table import group_table
 from textgen_experiments.reporting.load_runs import METRICS, Evaluation, ReportedRun
 from textgen_experiments.reporting.schema import Json
 from textgen_experiments.reporting.settings import settings_table
@@ -64,6 +65,7 @@ def render(
         exposure=tables.report_table(
             tables.EXPOSURE_COLUMNS, runs, {run.name: run.exposure for run in runs}
         ),
+        groups=group_table(runs, texts),
         wbr=Markup("|<wbr>"),
         kept=tables.report_table(tables.KEPT_COLUMNS, runs, kept),
         settings=settings_table(runs),

@@ -1,6 +1,6 @@
 """Tables of the report: their columns, and each figure as text and as a value to sort by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from textgen_experiments.evaluation.results import TEACHER
@@ -205,9 +205,26 @@ def report_table(
         objects: the figures of each model, by its name; the teacher, if it is among them, has the
             first row.
     """
-    known = [c for c in columns if any(c.value(each) is not None for each in objects.values())]
     looks = looks_of([run.name for run in runs], teacher=TEACHER in objects)
     training = {run.name for run in runs if not run.evaluation}
+    return table_of(columns, looks, objects, training)
+
+
+def table_of(
+    columns: Sequence[Column],
+    looks: Mapping[str, Look],
+    objects: Mapping[str, Json],
+    training: Collection[str] = (),
+) -> ReportTable:
+    """Return a table with a row for each name that has a look, and the columns with some figure.
+
+    Args:
+        columns: candidates.
+        looks: by the names of the rows, in order.
+        objects: the figures of each row by its name; the teacher's are never the best.
+        training: names of models that are still being trained.
+    """
+    known = [c for c in columns if any(c.value(each) is not None for each in objects.values())]
     students = [each for name, each in objects.items() if name != TEACHER]
     tops = [_best_figure(column, students) for column in known]
     rows = []

@@ -29,6 +29,7 @@ from textgen_experiments.runs.shipped import portable_name
 
 CONFIG = "config.json"
 OUTCOME = "outcome.json"
+CELL = "cell.json"  # of a run that is a cell of a plan, once it is done
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"  # held by the command that writes to the folder
 PACKAGES = ("torch", "gymnasium", "tokenizers", "accelerate", "sacrebleu")

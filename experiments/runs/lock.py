@@ -11,14 +11,18 @@ from textgen_experiments.runs.folder import LOCK, RunError
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, waits: bool = False) -> Iterator[None]:
     """Keep other commands from writing to `folder` while the block lasts.
 
     The system lets go of the lock however the process ends. The folder is made if need be, and
     removed if the block leaves nothing in it.
 
+    Args:
+        folder: that is written.
+        waits: wait for another command that writes to it.
+
     Raises:
-        RunError: another command is writing to the folder.
+        RunError: another command is writing to the folder, and is not waited for.
         WriteError: the folder cannot be written.
     """
     path, is_new = folder / LOCK, not folder.exists()
@@ -26,7 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
     with naming_write_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(blocking=waits)
         except Timeout:
             raise RunError(
                 f"{folder} must be written by one command at a time, got a second one: wait for "

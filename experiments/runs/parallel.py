@@ -5,12 +5,15 @@ Two runs of one thread each end sooner than one after the other with two threads
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -30,11 +33,22 @@ from textgen_experiments.runs.train import Show, train
 Report = tuple[str, int, Record] | tuple[str, str]
 """Name of a run, update and figures; or its name and how far its preparation is."""
 Work = Callable[[Experiment, Path, Show], Outcome]
+OnFailure = Callable[[Path, Exception], None]
+"""Called with the folder of a run that has failed, and its error; what it raises stops all runs."""
 LOOK_EVERY = 0.2  # seconds
 
 
+def raise_failure(folder: Path, error: Exception) -> NoReturn:
+    """Raise the error of a run that has failed."""
+    del folder
+    raise error
+
+
 def train_in_parallel(
-    runs: Mapping[Path, Experiment], work: Work = train, at_most: int | None = None
+    runs: Mapping[Path, Experiment],
+    work: Work = train,
+    at_most: int | None = None,
+    on_failure: OnFailure = raise_failure,
 ) -> None:
     """Train or resume all `runs`, by folder; the longest are best named first.
 
@@ -45,10 +59,11 @@ def train_in_parallel(
         work: function called for each, `train` or one that calls it; importable by its name.
         at_most: runs at the same time; None for one a core. OMP_NUM_THREADS limits the threads of
             each.
+        on_failure: what is done about a run that fails or whose process is killed; by default its
+            error is raised, and the others stop as on a signal.
 
     Raises:
-        RunError, TrainingError, ...: as `work`, for the first run that fails or whose process is
-            killed; the others stop as on a signal.
+        RunError, TrainingError, ...: as `work`, where `on_failure` raises it.
         TrainingStopped: a signal came; each run has written a checkpoint, and resumes there when
             called again.
     """
@@ -56,32 +71,110 @@ def train_in_parallel(
         return
     cores = os.cpu_count() or 1
     workers = 1 if torch.cuda.is_available() else min(len(runs), at_most or cores)
-    spawn = spawn_context()
-    reports = spawn.Queue()
-    initial = tuple(plugins), max(1, cores // workers), reports
-    with (
-        INTERRUPTS.awaited(),
-        runs_display() as bars,
-        ProcessPoolExecutor(workers, spawn, _begin, initial) as pool,
-    ):
-        before = active_children()
-        running = {}
+    before = active_children()
+    with INTERRUPTS.awaited(), runs_display() as bars:
         for folder, experiment in runs.items():
             bars.add(folder.name, experiment.learner.updates)
-            with interrupts_held():
-                running[pool.submit(_work, work, experiment, folder)] = folder.name
         bars.show_all()
+        crew = _Crew(work, [_RunProcess(max(1, cores // workers)) for _ in range(workers)])
         try:
-            _watch(running, reports, bars)
-        except BaseException as error:
+            crew.train(runs, bars, on_failure)
+        except BaseException:
             for process in set(active_children()) - set(before):
                 process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise RunError(
-                    "every run must have a process of its own, got one that was killed, "
-                    "perhaps for want of memory; the same command goes on"
-                ) from error
             raise
+        finally:
+            crew.end()
+
+
+class _RunProcess:
+    """A process that does one run after the other, begun with the first.
+
+    It has a queue of its own for its reports: one that is killed may leave its queue locked.
+    """
+
+    def __init__(self, threads: int) -> None:
+        spawn = spawn_context()
+        self.threads, self.reports = threads, spawn.Queue()
+        initial = tuple(plugins), threads, self.reports
+        self.pool = ProcessPoolExecutor(1, spawn, _begin, initial)
+
+    def end(self) -> None:
+        """Wait until the process has ended."""
+        self.pool.shutdown()
+        self.reports.close()
+
+
+@dataclass
+class _Crew:
+    """Processes that share out the runs among them.
+
+    Attributes:
+        work: function called for each run.
+        idle: processes that have no run.
+        running: future of each run in progress -> its process and its folder.
+    """
+
+    work: Work
+    idle: list[_RunProcess]
+
+    def __post_init__(self) -> None:
+        self.running: dict[Future[Outcome], tuple[_RunProcess, Path]] = {}
+
+    def train(
+        self, runs: Mapping[Path, Experiment], bars: RunsDisplay, on_failure: OnFailure
+    ) -> None:
+        """Do all runs and show their progress, until a failure or a signal stops them."""
+        waiting = deque(runs.items())
+        while waiting or self.running:
+            while waiting and self.idle:
+                self._begin(*waiting.popleft())
+            done, _ = wait(self.running, LOOK_EVERY, FIRST_COMPLETED)
+            if INTERRUPTS.is_stopping():
+                raise TrainingStopped
+            _show_reports(bars, (process for process, _ in self.running.values()))
+            for run in done:
+                self._end(run, bars, on_failure)
+
+    def end(self) -> None:
+        """Wait until all processes have ended."""
+        for process in [*self.idle, *(process for process, _ in self.running.values())]:
+            process.end()
+
+    def _begin(self, folder: Path, experiment: Experiment) -> None:
+        process = self.idle.pop(0)
+        with interrupts_held():
+            run = process.pool.submit(_work, self.work, experiment, folder)
+        self.running[run] = process, folder
+
+    def _end(self, run: "Future[Outcome]", bars: RunsDisplay, on_failure: OnFailure) -> None:
+        """Show the outcome of a run, and free its process or replace it by a new one."""
+        process, folder = self.running.pop(run)
+        error = run.exception()
+        if isinstance(error, BrokenProcessPool):
+            process.end()
+            process, error = _RunProcess(process.threads), _killed(folder)
+        self.idle.append(process)
+        if isinstance(error, Exception):
+            on_failure(folder, error)
+        elif error is not None:
+            raise error
+        bars.finish(folder.name, f"failed: {error}" if error else _words_of_outcome(run.result()))
+
+
+def _killed(folder: Path) -> RunError:
+    """Return the error of a run whose process is gone."""
+    return RunError(
+        f"{folder} must have a process of its own, got one that was killed, perhaps for want of "
+        "memory; the same command goes on"
+    )
+
+
+def _words_of_outcome(outcome: Outcome) -> str:
+    return (
+        f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update}, "
+        f"{outcome.train_seconds:.0f} s"
+    )
 
 
 _reports: "list[Queue[Report]]" = []  # holds the queue of a process of the pool
@@ -115,24 +208,13 @@ def _work(work: Work, experiment: Experiment, folder: Path) -> Outcome:
         INTERRUPTS.end_silently()
 
 
-def _watch(
-    running: Mapping["Future[Outcome]", str], reports: "Queue[Report]", bars: RunsDisplay
-) -> None:
-    """Show the progress of the runs, until all are done, one fails or a signal comes."""
-    waiting = set(running)
-    while waiting:
-        done, waiting = wait(waiting, LOOK_EVERY, FIRST_EXCEPTION)
-        if INTERRUPTS.is_stopping():
-            raise TrainingStopped
-        while not reports.empty():
-            _report(bars, reports.get())
-        for run in done:
-            outcome = run.result()
-            bars.finish(
-                running[run],
-                f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update}, "
-                f"{outcome.train_seconds:.0f} s",
-            )
+def _show_reports(bars: RunsDisplay, processes: Iterable[_RunProcess]) -> None:
+    """Show what the processes have reported since the last look."""
+    for process in processes:
+        while not process.reports.empty():
+            report = process.reports.get()
+            if report[0] in bars.runs:  # a last one may come after the end of its run
+                _report(bars, report)
 
 
 def _report(bars: RunsDisplay, report: Report) -> None:

@@ -1,44 +1,33 @@
 """Begin, resume or extend a run: which settings its folder may go on with."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from textgen_agents import AGENTS
 from textgen_agents.training.checkpoint import LAST, read_counters
 from textgen_agents.training.distributed import this_device, this_process
 from textgen_env.files import remove_leftovers
-from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
-from textgen_env.registry import class_of
-from textgen_env.tasks import TASKS
 from textgen_experiments.runs.command import this_command
+from textgen_experiments.runs.differences import Difference, differences, words_of_differences
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
+    CELL,
     CHECKPOINTS,
     CONFIG,
     OUTCOME,
-    Leaf,
     Run,
     RunError,
     change_config,
     contents,
-    flat,
     read_config,
     write_config,
 )
 from textgen_experiments.runs.kept_measurements import measured_once
 from textgen_experiments.runs.outside import check_unchanged, outside_digests
 from textgen_experiments.runs.progress import tell
-from textgen_experiments.runs.records import to_json
-
-STUDENT_SETTING = "student"
-NONE = "none"
-Difference = tuple[str, Leaf, Leaf]
-"""Name of a setting, its value in the run's folder and its value here."""
 
 
 def start_or_resume(experiment: Experiment, folder: Path) -> Run:
@@ -56,7 +45,7 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     if not (folder / CONFIG).exists():
         return _start(experiment, folder)
     run, has_begun = read_config(folder), contents(folder) != {CONFIG}
-    different = list(_differences(run.experiment, experiment))
+    different = list(differences(run.experiment, experiment))
     if not has_begun:
         same = not different and run.digests == outside_digests(experiment)
         return _resume(run, experiment, folder) if same else _start(experiment, folder)
@@ -118,7 +107,7 @@ def _is_longer(old: Experiment, new: Experiment, folder: Path) -> bool:
     last = folder / CHECKPOINTS / LAST
     return (
         new.learner.updates > old.learner.updates
-        and not list(_differences(longer, new))
+        and not list(differences(longer, new))
         and last.exists()
         and read_counters(last).update == old.learner.updates
     )
@@ -127,6 +116,7 @@ def _is_longer(old: Experiment, new: Experiment, folder: Path) -> bool:
 def _extend(old: Experiment, new: Experiment, folder: Path) -> None:
     """Let the finished run in `folder` go on to the new number of updates."""
     (folder / OUTCOME).unlink(missing_ok=True)  # first: without it the run can still be extended
+    (folder / CELL).unlink(missing_ok=True)  # it was done with fewer updates
     change_config(folder, new)
     tell(
         f"{folder} goes on from update {old.learner.updates:,} to {new.learner.updates:,}, with "
@@ -134,59 +124,15 @@ def _extend(old: Experiment, new: Experiment, folder: Path) -> None:
     )
 
 
-def _differences(old: Experiment, new: Experiment) -> Iterator[Difference]:
-    """Yield the settings in which two experiments differ and that decide what is learned."""
-    is_derived = old.student_from_teacher != new.student_from_teacher  # the student follows
-    kinds = [
-        each
-        for each in _different_kinds(old, new)
-        if not (is_derived and each[0] == STUDENT_SETTING)
-    ]
-    yield from kinds
-    named = {part for part, *_ in kinds} | ({STUDENT_SETTING} if is_derived else set())
-    before, after = (flat(to_json(_settled(each, new))) for each in (old, new))
-    for name in dict.fromkeys([*before, *after]):
-        values = before.get(name, NONE), after.get(name, NONE)
-        if values[0] != values[1] and name.split(".")[0] not in named:
-            yield name.removesuffix(".type").removesuffix(".path"), *values
-
-
-def _different_kinds(old: Experiment, new: Experiment) -> Iterator[Difference]:
-    """Yield the parts that are of different kinds, by their names in the registries."""
-    for name, registry, before, after in (
-        ("agent", AGENTS, old.agent, new.agent),
-        ("task", TASKS, old.task, new.task),
-        (STUDENT_SETTING, STUDENTS, old.student, new.student),
-    ):
-        if class_of(before) is not class_of(after):
-            yield name, registry.name_of(before), registry.name_of(after)
-
-
-def _settled(experiment: Experiment, other: Experiment) -> Experiment:
-    """Return `experiment` with the settings of `other` that decide on nothing that is learned."""
-    learner = replace(experiment.learner, checkpoint_every=other.learner.checkpoint_every)
-    server = experiment.server
-    if server and other.server:  # it may have moved
-        place = {
-            each.name: vars(other.server)[each.name] for each in fields(server) if not each.compare
-        }
-        server = replace(server, **place)
-    return replace(
-        experiment, keep_checkpoint=other.keep_checkpoint, learner=learner, server=server
-    )
-
-
 def _other_settings(folder: Path, different: list[Difference]) -> RunError:
     """Return the error of a run that is to be resumed with other settings."""
     (name, before, after), *others = different
-    option = f"--{name.replace('_', '-')}"
-    more = f" (and {len(others)} more)" if others else ""
     remedy = "give the settings of the run"
     if not others and name == "learner.updates" and int(after) > int(before):
-        remedy = f"end it with {option} {before} first, then raise them to train longer"
+        remedy = f"end it with --learner.updates {before} first, then raise them to train longer"
         if (folder / OUTCOME).exists():
             remedy = "it has no checkpoint to go on from (--no-keep-checkpoint)"
     return RunError(
-        f"{folder} must be resumed with the settings that it began with, got {option} {after} "
-        f"where it has {before}{more}: {remedy}, or choose another folder"
+        f"{folder} must be resumed with the settings that it began with, got "
+        f"{words_of_differences(different)}: {remedy}, or choose another folder"
     )

@@ -111,15 +111,25 @@ def train(
         TrainingError: the loss is not finite.
         TrainingStopped: a signal came; a checkpoint has been written.
     """
-    check_parts(experiment)
-    tokenizers = choose_tokenizers(experiment)
+    tokenizers = check_start(experiment)
     start = initial_student(experiment)
     if start is not None:
         experiment = replace(experiment, student=start.config)
-    num_slots(experiment.agent, experiment.learner.batch_size)  # raises before anything is written
     check_is_run(folder)
     with locked(folder) if this_process().is_main_process else nullcontext():
         return _train_in(folder, experiment, start, tokenizers, show, prepared)
+
+
+def check_start(experiment: Experiment) -> Tokenizers:
+    """Return the tokenizers of a run whose settings name all that it begins with.
+
+    Raises:
+        RegistryError, RunError, ValueError: as `train`, before anything is built or written.
+    """
+    check_parts(experiment)
+    tokenizers = choose_tokenizers(experiment)
+    num_slots(experiment.agent, experiment.learner.batch_size)
+    return tokenizers
 
 
 def _train_in(

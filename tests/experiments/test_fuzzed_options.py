@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from textgen_experiments.cli import parse
+from textgen_experiments.command_line.parse import parse
 
 COMMANDS = {
     "generate": ["model", "--beam-size", "--batch-size", "--max-tokens", "--precision"],

@@ -11,8 +11,8 @@ from textgen_agents import AGENTS
 from textgen_env.models import STUDENTS
 from textgen_env.registry import Registry
 from textgen_env.tasks import TASKS
-from textgen_experiments.cli import known_options
 from textgen_experiments.command_line.commands import COMMANDS, find_command
+from textgen_experiments.command_line.parse import known_options
 from textgen_experiments.command_line.table import TABLE
 from textgen_experiments.runs.agent_options import F_DIVERGENCES, LABELS, ROLL_INS, SCHEDULES
 

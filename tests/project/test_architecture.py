@@ -74,6 +74,7 @@ CONFINED = {
     "accelerate": {
         f"agents/training/{name}.py" for name in ("learner", "gradients", "distributed")
     },
+    "submitit": {"experiments/runs/cluster.py"},
     "ctranslate2": {"textgen_env/models/export/ctranslate2.py"},
     "onnxruntime": {f"textgen_env/models/export/onnx/{name}.py" for name in ("load", "save")},
     "transformers": {
@@ -94,8 +95,8 @@ CONFINED = {
     "tyro": {
         f"experiments/{name}.py"
         for name in (
-            "cli",
             "command_line/commands",
+            "command_line/parse",
             "command_line/train",
             "benchmarks/step_floor",
             "benchmarks/decode",
@@ -106,6 +107,7 @@ CONFINED = {
             "evaluation/evaluate",
             "models/export",
             "models/generate",
+            "recipes/study",
             "runs/choices",
             "reporting/report",
             "serving/serve",

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from tests.project.options import EVERYTHING, REGISTRIES, option_names, own_names
-from textgen_experiments.cli import known_options
 from textgen_experiments.command_line.commands import find_command
+from textgen_experiments.command_line.parse import known_options
 from textgen_experiments.command_line.table import (
     TABLE,
     commands_by_name,

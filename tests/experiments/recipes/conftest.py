@@ -11,6 +11,7 @@ from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.factories import build_model, build_task
+from textgen_experiments.runs.parallel import raise_failure
 from textgen_experiments.runs.train import train
 
 COPY = CopyConfig(num_words=8, max_length=8, num_train=40, num_validation=4, num_test=30)
@@ -60,7 +61,7 @@ def copying(copy_teacher):
     return smaller
 
 
-def one_after_the_other(runs, work=train, at_most=None):
-    """Do what `train_in_parallel` does, in this process."""
+def one_after_the_other(runs, work=train, at_most=None, on_failure=raise_failure):
+    """Do what `train_in_parallel` does, in this process; an error is raised in any case."""
     for folder, experiment in runs.items():
         work(experiment, folder, lambda update, record: None)

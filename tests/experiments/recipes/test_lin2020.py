@@ -20,7 +20,8 @@ from textgen_experiments.benchmarks.cost_model import (
     measure_update,
     training_hours,
 )
-from textgen_experiments.cli import main, parse
+from textgen_experiments.cli import main
+from textgen_experiments.command_line.parse import parse
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.factories import build_model, build_task, num_parameters
 

@@ -12,6 +12,9 @@ from textgen_experiments.evaluation import scores
 from textgen_experiments.evaluation.scores import read_scores
 from textgen_experiments.recipes import configs, study
 from textgen_experiments.recipes.study import StudyOptions, starting_runs, study_runs
+from textgen_experiments.runs import many_runs
+from textgen_experiments.runs.many_runs import PlanOptions
+from textgen_experiments.runs.plan import PLAN, PlanError
 from textgen_experiments.runs.train import PREPARED
 
 
@@ -22,7 +25,7 @@ def small(tmp_path, monkeypatch, copying):
     monkeypatch.setattr(
         configs, "paper_student", lambda *args, **settings: copying(make(*args, **settings))
     )
-    monkeypatch.setattr(study, "train_in_parallel", one_after_the_other)
+    monkeypatch.setattr(many_runs, "train_in_parallel", one_after_the_other)
     return StudyOptions(
         output=tmp_path / "study",
         agents=("mle", "seqkd", "minillm"),
@@ -85,6 +88,34 @@ def test_a_scored_run_is_not_scored_again(small, monkeypatch):
     study.study(replace(small, seeds=1, agents=("mle",)))
     monkeypatch.delattr(scores, "score_run")
     study.study(replace(small, seeds=1, agents=("mle",)))
+
+
+@pytest.mark.slow
+def test_two_shards_make_the_same_table_as_one_command(small, tmp_path, capsys):
+    small = replace(small, agents=("mle",))
+    study.study(small)
+    halves = replace(small, output=tmp_path / "halves")
+    for shard in ("1/2", "2/2"):  # the first one has to wait for the start of the second
+        study.study(replace(halves, plan=PlanOptions(shard=shard)))
+        assert not (halves.output / "results.json").exists()
+    study.study(replace(halves, plan=PlanOptions(shard="1/2")))
+    whole, shared = (
+        [
+            {name: value for name, value in row.items() if name != "train_seconds"}
+            for row in json.loads((each.output / "results.json").read_text())["rows"]
+        ]
+        for each in (small, halves)
+    )
+    assert whole == shared
+    assert "1 of 2 runs are left to other shards" in " ".join(capsys.readouterr().err.split())
+    assert len((halves.output / PLAN).read_text().splitlines()) == 4
+
+
+def test_a_run_with_other_settings_than_in_the_plan_is_named(small):
+    small = replace(small, seeds=1, agents=("mle",))
+    study.study(small)
+    with pytest.raises(PlanError, match=r"start-0 must have .* got --learner.updates 3 where it"):
+        study.study(replace(small, start_updates=3))
 
 
 def test_no_seed_is_refused():

@@ -15,7 +15,7 @@ from textgen_agents.minillm import MiniLLM
 from textgen_agents.rollouts.schedules import Constant, Linear
 from textgen_agents.skd import SKD
 from textgen_env.generation.sampling import Sampling
-from textgen_experiments.cli import parse
+from textgen_experiments.command_line.parse import parse
 from textgen_experiments.runs.agent_options import Variant, with_variant
 
 

@@ -17,7 +17,7 @@ from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.task import Limits
 from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tokenizers.subword import Tokenizer
-from textgen_experiments.cli import parse
+from textgen_experiments.command_line.parse import parse
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError, read_config
 from textgen_experiments.runs.outside import ChangedFileError

@@ -62,6 +62,37 @@ def test_a_run_that_fails_stops_the_others_and_is_named(tmp_path):
     assert not (tmp_path / "long" / "outcome.json").exists()
 
 
+def die_or_train(experiment, folder, show):
+    """Train but in the folder "dies", whose process is killed after the first checkpoint."""
+
+    def killing(update, record):
+        if folder.name == "dies" and update == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return train(experiment, folder, killing)
+
+
+def test_a_process_that_is_killed_takes_its_own_run_alone_with_it(tmp_path):
+    names = "dies", "bad", "first", "second"
+    runs = {tmp_path / name: with_learner(seed=seed) for seed, name in enumerate(names)}
+    runs[tmp_path / "bad"] = with_learner(learning_rate=1e30)
+    failed = {}
+    train_in_parallel(runs, die_or_train, 2, failed.__setitem__)
+    assert {folder.name for folder in failed} == {"dies", "bad"}
+    assert "dies must have a process of its own, got one that was killed" in str(
+        failed[tmp_path / "dies"]
+    )
+    assert isinstance(failed[tmp_path / "bad"], TrainingError)
+    for name in ("first", "second"):
+        assert read_outcome(tmp_path / name).best_update
+    train_in_parallel({tmp_path / "dies": runs[tmp_path / "dies"]})
+    train(runs[tmp_path / "dies"], tmp_path / "alone", lambda update, record: None)
+    once, again = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("dies", "alone")
+    )
+    assert all(torch.equal(again[name], once[name]) for name in once)
+
+
 ENDLESS = """
 import sys, time
 from pathlib import Path
@@ -158,7 +189,8 @@ def test_a_second_interrupt_ends_runs_that_do_not_stop(begin, tmp_path):
         process.wait(1.0)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=10)
-    assert (process.returncode, errors) == (130, f"textgen: stopped{GOES_ON}\n")
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == f"textgen: stopped{GOES_ON}"
     wait_for(lambda: is_alone(process.pid))
 
 

@@ -14,7 +14,7 @@ from textgen_agents.training.checkpoint import Counters
 from textgen_agents.training.learner import LearnerConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.tasks.text_files import TextFilesConfig
-from textgen_experiments.cli import parse
+from textgen_experiments.command_line.parse import parse
 from textgen_experiments.command_line.train import TrainOptions
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import read_config

@@ -1,8 +1,8 @@
-"""Settings in which runs differ."""
+"""Settings in words, and those in which runs differ."""
 
 from textgen_agents import AGENTS
-from textgen_experiments.reporting.settings import differing, plain_settings
 from textgen_experiments.runs.experiment import Experiment
+from textgen_experiments.runs.plain_settings import differing, plain_settings
 from textgen_experiments.runs.records import to_json
 
 

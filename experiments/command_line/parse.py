@@ -1,0 +1,143 @@
+"""Options of a command read by tyro; a mistake in them ends the program with one line."""
+
+import contextlib
+import io
+import re
+from ast import literal_eval
+from collections.abc import Sequence
+from inspect import cleandoc
+from itertools import takewhile
+from pathlib import Path
+from typing import NoReturn
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from textgen_experiments.command_line.answers import fail, help_of, in_options, no_option
+from textgen_experiments.command_line.commands import Command, find_command
+from textgen_experiments.command_line.common import HELP
+from textgen_experiments.command_line.table import commands_by_name, option_of, suggestion
+
+SPEC = "COMPLETION_SPEC = "
+NUMBERS = re.compile(
+    r"Error parsing (--\S+): (invalid literal for int|could not convert string to float)[^:]*: (.*)"
+)
+KINDS = {"invalid literal for int": "whole number", "could not convert string to float": "number"}
+REQUIRED = re.compile(r"^Missing from textgen \S+: (.*)")
+OF_A_CLASS = re.compile(r"^Error parsing (?!--)\S+: ")
+UNREAD = "Unrecognized options: "
+CHOICES = re.compile(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.")
+PATHS = ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def named_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Return tyro's rule for paths; an empty word is none, which would be the working directory."""
+    if info.type is not Path:
+        return None
+
+    def read(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError("a path must have at least one character, got ''")
+        return Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def parse(words: Sequence[str]) -> object:
+    """Return the options of a command; a mistake in them ends the program.
+
+    Args:
+        words: name of a command, and its own options.
+    """
+    name, *arguments = words
+    command, complaint = find_command(name), io.StringIO()
+    assert command is not None, "it is known"
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return _read_options(command, arguments)
+    except SystemExit as stop:
+        if stop.code:
+            _refuse(command, arguments, complaint.getvalue())
+        raise
+    except ValueError as error:
+        fail(in_options(str(error), commands_by_name()[name].options_with(arguments)))
+
+
+def known_options(command: Command, arguments: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Return the options that a command has beside `arguments`, with the words each may be given.
+
+    A word may be any, where there are none to choose from. They stand in the script of completion
+    that tyro prints, the only place where it tells them to others.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _read_options(command, [*arguments, "--help"], ["--tyro-print-completion", "bash"])
+    spec = printed.getvalue().split(SPEC, 1)[1].split("\n\n", 1)[0]
+    return {
+        flag: option.get("choices", ())
+        for option in literal_eval(spec)["options"]
+        for flag in option["flags"]
+    }
+
+
+def _read_options(
+    command: Command, arguments: Sequence[str], words: Sequence[str] | None = None
+) -> object:
+    """Return what tyro makes of `words`, by default all of `arguments`.
+
+    Args:
+        command: the command whose options are read.
+        arguments: its words, which may decide on which options there are.
+        words: words to be read in their place.
+    """
+    kind = command.load_options()
+    default, arguments = command.load_defaults(arguments)
+    about = (kind.__doc__ or "").partition("Attributes:")[0].strip()
+    common = ", ".join(name for name, _ in HELP)
+    return tyro.cli(
+        kind,
+        prog=f"textgen {command.name}",
+        description=f"{cleandoc(about)}\n\nEvery command also has {common}: see textgen --help.",
+        default=default,
+        args=arguments if words is None else words,
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=PATHS,
+    )
+
+
+def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoReturn:
+    """End the program with one line about a mistake in a command's options."""
+    message = OF_A_CLASS.sub("", _first_complaint(complaint))
+    message = in_options(message, commands_by_name()[command.name].options_with(arguments))
+    if wrong := CHOICES.search(message):
+        value, option, choices = wrong[1].strip("'"), wrong[2], literal_eval(f"[{wrong[3]}]")
+        meant = suggestion(value, choices)
+        message = f"{option} must be one of {', '.join(choices)}, got {value!r}"
+        message += f": {meant}" if meant else ""
+    elif missing := REQUIRED.search(message):
+        message = f"textgen {command.name} needs {missing[1]}"
+    elif wrong := NUMBERS.search(message):
+        message = f"{wrong[1]} must be a {KINDS[wrong[2]]}, got {wrong[3]}"
+    else:
+        known = known_options(command, arguments)
+        _, words = command.load_defaults(arguments)  # those of a sweep's first run
+        for option in filter(None, map(option_of, words)):
+            if option not in known:
+                fail(no_option(option, command.name, known))
+        message = message.replace(UNREAD, f"textgen {command.name} takes fewer words, got further ")
+    fail(f"{message} (see {help_of(command.name)})")
+
+
+def _first_complaint(message: str) -> str:
+    """Return the first paragraph of tyro's framed message, below its title, as one line."""
+    lines = [line.strip("│ ") for line in message.splitlines()[1:]]
+    ruled = ["" if set(line) <= set("─-╭╮╰╯") else line for line in lines]
+    first = next((index for index, line in enumerate(ruled) if line), 0)
+    return " ".join(takewhile(bool, ruled[first:]))
