@@ -17,7 +17,7 @@ NOT_OF_A_RUN = ("output", "seeds", "sweep", "at-once", "shard", "cluster", "slur
 NEGATED = {"True": "", "False": "no-"}
 """Value of an option that is given without one -> what stands before its last part."""
 
-Axes = Mapping[str, Sequence[str]]
+SweptValues = Mapping[str, Sequence[str]]
 """Option without hyphens in front, such as `learner.seed` -> its values."""
 
 
@@ -66,7 +66,7 @@ def read_axes(sweeps: Sequence[str], given: Sequence[str]) -> dict[str, list[str
     return axes
 
 
-def points_of(axes: Axes) -> list[dict[str, str]]:
+def points_of(axes: SweptValues) -> list[dict[str, str]]:
     """Return the value of each option in each run: the product of the axes, the last one fastest.
 
     Without axes there is one run, which has no options of theirs.
