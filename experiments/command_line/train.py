@@ -68,10 +68,11 @@ class TrainOptions:
     --task copy --help` shows those of skd and copy.
 
     Attributes:
-        output: the run's folder; for several runs that of their plan, in which each has its own.
+        output: the run's folder.
         choice: names of the agent, task and student, which bring the options below.
         experiment: settings of these parts.
-        seeds: runs that differ in their seed alone, the first of which is --learner.seed.
+        seeds: runs that differ in their seed alone, the first of which is --learner.seed; several
+            runs have folders of their own in that of the output.
         sweep: an option and values that each make a run, as learner.learning-rate=1e-3,2e-3; may
             be repeated, for a run of each combination.
         plan: which of several runs are done, and where.
