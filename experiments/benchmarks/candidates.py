@@ -9,11 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgen_env.generation.decoding import greedy
 from textgen_env.generation.speculative import DRAFT_TOKENS, DraftCounts
+from textgen_env.models.encoder_decoder import EncoderDecoder
 from textgen_env.models.export.common import GenerateFn
+from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
@@ -26,13 +28,19 @@ from textgen_experiments.runs.memory import process_memory, return_freed_memory
 from textgen_experiments.runs.precisions import PrecisionName
 
 WriterKey = TypeVar("WriterKey")
-Engine = Literal["eager", "compiled", "ctranslate2", "speculative"]
+Engine = Literal["eager", "compiled", "ctranslate2", "onnx", "speculative"]
 ENGINE_PRECISIONS: dict[Engine, tuple[PrecisionName, ...]] = {
     "eager": ("float32", "bfloat16", "int8"),
     "compiled": ("float32", "bfloat16"),
     "ctranslate2": ("float32", "int8"),
+    "onnx": ("float32", "int8"),
     "speculative": ("float32", "bfloat16", "int8"),
 }
+EXPORTED_MODELS: dict[Literal["ctranslate2", "onnx"], tuple[type[nn.Module], ...]] = {
+    "ctranslate2": (Transformer,),
+    "onnx": (EncoderDecoder, Recurrent),
+}
+"""Engines that run an export, and the models that they run."""
 MAX_RECOMPILES = 64  # variants of a compiled step: one row, a cache without room left, ...
 
 
@@ -66,6 +74,11 @@ class BenchmarkCase:
         return "eager" if self.target else self.engine, self.precision
 
     @property
+    def is_exported(self) -> bool:
+        """True if another program runs an export of the model."""
+        return self.engine in EXPORTED_MODELS
+
+    @property
     def author(self) -> Path:
         """Folder of the model whose texts are written."""
         return self.target or self.model
@@ -80,12 +93,14 @@ class BenchmarkCase:
         if self.engine == "compiled":
             model = load_model(self.folder, DTYPES[self.precision])
             return partial(greedy, CompiledSteps(model))
-        exported = self.engine == "ctranslate2"  # an export has its precision already
-        return load_generator(self.folder, precision="float32" if exported else self.precision)
+        # An export has its precision already.
+        return load_generator(
+            self.folder, precision="float32" if self.is_exported else self.precision
+        )
 
     def load_for_timing(self) -> GenerateFn:
-        """Return the greedy decoding for timing; CTranslate2 runs in a process of its own."""
-        return load_in_worker_process(self.folder) if self.engine == "ctranslate2" else self.load()
+        """Return the greedy decoding for timing; other programs run in a process of their own."""
+        return load_in_worker_process(self.folder) if self.is_exported else self.load()
 
 
 class CompiledSteps:
@@ -115,7 +130,8 @@ def benchmark_cases(
 ) -> Iterator[BenchmarkCase]:
     """Yield each model in each setting that it supports.
 
-    CTranslate2 runs Transformers alone, and all models but the first are drafts of the first one.
+    CTranslate2 runs Transformers alone, ONNX Runtime all of this project's own models, and all
+    models but the first are drafts of the first one.
 
     Args:
         models: folder of each model -> its name in the table.
@@ -131,12 +147,12 @@ def benchmark_cases(
                 if not number:
                     continue
                 target = next(iter(models))
-            if engine == "ctranslate2":
-                if not isinstance(model, Transformer):
+            if engine in EXPORTED_MODELS:
+                if not isinstance(model, EXPORTED_MODELS[engine]):
                     continue
-                loaded = exports / f"{number}-{precision}"
+                loaded = exports / f"{number}-{engine}-{precision}"
                 loaded.mkdir()
-                assert precision != "bfloat16", "PRECISIONS has no such setting"
+                assert precision != "bfloat16", "ENGINE_PRECISIONS has no such setting"
                 save_as(engine, model, tokenizer, loaded, precision=precision)
             yield BenchmarkCase(
                 name=name,
@@ -234,7 +250,8 @@ def load_in_worker_process(folder: Path) -> GenerateFn:
     """Return the greedy decoding on CPUs of the model in `folder`, run in a process of its own.
 
     CTranslate2 and PyTorch share an OpenMP runtime. Once both have worked in one process, their
-    threads outnumber the cores, no longer wait actively, and slow each other.
+    threads outnumber the cores, no longer wait actively, and slow each other. ONNX Runtime's
+    threads wait actively beside PyTorch's.
     """
     write = WorkerProcess(_load_for_lists, folder)
     return lambda source, max_steps: torch.tensor(write(source.tolist(), max_steps))

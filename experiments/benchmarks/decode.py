@@ -54,9 +54,10 @@ class BenchmarkDecodeOptions:
     Attributes:
         runs: folders of finished runs of one task.
         engines: eager is this project's own; compiled runs its step under `torch.compile`, after
-            minutes of compiling; ctranslate2 runs Transformers alone and needs the extra `export`;
-            speculative writes the teacher's texts with each run as a draft.
-        precisions: bfloat16 is for all but ctranslate2, int8 for all but compiled.
+            minutes of compiling; ctranslate2 runs Transformers alone, and onnx, that is ONNX
+            Runtime, this project's own models; both need the extra `export`. speculative writes the
+            teacher's texts with each run as a draft.
+        precisions: bfloat16 is for all but ctranslate2 and onnx, int8 for all but compiled.
         batch_sizes: sentences decoded together; each waits for the last of its batch.
         sentences: the first sentences of the test split, in at most 32 batches.
         rounds: measured rounds, after one that is not.

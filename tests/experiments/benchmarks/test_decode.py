@@ -83,6 +83,18 @@ def test_every_setting_has_a_row_and_every_run_a_file(runs, capsys, monkeypatch)
             assert row["same"] == 1
 
 
+@pytest.mark.slow
+def test_graphs_of_all_kinds_are_measured_in_onnx_runtime(runs, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    skip_memory(monkeypatch)
+    options = ["--engines", "eager", "onnx", "--precisions", "float32", "--batch-sizes", "4"]
+    main(["benchmark-decode", *map(str, runs), *options, "--rounds", "1"])
+    for run in runs:
+        rows = json.loads((run / "decode.json").read_text())["rows"]
+        assert [row["engine"] for row in rows] == ["eager", "onnx"] * 2
+        assert [row["same"] for row in rows] == [1.0] * 4
+
+
 def test_without_a_teacher_the_first_run_is_the_base(tmp_path, capsys, monkeypatch):
     skip_memory(monkeypatch)
     train(tmp_path / "a", "--student.width", "8")
