@@ -11,11 +11,14 @@ configuration that stands for its class. Three ways lead in:
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 from pathlib import Path
 from pkgutil import iter_modules
+from traceback import extract_tb
 from typing import TypeVar, cast
 
 Entry = TypeVar("Entry")
@@ -210,11 +213,29 @@ class Registry(Mapping[str, Entry]):
             raise RegistryError(
                 f"{self.kind} {name} must be {form} from {self.base.__name__}, got {entry!r}"
             )
+        if isinstance(entry, type):
+            self._check_class(name, entry)
         known = self._entries.get(name)
         if known is not None and known != entry:
             raise RegistryError(
                 f"{self.kind} must have a name of its own, got {name!r}, which is taken by "
                 f"{_path_of(class_of(known))}: choose another name"
+            )
+
+    def _check_class(self, name: str, kind: type) -> None:
+        """Raise `RegistryError` unless a class can be made without arguments."""
+        if isabstract(kind):
+            missing = ", ".join(sorted(kind.__abstractmethods__))
+            raise RegistryError(f"{self.kind} {name} must define {missing}, got {kind.__name__}")
+        without = [
+            each.name
+            for each in (fields(kind) if is_dataclass(kind) else ())
+            if each.init and each.default is MISSING and each.default_factory is MISSING
+        ]
+        if without:
+            raise RegistryError(
+                f"{self.kind} {name} must have a default for each field, got {kind.__name__} with "
+                f"none for {', '.join(without)}"
             )
 
 
@@ -233,11 +254,14 @@ def load_plugin(plugin: str) -> None:
     folder = str(file.parent if file else Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)
+    if file and not file.is_file():
+        raise RegistryError(f"plugin {plugin} must be a file that is there, got none: {file}")
     _in_progress.append(plugin)
     try:
         module = import_module(file.stem if file else plugin)
     except Exception as error:  # of whatever the plugin does
-        raise RegistryError(f"plugin {plugin} must be importable, got {error!r}") from error
+        place = _line_of(error, file)
+        raise RegistryError(f"plugin {plugin}{place} must be importable, got {error!r}") from error
     finally:
         _in_progress.pop()
     if file and Path(module.__file__ or "").resolve() != file:
@@ -246,6 +270,16 @@ def load_plugin(plugin: str) -> None:
             f"{module.__file__ or module.__name__}: rename the file"
         )
     plugins.append(plugin)
+
+
+def _line_of(error: Exception, file: Path | None) -> str:
+    """Return the last line of `file` that an error came through, in words; else nothing."""
+    frames = [
+        frame.lineno
+        for frame in extract_tb(error.__traceback__)
+        if file and Path(frame.filename) == file
+    ]
+    return f", line {frames[-1]}," if frames else ""
 
 
 def load_plugins(names: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import token_loss
+from textgen_agents.training.answers import checked_loss
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.distributed import sum_of_processes
 from textgen_agents.training.regularizers import EWC, reference_batch
@@ -56,7 +57,8 @@ class Gradients:
 
         def agent_loss(part: LabelledBatch) -> Tensor:
             expert = part.expert(self.env.expert)
-            return agent.joint_loss(part, self.student, expert, self.companions)
+            loss = agent.joint_loss(part, self.student, expert, self.companions)
+            return checked_loss(agent, loss)
 
         loss, tokens = self._add_mean(agent_loss, batch)
         if config.reference_weight:

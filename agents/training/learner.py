@@ -30,6 +30,7 @@ from textgen_agents.rollouts.batches import (
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.lengths import expected_lengths, shares_of
 from textgen_agents.rollouts.prefix_weights import with_prefix_weights
+from textgen_agents.training.answers import checked_batch
 from textgen_agents.training.averaging import WeightAverage
 from textgen_agents.training.checkpoint import (
     ANCHOR,
@@ -238,15 +239,14 @@ class Learner:
         config, count = self.config, self.agent.batches_per_rollout
         lengths = example_lengths(self.env.examples, self.env.special)
         first = self.counters.update
-        texts = config.texts_per_source
         batches = batch_indices(
-            lengths, config.batch_size, config.seed, first, texts_per_source=texts
+            lengths, config.batch_size, config.seed, first, texts_per_source=config.texts_per_source
         )
         while (update := self.counters.update) < config.updates:
             start, progress = time.perf_counter(), update / config.updates
             indices = torch.cat([self._share(next(batches)) for _ in range(count)])
             context = self._calibrated(self._context(indices.to(self.env.device), progress))
-            batch = self.agent.collect(context)
+            batch = checked_batch(self.agent, self.agent.collect(context))
             if strength := config.prefix_weight:
                 batch = with_prefix_weights(batch, context.student, self.env.expert, strength)
             self.counters.seconds += time.perf_counter() - start

@@ -33,6 +33,7 @@ from textgen_experiments.benchmarks.candidates import (
     timed_generations,
 )
 from textgen_experiments.evaluation.results import machine_and_task, write_json
+from textgen_experiments.evaluation.same_test import check_same_test
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
@@ -146,7 +147,8 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
         RunError: a run is unfinished, the runs differ in task or teacher, one of them or the
             teacher has another tokenizer, or a package is missing.
     """
-    first = read_runs(options.runs)[0]
+    runs = read_runs(options.runs)
+    first = runs[0]
     for folder in options.runs:
         read_outcome(folder)
     models = {folder / "model": folder.name for folder in options.runs}
@@ -154,6 +156,7 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
         models = {first.experiment.teacher: "teacher", **models}
     check_tokenizers(list(models))
     task = build_task(first.experiment.task, load_tokenizer(options.runs[0] / "model"))
+    check_same_test(task, options.runs, runs)
     with TemporaryDirectory() as exports:
         cases = list(benchmark_cases(models, options.settings, Path(exports), options.draft_tokens))
         if not cases:

@@ -31,7 +31,7 @@ from textgen_experiments.runs.choices import one_of
 from textgen_experiments.runs.experiment import VERSES_TEACHER, Experiment
 from textgen_experiments.runs.kernel_caches import limit_kept_products
 from textgen_experiments.runs.many_runs import PlanOptions, train_cells
-from textgen_experiments.runs.outcome import summary_of
+from textgen_experiments.runs.outcome import summary_of, words_of_plugins
 from textgen_experiments.runs.plan import begin_plan
 from textgen_experiments.runs.progress import tell
 from textgen_experiments.runs.train import check_start, train, train_with_bar
@@ -126,7 +126,7 @@ def train_plan(options: TrainOptions) -> None:
     cells = swept_cells(options.output, options.words, options.sweep, seeds=options.seeds)
     begin_plan(options.output, cells, check_start)
     if train_cells(options.output, cells, train, options.plan):
-        folders = shlex.join(map(str, cells))
+        folders = shlex.join(map(str, cells)) + words_of_plugins()
         tell(f"all {len(cells)} runs are done; test and time them: textgen evaluate {folders}")
 
 

@@ -34,12 +34,14 @@ from textgen_experiments.evaluation.results import (
     TEACHER,
     ResultRow,
     Sample,
+    digest_of_weights,
     print_results,
     run_names,
     write_exposure,
     write_results,
     write_samples,
 )
+from textgen_experiments.evaluation.same_test import check_same_test
 from textgen_experiments.evaluation.scores import (
     EvaluatedModel,
     ScoredTexts,
@@ -173,7 +175,8 @@ def evaluate_runs(
             report = _exposure_bias(texts, task, teacher) if options.diagnostics else None
             _write_evaluation(folder, report, samples, row, picture)
             # Written last: a folder with this file has all the others.
-            write_results(folder / RESULTS, task, [*rows[:offset], row], groups)
+            weights = digest_of_weights(folder)
+            write_results(folder / RESULTS, task, [*rows[:offset], row], groups, weights)
             advance()
     return task, rows, groups
 
@@ -243,6 +246,7 @@ def _entries(options: EvaluateOptions) -> list[EvaluatedModel]:
     outcomes = [read_outcome(folder) for folder in folders]  # an unfinished run has no model
     check_tokenizers([folder / "model" for folder in folders])
     task = build_task(first.experiment.task, load_tokenizer(folders[0] / "model"))
+    check_same_test(task, folders, runs)
     entries = [
         run_entry(name, folder, run, outcome, precision=chosen(folder / "model", run), task=task)
         for name, folder, run, outcome in zip(names, folders, runs, outcomes, strict=True)

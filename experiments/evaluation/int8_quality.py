@@ -50,8 +50,8 @@ def int8_keeps_quality(folder: Path, task: TextTask) -> bool:
     found = measured_once(name, Int8Quality, partial(measure_int8_quality, folder, task))
     verdict = "which is worse" if found.is_worse else "no difference that counts"
     tell(
-        f"int8: BLEU {found.int8:.1f} where float32 has {found.float32:.1f} on {len(pairs)} "
-        f"validation pairs (p {found.p_value:.3f}): {verdict}"
+        f"int8: {folder} has BLEU {found.int8:.1f}, and {found.float32:.1f} in float32, on "
+        f"{len(pairs)} validation pairs (p {found.p_value:.3f}): {verdict}"
     )
     return not found.is_worse
 

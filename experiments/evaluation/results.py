@@ -18,6 +18,8 @@ import torch
 
 from textgen_agents.evaluation.exposure_report import ExposureBiasReport
 from textgen_agents.evaluation.quality import Quality
+from textgen_env.digests import content_digest
+from textgen_env.models.model_files import DIGESTS
 from textgen_env.tasks.task import TextTask
 from textgen_experiments.evaluation.seed_groups import GroupRow
 from textgen_experiments.evaluation.tables import print_table
@@ -112,10 +114,13 @@ def print_results(rows: Sequence[ResultRow], title: str) -> None:
     """Print a table of the rows, which were evaluated together."""
     quality, beam_size = rows[0].quality, rows[0].beam_size
     caption = f"BLEU ± half its 95 % interval: {quality.signature}; speed: greedy"
+    precisions = dict.fromkeys(row.precision for row in rows)
+    if len(precisions) == 1:
+        caption += f", {rows[0].precision}"
     if rows[0].baseline:
         caption += f"; p against {rows[0].baseline}"
     cells = [_result_cells(row, beam_size) for row in rows]
-    if len({row.precision for row in rows}) > 1:
+    if len(precisions) > 1:
         cells = [
             {**of_row, "precision": row.precision} for of_row, row in zip(cells, rows, strict=True)
         ]
@@ -147,12 +152,31 @@ def _result_cells(row: ResultRow, beam_size: int | None) -> dict[str, str]:
 
 
 def write_results(
-    path: Path, task: TextTask, rows: Sequence[ResultRow], groups: Sequence[GroupRow] = ()
+    path: Path,
+    task: TextTask,
+    rows: Sequence[ResultRow],
+    groups: Sequence[GroupRow] = (),
+    weights: str | None = None,
 ) -> None:
-    """Write `results.json` with machine, task, rows and, if there are any, rows of groups."""
+    """Write `results.json` with machine, task, rows and, if there are any, rows of groups.
+
+    Args:
+        path: of the file.
+        task: whose test split was scored.
+        rows: of the models.
+        groups: of runs that differ only in their seed.
+        weights: digest of those of a run, by which a report knows that they are its own still.
+    """
     content = {**machine_and_task(task), "rows": [row.to_json() for row in rows]}
     grouped = {"groups": [asdict(group) for group in groups]} if groups else {}
-    write_json(path, {**content, **grouped})
+    known = {} if weights is None else {"weights": weights}
+    write_json(path, {**content, **grouped, **known})
+
+
+def digest_of_weights(folder: Path) -> str | None:
+    """Return the digest of the weights of the run in `folder`; None where it was not kept."""
+    path = folder / "model" / DIGESTS
+    return content_digest(path) if path.is_file() else None
 
 
 def machine_and_task(task: TextTask) -> dict[str, object]:

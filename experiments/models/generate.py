@@ -23,7 +23,7 @@ from textgen_experiments.models.drafts import load_speculative
 from textgen_experiments.models.formats import EXPORTED_PRECISIONS, format_of, load_generator
 from textgen_experiments.models.scored_texts import json_line, line_with_scores, load_scorer
 from textgen_experiments.runs.factories import build_task
-from textgen_experiments.runs.folder import CONFIG, RunError, read_config
+from textgen_experiments.runs.folder import CONFIG, RunError, read_config, runs_within
 from textgen_experiments.runs.pipes import quiet_when_unread
 from textgen_experiments.runs.progress import tell
 
@@ -187,7 +187,10 @@ def model_folder(folder: Path) -> Path:
     for candidate in (folder / "model", folder):
         if format_of(candidate):
             return candidate
-    raise RunError(f"model must be the folder of a finished run or of a model, got {folder}")
+    raise RunError(
+        "model must be the folder of a finished run or of a model, got "
+        f"{folder}{runs_within(folder)}"
+    )
 
 
 def task_of(folder: Path, tokenizer: TextTokenizer) -> TextTask:

@@ -11,7 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from textgen_experiments.evaluation.results import EXPOSURE, RESULTS, SAMPLES, Sample, run_names
+from textgen_env.tasks import TASKS
+from textgen_experiments.evaluation.results import (
+    EXPOSURE,
+    RESULTS,
+    SAMPLES,
+    Sample,
+    digest_of_weights,
+    run_names,
+)
 from textgen_experiments.reporting import schema
 from textgen_experiments.reporting.schema import Json
 from textgen_experiments.runs.experiment import agent_name
@@ -163,6 +171,11 @@ def _read_evaluation(folder: Path) -> Evaluation:
             f"{folder} must hold the {RESULTS} and {SAMPLES} of one evaluation: {error}: "
             f"{_again(folder)}"
         ) from error
+    if results.get("weights", own := digest_of_weights(folder)) != own:
+        raise RunError(
+            f"{folder} must be evaluated after it was trained, got a {RESULTS} of other weights: "
+            f"{_again(folder)}"
+        )
     return Evaluation(teacher[0] if teacher else None, row, machine, task, samples, exposure)
 
 
@@ -201,9 +214,16 @@ def _again(folder: Path) -> str:
 
 def _check_same_setting(first: ReportedRun, other: ReportedRun) -> None:
     """Raise unless both runs have the same task and the same teacher, here or on a server."""
-    for part in ("task", "teacher", "server"):
-        ours, theirs = (getattr(run.run.experiment, part) for run in (first, other))
-        if ours != theirs:
+    ours, theirs = (
+        {
+            "task": TASKS.name_of(run.run.experiment.task),
+            "teacher": run.run.experiment.teacher,
+            "server": run.run.experiment.server,
+        }
+        for run in (first, other)
+    )
+    for part, value in ours.items():
+        if value != theirs[part]:
             raise RunError(
                 f"runs in one report must have the same {part} as {first.folder}, "
                 f"got {other.folder} with another"

@@ -133,7 +133,9 @@ def read_config(folder: Path) -> Run:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise RunError(f"run must be a folder with a config.json, got {folder}")
+        raise RunError(
+            f"run must be a folder with a config.json, got {folder}{runs_within(folder)}"
+        )
     needed: Sequence[str] = ()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -193,20 +195,42 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Return the configurations of runs for one table.
 
     Raises:
-        RunError: there is none, or they differ in task or teacher, be it here or on a server.
+        RunError: there is none, or they differ in the kind of their task or in the teacher, be it
+            here or on a server.
         ChangedFileError: a file that one of them was trained with has other content now.
     """
     if not folders:
         raise RunError("runs must be at least one folder, got none")
     runs = [read_unchanged(folder) for folder in folders]
-    compared = [(each.task, each.teacher, each.server) for each in (run.experiment for run in runs)]
-    for folder, parts in zip(folders, compared, strict=True):
-        if parts != compared[0]:
-            raise RunError(
-                f"runs in one table must have the same task and teacher as {folders[0]}, "
-                f"got {folder} with others"
-            )
+    for folder, run in zip(folders, runs, strict=True):
+        _check_same_parts(folders[0], runs[0].experiment, folder, run.experiment)
     return runs
+
+
+def _check_same_parts(first: Path, ours: Experiment, folder: Path, other: Experiment) -> None:
+    """Raise `RunError` where two runs have tasks of different kinds, or different teachers."""
+    kinds = TASKS.name_of(ours.task), TASKS.name_of(other.task)
+    parts = {
+        "task": kinds,
+        "teacher": (ours.teacher, other.teacher),
+        "server": (ours.server, other.server),
+    }
+    for name, (wanted, found) in parts.items():
+        if wanted != found:
+            raise RunError(
+                f"runs in one table must have the same {name}, got {found} in {folder} and "
+                f"{wanted} in {first}: give them in tables of their own (a teacher's row comes by "
+                "itself)"
+            )
+
+
+def runs_within(folder: Path) -> str:
+    """Return a remedy that names the runs in a folder of several, as a plan's is; else nothing."""
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if not runs:
+        return ""
+    more = f" or another of its {len(runs)} runs" if len(runs) > 1 else ""
+    return f", which holds several: give {runs[0]}{more}"
 
 
 def check_tokenizers(models: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from textgen_agents.training.checkpoint import LAST
+from textgen_env.registry import plugins
 from textgen_experiments.runs.folder import CHECKPOINTS, OUTCOME, RunError, read_record
 
 
@@ -47,6 +48,11 @@ def read_outcome(folder: Path) -> Outcome:
     return read_record(path, Outcome)
 
 
+def words_of_plugins() -> str:
+    """Return the options that load the plugins of this command, for the next one; perhaps none."""
+    return "".join(f" --plugin {shlex.quote(plugin)}" for plugin in plugins)
+
+
 def summary_of(folder: Path, outcome: Outcome, updates: int) -> str:
     """Return a finished run's score, the place of its model and the commands that come next.
 
@@ -55,7 +61,7 @@ def summary_of(folder: Path, outcome: Outcome, updates: int) -> str:
         outcome: results of the run.
         updates: number of its updates.
     """
-    run = shlex.quote(str(folder))
+    run = shlex.quote(str(folder)) + words_of_plugins()
     lines = [
         f"{folder} is finished: validation BLEU {outcome.validation_bleu:.1f} at update "
         f"{outcome.best_update:,} of {updates:,}, whose weights are in {folder / 'model'}",

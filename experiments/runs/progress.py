@@ -26,7 +26,8 @@ from rich.progress import (
 
 from textgen_agents.training.learner import Record
 
-SMOOTHING = 0.98  # of the loss
+SMOOTHING = 0.9  # of the loss: a mean of some ten updates
+SHOWN_SCORES = {"exact_match": "exact", "chrf": "chrF", "bleu": "BLEU"}  # by their names in the log
 LINES_OF_A_RUN = 20  # where there is no terminal, besides one for each evaluation
 LONGEST_SILENCE = 30.0  # seconds between two lines of work that takes longer
 console = Console(stderr=True, markup=False, emoji=False)  # names are shown as they are
@@ -50,20 +51,21 @@ class RunFigures:
         total: number of its updates.
         update: the last one that was done.
         loss: loss, smoothed over the updates; None before the first.
-        validation: BLEU of the last evaluation; None before the first.
+        validation: scores of the last evaluation as text; empty before the first.
         record: figures of the last update.
     """
 
     total: int
     update: int = 0
     loss: float | None = None
-    validation: float | None = None
+    validation: str = ""
     record: Record | None = None
 
     def add(self, update: int, record: Record) -> None:
         """Note the figures of an update or of an evaluation."""
-        if "bleu" in record:
-            self.validation = record["bleu"]
+        if "loss" not in record:
+            scores = [(shown, record.get(name)) for name, shown in SHOWN_SCORES.items()]
+            self.validation = "  ".join(f"{shown} {v:.1f}" for shown, v in scores if v is not None)
             return
         last = record["loss"] if self.loss is None else self.loss
         self.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
@@ -78,8 +80,8 @@ class RunFigures:
                 parts.append(f"beta {record['beta']:.2f} student {record['student_share']:.0%}")
             parts.append(f"lr {record['learning_rate']:.1e}")
             parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-        if self.validation is not None:
-            parts.append(f"BLEU {self.validation:.1f}")
+        if self.validation:
+            parts.append(self.validation)
         return "  ".join(parts)
 
 

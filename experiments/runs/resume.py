@@ -133,6 +133,6 @@ def _other_settings(folder: Path, different: list[Difference]) -> RunError:
         if (folder / OUTCOME).exists():
             remedy = "it has no checkpoint to go on from (--no-keep-checkpoint)"
     return RunError(
-        f"{folder} must be resumed with the settings that it began with, got "
+        f"{folder} must be resumed with the settings that it has, got "
         f"{words_of_differences(different)}: {remedy}, or choose another folder"
     )

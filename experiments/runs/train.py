@@ -186,7 +186,7 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     judge = Validation.of(experiment, pairs, task.target_language, validation)
     teacher = None
     if process.is_main_process:
-        judge.describe()
+        judge.describe(learner.counters.update)
         teacher = _uncounted(experiment, expert, validation, task.max_target_length)
     log = RunLog(folder, learner.counters.update, show)
 

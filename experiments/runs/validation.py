@@ -65,8 +65,13 @@ class Validation:
         """Reason why the score stays 0, with the remedy; None if it can rise."""
         return bleu_obstacle(self.references, self.language) if self.metric == "bleu" else None
 
-    def describe(self) -> None:
-        """Print by which score the best weights are kept, and warn if it stays 0."""
+    def describe(self, done: int) -> None:
+        """Print where the run goes on, after `done` updates, and by which score weights are kept.
+
+        Warn if that score stays 0.
+        """
+        if done:
+            tell(f"the run goes on after update {done:,} of {self.updates:,}")
         tell(f"best weights by {self.metric}; BLEU is {bleu_signature(self.language)}")
         _warn(self.obstacle)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # they come with the extra `serve`
 
 LARGEST_PORT = 65535
 CHECK_EVERY = 0.05  # seconds between two looks for a signal
-EXAMPLE = "Im Anfang schuf Gott den Himmel und die Erde."
+EXAMPLE = "a source"
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ def test_commands_with_the_plugin_read_the_run(plugin_run):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "plugin mine.py must be importable, got ModuleNotFoundError"),
-        ("1 / 0", "plugin mine.py must be importable, got ZeroDivisionError"),
+        (None, "plugin mine.py must be a file that is there, got none"),
+        ("1 / 0", "plugin mine.py, line 1, must be importable, got ZeroDivisionError"),
         (
             "from textgen_agents import AGENTS\nfrom textgen_agents.seqkd import SeqKD\n"
             "AGENTS.register('mle', SeqKD)",

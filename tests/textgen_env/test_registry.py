@@ -1,13 +1,15 @@
 """Registries of parts by name."""
 
 import pickle
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 import textgen_env.registry
-from textgen_env.registry import MissingPluginError, Registry, RegistryError
+from textgen_env.registry import MissingPluginError, Registry, RegistryError, load_plugin
 
 
 class Base:
@@ -113,3 +115,31 @@ def test_an_entry_point_with_a_name_that_is_taken_is_left_out(declare):
 def test_the_error_of_a_missing_plugin_survives_pickling():
     error = pickle.loads(pickle.dumps(MissingPluginError(Path("run"), "mine")))
     assert str(error) == "run needs the plugin mine, which is not loaded"
+
+
+class Unfinished(Base, ABC):
+    @abstractmethod
+    def act(self):
+        """Act in some way."""
+
+
+@dataclass(frozen=True)
+class Demanding(Base):
+    count: int
+
+
+def test_a_class_that_cannot_be_made_without_arguments_is_refused():
+    parts = classes()
+    with pytest.raises(RegistryError, match="part unfinished must define act, got Unfinished"):
+        parts.register("unfinished", Unfinished)
+    with pytest.raises(RegistryError, match="got Demanding with none for count"):
+        parts.register("demanding", Demanding)
+
+
+def test_a_plugin_that_fails_is_named_with_its_line(tmp_path):
+    with pytest.raises(RegistryError, match="must be a file that is there, got none"):
+        load_plugin(str(tmp_path / "nowhere.py"))
+    broken = tmp_path / "broken_plugin_of_a_test.py"
+    broken.write_text("x = 1\nimport no_such_module_at_all\n")
+    with pytest.raises(RegistryError, match=r"broken_plugin_of_a_test\.py, line 2, must be impor"):
+        load_plugin(str(broken))

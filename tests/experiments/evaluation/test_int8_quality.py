@@ -47,7 +47,8 @@ def test_it_is_measured_once_for_the_weights_and_told(folder, tiny_task, monkeyp
     assert not int8_keeps_quality(folder, tiny_task)
     line = capsys.readouterr().err.splitlines()[0]
     assert line == (
-        "int8: BLEU 28.0 where float32 has 30.0 on 12 validation pairs (p 0.010): which is worse"
+        f"int8: {folder} has BLEU 28.0, and 30.0 in float32, on 12 validation pairs (p 0.010): "
+        "which is worse"
     )
     torch.manual_seed(1)
     model = RecurrentConfig(tiny_task.tokenizer.vocab_size, 16).build().eval()

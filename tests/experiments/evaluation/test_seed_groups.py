@@ -137,4 +137,4 @@ def test_results_of_single_seeds_have_no_groups(folders):
     fast = ["--no-diagnostics", "--beam-size", "1", "--rounds", "1"]
     main(["evaluate", folders[0], folders[2], *fast])
     with open(f"{folders[0]}/{RESULTS}", encoding="utf-8") as file:
-        assert set(json.load(file)) == {"machine", "task", "rows"}
+        assert set(json.load(file)) == {"machine", "task", "rows", "weights"}

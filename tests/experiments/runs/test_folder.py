@@ -180,5 +180,5 @@ def test_runs_in_one_table_have_one_teacher_wherever_it_is_asked(tmp_path):
     a, moved, other, none = (tmp_path / name for name in servers)
     assert len(read_runs([a, moved])) == 2
     for different in (other, none):
-        with pytest.raises(RunError, match="must have the same task and teacher as"):
+        with pytest.raises(RunError, match="must have the same server"):
             read_runs([a, different])
