@@ -91,6 +91,17 @@ def test_every_algorithm_has_a_page_with_its_file_and_papers(name):
     assert not [paper for paper in papers if paper not in text]
 
 
+@pytest.mark.parametrize("page", ALGORITHMS, ids=name_of)
+def test_options_are_those_of_the_agents_in_the_pages_file(page):
+    text = page.read_text(encoding="utf-8")
+    names = [name for name in AGENTS if source_of(AGENTS[name]) in text]
+    shown = re.findall(r"^```{agent-options} (.+)\n((?:.+\n)*?)```", text, re.MULTILINE)
+    commands = "".join(f"textgen train --agent {name} --help\n" for name in names)
+    assert [(each.split(), body or commands) for each, body in shown] == (
+        [(names, commands)] if names else []
+    )
+
+
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
 def test_tutorials_are_executed(page):
     _, settings, text = page.read_text(encoding="utf-8").split("---\n", 2)
