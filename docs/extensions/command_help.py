@@ -1,8 +1,8 @@
 """Directives that show what `textgen --help` says when the site is built.
 
 `command-line` has a section for every command, `agent-options NAME...` the options that an
-algorithm brings to `textgen train`. The body of the latter is the commands that print them, for those
-who read the page as Markdown.
+algorithm brings to `textgen train`. The body of the latter is the commands that print them, for
+those who read the page as Markdown.
 """
 
 import contextlib

@@ -102,6 +102,26 @@ def test_options_are_those_of_the_agents_in_the_pages_file(page):
     )
 
 
+def rows_of_agents(page):
+    """Return the agents that each row of the page's tables names, and the row's last cell."""
+    rows = re.findall(r"^\|.*\|$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    named = [([name for name in AGENTS if f"`{name}`" in row], row) for row in rows]
+    return [(names, row.strip("| ").split("|")[-1].strip()) for names, row in named if names]
+
+
+@pytest.mark.parametrize("page", ["concepts/roll_ins.md", "data.md"])
+def test_a_table_of_all_agents_names_each_once(page):
+    named = [name for names, _ in rows_of_agents(page) for name in names]
+    assert sorted(named) == sorted(AGENTS)
+
+
+def test_the_page_about_data_says_which_agents_need_references():
+    refused = {
+        name for names, said in rows_of_agents("data.md") for name in names if "refused" in said
+    }
+    assert refused == {name for name in AGENTS if not AGENTS[name].learns_without_references}
+
+
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
 def test_tutorials_are_executed(page):
     _, settings, text = page.read_text(encoding="utf-8").split("---\n", 2)
