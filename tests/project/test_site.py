@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from textgen_agents import AGENTS
+from textgen_env.envs.registration import env_id
+from textgen_env.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -120,6 +122,12 @@ def test_the_page_about_data_says_which_agents_need_references():
         name for names, said in rows_of_agents("data.md") for name in names if "refused" in said
     }
     assert refused == {name for name in AGENTS if not AGENTS[name].learns_without_references}
+
+
+def test_the_page_about_the_environment_has_every_id():
+    text = (DOCS / "environment.md").read_text(encoding="utf-8")
+    ids = re.findall(r"^\| `(TextGen/\w+-v0)` \|", text, re.MULTILINE)
+    assert sorted(ids) == sorted(env_id(name) for name in TASKS if TASKS.origin_of(TASKS[name]) is None)
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
