@@ -127,7 +127,9 @@ def test_the_page_about_data_says_which_agents_need_references():
 def test_the_page_about_the_environment_has_every_id():
     text = (DOCS / "environment.md").read_text(encoding="utf-8")
     ids = re.findall(r"^\| `(TextGen/\w+-v0)` \|", text, re.MULTILINE)
-    assert sorted(ids) == sorted(env_id(name) for name in TASKS if TASKS.origin_of(TASKS[name]) is None)
+    assert sorted(ids) == sorted(
+        env_id(name) for name in TASKS if TASKS.origin_of(TASKS[name]) is None
+    )
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
