@@ -1,7 +1,8 @@
 """Directives that show what `textgen --help` says when the site is built.
 
 `command-line` has a section for every command, `agent-options NAME...` the options that an
-algorithm brings to `textgen train`.
+algorithm brings to `textgen train`. The body of the latter is the commands that print them, for
+those who read the page as Markdown.
 """
 
 import contextlib
@@ -139,6 +140,7 @@ class AgentOptions(Directive):
 
     required_arguments = 1
     final_argument_whitespace = True
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Return a list for each agent, under its name where there are several."""

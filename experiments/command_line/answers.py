@@ -24,6 +24,7 @@ USAGE_ERROR = 2
 LONGEST_MESSAGE = 2000  # characters
 HELP_OPTIONS = {"-h", "--help"}
 COMPLETION = "completion"
+COMPLETION_SUMMARY = f"Print the completion of a shell: {' or '.join(SCRIPTS)}."
 
 
 def answered(words: Sequence[str]) -> bool:
@@ -40,6 +41,8 @@ def answered(words: Sequence[str]) -> bool:
                 sys.stdout.write(program_help())
             case [completion, shell] if completion == COMPLETION and shell in SCRIPTS:
                 sys.stdout.write(SCRIPTS[shell])
+            case [completion, *rest] if completion == COMPLETION and HELP_OPTIONS & {*rest}:
+                sys.stdout.write(completion_help())
             case [complete, *line] if complete == COMPLETE:
                 sys.stdout.writelines(f"{word}\n" for word in completions(line))
             case _:
@@ -114,13 +117,23 @@ def program_help() -> str:
     commands = parser.add_argument_group("commands")
     for command in COMMANDS:
         commands.add_argument(command.name, help=commands_by_name()[command.name].summary)
-    commands.add_argument(
-        COMPLETION, help=f"Print the completion of a shell: {' or '.join(SCRIPTS)}."
-    )
+    commands.add_argument(COMPLETION, help=COMPLETION_SUMMARY)
     common = parser.add_argument_group("options of every command")
     for name, help_text in (*HELP, ("--version", "prints the version; without a command")):
         option, _, value = name.partition(" ")
         common.add_argument(option, metavar=value or "", help=help_text)
+    return parser.format_help()
+
+
+def completion_help() -> str:
+    """Return the help of the command that prints the completion of a shell."""
+    parser = ArgumentParser(
+        prog=f"textgen {COMPLETION}",
+        usage=f"textgen {COMPLETION} {{{','.join(SCRIPTS)}}}",
+        description=COMPLETION_SUMMARY,
+        epilog=f'eval "$(textgen {COMPLETION} bash)" completes commands in this shell.',
+        add_help=False,
+    )
     return parser.format_help()
 
 

@@ -38,7 +38,7 @@ QUICK_SENTENCES = 12  # sentences that its report shows token by token
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train one small student four ways and compare it with its teacher: quality beside speed.
+    """Train five small students and compare them with their teacher: quality beside speed.
 
     Attributes:
         output: folder of the runs; the same command resumes runs that were stopped.

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from textgen_agents import AGENTS
+from textgen_env.envs.registration import env_id
+from textgen_env.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -89,6 +91,45 @@ def test_every_algorithm_has_a_page_with_its_file_and_papers(name):
     papers = [number or address for number, address in found]
     assert papers, "its docstring or that of its file names the source"
     assert not [paper for paper in papers if paper not in text]
+
+
+@pytest.mark.parametrize("page", ALGORITHMS, ids=name_of)
+def test_options_are_those_of_the_agents_in_the_pages_file(page):
+    text = page.read_text(encoding="utf-8")
+    names = [name for name in AGENTS if source_of(AGENTS[name]) in text]
+    shown = re.findall(r"^```{agent-options} (.+)\n((?:.+\n)*?)```", text, re.MULTILINE)
+    commands = "".join(f"textgen train --agent {name} --help\n" for name in names)
+    assert [(each.split(), body or commands) for each, body in shown] == (
+        [(names, commands)] if names else []
+    )
+
+
+def rows_of_agents(page):
+    """Return the agents that each row of the page's tables names, and the row's last cell."""
+    rows = re.findall(r"^\|.*\|$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    named = [([name for name in AGENTS if f"`{name}`" in row], row) for row in rows]
+    return [(names, row.strip("| ").split("|")[-1].strip()) for names, row in named if names]
+
+
+@pytest.mark.parametrize("page", ["concepts/roll_ins.md", "data.md"])
+def test_a_table_of_all_agents_names_each_once(page):
+    named = [name for names, _ in rows_of_agents(page) for name in names]
+    assert sorted(named) == sorted(AGENTS)
+
+
+def test_the_page_about_data_says_which_agents_need_references():
+    refused = {
+        name for names, said in rows_of_agents("data.md") for name in names if "refused" in said
+    }
+    assert refused == {name for name in AGENTS if not AGENTS[name].learns_without_references}
+
+
+def test_the_page_about_the_environment_has_every_id():
+    text = (DOCS / "environment.md").read_text(encoding="utf-8")
+    ids = re.findall(r"^\| `(TextGen/\w+-v0)` \|", text, re.MULTILINE)
+    assert sorted(ids) == sorted(
+        env_id(name) for name in TASKS if TASKS.origin_of(TASKS[name]) is None
+    )
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)

@@ -32,6 +32,8 @@ AT_ONCE = {
     ("trian",): (2, "trian is no command: perhaps you meant train (see textgen --help)"),
     ("--threads", "0", "train"): (2, "--threads must be at least 1, got 0"),
     ("completion", "bash"): (0, "complete -o default -F _textgen textgen"),
+    ("completion", "--help"): (0, "usage: textgen completion {bash,zsh}"),
+    ("completion", "fish", "--help"): (0, "usage: textgen completion {bash,zsh}"),
     ("--complete", "train", "--agent", "seqkd_"): (0, "seqkd_full\n"),
 }
 
