@@ -99,9 +99,7 @@ def test_options_are_those_of_the_agents_in_the_pages_file(page):
     names = [name for name in AGENTS if source_of(AGENTS[name]) in text]
     shown = re.findall(r"^```{agent-options} (.+)\n((?:.+\n)*?)```", text, re.MULTILINE)
     commands = "".join(f"textgen train --agent {name} --help\n" for name in names)
-    assert [(each.split(), body) for each, body in shown] == (
-        [(names, commands)] if names else []
-    )
+    assert [(each.split(), body) for each, body in shown] == ([(names, commands)] if names else [])
 
 
 def rows_of_agents(page):

@@ -437,15 +437,6 @@ def test_runs_of_different_tasks_have_no_table(runs, tmp_path, capsys):
     assert "other: it has --task.num-test 11 in place of" in line
 
 
-def test_runs_that_learned_from_other_pairs_of_one_task_have_a_table(runs, tmp_path):
-    teacher = "--teacher", str(runs / "teacher" / "model")
-    train(tmp_path / "more", "--agent", "mle", "--task.num-train", "50", *teacher)
-    evaluate(
-        runs / "mle", tmp_path / "more", "--beam-size", "1", "--rounds", "1", "--no-diagnostics"
-    )
-    assert read(tmp_path / "more" / RESULTS)["rows"][-1]["model"] == "more"
-
-
 def test_runs_of_different_teachers_have_no_table(runs, capsys):
     line = complaint(capsys, "evaluate", runs / "mle", runs / "teacher")
     assert "must have the same teacher" in line

@@ -50,6 +50,7 @@ def test_settings_have_their_starts_and_teachers(small, copy_teacher):
     assert {run.train_draw for run in scratch.values()} == {1}
 
 
+@pytest.mark.slow
 def test_every_setting_has_a_table(small, capsys):
     paper_order.paper_order(small)
     content = json.loads((small.output / "results.json").read_text())
