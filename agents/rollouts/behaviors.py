@@ -117,6 +117,9 @@ class TokenMask:
 def token_mask(context: Context, beta: float, block: int = 1) -> TokenMask:
     """Return a gate that keeps each token of the student with probability 1 - beta.
 
+    Where the data writes the others, a row whose end the student has written over has none left:
+    its `data_action` is PAD, which a caller must leave to the student.
+
     Args:
         context: of the collection.
         beta: probability that another writes a token, in [0, 1].
