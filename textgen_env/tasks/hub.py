@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, each_text, stripped
 from textgen_env.tasks.languages import check_language, split_words
-from textgen_env.tasks.messages import without_special_pieces
+from textgen_env.tasks.messages import encodable_conversations
 from textgen_env.tasks.prompts import BARE, check_prompt, prompted, with_prompts
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task, train_tokenizer
@@ -29,7 +29,6 @@ from textgen_env.tasks.task import (
     TextTask,
     keep_pairs,
 )
-from textgen_env.tokenizers.chat import as_chat
 from textgen_env.tokenizers.subword import TextTokenizer
 
 PairOf = Callable[[Mapping[str, Any], str], Pair]
@@ -152,11 +151,7 @@ def hub(config: HubConfig, tokenizer: TextTokenizer | None = None) -> TextTask:
     }
     longest = config.limits.max_tokens
     if config.messages is not None:
-        tokenizer = as_chat(tokenizer)
-        splits = {
-            name: without_special_pieces(pairs, tokenizer, dropped)
-            for name, pairs in splits.items()
-        }
+        splits, tokenizer = encodable_conversations(splits, tokenizer, dropped)
     if config.cut_source is not None:
         texts = [*splits["train"], *splits[SOURCES]]
         tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size)

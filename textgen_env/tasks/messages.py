@@ -1,10 +1,18 @@
 """From a list of messages in a record to a pair: a conversation, and the assistant's answer."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from textgen_env.tasks.task import DataError, Pair
-from textgen_env.tokenizers.chat import ASSISTANT, ChatTokenizer, Message, conversation, messages_in
+from textgen_env.tokenizers.chat import (
+    ASSISTANT,
+    ChatTokenizer,
+    Message,
+    as_chat,
+    conversation,
+    messages_in,
+)
+from textgen_env.tokenizers.subword import TextTokenizer
 
 
 def checked_messages(value: object, place: str) -> list[Message]:
@@ -57,20 +65,31 @@ def source_of_messages(messages: Sequence[Message], view: str | None) -> Pair:
     return Pair(conversation(before), None, view)
 
 
-def without_special_pieces(
-    pairs: Iterable[Pair], tokenizer: ChatTokenizer, dropped: Counter[str]
-) -> list[Pair]:
-    """Return the pairs whose messages spell no special piece; count the others in `dropped`."""
-    pieces = tokenizer.special_pieces.values()
-    kept = []
-    for pair in pairs:
-        contents = "\0".join(
-            message["content"]
-            for text in (pair.source, pair.expert_view)
-            for message in messages_in(text)
-        )
-        if any(piece in contents for piece in pieces):
-            dropped["spells a special piece"] += 1
-        else:
-            kept.append(pair)
-    return kept
+def encodable_conversations(
+    splits: Mapping[str, Sequence[Pair]], tokenizer: TextTokenizer | None, dropped: Counter[str]
+) -> tuple[dict[str, list[Pair]], ChatTokenizer]:
+    """Return the pairs that the chat template can be put around, and the tokenizer that has it.
+
+    Args:
+        splits: pairs of conversations.
+        tokenizer: of the model that is asked.
+        dropped: gets the number of pairs that are left out, whose messages spell a special piece.
+
+    Raises:
+        ChatError: the tokenizer has no template for conversations.
+    """
+    chat = as_chat(tokenizer)
+    kept = {
+        name: [
+            pair
+            for pair in pairs
+            if not any(
+                chat.special_piece_in(messages_in(text)) for text in (pair.source, pair.expert_view)
+            )
+        ]
+        for name, pairs in splits.items()
+    }
+    count = sum(len(pairs) - len(kept[name]) for name, pairs in splits.items())
+    if count:
+        dropped["spells a special piece"] += count
+    return kept, chat

@@ -17,7 +17,7 @@ from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, shown, stripped
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.lines import file_lines
-from textgen_env.tasks.messages import without_special_pieces
+from textgen_env.tasks.messages import encodable_conversations
 from textgen_env.tasks.prompts import BARE, check_prompt, with_prompts
 from textgen_env.tasks.sources import SOURCES
 from textgen_env.tasks.splits import make_task
@@ -33,7 +33,6 @@ from textgen_env.tasks.task import (
     hashed_split,
     keep_pairs,
 )
-from textgen_env.tokenizers.chat import as_chat
 from textgen_env.tokenizers.subword import TextTokenizer
 
 PairFiles = Path | tuple[Path, Path]  # a file of pairs, or a source and a reference file
@@ -143,11 +142,7 @@ def text_files(config: TextFilesConfig, tokenizer: TextTokenizer | None = None) 
     dropped: Counter[str] = Counter()
     splits = _read_splits(config)
     if config.messages_field is not None:
-        tokenizer = as_chat(tokenizer)
-        splits = {
-            name: without_special_pieces(pairs, tokenizer, dropped)
-            for name, pairs in splits.items()
-        }
+        splits, tokenizer = encodable_conversations(splits, tokenizer, dropped)
     task = make_task(
         config.name,
         {

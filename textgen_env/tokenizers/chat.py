@@ -98,8 +98,11 @@ class ChatTokenizer(PretrainedTokenizer):
 
     def _templated(self, messages: Sequence[Message], *, is_prompt: bool = True) -> list[int]:
         """Return the ids of messages, with the beginning of an answer if they are a prompt."""
-        for message in messages:
-            self._check_content(message)
+        if piece := self.special_piece_in(messages):
+            raise ChatError(
+                f"a message must not spell a special piece of the model, got {piece!r}: leave the "
+                "conversation out, or change its text"
+            )
         try:
             return self.backend.apply_chat_template(
                 [*map(dict, messages)],
@@ -114,14 +117,11 @@ class ChatTokenizer(PretrainedTokenizer):
                 f"{error}"
             ) from error
 
-    def _check_content(self, message: Message) -> None:
-        """Raise `ChatError` if a message spells a special piece, which would end or begin one."""
-        for piece in self.special_pieces.values():
-            if piece in message["content"]:
-                raise ChatError(
-                    f"a message must not spell a special piece of the model, got {piece!r}: leave "
-                    "the conversation out, or change its text"
-                )
+    def special_piece_in(self, messages: Sequence[Message]) -> str | None:
+        """Return a special piece that a message spells, which would end or begin one; else None."""
+        contents = [message["content"] for message in messages]
+        pieces = self.special_pieces.values()
+        return next((piece for piece in pieces for text in contents if piece in text), None)
 
     def _bare(self, ids: list[int]) -> list[int]:
         """Return ids without what the model puts before and after every source.
