@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from multiprocessing import active_children
 from multiprocessing.connection import wait
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from textgen_env.bounds import check_above, check_at_least
 from textgen_env.registry import load_plugins, plugins
-from textgen_experiments.runs.parallel import Work, train_in_parallel
-from textgen_experiments.runs.plan import Cells, PlanError, check_none_failed, do_cell, not_done
+from textgen_experiments.runs.parallel import Work
+from textgen_experiments.runs.plan import Cells, PlanError, do_cells, not_done
 from textgen_experiments.runs.progress import tell
 
 if TYPE_CHECKING:
@@ -82,10 +81,7 @@ class CellsJob:
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # for the runs' process
         sys.argv[:] = self.command
         load_plugins(self.plugins)
-        failed: dict[Path, Exception] = {}
-        left = not_done(self.cells)
-        train_in_parallel(left, partial(do_cell, self.work), 1, failed.__setitem__)
-        check_none_failed(left, failed)
+        do_cells(not_done(self.cells), self.work, 1)
 
     def checkpoint(self) -> "DelayedSubmission":
         """Let the run in progress write a checkpoint, and return what goes on from there."""

@@ -2,13 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from textgen_env.bounds import check_at_least
 from textgen_experiments.runs.cluster import ClusterKind, SlurmOptions, submit_jobs
-from textgen_experiments.runs.parallel import Work, train_in_parallel
-from textgen_experiments.runs.plan import Cells, check_none_failed, do_cell, not_done
+from textgen_experiments.runs.parallel import Work
+from textgen_experiments.runs.plan import Cells, do_cells, not_done
 from textgen_experiments.runs.progress import tell
 
 SHARD = re.compile(r"(\d+)/(\d+)")
@@ -88,7 +87,7 @@ def train_cells(output: Path, cells: Cells, work: Work, options: PlanOptions) ->
             resources=options.slurm,
         )
     elif left:
-        _train_here(left, work, options.at_once)
+        do_cells(left, work, options.at_once)
     waiting = not_done(cells)
     if waiting:
         tell(
@@ -96,14 +95,3 @@ def train_cells(output: Path, cells: Cells, work: Work, options: PlanOptions) ->
             "command again when they are done"
         )
     return not waiting
-
-
-def _train_here(cells: Cells, work: Work, at_once: int | None) -> None:
-    """Train cells in processes of this machine.
-
-    Raises:
-        PlanError: some have failed, after all others are done.
-    """
-    failed: dict[Path, Exception] = {}
-    train_in_parallel(cells, partial(do_cell, work), at_once, failed.__setitem__)
-    check_none_failed(cells, failed)

@@ -8,6 +8,7 @@ thus knows what is left without a further record of it.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from textgen_experiments.runs.differences import differences, settings_digest, words_of_differences
@@ -23,7 +24,7 @@ from textgen_experiments.runs.folder import (
 )
 from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.outcome import Outcome
-from textgen_experiments.runs.parallel import Work
+from textgen_experiments.runs.parallel import Work, train_in_parallel
 from textgen_experiments.runs.records import from_json, to_json
 from textgen_experiments.runs.setup import check_parts
 from textgen_experiments.runs.train import Show
@@ -100,12 +101,20 @@ def do_cell(work: Work, experiment: Experiment, folder: Path, show: Show) -> Out
     return outcome
 
 
-def check_none_failed(cells: Cells, failed: Mapping[Path, Exception]) -> None:
-    """Raise unless no cell has failed.
+def do_cells(cells: Cells, work: Work, at_once: int | None) -> None:
+    """Do the work of cells in processes of this machine, and go on where one fails.
+
+    Args:
+        cells: perhaps none.
+        work: function called for each; importable by its name.
+        at_once: cells at the same time; None for one a core.
 
     Raises:
-        PlanError: names the first one with its error.
+        PlanError: some have failed, after all others are done; names the first one with its error.
+        TrainingStopped: as `train_in_parallel`.
     """
+    failed: dict[Path, Exception] = {}
+    train_in_parallel(cells, partial(do_cell, work), at_once, failed.__setitem__)
     if failed:
         folder, error = next(iter(failed.items()))
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -12,7 +12,7 @@ from textgen_experiments.evaluation import scores
 from textgen_experiments.evaluation.scores import read_scores
 from textgen_experiments.recipes import configs, study
 from textgen_experiments.recipes.study import StudyOptions, starting_runs, study_runs
-from textgen_experiments.runs import many_runs
+from textgen_experiments.runs import plan
 from textgen_experiments.runs.many_runs import PlanOptions
 from textgen_experiments.runs.plan import PLAN, PlanError
 from textgen_experiments.runs.train import PREPARED
@@ -25,7 +25,7 @@ def small(tmp_path, monkeypatch, copying):
     monkeypatch.setattr(
         configs, "paper_student", lambda *args, **settings: copying(make(*args, **settings))
     )
-    monkeypatch.setattr(many_runs, "train_in_parallel", one_after_the_other)
+    monkeypatch.setattr(plan, "train_in_parallel", one_after_the_other)
     return StudyOptions(
         output=tmp_path / "study",
         agents=("mle", "seqkd", "minillm"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.experiments.runs.test_parallel import with_learner
 from tests.experiments.runs.test_plan import cells_in
-from textgen_experiments.runs import cluster
+from textgen_experiments.runs import cluster, plan
 from textgen_experiments.runs.cluster import SlurmOptions
 from textgen_experiments.runs.folder import CONFIG
 from textgen_experiments.runs.many_runs import PlanOptions, train_cells
@@ -123,7 +123,7 @@ def test_a_job_does_what_is_left_with_the_threads_of_its_cores(tmp_path, executo
         left.append((list(cells), at_most, os.environ["OMP_NUM_THREADS"], sys.argv))
         on_failure(tmp_path / "cell-1", ValueError("wrong"))
 
-    monkeypatch.setattr(cluster, "train_in_parallel", fail)
+    monkeypatch.setattr(plan, "train_in_parallel", fail)
     done = tmp_path / "cell-0"
     monkeypatch.setattr(
         cluster, "not_done", lambda cells: {f: cells[f] for f in cells if f != done}
