@@ -52,14 +52,12 @@ def gkd_updates(
     save_pair(folder, size)
     bfloat16 = precision == torch.bfloat16
     ours = {"textgen gkd": textgen_updates(folder, size, precision, onednn, device)}
-    theirs = partial(TRLUpdatesInWorker, folder=folder, size=size, bfloat16=bfloat16, device=device)
-    if device != "cpu":
-        sides = {f"TRL {kind.name}": theirs(kind, retain_memory=False) for kind in TRAINERS}
-        return {**sides, **ours}
+    makers = {kind.name: partial(kind, folder, size, bfloat16, device) for kind in TRAINERS}
+    ways = {", as Python starts it": False, ", freed memory kept": True}
     sides = {
-        f"TRL {kind.name}, {title}": theirs(kind, retain_memory=retain)
-        for kind in TRAINERS
-        for title, retain in (("as Python starts it", False), ("freed memory kept", True))
+        f"TRL {name}{way}": TRLUpdatesInWorker(make, retain_memory=retain)
+        for name, make in makers.items()
+        for way, retain in (ways if device == "cpu" else {"": False}).items()
     }
     return {**sides, **ours}
 

@@ -202,30 +202,15 @@ class TRLUpdatesInWorker:
     The process is needed because the library `accelerate` supports one precision per process.
 
     Args:
-        kind: the trainer.
-        folder: holds the folders `teacher` and `student`.
-        size: size of the pair.
-        bfloat16: as for `TRLUpdates`.
-        device: as for `TRLUpdates`.
+        make: a `TRLUpdates` with its arguments, made in that process; it is pickled.
         retain_memory: whether to call `retain_freed_memory`; otherwise every large tensor is
             mapped anew.
     """
 
-    def __init__(
-        self,
-        kind: type[TRLUpdates],
-        folder: Path,
-        size: Size,
-        bfloat16: bool,
-        device: str,
-        *,
-        retain_memory: bool,
-    ) -> None:
+    def __init__(self, make: Callable[[], TRLUpdates], *, retain_memory: bool) -> None:
         self.seconds: list[UpdateSeconds] = []
         self.tokens: list[float] = []
-        self._update = WorkerProcess(
-            _trl_update, kind, folder, size, bfloat16, device, retain_memory
-        )
+        self._update = WorkerProcess(_trl_update, make, retain_memory)
 
     def __call__(self) -> int:
         """Make one update and wait for it."""
@@ -236,17 +221,12 @@ class TRLUpdatesInWorker:
 
 
 def _trl_update(
-    kind: type[TRLUpdates],
-    folder: Path,
-    size: Size,
-    bfloat16: bool,
-    device: str,
-    retain_memory: bool,
+    make: Callable[[], TRLUpdates], retain_memory: bool
 ) -> Callable[[], tuple[UpdateSeconds, float]]:
     """Return a function that makes an update here and returns its seconds and tokens."""
     if retain_memory:
         retain_freed_memory()
-    updates = kind(folder, size, bfloat16, device)
+    updates = make()
 
     def update() -> tuple[UpdateSeconds, float]:
         updates()
