@@ -3,6 +3,7 @@
 Source: after Chen et al. 2024 (Proxy-KD), arXiv:2401.07013.
 """
 
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from textgen_env.experts.expert import Expert
 from textgen_env.experts.proxy import ProxyExpert
 from textgen_env.tasks.columns import Columns, stripped
-from textgen_env.tasks.task import Pair, TextTask, encode, encode_references
+from textgen_env.tasks.task import Pair, TextTask, encode
 from textgen_env.tasks.text_files import read_pairs
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.progress import tell
@@ -48,7 +49,5 @@ def with_black_box(proxy: Expert, path: Path, prior_weight: float, task: TextTas
         f"black box: texts of {len(texts):,} of {len(views):,} training sources, "
         f"{len(pairs):,} in all, from {path}"
     )
-    rows = encode_references(pairs, task.tokenizer)
-    longest = 1 + max(len(row or ()) for row in rows)  # an episode ends before a longer one does
-    roomy = replace(task, max_target_length=max(longest, task.max_target_length))
+    roomy = replace(task, max_target_length=sys.maxsize)  # an episode ends before a longer text
     return ProxyExpert(proxy, encode(pairs, roomy), prior_weight=prior_weight)
