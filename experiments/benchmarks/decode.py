@@ -34,7 +34,7 @@ from textgen_experiments.benchmarks.candidates import (
 )
 from textgen_experiments.evaluation.results import machine_and_task, write_json
 from textgen_experiments.evaluation.same_test import check_same_test
-from textgen_experiments.evaluation.tables import print_table
+from textgen_experiments.evaluation.tables import optional_cell, print_table
 from textgen_experiments.evaluation.timing import interleaved_rates, ratio
 from textgen_experiments.models.export import same_share
 from textgen_experiments.runs.factories import build_task
@@ -299,19 +299,15 @@ def _decode_cells(row: DecodeRow) -> dict[str, str]:
         "parameters": f"{row.parameters / 1e6:.2f} M",
         "tokens/s": f"{row.tokens_per_second:,.0f}",
         "sentences/s": f"{row.sentences_per_second:,.1f}",
-        "speed-up": _format_optional(row.speedup_vs_teacher, "{:.2f}x"),
+        "speed-up": optional_cell(row.speedup_vs_teacher, "{:.2f}x"),
         "p50 ms": f"{1000 * row.latency_p50:.1f}",
         "p95 ms": f"{1000 * row.latency_p95:.1f}",
-        "MiB": _format_optional(row.peak_mib, "{:.0f}"),
-        "compile s": _format_optional(row.compile_seconds, "{:.1f}"),
+        "MiB": optional_cell(row.peak_mib, "{:.0f}"),
+        "compile s": optional_cell(row.compile_seconds, "{:.1f}"),
         "same": f"{row.same:.1%}",
-        "tokens/pass": _format_optional(row.tokens_per_pass, "{:.2f}"),
-        "acceptance": _format_optional(row.acceptance, "{:.1%}"),
+        "tokens/pass": optional_cell(row.tokens_per_pass, "{:.2f}"),
+        "acceptance": optional_cell(row.acceptance, "{:.1%}"),
     }
-
-
-def _format_optional(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
 
 
 def length_sorted_batches(source: Tensor, batch_size: int, special: SpecialTokens) -> list[Tensor]:

@@ -22,7 +22,7 @@ from textgen_env.digests import content_digest
 from textgen_env.models.model_files import DIGESTS
 from textgen_env.tasks.task import TextTask
 from textgen_experiments.evaluation.seed_groups import GroupRow
-from textgen_experiments.evaluation.tables import print_table
+from textgen_experiments.evaluation.tables import optional_cell, print_table
 from textgen_experiments.runs.folder import RunError, write_text
 
 TEACHER = "teacher"  # its name among the models
@@ -130,7 +130,7 @@ def print_results(rows: Sequence[ResultRow], title: str) -> None:
 def _result_cells(row: ResultRow, beam_size: int | None) -> dict[str, str]:
     """Return the text of each column by its heading."""
     quality, overlap = row.quality, (row.quality.rouge1, row.quality.rouge2, row.quality.rougeL)
-    compared = {"p": "-" if row.p_value is None else f"{row.p_value:.3f}"}
+    compared = {"p": optional_cell(row.p_value, "{:.3f}")}
     searched = {f"beam {beam_size}": f"{row.beam.bleu:.1f}" if row.beam else "-"}
     return {
         "model": row.model,
@@ -144,10 +144,8 @@ def _result_cells(row: ResultRow, beam_size: int | None) -> dict[str, str]:
         "tokens/s": f"{row.tokens_per_second:,.0f}",
         "sentences/s": f"{row.sentences_per_second:,.0f}",
         "speed-up": f"{row.speedup_vs_teacher:.1f}x",
-        "training s": "-" if row.train_seconds is None else f"{row.train_seconds:.0f}",
-        "teacher tokens": (
-            "-" if row.teacher_tokens_queried is None else f"{row.teacher_tokens_queried:,}"
-        ),
+        "training s": optional_cell(row.train_seconds, "{:.0f}"),
+        "teacher tokens": optional_cell(row.teacher_tokens_queried, "{:,}"),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from textgen_agents.evaluation.seed_bootstrap import SeededTexts, bootstrap_over_seeds
-from textgen_experiments.evaluation.tables import print_table
+from textgen_experiments.evaluation.tables import mean_of_all, optional_cell, print_table
 from textgen_experiments.runs.differences import settings_digest
 from textgen_experiments.runs.experiment import Experiment, agent_name
 from textgen_experiments.runs.plain_settings import differing, plain_settings
@@ -138,24 +138,20 @@ def print_groups(rows: Sequence[GroupRow]) -> None:
 
 def group_cells(row: GroupRow) -> dict[str, str]:
     """Return the text of each column by its heading."""
-    compared = {"p": "-" if row.p_value is None else f"{row.p_value:.3f}"}
+    compared = {"p": optional_cell(row.p_value, "{:.3f}")}
     return {
         "runs": row.model,
         **row.settings,
         "seeds": str(len(row.seeds)),
         "BLEU": f"{row.bleu:.1f} ± {row.bleu_confidence:.1f}",
-        "deviation": _or_dash(row.bleu_deviation, "{:.1f}"),
+        "deviation": optional_cell(row.bleu_deviation, "{:.1f}"),
         **(compared if row.baseline else {}),
-        "chrF": _or_dash(row.chrf, "{:.1f}"),
-        "tokens/s": _or_dash(row.tokens_per_second, "{:,.0f}"),
-        "speed-up": _or_dash(row.speedup_vs_teacher, "{:.1f}x"),
-        "training s": _or_dash(row.train_seconds, "{:.0f}"),
-        "teacher tokens": _or_dash(row.teacher_tokens_queried, "{:,.0f}"),
+        "chrF": optional_cell(row.chrf, "{:.1f}"),
+        "tokens/s": optional_cell(row.tokens_per_second, "{:,.0f}"),
+        "speed-up": optional_cell(row.speedup_vs_teacher, "{:.1f}x"),
+        "training s": optional_cell(row.train_seconds, "{:.0f}"),
+        "teacher tokens": optional_cell(row.teacher_tokens_queried, "{:,.0f}"),
     }
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
 
 
 def _seed(run: SeededRun) -> int:
@@ -200,8 +196,7 @@ def _name(group: Sequence[SeededRun]) -> str:
 
 def _mean(group: Sequence[SeededRun], figure: str) -> float | None:
     """Return the mean of a figure over the runs, None where one lacks it."""
-    values = [value for run in group if (value := run.figures.get(figure)) is not None]
-    return statistics.mean(values) if len(values) == len(group) else None
+    return mean_of_all(run.figures.get(figure) for run in group)
 
 
 def _deviation(group: Sequence[SeededRun]) -> float | None:

@@ -1,6 +1,7 @@
 """Tables that commands print and write their results as."""
 
-from collections.abc import Collection, Mapping, Sequence
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -43,6 +44,18 @@ def print_table(
     needed = Measurement.get(console, options, table).maximum
     console.width = max(console.width, needed)  # a pipe has 80 columns and would cut the cells
     console.print(table)
+
+
+def optional_cell(value: float | None, form: str) -> str:
+    """Return a figure in `form`, a format of `str.format`; a dash where it was not measured."""
+    return "-" if value is None else form.format(value)
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """Return the mean of at least one figure, None where one of them was not measured."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return statistics.mean(known) if len(known) == len(found) else None
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]], *, left: int = 1) -> str:

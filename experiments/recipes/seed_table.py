@@ -5,7 +5,7 @@ again where their weights are not kept.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from textgen_agents.evaluation.quality import LENGTH_LIMITS, paired_bootstrap
 from textgen_env.tasks.task import TextTask, references_of
 from textgen_experiments.evaluation.results import RESULTS, write_json
 from textgen_experiments.evaluation.scores import ModelScores, read_scores
-from textgen_experiments.evaluation.tables import markdown_table, print_table
+from textgen_experiments.evaluation.tables import markdown_table, mean_of_all, print_table
 from textgen_experiments.runs.folder import write_text
 from textgen_experiments.runs.outcome import read_outcome
 from textgen_experiments.runs.progress import tell
@@ -87,10 +87,6 @@ def seed_row(
     compared = None if folders == baselines else _compared(scores, baselines, task)
     bleu = [each.bleu for each in scores]
 
-    def mean(value: Callable[[ModelScores], float | None]) -> float | None:
-        values = [found for each in scores if (found := value(each)) is not None]
-        return statistics.mean(values) if len(values) == len(scores) else None
-
     return SeedRow(
         name=name,
         seeds=len(folders),
@@ -98,10 +94,10 @@ def seed_row(
         bleu=statistics.mean(bleu),
         bleu_error=statistics.stdev(bleu) / len(bleu) ** 0.5 if len(bleu) > 1 else None,
         chrf=statistics.mean(each.chrf for each in scores),
-        length_ratio=mean(lambda each: each.length_ratio),
-        repetition=mean(lambda each: each.repetition),
+        length_ratio=mean_of_all(each.length_ratio for each in scores),
+        repetition=mean_of_all(each.repetition for each in scores),
         bleu_by_length=[
-            None if None in column else statistics.mean(column)
+            mean_of_all(column)
             for column in zip(*(each.bleu_by_length for each in scores), strict=True)
         ],
         better=compared and compared[0],
@@ -110,7 +106,7 @@ def seed_row(
         reference_prefix_agreement=statistics.mean(
             each.reference_prefix_agreement for each in scores
         ),
-        expert_share=mean(lambda each: each.expert_share),
+        expert_share=mean_of_all(each.expert_share for each in scores),
         teacher_tokens=statistics.mean(each.teacher_tokens_queried for each in outcomes),
         train_seconds=statistics.mean(each.train_seconds for each in outcomes),
         signature=scores[0].signature or bleu_signature(task.target_language),

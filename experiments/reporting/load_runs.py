@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from textgen_env.tasks import TASKS
 from textgen_experiments.evaluation.results import (
     EXPOSURE,
     RESULTS,
@@ -23,7 +22,14 @@ from textgen_experiments.evaluation.results import (
 from textgen_experiments.reporting import schema
 from textgen_experiments.reporting.schema import Json
 from textgen_experiments.runs.experiment import agent_name
-from textgen_experiments.runs.folder import CONFIG, OUTCOME, Run, RunError, read_unchanged
+from textgen_experiments.runs.folder import (
+    CONFIG,
+    OUTCOME,
+    Run,
+    RunError,
+    check_same_parts,
+    read_unchanged,
+)
 from textgen_experiments.runs.metrics import METRICS
 from textgen_experiments.runs.old_names import with_current_names
 
@@ -120,7 +126,7 @@ def read_reported_runs(folders: Sequence[Path]) -> list[ReportedRun]:
         raise RunError("runs must be at least one folder, got 0")
     runs = [_read_reported_run(*each) for each in zip(run_names(folders), folders, strict=True)]
     for run in runs[1:]:
-        _check_same_setting(runs[0], run)
+        check_same_parts("report", (runs[0].folder, runs[0].run), (run.folder, run.run))
     evaluated = [run for run in runs if run.evaluation]
     for run in evaluated[1:]:
         _check_comparable(evaluated[0], run)
@@ -210,24 +216,6 @@ def _loads(text: str) -> Any:  # noqa: ANN401 - JSON has no narrower type
 
 def _again(folder: Path) -> str:
     return f"run `textgen evaluate {folder}` again"
-
-
-def _check_same_setting(first: ReportedRun, other: ReportedRun) -> None:
-    """Raise unless both runs have the same task and the same teacher, here or on a server."""
-    ours, theirs = (
-        {
-            "task": TASKS.name_of(run.run.experiment.task),
-            "teacher": run.run.experiment.teacher,
-            "server": run.run.experiment.server,
-        }
-        for run in (first, other)
-    )
-    for part, value in ours.items():
-        if value != theirs[part]:
-            raise RunError(
-                f"runs in one report must have the same {part} as {first.folder}, "
-                f"got {other.folder} with another"
-            )
 
 
 def _check_comparable(first: ReportedRun, other: ReportedRun) -> None:

@@ -203,24 +203,31 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         raise RunError("runs must be at least one folder, got none")
     runs = [read_unchanged(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
-        _check_same_parts(folders[0], runs[0].experiment, folder, run.experiment)
+        check_same_parts("table", (folders[0], runs[0]), (folder, run))
     return runs
 
 
-def _check_same_parts(first: Path, ours: Experiment, folder: Path, other: Experiment) -> None:
-    """Raise `RunError` where two runs have tasks of different kinds, or different teachers."""
-    kinds = TASKS.name_of(ours.task), TASKS.name_of(other.task)
-    parts = {
-        "task": kinds,
-        "teacher": (ours.teacher, other.teacher),
-        "server": (ours.server, other.server),
-    }
-    for name, (wanted, found) in parts.items():
-        if wanted != found:
+def check_same_parts(place: str, first: tuple[Path, Run], other: tuple[Path, Run]) -> None:
+    """Raise `RunError` where two runs have tasks of different kinds, or different teachers.
+
+    Args:
+        place: what they are to stand in together, such as "table".
+        first: a run with its folder.
+        other: another one.
+    """
+    parts = [
+        {
+            "task": TASKS.name_of(run.experiment.task),
+            "teacher": run.experiment.teacher,
+            "server": run.experiment.server,
+        }
+        for _, run in (first, other)
+    ]
+    for name, wanted in parts[0].items():
+        if wanted != (found := parts[1][name]):
             raise RunError(
-                f"runs in one table must have the same {name}, got {found} in {folder} and "
-                f"{wanted} in {first}: give them in tables of their own (a teacher's row comes by "
-                "itself)"
+                f"runs in one {place} must have the same {name} as {first[0]}, got {other[0]} with "
+                f"{found} in place of {wanted}: give them apart (a teacher's row comes by itself)"
             )
 
 
