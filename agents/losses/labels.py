@@ -5,7 +5,7 @@ The teacher is frozen, so an answer never goes stale: it is asked for once, as a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self
 
@@ -30,6 +30,8 @@ from textgen_env.types import Examples, SpecialTokens, Trajectories
 
 Labels = Mapping[str, Tensor]
 """Tensors by name, (B, T, ...) each: what is known of every state of B trajectories."""
+AnswersAt = Callable[[slice], Labels]
+"""Function from a slice of K states to the answers at these k states, (k, ...) each."""
 
 
 class StateLabel(ABC):
@@ -41,12 +43,13 @@ class StateLabel(ABC):
 
     def ask_at(
         self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
-    ) -> Labels:
-        """Return what `ask` does at K of the states, (K, ...) each."""
-        return {
+    ) -> AnswersAt:
+        """Ask at K of the states, and return what gives the answers of some of them."""
+        answers = {
             name: positions.gather(answer)
             for name, answer in self.ask(trajectories, expert).items()
         }
+        return lambda rows: {name: each[rows] for name, each in answers.items()}
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,10 @@ class Dense(StateLabel):
 
     def ask_at(
         self, trajectories: Trajectories, expert: Expert, positions: TokenPositions
-    ) -> Labels:
-        """Return the expert's logits at K positions, (K, V)."""
-        return {"logits": expert.logits_at(trajectories, positions)}
+    ) -> AnswersAt:
+        """Ask at K of the states; logits are made of the expert's states as they are needed."""
+        found = expert.states_at(trajectories, positions)
+        return lambda rows: {"logits": found.project(found.states[rows])}
 
     def losses(self, student_logits: Tensor, divergence: Divergence, answers: Labels) -> Tensor:
         """Return the (K,) divergence of (K, V) logits, nats, on the whole vocabulary."""

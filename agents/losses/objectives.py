@@ -13,11 +13,10 @@ from torch import Tensor
 from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum
 from textgen_agents.losses.divergences import (
     Divergence,
-    by_parts,
     cross_entropy,
     masked_mean,
 )
-from textgen_agents.losses.labels import Label
+from textgen_agents.losses.labels import Dense, Label
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import check_logits, logits_from
 from textgen_env.models.hidden_states import states_at
@@ -161,9 +160,7 @@ def loss_for(
     answers = label.ask_at(trajectories, expert, positions)
 
     def losses(logits: Tensor, rows: slice) -> Tensor:
-        return label.losses(
-            logits, divergence, {name: each[rows] for name, each in answers.items()}
-        )
+        return label.losses(logits, divergence, answers(rows))
 
     return mean_in_chunks(losses, trajectories, student, positions)
 
@@ -182,13 +179,19 @@ def loss_by_writer(
         expert: is asked for its whole distribution.
         terms: the divergence for each writer; the states of other writers add 0 but count.
     """
-    teacher_logits = expert.logits(trajectories)
-    logits = student.sequence_logits(trajectories.source, trajectories.actions)
-    losses = [
-        by_parts(divergence, logits, teacher_logits).where(trajectories.writer == writer, 0.0)
-        for writer, divergence in terms.items()
-    ]
-    return mean_over_actions(torch.stack(losses).sum(0), trajectories)
+    positions = TokenPositions.of(trajectories.mask)
+    answers = Dense().ask_at(trajectories, expert, positions)
+    writers = positions.gather(trajectories.writer)
+
+    def losses(logits: Tensor, rows: slice) -> Tensor:
+        teacher_logits = answers(rows)["logits"]
+        parts = [
+            divergence(logits, teacher_logits).where(writers[rows] == writer, 0.0)
+            for writer, divergence in terms.items()
+        ]
+        return torch.stack(parts).sum(0)
+
+    return mean_in_chunks(losses, trajectories, student, positions)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from textgen_env.models.hidden_states import StatesAt
 from textgen_env.models.recurrent_units import SRUPlusPlus
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.types import Examples, SpecialTokens, Trajectories
@@ -198,8 +199,8 @@ class Given(nn.Module):
     def logits(self, trajectories):
         return self.table.detach()
 
-    def logits_at(self, trajectories, positions):
-        return positions.gather(self.logits(trajectories))
+    def states_at(self, trajectories, positions):
+        return StatesAt.of_logits(positions.gather(self.logits(trajectories)))
 
 
 def record(*texts):

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,10 +32,12 @@ from textgen_env.generation.decoding import (
 )
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import CutVocabulary
-from textgen_env.models.hidden_states import logits_at
+from textgen_env.models.hidden_states import StatesAt, states_at
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
+
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,13 @@ class Expert(ABC):
     def logits(self, trajectories: Trajectories) -> Tensor:
         """Return (B, T, V) float logits of the next token at every state, without gradient."""
 
-    def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
-        """Return (K, V) float logits of the next token at K of the states, without gradient.
+    def states_at(self, trajectories: Trajectories, positions: TokenPositions) -> StatesAt:
+        """Return what makes the logits at K of the states, a part at a time, without gradient.
 
-        The states that count in the mask are queried, as by `logits`, and must be among them.
+        The states that count in the mask are queried, as by `logits`, and must be among them. By
+        default it is the logits themselves.
         """
-        return positions.gather(self.logits(trajectories))
+        return StatesAt.of_logits(positions.gather(self.logits(trajectories)))
 
     @abstractmethod
     def write(self, examples: Examples, *, max_steps: int, beam_size: int) -> Examples:
@@ -283,18 +287,27 @@ class NeuralExpert(Expert):
         """Return (B, T, V) logits of one parallel pass; entries at padding have no meaning."""
         return self.answer(trajectories, self.model.sequence_logits)
 
-    def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
-        """Return (K, V) logits of one parallel pass."""
-        return self.answer(trajectories, partial(logits_at, self.model, positions))
+    def states_at(self, trajectories: Trajectories, positions: TokenPositions) -> StatesAt:
+        """Return the model's states of one parallel pass, and their product with its head."""
+        found = self.answer(trajectories, partial(states_at, self.model, positions))
+        return StatesAt(found.states, partial(self.project, found.project))
 
     @torch.no_grad()
     def answer(
-        self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
+        self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], AnswerT]
+    ) -> AnswerT:
         """Return what `forward` gives for the expert's view and the actions, and count it."""
         start = time.perf_counter()
-        logits = forward(trajectories.expert_view, trajectories.actions)
+        answer = forward(trajectories.expert_view, trajectories.actions)
         self.count(trajectories.mask.sum(), start)
+        return answer
+
+    @torch.no_grad()
+    def project(self, head: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+        """Return the logits that `head` makes of states, as a part of an answer in `answer`."""
+        start = time.perf_counter()
+        logits = head(states)
+        self._seconds += time.perf_counter() - start
         return logits
 
     @torch.no_grad()

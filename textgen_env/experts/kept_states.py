@@ -20,7 +20,7 @@ from textgen_env.dynamics import State
 from textgen_env.experts.expert import Expert, NeuralExpert, Queries
 from textgen_env.files import write_atomically
 from textgen_env.generation.sampling import Sampling
-from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
+from textgen_env.models.hidden_states import HiddenStates, StatesAt, with_hidden_states
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories
@@ -197,9 +197,10 @@ class KeptStatesExpert(Expert):
         return self.model.project(self._hidden(trajectories))
 
     @torch.no_grad()
-    def logits_at(self, trajectories: Trajectories, positions: TokenPositions) -> Tensor:
-        """Return (K, V) logits at K of the states."""
-        return self.model.project(positions.gather(self._hidden(trajectories)))
+    def states_at(self, trajectories: Trajectories, positions: TokenPositions) -> StatesAt:
+        """Return the hidden states at K of the states, and their product with the head."""
+        hidden = positions.gather(self._hidden(trajectories))
+        return StatesAt(hidden, torch.no_grad()(self.model.project))
 
     def _hidden(self, trajectories: Trajectories) -> Tensor:
         """Return the (B, T, D) hidden states, kept ones and others."""

@@ -7,7 +7,7 @@ weights and to states.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -69,28 +69,21 @@ class StatesAt(NamedTuple):
 
     states: Tensor
     project: Callable[[Tensor], Tensor]
-    weights: Sequence[nn.Parameter]
+    weights: Sequence[nn.Parameter] = ()
+
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> Self:
+        """Return logits, (K, V), as states that are projected already."""
+        return cls(logits, lambda part: part)
 
 
 def states_at(
     model: SequenceModel, positions: TokenPositions, source: Tensor, actions: Tensor
 ) -> StatesAt:
-    """Return the states of `model` at K positions of the actions; arguments as for `logits_at`."""
-    states = with_hidden_states(model)
-    if states is None:
-        logits = positions.gather(model.sequence_logits(source, actions))
-        return StatesAt(logits, lambda part: part, ())
-    hidden = positions.gather(states.hidden(source, actions))
-    trained = [weight for weight in states.parameters() if weight.requires_grad]
-    return StatesAt(hidden, states.project, trained)
+    """Return the states of `model` at K positions of the actions.
 
-
-def logits_at(
-    model: SequenceModel, positions: TokenPositions, source: Tensor, actions: Tensor
-) -> Tensor:
-    """Return the logits (K, V) of `model` at K positions of the actions.
-
-    Those of other positions are not computed, if the model has hidden states.
+    Logits are made of them as they are asked for, so that those of all states, (B, T, V), need not
+    exist at once.
 
     Args:
         model: any model.
@@ -98,8 +91,12 @@ def logits_at(
         source: (B, S) int64, PAD after each row's end token.
         actions: (B, T) int64, PAD after the end of each row.
     """
-    found = states_at(model, positions, source, actions)
-    return found.project(found.states)
+    states = with_hidden_states(model)
+    if states is None:
+        return StatesAt.of_logits(positions.gather(model.sequence_logits(source, actions)))
+    hidden = positions.gather(states.hidden(source, actions))
+    trained = [weight for weight in states.parameters() if weight.requires_grad]
+    return StatesAt(hidden, states.project, trained)
 
 
 def hidden_states_of(model: SequenceModel, role: str) -> HiddenStates:

@@ -3,8 +3,8 @@
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -19,7 +19,7 @@ from textgen_agents.seqkd import SeqKDFull
 from textgen_agents.training.config import LearnerConfig
 from textgen_agents.training.learner import Learner
 from textgen_env.envs.vector_env import TextGenVectorEnv
-from textgen_env.experts.expert import NeuralExpert
+from textgen_env.experts.expert import AnswerT, NeuralExpert
 from textgen_env.models import STUDENTS
 from textgen_env.models.acceleration.cuda_graph import with_cuda_graphs
 from textgen_env.models.acceleration.precision import onednn_float32
@@ -98,17 +98,25 @@ class TimedExpert(NeuralExpert):
         self.seconds = 0.0
 
     def answer(
-        self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """Return the teacher's logits, within `watch`; the device is idle before and after."""
-        device = trajectories.actions.device
+        self, trajectories: Trajectories, forward: Callable[[Tensor, Tensor], AnswerT]
+    ) -> AnswerT:
+        """Return the teacher's answer, within `watch`; the device is idle before and after."""
+        with self._timed(trajectories.actions.device):
+            return super().answer(trajectories, forward)
+
+    def project(self, head: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+        """Return the logits of some states, as `answer` does."""
+        with self._timed(states.device):
+            return super().project(head, states)
+
+    @contextmanager
+    def _timed(self, device: torch.device) -> Iterator[None]:
         synchronize(device)
         start = time.perf_counter()
         with self.watch:
-            logits = super().answer(trajectories, forward)
+            yield
         synchronize(device)
         self.seconds += time.perf_counter() - start
-        return logits
 
 
 def synchronize(device: torch.device) -> None:

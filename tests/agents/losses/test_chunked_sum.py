@@ -1,5 +1,7 @@
 """Losses in chunks of states: values and gradients of the whole, without its logits."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,10 +12,10 @@ from textgen_agents.losses import chunked_sum as module
 from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum
 from textgen_agents.losses.divergences import forward_kl, masked_mean
 from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
-from textgen_agents.losses.objectives import loss_for, token_loss
+from textgen_agents.losses.objectives import loss_by_writer, loss_for, token_loss
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.models.transformer import TransformerConfig
-from textgen_env.types import Examples, Trajectories
+from textgen_env.types import Examples, Trajectories, Writer
 
 STATES, WIDTH, VOCAB = 60, 3, 50
 LABELS = [Top1(label_smoothing=0.1), TopKWithTail(k=4), Dense()]
@@ -142,3 +144,27 @@ def test_no_float32_tensor_is_larger_than_a_chunk(few_rows):
     with LargestTensor() as largest:
         ImitKDFull().loss(batch, student, Given(teacher_logits)).backward()
     assert largest.numel == 7 * VOCAB
+
+
+LOSSES = {
+    "loss_for": partial(loss_for, Dense(), forward_kl),
+    "loss_by_writer": partial(loss_by_writer, terms={Writer.DATA: forward_kl}),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_logits_of_all_states_exist_neither_of_the_student_nor_of_the_teacher(loss, monkeypatch):
+    vocab_size, rows = 400, 8
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", rows)
+    monkeypatch.setattr(module, "CHUNK_NUMEL_CPU", 1)
+    config = TransformerConfig(vocab_size, 16, 2, 24, 1, 1, dropout=0.0)
+    student, teacher = config.build(), config.build().eval()
+    actions = random_sources(64, 9)
+    states = Trajectories.from_examples(Examples(actions, actions), student.special)
+    expert = NeuralExpert(teacher)
+    with LargestTensor() as largest:
+        found = loss(states, student, expert)
+        found.backward()
+    assert largest.numel < states.mask.sum() * vocab_size / 4
+    whole = forward_kl(student.sequence_logits(actions, actions), expert.logits(states))
+    torch.testing.assert_close(found, masked_mean(whole, states.mask))

@@ -176,7 +176,7 @@ def drawn_by_hand(uniforms, k):
     kept = RecordedExpert(
         SPECIAL, {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
     )
-    answers = Sampled(k).ask_at(states, kept, TokenPositions.of(states.mask))
+    answers = Sampled(k).ask_at(states, kept, TokenPositions.of(states.mask))(slice(None))
     losses = Sampled(k).losses(logits.expand(len(uniforms), 5), forward_kl, answers)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
     return losses.mean().double(), gradient, logits.detach()

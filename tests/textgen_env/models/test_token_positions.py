@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.toy import SPECIAL, attending, random_sources
-from textgen_env.models.hidden_states import logits_at
+from textgen_env.models.hidden_states import states_at
 from textgen_env.models.hybrid import HybridConfig
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.token_positions import TokenPositions
@@ -58,8 +58,8 @@ def test_logits_of_a_padded_batch_are_those_of_each_row_alone(config, special):
     batch = model.sequence_logits(source, actions)
     mask = torch.arange(actions.shape[1]) < length[:, None]
     if special.end != special.pad:
-        at = logits_at(model, TokenPositions.of(mask), source, actions)
-        torch.testing.assert_close(at, batch[mask])
+        found = states_at(model, TokenPositions.of(mask), source, actions)
+        torch.testing.assert_close(found.project(found.states), batch[mask])
     for row in range(len(source)):
         width = int(source_length[row]) if special.end != special.pad else source.shape[1]
         alone = model.sequence_logits(source[row : row + 1, :width], actions[row : row + 1])
