@@ -19,13 +19,13 @@ from textgen_env.models.recurrent import Recurrent
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.storage import load_model, load_tokenizer, save_model
 from textgen_env.models.transformer import Transformer, TransformerConfig
-from textgen_experiments.benchmarks.worker_process import WorkerProcess, run_in_new_process
 from textgen_experiments.models.drafts import SpeculativeWriter, load_speculative
 from textgen_experiments.models.formats import load_generator, save_as
 from textgen_experiments.runs.factories import num_parameters
 from textgen_experiments.runs.folder import DTYPES
 from textgen_experiments.runs.memory import process_memory, return_freed_memory
 from textgen_experiments.runs.precisions import PrecisionName
+from textgen_experiments.runs.worker_processes import WorkerProcesses, run_in_new_process
 
 WriterKey = TypeVar("WriterKey")
 Engine = Literal["eager", "compiled", "ctranslate2", "onnx", "speculative"]
@@ -253,7 +253,7 @@ def load_in_worker_process(folder: Path) -> GenerateFn:
     threads outnumber the cores, no longer wait actively, and slow each other. ONNX Runtime's
     threads wait actively beside PyTorch's.
     """
-    write = WorkerProcess(_load_for_lists, folder)
+    write = WorkerProcesses(_load_for_lists, folder)
     return lambda source, max_steps: torch.tensor(write(source.tolist(), max_steps))
 
 

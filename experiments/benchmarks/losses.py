@@ -16,9 +16,9 @@ from torch import Tensor
 
 from textgen_agents.losses.divergences import chunked, forward_kl
 from textgen_env.bounds import check_at_least
-from textgen_experiments.benchmarks.worker_process import run_in_new_process
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.memory import process_memory, return_freed_memory
+from textgen_experiments.runs.worker_processes import run_in_new_process
 
 
 @dataclass(frozen=True)

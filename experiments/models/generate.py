@@ -1,8 +1,8 @@
 """Command `generate`: a line of output for each line of input, batch by batch, for pipes."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -26,9 +26,10 @@ from textgen_experiments.runs.factories import build_task
 from textgen_experiments.runs.folder import CONFIG, RunError, read_config, runs_within
 from textgen_experiments.runs.pipes import quiet_when_unread
 from textgen_experiments.runs.progress import tell
+from textgen_experiments.runs.worker_processes import WorkerProcesses
 
 AnswerFn = Callable[[Sequence[str]], list[str]]
-"""Function from texts, none of them empty, to a line for each of them."""
+"""Function from texts to a line for each of them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class GenerateOptions:
         json_lines: write each line as an object with the source, its texts and their scores; that
             of an empty line has no texts.
         n_best: texts for each line, the best of the beam; with `--json-lines`.
+        processes: batches that are written side by side, each with its share of the threads; for
+            long inputs, as beginning a process takes seconds.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -65,9 +68,11 @@ class GenerateOptions:
     scores: bool = False
     json_lines: bool = False
     n_best: int = 1
+    processes: int = 1
 
     def __post_init__(self) -> None:
         check_at_least(self, beam_size=1, batch_size=1, max_tokens=1, draft_tokens=1, n_best=1)
+        check_at_least(self, processes=1)
         if self.draft is not None and self.beam_size > 1:
             raise ValueError(
                 f"beam_size must be 1 with a draft, got {self.beam_size}: leave one of them out"
@@ -100,24 +105,51 @@ def generate(options: GenerateOptions) -> None:
     that holds line ends is written with spaces for them, but in JSON.
 
     Raises:
-        RunError: `model` is no folder of a model, or `draft` is none of a model for it.
+        RunError: `model` is no folder of a model, `draft` is none of a model for it, or a process
+            was killed.
         DataError: a line cannot be read.
     """
-    answer = _answer_function(model_folder(options.model), options)
-    empty = json_line("", ()) if options.json_lines else ""
+    folder = model_folder(options.model)
+    options = replace(options, precision=_precision(folder, options))
     lines, together = _input_lines(), options.batch_size
     if sys.stdin.isatty():
-        together = 1
+        options, together = replace(options, processes=1), 1
         tell("each line is answered; Ctrl-D ends")
-    while batch := [line.strip() for _, line in islice(lines, together)]:
-        filled = [line for line in batch if line]
-        written = iter(answer(filled) if filled else ())
+    batches = iter(lambda: [line.strip() for _, line in islice(lines, together)], [])
+    for answer in _answers(folder, options, batches):
         with quiet_when_unread():
-            sys.stdout.writelines(f"{next(written) if line else empty}\n" for line in batch)
+            sys.stdout.writelines(f"{line}\n" for line in answer)
 
 
-def _answer_function(folder: Path, options: GenerateOptions) -> AnswerFn:
-    """Return the function that answers texts by lines, with scores if they are asked for."""
+def _answers(
+    folder: Path, options: GenerateOptions, batches: Iterable[list[str]]
+) -> Iterator[list[str]]:
+    """Yield the answers to batches of lines in their order, made in this process or in others."""
+    if options.processes == 1:
+        yield from map(answer_function(folder, options), batches)
+        return
+    workers = WorkerProcesses(answer_function, folder, options, count=options.processes)
+    try:
+        yield from workers.map(batches)
+    finally:
+        workers.end()
+
+
+def answer_function(folder: Path, options: GenerateOptions) -> AnswerFn:
+    """Load the model in `folder`, and return the function that answers lines, empty ones too."""
+    answer_texts = _text_answers(folder, options)
+    empty = json_line("", ()) if options.json_lines else ""
+
+    def answer(lines: Sequence[str]) -> list[str]:
+        filled = [line for line in lines if line]
+        written = iter(answer_texts(filled) if filled else ())
+        return [next(written) if line else empty for line in lines]
+
+    return answer
+
+
+def _text_answers(folder: Path, options: GenerateOptions) -> AnswerFn:
+    """Return the function that answers texts, none of them empty, with scores if asked for."""
     if options.has_scores:
         return _scored_answers(folder, options)
     tokenizer, generate_tokens = load_tokenizer(folder), _generator(folder, options)
@@ -136,7 +168,7 @@ def _scored_answers(folder: Path, options: GenerateOptions) -> AnswerFn:
         beam_size=options.beam_size,
         count=options.n_best,
         max_tokens=options.max_tokens,
-        precision=_precision(folder, options),
+        precision=options.precision,
     )
 
     def answer(texts: Sequence[str]) -> list[str]:
@@ -150,18 +182,17 @@ def _scored_answers(folder: Path, options: GenerateOptions) -> AnswerFn:
 
 def _generator(folder: Path, options: GenerateOptions) -> GenerateFn:
     """Return the decoding of the model in `folder`, with the draft if there is one."""
-    precision = _precision(folder, options)
     if options.draft is None:
-        return load_generator(folder, beam_size=options.beam_size, precision=precision)
+        return load_generator(folder, beam_size=options.beam_size, precision=options.precision)
     return load_speculative(
         folder,
         model_folder(options.draft),
         draft_tokens=options.draft_tokens,
-        precision=precision,
+        precision=options.precision,
     )
 
 
-def _precision(folder: Path, options: GenerateOptions) -> str:
+def _precision(folder: Path, options: GenerateOptions) -> ActingPrecision:
     """Return the precision of the model in `folder`, measured if need be."""
     if format_of(folder) in EXPORTED_PRECISIONS:
         return options.precision

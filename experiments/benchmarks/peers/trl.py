@@ -17,9 +17,9 @@ import torch
 from textgen_env.tokenizers.pretrained import PretrainedTokenizer
 from textgen_experiments.benchmarks.peers.models import Size, random_words
 from textgen_experiments.benchmarks.peers.updates import UpdateSeconds, synchronize
-from textgen_experiments.benchmarks.worker_process import WorkerProcess
 from textgen_experiments.models.formats import extra
 from textgen_experiments.runs.malloc import retain_freed_memory
+from textgen_experiments.runs.worker_processes import WorkerProcesses
 
 TEACHER_WEIGHT = 0.5
 LEARNING_RATE = 1e-4
@@ -210,7 +210,7 @@ class TRLUpdatesInWorker:
     def __init__(self, make: Callable[[], TRLUpdates], *, retain_memory: bool) -> None:
         self.seconds: list[UpdateSeconds] = []
         self.tokens: list[float] = []
-        self._update = WorkerProcess(_trl_update, make, retain_memory)
+        self._update = WorkerProcesses(_trl_update, make, retain_memory)
 
     def __call__(self) -> int:
         """Make one update and wait for it."""

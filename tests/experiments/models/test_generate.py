@@ -184,3 +184,16 @@ def test_a_draft_with_another_tokenizer_is_one_line(translate, models, capsys):
 )
 def test_settings_that_no_draft_has_are_one_line(translate, models, capsys, options, message):
     assert message in complaint(capsys, translate, models[0], "--draft", models[1], *options)
+
+
+def test_texts_of_several_processes_stand_in_the_order_of_the_lines(translate, models):
+    content = "".join(f"{'ab' * (i % 7)}\n" for i in range(23)).encode()
+    alone = translate(models[0], "--batch-size", 2, content=content)
+    assert len(alone.splitlines()) == 23
+    found = translate(models[0], "--batch-size", 2, "--processes", 2, content=content)
+    assert found == alone
+
+
+def test_no_process_at_all_is_one_line(translate, models, capsys):
+    message = complaint(capsys, translate, models[0], "--processes", "0")
+    assert "--processes must be at least 1, got 0" in message
