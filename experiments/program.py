@@ -19,5 +19,7 @@ def main() -> None:
             return
         prepare_environment(sys.argv[1:])
         from textgen_experiments.cli import main as run_command_line  # seconds, for PyTorch
+        from textgen_experiments.runs.malloc import spare_imports
 
+        spare_imports()
         run_command_line()

@@ -17,12 +17,18 @@ from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.transformer import Transformer, TransformerConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
 from textgen_env.types import SpecialTokens
+from textgen_experiments.runs.malloc import spare_imports
 
 CACHE = tempfile.TemporaryDirectory()  # tests neither read nor write the user's
 os.environ["TEXTGEN_CACHE"] = CACHE.name
 torch.set_num_threads(1)  # more make tiny trainings many times slower
 settings.register_profile("shared machine", deadline=None)  # how long an example takes says little
 settings.load_profile("shared machine")
+
+
+def pytest_collection_finish():
+    """Let no search for garbage look at modules and tests, of which there are many."""
+    spare_imports()
 
 
 @pytest.fixture

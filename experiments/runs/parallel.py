@@ -25,7 +25,7 @@ from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.kernel_caches import limit_kept_products
-from textgen_experiments.runs.malloc import retain_freed_memory
+from textgen_experiments.runs.malloc import retain_freed_memory, spare_imports
 from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.progress import RunsDisplay, be_quiet, progress_told_to, runs_display
 from textgen_experiments.runs.train import Show, train
@@ -188,6 +188,7 @@ def _begin(plugins: Sequence[str], threads: int, reports: "Queue[Report]") -> No
     load_plugins(plugins)
     limit_kept_products()
     retain_freed_memory()
+    spare_imports()
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     be_quiet()
 
