@@ -97,8 +97,8 @@ def _joined_parts(value: object) -> object:
     for number, part in enumerate(value, 1):
         if not _is_text_part(part):
             raise ValueError(
-                f'must be a text or a list of {{"type": "text", "text": ...}}, got {brief(part)} as '
-                f"part {number}"
+                'must be a text or a list of {"type": "text", "text": ...}, got '
+                f"{brief(part)} as part {number}"
             )
     return "".join(part["text"] for part in value)
 
