@@ -36,9 +36,11 @@ class PlanOptions:
         check_at_least(self, at_once=1)
         shard_of(self.shard)
         if self.cluster is None and self.slurm != SlurmOptions():
+            default = vars(SlurmOptions())
+            given = [f"{k}={v}" for k, v in vars(self.slurm).items() if v != default[k]]
             raise ValueError(
-                f"slurm must be left out without a cluster, got {self.slurm}: give --cluster slurm "
-                "or local"
+                f"slurm must be left out without a cluster, got {', '.join(given)}: give --cluster "
+                "slurm or local"
             )
 
 

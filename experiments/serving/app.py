@@ -56,7 +56,8 @@ def create_app(
     answer_errors(app)
     _add_texts(app, service, metrics)
     _add_state(app, service, metrics)
-    return Measured(RequestGate(app, key, most_bytes, service.timeout), metrics, ROUTES)
+    routes = ROUTES | {f"/v1/models/{service.model.name}"}
+    return Measured(RequestGate(app, key, most_bytes, service.timeout), metrics, routes)
 
 
 def _add_texts(app: FastAPI, service: TextService, metrics: ServingMetrics) -> None:
@@ -103,13 +104,19 @@ def _add_texts(app: FastAPI, service: TextService, metrics: ServingMetrics) -> N
 
 def _add_state(app: FastAPI, service: TextService, metrics: ServingMetrics) -> None:
     """Add the routes that tell of the server itself."""
-    created, name = int(time.time()), service.model.name
+    name = service.model.name
+    served = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "textgen"}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List the one model that is served."""
-        model = {"id": name, "object": "model", "created": created, "owned_by": "textgen"}
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [served]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def model(asked: str) -> dict[str, Any]:
+        """Describe the model that is served."""
+        _check_model(asked, name)
+        return served
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from textgen_experiments.serving.errors import ApiError, brief
 
@@ -20,7 +20,10 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0, None),
     "frequency_penalty": (0, None),
     "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
+    "store": (False, None),
+    "metadata": (None, {}),
 }
 """Arguments of OpenAI's that are not supported, and the values that ask for nothing."""
 
@@ -87,13 +90,35 @@ class CompletionBody(WritingBody):
     prompt: Texts
 
 
+def _joined_parts(value: object) -> object:
+    """Return the text of a content that is a list of parts of text, and any other as it is."""
+    if not isinstance(value, list) or not value:
+        return value
+    for number, part in enumerate(value, 1):
+        if not _is_text_part(part):
+            raise ValueError(
+                'must be a text or a list of {"type": "text", "text": ...}, got '
+                f"{brief(part)} as part {number}"
+            )
+    return "".join(part["text"] for part in value)
+
+
+def _is_text_part(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"type", "text"}
+        and value["type"] == "text"
+        and isinstance(value["text"], str)
+    )
+
+
 class ChatMessage(BaseModel):
-    """One message: who says what."""
+    """One message: who says what, as a text or as parts of text that follow each other."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: str
-    content: str
+    content: Annotated[str, BeforeValidator(_joined_parts)]
 
 
 class ChatBody(WritingBody):
@@ -112,6 +137,8 @@ class TranslateBody(BaseModel):
 
 
 def _check_neutral(name: str, value: Any) -> None:  # noqa: ANN401 - any JSON
+    if value is None:  # as clients send what is not set
+        return
     if name not in NEUTRAL:
         raise ApiError(
             400,
@@ -119,10 +146,15 @@ def _check_neutral(name: str, value: Any) -> None:  # noqa: ANN401 - any JSON
             param=name,
         )
     neutral = NEUTRAL[name]
-    if value not in neutral:
+    if not any(_is_equal(value, each) for each in neutral):
         raise ApiError(
             400,
             f"{name} must be {brief(neutral[0])} or left out, got {brief(value)}: this server does "
             "nothing else",
             param=name,
         )
+
+
+def _is_equal(value: object, other: object) -> bool:
+    """Return True if two values of JSON are equal, of which 0 and false are not."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)

@@ -34,7 +34,7 @@ def _checked(value: object, place: str) -> Message:
         text = value.get(name)
         if not isinstance(text, str):
             raise DataError(f'{place}: "{name}" must be a string, got {_kind(text)}')
-        found[name] = text.strip() if name == "content" else text
+        found[name] = text
     return found
 
 

@@ -98,8 +98,9 @@ def test_slurm_is_refused_where_there_is_none(tmp_path, monkeypatch):
 
 
 def test_resources_without_a_cluster_are_refused():
-    with pytest.raises(ValueError, match=r"slurm must be left out without a cluster, .*cpus=2"):
-        PlanOptions(slurm=SlurmOptions(cpus=2))
+    message = "slurm must be left out without a cluster, got minutes=5, cpus=2: give --cluster"
+    with pytest.raises(ValueError, match=message):
+        PlanOptions(slurm=SlurmOptions(minutes=5, cpus=2))
 
 
 def test_without_submitit_the_extra_is_named(tmp_path, monkeypatch):

@@ -86,6 +86,19 @@ def test_a_completion_has_the_form_of_openais(served, model):
     assert cut["usage"]["completion_tokens"] == 1
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"top_logprobs": None, "nothing": None, "stop": [], "n": None, "stream_options": None},
+        {"presence_penalty": 0.0, "frequency_penalty": 0, "logprobs": False, "echo": False},
+        {"tool_choice": "auto", "metadata": {}, "store": False, "best_of": 1, "suffix": ""},
+    ],
+)
+def test_arguments_that_ask_for_nothing_change_nothing(served, model, body):
+    (choice,) = served.complete(SOURCES[0], **body).json()["choices"]
+    assert choice["text"] == texts_of(model, SOURCES[:1])[0]
+
+
 def test_sampled_copies_are_drawn_from_the_seed_whoever_writes_beside_them(served):
     asked = {"temperature": 1.5, "top_p": 0.9, "n": 3, "seed": 5}
     alone = served.complete("a b c", **asked).json()
@@ -128,21 +141,27 @@ def test_state_of_the_server(served):
     served.translate(" ")
     (model,) = served.client.get("/v1/models").json()["data"]
     assert (model["id"], model["object"]) == ("small", "model")
+    assert served.client.get("/v1/models/small").json() == model
+    message = refusal(
+        served.client.get("/v1/models/a/b"), 404, code="model_not_found", param="model"
+    )
+    assert message == 'model must be "small", the one that is served, got "a/b"'
     assert served.client.get("/health").json() == {"status": "ok"}
     lines = served.client.get("/metrics").text.splitlines()
     assert 'textgen_requests_total{route="/translate",status="200"} 1.0' in lines
     assert 'textgen_requests_total{route="/translate",status="400"} 1.0' in lines
+    assert 'textgen_requests_total{route="/v1/models/small",status="200"} 1.0' in lines
     assert 'textgen_request_seconds_count{route="/translate"} 2.0' in lines
     assert "textgen_texts_total 2.0" in lines
     assert "textgen_source_tokens_total 5.0" in lines
     assert "textgen_waiting_texts 0.0" in lines
     assert "textgen_running_texts 0.0" in lines
-    assert served.metrics.summary().startswith("5 requests, 2 texts, ")
+    assert served.metrics.summary().startswith("7 requests, 2 texts, ")
 
 
 def test_the_schema_names_what_a_request_may_have(served):
     schema = served.client.get("/openapi.json").json()
-    assert schema["paths"].keys() == ROUTES
+    assert schema["paths"].keys() == ROUTES | {"/v1/models/{asked}"}
     prompt = schema["components"]["schemas"]["CompletionBody"]["properties"]["prompt"]
     assert {each["type"] for each in prompt["anyOf"]} == {"string", "array"}
 
@@ -176,6 +195,9 @@ JSON = {"Content-Type": "application/json"}
     [
         ({"stream": True}, "stream", "stream must be false or left out, got true"),
         ({"logprobs": 2}, "logprobs", "logprobs must be null or left out, got 2"),
+        ({"logprobs": 0}, "logprobs", "logprobs must be null or left out, got 0"),
+        ({"best_of": True}, "best_of", "best_of must be null or left out, got true"),
+        ({"stop": "b"}, "stop", 'stop must be null or left out, got "b"'),
         ({"top_k": 3}, "top_k", '"top_k" must be left out, got 3: this server does not know it'),
         ({"max_tokens": "3"}, "max_tokens", 'max_tokens must be a valid integer, got "3"'),
         ({"max_tokens": True}, "max_tokens", "max_tokens must be a valid integer, got true"),

@@ -48,6 +48,12 @@ def test_the_answer_is_what_the_model_writes_after_the_templated_messages(served
     assert answer["usage"]["completion_tokens"] == int((tokens != TOKENIZER.special.pad).sum())
 
 
+def test_parts_of_text_are_one_text(served):
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    answer = ask(served, [MESSAGES[0], {"role": "user", "content": parts}]).json()
+    assert answer["choices"] == ask(served, MESSAGES).json()["choices"]
+
+
 def test_a_plain_text_is_a_message_of_the_user(served):
     answer = ask(served, MESSAGES[1:]).json()["choices"][0]["message"]["content"]
     assert served.complete("hi").json()["choices"][0]["text"] == answer
@@ -59,6 +65,13 @@ def test_a_plain_text_is_a_message_of_the_user(served):
         ([], {}, "messages must have at least 1 item"),
         ([{"role": "user"}], {}, "messages.0.content must be given, got none"),
         ([{"role": "user", "content": 1}], {}, "messages.0.content must be a valid string"),
+        ([{"role": "user", "content": []}], {}, "messages.0.content must be a valid string"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}],
+            {},
+            'content must be a text or a list of {"type": "text", "text": ...}, got {"type": '
+            '"image_url"} as part 2',
+        ),
         ([{"role": "user", "content": "<|im_end|>"}], {}, "must not spell a special piece"),
         (MESSAGES, {"stream": True}, "stream must be false or left out"),
         (MESSAGES, {"tools": [{}]}, "tools must be null or left out"),

@@ -43,11 +43,12 @@ def test_the_last_message_is_the_reference_and_the_template_is_around_the_others
     tmp_path, tokenizer
 ):
     earlier = [SYSTEM, *talk("one", "two")["messages"]]
-    records = [talk(" hi ", " yo ", SYSTEM), talk("three", "four", *earlier)]
+    records = [talk("hi", " yo ", SYSTEM), talk(" three\n", "four", *earlier)]
     task = config(tmp_path, records).build(tokenizer)
     assert isinstance(task.tokenizer, ChatTokenizer)
     first, second = task.train
     assert first.source == conversation([SYSTEM, {"role": "user", "content": "hi"}])
+    assert second.source == conversation([*earlier, {"role": "user", "content": " three\n"}])
     assert (first.reference, second.reference) == ("yo", "four")
     examples = encode([first], task)
     rows = tokenizer.backend(QWEN.rendered, add_special_tokens=False)["input_ids"]
