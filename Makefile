@@ -2,7 +2,7 @@
 # make check: format, lint and types as well.  Nothing is installed twice.
 # make options: write the table of options that answers before PyTorch is imported.
 # make figures: count what the rules of language and size are about; installs nothing.
-# make integrations: run the environment inside other libraries, in a venv of its own.
+# make integrations: install other libraries and run the environment inside them.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
 # other libraries as well.
 # make docs: build the site into build/docs, tutorials executed; warnings and broken links are errors.
@@ -54,13 +54,12 @@ bench: peers-test
 
 # Tests of the environment in TorchRL, imitation and OpenEnv. What imitation and openenv-core require
 # excludes the pins of this project, so they are installed without their dependencies.
-integrations: .venv-integrations/.installed
-	.venv-integrations/bin/pytest tests/integrations
+integrations: .venv/.installed-integrations
+	$(BIN)/pytest tests/integrations
 
-.venv-integrations/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-integrations
-	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable ".[integrations]"
-	.venv-integrations/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1 openenv-core==0.3.0
+.venv/.installed-integrations: .venv/.installed-dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[integrations]"
+	$(BIN)/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1 openenv-core==0.3.0
 	touch $@
 
 .venv/.created:
@@ -85,4 +84,4 @@ integrations: .venv-integrations/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-integrations runs build docs/reference/generated *.egg-info
+	rm -rf .venv runs build docs/reference/generated *.egg-info

@@ -159,7 +159,11 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("name", PAPER)
+FAST = "iwslt14"
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PAPER if name != FAST]
+
+
+@pytest.mark.parametrize("name", [FAST, *SLOW])
 def test_configurations_train_from_the_command_line(name, folders, tmp_path):
     data = folders[PAPER[name](AGENTS["mle"]()).task.name]
     few = ["--train-pairs", "20"] if "low" in name else []

@@ -20,7 +20,8 @@ TASK = [
     *("--student.width", "16", "--precision", "float32"),
 ]
 SHORT = ["--learner.batch-size", "4", "--learner.updates", "4", "--learner.evaluate-every", "1"]
-AGENTS_BESIDE = ["okd", "dskd", "dskd_cma", "every_expert_sar"]
+SLOW = ["okd", "dskd_cma", "every_expert_sar"]
+AGENTS_BESIDE = ["dskd", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.fixture(scope="module")

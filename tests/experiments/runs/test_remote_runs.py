@@ -77,9 +77,11 @@ OPTIONS = {
     "kid": ["--agent.label.k", "4"],
     "aggrevate": [],
 }
+FAST = "imitkd", "imitkd_full"
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in FAST]
 
 
-@pytest.mark.parametrize("agent", OPTIONS)
+@pytest.mark.parametrize("agent", [*FAST, *SLOW])
 def test_agents_learn_from_a_server_and_a_second_run_asks_nothing(run, server, agent):
     first = run("first", agent, *OPTIONS[agent])
     asked = len(server.asked)

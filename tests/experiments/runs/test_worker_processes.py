@@ -1,4 +1,4 @@
-"""Functions in processes of their own: results in order, inputs read little ahead, one that dies."""
+"""Functions in processes of their own: results in order, inputs read a little ahead, a death."""
 
 import os
 from functools import partial
