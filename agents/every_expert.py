@@ -95,10 +95,9 @@ class StudentAwareRouter(CompanionAgent):
     """Distillation of all experts of a mixture, weighed by routers trained for the student.
 
     Roll-in: the student alone, drawn at temperature 1. Label: the teacher's distribution with all
-    experts in use, weighed by the routers. Loss, with p the teacher and q the student: KL(q || p)
-    for the student, where p is a constant; KL(p || q) + `balance_weight` * imbalance for the
-    routers, where q is a constant. The imbalance is the squared ratio of standard deviation to mean
-    of the experts' probabilities.
+    experts in use, weighed by the routers. Loss: KL(q || p) for the student q, where the teacher p
+    is a constant; KL(p || q) + `balance_weight` * imbalance for the routers, where q is a constant.
+    The imbalance is the squared ratio of standard deviation to mean of the experts' probabilities.
     Differs from the paper in: routers and student learn in the same update, there the routers
     first; the imbalance is that of each text and the mean over the gates, there of the batch, whose
     counts of tokens are equal where all experts are used; no noise in the gates. Where the teacher
