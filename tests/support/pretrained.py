@@ -20,6 +20,8 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -172,6 +174,10 @@ def mixtral(size):
     return MixtralForCausalLM(MixtralConfig(vocab_size=size, num_local_experts=4, **SPARSE))
 
 
+def olmoe(size):
+    return OlmoeForCausalLM(OlmoeConfig(vocab_size=size, num_experts=4, **SPARSE))
+
+
 def qwen3_moe(size):
     """Return a model whose first layer has no experts."""
     config = Qwen3MoeConfig(
@@ -215,6 +221,7 @@ FAMILIES = {
 SLIDING = Family(*LLAMA, mistral)
 WITH_EXPERTS = {
     "mixtral": Family(*LLAMA, mixtral),
+    "olmoe": Family(*LLAMA, olmoe),
     "qwen3_moe": Family(*LLAMA, qwen3_moe),
     "qwen2_moe": Family(*LLAMA, qwen2_moe),
 }

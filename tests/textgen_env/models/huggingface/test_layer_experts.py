@@ -5,7 +5,7 @@ import torch
 
 from tests.support.pretrained import FAMILIES, TEXTS, WITH_EXPERTS, save_family
 from textgen_env.models.gates import with_gates
-from textgen_env.models.huggingface.layer_experts import LayerGates
+from textgen_env.models.huggingface.layer_experts import ROUTED_MODELS, LayerGates
 from textgen_env.models.storage import load_model, load_tokenizer
 from textgen_env.tasks.task import encode_sources
 
@@ -93,3 +93,18 @@ def test_each_gate_is_asked_about_all_positions_of_which_the_actions_are_the_las
 
 def test_a_dense_model_has_no_gates_in_its_layers(tmp_path):
     assert LayerGates.of(load_model(save_family(FAMILIES["llama"], tmp_path))) is None
+
+
+def test_every_type_that_is_said_to_have_gates_is_tested():
+    assert set(WITH_EXPERTS) == ROUTED_MODELS
+
+
+def test_a_model_in_bfloat16_answers_in_it(model, states):
+    half = model.bfloat16()
+    gates = with_gates(half)
+    with torch.no_grad():
+        found = gates.gated_logits(*states, gates.routers, best(2))
+        expected = half.sequence_logits(*states)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    apart = (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs()
+    assert apart.mean() < 0.1
