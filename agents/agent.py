@@ -44,7 +44,8 @@ class Agent(ABC):
             the teacher or the student writes their texts.
         needs_expert_view: whether the expert must read another view of each example than the
             student, such as a prompt with the source.
-        needs_mixture: whether its teacher must be a mixture of several models.
+        needs_mixture: whether its teacher must be a mixture, of several models or of experts in its
+            layers.
         bridges_tokenizers: whether it can ask a teacher with another tokenizer about its states.
         learning_rate_factor: learning rate that it wants, as a multiple of cross-entropy's.
         companion_rate_factor: learning rate of its companions, as a multiple of the student's.

@@ -36,11 +36,11 @@ EXCLUDED = -1e5  # attention score of positions that are padding on either side
 class DSKD(CompanionAgent):
     """Distillation in both hidden spaces, from a teacher with the student's tokenizer.
 
-    Roll-in: data. Label: the data's token, and the teacher's hidden states. Loss, with q the
-    student: (1 - rate) * -log q(token) + rate * three terms. The teacher's states in the student's
-    space, read by the student's head, are trained to give the data's token; the student learns
-    their distribution as a constant; the student's states in the teacher's space, read by the
-    teacher's head, learn the teacher's distribution. Both divergences are forward KL at
+    Roll-in: data. Label: the data's token, and the teacher's hidden states. Loss: (1 - rate) * -log
+    of the student's probability of the token + rate * three terms. The teacher's states in the
+    student's space, read by the student's head, are trained to give the data's token; the student
+    learns their distribution as a constant; the student's states in the teacher's space, read by
+    the teacher's head, learn the teacher's distribution. Both divergences are forward KL at
     `temperature`, and no head is trained by what is projected.
     Differs from the authors' program in: the schedule, and with it the learning rates, of which the
     projectors' is twice the student's as there.

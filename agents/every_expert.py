@@ -1,128 +1,139 @@
-"""Every Expert Matters: all parts of a mixture teach, not only those that it would answer with.
+"""Every Expert Matters: all experts of a mixture teach, not only those that it would answer with.
 
-The paper's teacher is one network with experts in its layers. Here it is a mixture of teachers:
-each is an expert, and a router is what weighs their probabilities. Two algorithms use all of them:
-one draws subsets of the experts again and again, the other trains a router for the student.
+The paper's teacher is a language model with experts in its layers, of which its routers use few.
+Two algorithms bring out what the others know: one passes over each text several times, with other
+experts in each pass; the other uses all, and trains the routers for the student.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from textgen_agents.agent import Agent, CompanionAgent
-from textgen_agents.losses.divergences import by_parts, cross_entropy, forward_kl
+from textgen_agents.losses.divergences import by_parts, reverse_kl
 from textgen_agents.losses.labels import Dense, LabelledBatch
 from textgen_agents.losses.objectives import loss_for, mean_over_actions
 from textgen_agents.rollouts.context import Context
-from textgen_agents.rollouts.rollout import data_rollout
-from textgen_env.bounds import check_at_least
+from textgen_agents.rollouts.rollout import student_rollout
+from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert, ExpertError
-from textgen_env.experts.white_box import (
-    answers_of_each,
-    check_mixture,
-    mixture_answers,
-    mixture_of,
-    mixture_states,
-)
+from textgen_env.experts.white_box import fewest_experts, gated_logits, teacher_gates
+from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 
 
 @dataclass(frozen=True)
 class KnowledgeAugmentation(Agent):
-    """Distillation of several random subsets of a mixture's experts at every state.
+    """Distillation of several passes of a mixture, each with other experts than it would use.
 
-    Roll-in: data. Label: at each state, `draws` subsets of `experts` teachers are drawn uniformly,
-    and each subset answers with the mean of its probabilities. Loss: forward KL, the mean over the
-    draws. Forward KL is linear in the label, so that the mean over the draws' labels is the label,
-    and only a constant of the loss is left out.
-    Differs from the paper in: the experts are teachers and not parts of a network's layers, their
-    weights in a subset and in the draw are equal, the numbers of draws and experts are choices of
-    ours.
+    Roll-in: the student alone, drawn at temperature 1. Label: the teacher's distributions of
+    `draws` passes. At each state a gate leaves out `left_out` experts: with probability
+    `drawn_fraction` all but those drawn by the router's probabilities, else the least probable.
+    Loss: reverse KL, the mean over the passes. It is linear in the label's logarithm, so that the
+    mean over the passes' log-probabilities is the label; a constant of the loss is left out.
+    Differs from the paper in: one update with the mean over the passes, there one after each; the
+    coin falls at each gate and state, where the paper does not say; no noise in the gates. Where
+    the teacher is a mixture of several models there is no router, and every subset is as likely.
 
     Attributes:
-        draws: M, the subsets at each state, at least 1.
-        experts: teachers in a subset, from 1 to the number of teachers.
+        draws: M, the passes over each text, at least 1.
+        left_out: experts that a gate does not use, at least 0, where all are used.
+        drawn_fraction: lambda, the probability that the experts are drawn, in [0, 1].
+        sampling: how the student writes.
 
-    Source: Kim et al. 2025, Knowledge Augmentation, arXiv:2502.12947.
+    Source: Kim et al. 2025, section 4.2 and algorithm 1, arXiv:2502.12947.
     """
 
+    expects_trained_student = True
+    learns_without_references = True
     needs_mixture = True
-    student_writes = False
-    draws: int = 4
-    experts: int = 1
+    draws: int = 2
+    left_out: int = 1
+    drawn_fraction: float = 0.05
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        check_at_least(self, draws=1, experts=1)
+        check_at_least(self, draws=1, left_out=0)
+        check_shares(self, "drawn_fraction")
 
     def check_expert(self, expert: Expert) -> None:
-        """Raise `ExpertError` unless the expert is a mixture with enough teachers."""
+        """Raise `ExpertError` unless the expert is a mixture of enough experts."""
         super().check_expert(expert)
-        check_mixture(expert)
-        count = len(mixture_of(expert).models)
-        if self.experts > count:
+        count = fewest_experts(expert)
+        if self.left_out >= count:
             raise ExpertError(
-                f"experts must be at most {count}, the number of teachers, got {self.experts}: "
-                "lower it, or give more teachers (--further-teachers)"
+                f"left_out must be below {count}, the number of experts, got {self.left_out}: "
+                "lower it, or give a teacher with more experts"
             )
 
     def collect(self, context: Context) -> LabelledBatch:
-        """Return the references as prefixes, labelled by the drawn subsets."""
-        states, expert = data_rollout(context).trajectories, context.env.expert
-        shape = *states.actions.shape, self.draws, len(mixture_of(expert).models)
-        shares = subset_shares(shape, self.experts, context.generator).to(states.mask.device)
-        return LabelledBatch(states, {"logits": mixture_answers(expert, states, shares.log())})
+        """Write every example by the student, and label it by the passes' mean."""
+        states, expert = student_rollout(context, self.sampling).trajectories, context.env.expert
+        gates = teacher_gates(expert)
+        choose = partial(
+            used_experts,
+            left_out=self.left_out,
+            drawn_fraction=self.drawn_fraction if gates.trained else 1.0,
+            generator=context.generator,
+        )
+        total = sum(
+            gated_logits(expert, states, gates.routers, choose).float().log_softmax(-1)
+            for _ in range(self.draws)
+        )
+        return LabelledBatch(states, {"logits": cast("Tensor", total) / self.draws})
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
-        """Return the forward KL from the mean of the subsets' distributions."""
-        return loss_for(Dense(), forward_kl, batch.trajectories, student, expert)
+        """Return the mean reverse KL from the passes' distributions, but for a constant."""
+        return loss_for(Dense(), reverse_kl, batch.trajectories, student, expert)
 
 
 @dataclass(frozen=True)
 class StudentAwareRouter(CompanionAgent):
-    """Distillation of all experts of a mixture, weighed by a router trained for the student.
+    """Distillation of all experts of a mixture, weighed by routers trained for the student.
 
-    Roll-in: data. Label: the mixture of all teachers, whose weights at each state a linear router
-    computes from their hidden states. Loss: forward KL from the mixture for the student, where the
-    mixture is a constant; `data_weight` * -log p(token) + `student_weight` * KL(q || p) for the
-    router, where p is the mixture and the student q a constant.
-    Differs from the paper in: the experts are teachers and not parts of a network's layers; the
-    router begins with equal weights and is trained in the same updates as the student, by a loss
-    that is a choice of ours.
+    Roll-in: the student alone, drawn at temperature 1. Label: the teacher's distribution with all
+    experts in use, weighed by the routers. Loss: KL(q || p) for the student q, where the teacher p
+    is a constant; KL(p || q) + `balance_weight` * imbalance for the routers, where q is a constant.
+    The imbalance is the squared ratio of standard deviation to mean of the experts' probabilities.
+    Differs from the paper in: routers and student learn in the same update, there the routers
+    first; the imbalance is that of each text and the mean over the gates, there of the batch, whose
+    counts of tokens are equal where all experts are used; no noise in the gates. Where the teacher
+    is a mixture of several models, a linear router of their last hidden states is added, which
+    begins with equal weights.
 
     Attributes:
-        data_weight: of the mixture's cross-entropy on the data's tokens, at least 0.
-        student_weight: of the mixture's divergence from the student, at least 0.
+        balance_weight: beta, the weight of the imbalance, at least 0.
+        sampling: how the student writes.
 
-    Source: Kim et al. 2025, Student-Aware Router, arXiv:2502.12947.
+    Source: Kim et al. 2025, section 4.3 and algorithm 2, arXiv:2502.12947.
     """
 
+    expects_trained_student = True
+    learns_without_references = True
     needs_mixture = True
-    student_writes = False
-    data_weight: float = 1.0
-    student_weight: float = 1.0
+    balance_weight: float = 0.01
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        check_at_least(self, data_weight=0, student_weight=0)
+        check_at_least(self, balance_weight=0)
 
     def check_expert(self, expert: Expert) -> None:
-        """Raise `ExpertError` unless the expert is a mixture of models with hidden states."""
+        """Raise `ExpertError` unless the expert is a mixture."""
         super().check_expert(expert)
-        check_mixture(expert)
-        mixture_states(expert)
+        fewest_experts(expert)
 
     def companions(self, student: SequenceModel, expert: Expert) -> nn.ModuleDict:
-        """Return the router, which at first gives equal weights."""
+        """Return the routers, which at first are the teacher's own."""
         del student
-        models = mixture_states(expert)
-        router = nn.Linear(sum(model.width for model in models), len(models))
-        for parameter in router.parameters():
-            nn.init.zeros_(parameter)
-        return nn.ModuleDict({"router": router})
+        own = teacher_gates(expert).routers
+        return nn.ModuleDict({"routers": nn.ParameterList(router.clone() for router in own)})
 
     def collect(self, context: Context) -> LabelledBatch:
-        """Return the references as prefixes."""
-        return data_rollout(context)
+        """Write every example by the student."""
+        return student_rollout(context, self.sampling)
 
     def joint_loss(
         self,
@@ -131,26 +142,50 @@ class StudentAwareRouter(CompanionAgent):
         expert: Expert,
         companions: nn.ModuleDict,
     ) -> Tensor:
-        """Return the loss of the student and of the router."""
-        states = batch.trajectories
-        hidden, log_probs = answers_of_each(expert, states)
-        weights = companions["router"](hidden).float().log_softmax(-1)
-        mixture = (log_probs + weights.movedim(-1, 0)[..., None]).logsumexp(0)
-        logits = student.sequence_logits(states.source, states.actions)
-        losses = by_parts(forward_kl, logits, mixture.detach())
-        losses = losses + self.data_weight * cross_entropy(mixture, states.actions)
-        to_student = by_parts(forward_kl, mixture, logits.detach())
-        return mean_over_actions(losses + self.student_weight * to_student, states)
+        """Return the loss of the student plus that of the routers."""
+        states, imbalances = batch.trajectories, list[Tensor]()
+
+        def use_all(gate: Tensor) -> Tensor:
+            imbalances.append(imbalance(gate[:, -states.mask.shape[1] :], states.mask))
+            return torch.ones_like(gate, dtype=torch.bool)
+
+        routers = cast("nn.ParameterList", companions["routers"])
+        teacher = gated_logits(expert, states, tuple(routers), use_all)
+        learner = student.sequence_logits(states.source, states.actions)
+        to_teacher = by_parts(reverse_kl, learner, teacher.detach())
+        to_student = by_parts(reverse_kl, teacher, learner.detach())
+        uneven = self.balance_weight * torch.stack(imbalances).mean(0)
+        return mean_over_actions(to_teacher + to_student + uneven[:, None], states)
 
 
-def subset_shares(shape: tuple[int, ...], experts: int, generator: torch.Generator) -> Tensor:
-    """Draw subsets, and return each expert's share of all draws at every state, (B, T, K).
+def used_experts(
+    gate: Tensor, *, left_out: int, drawn_fraction: float, generator: torch.Generator
+) -> Tensor:
+    """Return all experts but the least probable, or but those left by a draw, (..., N) bool.
+
+    The draw is without replacement, by the gate's probabilities.
 
     Args:
-        shape: (B, T, M, K) of M draws among K experts.
-        experts: size of a subset, from 1 to K.
+        gate: (..., N) logits.
+        left_out: number of experts that are not used, below N.
+        drawn_fraction: probability of a draw, in [0, 1].
         generator: source of randomness, on the CPU.
     """
-    chosen = torch.rand(shape, generator=generator).topk(experts, dim=-1).indices
-    counts = torch.zeros(shape).scatter_(-1, chosen, 1.0).sum(2)
-    return counts / (shape[2] * experts)
+    drawn = torch.rand(gate.shape[:-1], generator=generator) < drawn_fraction
+    gumbel = -torch.empty(gate.shape).exponential_(generator=generator).log()
+    ranks = gate + gumbel.where(drawn[..., None], 0.0).to(gate.device)
+    least = ranks.topk(left_out, largest=False).indices
+    return torch.ones_like(gate, dtype=torch.bool).scatter(-1, least, value=False)
+
+
+def imbalance(gate: Tensor, mask: Tensor) -> Tensor:
+    """Return the squared ratio of standard deviation to mean of the experts' probabilities, (B,).
+
+    Each expert's probability is its mean over a text; they sum to 1, so that their mean is 1 / N.
+
+    Args:
+        gate: (B, T, N) logits.
+        mask: (B, T) bool, the states that count.
+    """
+    shares = (gate.softmax(-1) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    return shares.shape[-1] * shares.square().sum(-1) - 1

@@ -28,8 +28,8 @@ from textgen_env.models.sequence_model import SequenceModel
 class OKD(CompanionAgent):
     """Mutual distillation of the student and of small modules beside the frozen teacher.
 
-    Roll-in: data. Label: the data's token, and the adapted teacher's distribution. Loss, with q the
-    student and p the adapted teacher: -log q(token) + weight * KL(p || q) for the student, where p
+    Roll-in: data. Label: the data's token, and the adapted teacher's distribution. Loss: with q the
+    student and p the adapted teacher, -log q(token) + weight * KL(p || q) for the student, where p
     is a constant; -log p(token) + weight * KL(q || p) for the modules, where q is a constant.
     Differs from the paper in: rank, weights and learning rates, which no source that was read
     gives, are choices of ours; low-rank terms have neither scaling nor dropout; the temperature.

@@ -28,7 +28,7 @@ def with_frozen_parts(student: Model, parts: Sequence[str]) -> Model:
                 f"frozen must name parts of the student, got {part!r}: they are {children}"
             )
         modules[part].requires_grad_(False)
-    if not any(weight.requires_grad for weight in student.parameters()):
+    if parts and not any(weight.requires_grad for weight in student.parameters()):
         raise ValueError(
             f"frozen must leave a part to be trained, got {', '.join(parts)}: leave one out"
         )

@@ -47,7 +47,7 @@ ALWAYS_QUERYING = sorted({*QUERYING} - {"dagger"})  # whose schedule ends the ex
 ASKING_AFTERWARDS = {  # about the whole batch, when it is collected
     *("aggrevate", "mgsr", "diverse_cfg", "tvd_plus_plus", "every_expert_ka"),
 }
-ASKING_ABOUT_MORE = {"aggrevate", "mgsr", "diverse_cfg"}  # than the states that are labelled
+ASKING_AGAIN = {"aggrevate", "mgsr", "diverse_cfg", "every_expert_ka"}  # or about other states
 REWARDED = {"minillm", "sampled_reverse_kl", "aggrevate", "diverse_cfg", "tvd_plus_plus"}
 LABELLED_BY_WRITER = {"imitkd", "imitkd_star"}
 BY_DATA, BY_STUDENT, BY_COIN = Constant(1.0), Constant(0.0), Constant(0.5)
@@ -294,7 +294,7 @@ def test_the_same_generator_gives_the_same_rollout(env, tiny_student, kind):
     assert torch.equal(once.writer, again.writer)
 
 
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - ASKING_ABOUT_MORE))
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - ASKING_AGAIN))
 def test_the_teacher_is_asked_once_at_each_state_that_it_labels(env, expert, tiny_student, name):
     trajectories, _, _ = learn(make(name), env, tiny_student)
     asks = AGENTS[name].learns_from not in ASKED_ABOUT_NO_STATE

@@ -1,5 +1,6 @@
 """Recchia's result: 200 texts with the steps of long division teach what 200 answers do not."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -48,11 +49,12 @@ def right_answers(config, make_env, folder):
 def test_200_traces_teach_division_and_200_answers_do_not(make_env, tmp_path):
     """The experiment with a known answer: over 80 % exact with traces, near chance without.
 
-    Chance is one over the divisor, on average. Answers alone do a little better, since the last
-    digit tells even from odd.
+    Chance is one over the divisor, on average. Answers alone may do as well as the last digit,
+    which tells the remainder of 2 and, of 4, leaves two to choose from.
     """
     traced = right_answers(NUMBERS, make_env, tmp_path / "traces")
     bare = right_answers(replace(NUMBERS, traces=False), make_env, tmp_path / "bare")
-    chance = (1 / 2 + 1 / 3 + 1 / 4) / 3
+    sys.stdout.write(f"right: {traced:.3f} with traces, {bare:.3f} without\n")
+    chance, last_digit = (1 / 2 + 1 / 3 + 1 / 4) / 3, (1 + 1 / 3 + 1 / 2) / 3
     assert traced > 0.8
-    assert abs(bare - chance) < 0.15
+    assert chance - 0.1 < bare < last_digit + 0.05

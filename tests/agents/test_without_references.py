@@ -40,7 +40,7 @@ NEEDING = {
     *("mle", "scheduled_sampling", "iq_learn", "word_kd", "seqinter", "kid"),
     "contrastive_markings",
     "aggrevate",  # whose reward is BLEU
-    *("okd", "dskd", "dskd_cma", "every_expert_ka", "every_expert_sar"),
+    *("okd", "dskd", "dskd_cma"),
 }
 
 

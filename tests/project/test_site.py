@@ -102,6 +102,12 @@ def test_options_are_those_of_the_agents_in_the_pages_file(page):
     assert [(each.split(), body) for each, body in shown] == ([(names, commands)] if names else [])
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_table_of_algorithms_finds_what_a_docstring_says(name):
+    parts = r"Roll-in:\s+\S.+\sLabel:\s+\S.+\sLoss:\s+\S.+"
+    assert re.search(parts, AGENTS[name].__doc__, re.DOTALL)
+
+
 def rows_of_agents(page):
     """Return the agents that each row of the page's tables names, and the row's last cell."""
     rows = re.findall(r"^\|.*\|$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)

@@ -18,9 +18,17 @@ from transformers import (
     MarianMTModel,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -155,6 +163,39 @@ def qwen2(size):
     return Qwen2ForCausalLM(config)
 
 
+SPARSE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": MAX_POSITIONS, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": None, "initializer_range": 0.4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def mixtral(size):
+    return MixtralForCausalLM(MixtralConfig(vocab_size=size, num_local_experts=4, **SPARSE))
+
+
+def olmoe(size):
+    return OlmoeForCausalLM(OlmoeConfig(vocab_size=size, num_experts=4, **SPARSE))
+
+
+def qwen3_moe(size):
+    """Return a model whose first layer has no experts."""
+    config = Qwen3MoeConfig(
+        vocab_size=size, num_experts=5, moe_intermediate_size=24, head_dim=16, mlp_only_layers=[0],
+        norm_topk_prob=True, **SPARSE,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config)
+
+
+def qwen2_moe(size):
+    """Return a model with a shared expert, the weights of whose used experts do not sum to 1."""
+    config = Qwen2MoeConfig(
+        vocab_size=size, num_experts=4, moe_intermediate_size=24,
+        shared_expert_intermediate_size=24, norm_topk_prob=False, **SPARSE,
+    )  # fmt: skip
+    return Qwen2MoeForCausalLM(config)
+
+
 END = {"eos_token": "</s>", "unk_token": "<unk>"}
 END_AND_PAD = {**END, "pad_token": "<pad>"}
 QWEN = {"eos_token": "</s>", "pad_token": "<pad>"}
@@ -178,6 +219,12 @@ FAMILIES = {
     "qwen2": Family(["<pad>", "</s>", *"Ġaw0123456789bcdefghijklm"], QWEN, "$A", qwen2, True),
 }
 SLIDING = Family(*LLAMA, mistral)
+WITH_EXPERTS = {
+    "mixtral": Family(*LLAMA, mixtral),
+    "olmoe": Family(*LLAMA, olmoe),
+    "qwen3_moe": Family(*LLAMA, qwen3_moe),
+    "qwen2_moe": Family(*LLAMA, qwen2_moe),
+}
 SHARED_POSITIONS = Family(FAIRSEQ, {**END_AND_PAD, "bos_token": "<s>"}, "<s> $A </s>", m2m)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from textgen_agents import AGENTS
 from textgen_agents.agent import Agent, CompanionAgent
+from textgen_agents.every_expert import KnowledgeAugmentation
 from textgen_agents.okd import OKD
 from textgen_agents.prompt_internalization import GenPI
 from textgen_agents.rollouts.context import Context
@@ -25,11 +26,12 @@ FITTED = {
     "switch": Switch(threshold=0.3),  # which the others find by writing the first batch anew
     "adaswitch": AdaSwitch(factor=2.0),
     "genpi": GenPI(prompt_weight=0.0),  # for a teacher that reads no prompt
+    "every_expert_ka": KnowledgeAugmentation(left_out=0),  # for a mixture of one
     "okd": OKD(rank=2, learns_temperature=True),  # which a table of logits has, too
 }
 ACCOMPANIED = {name for name, kind in AGENTS.items() if issubclass(kind, CompanionAgent)}
 OF_MIXTURES = {name for name, kind in AGENTS.items() if kind.needs_mixture}
-ON_HIDDEN_STATES = {"dskd", "dskd_cma", "every_expert_sar"}
+ON_HIDDEN_STATES = {"dskd", "dskd_cma", "every_expert_ka", "every_expert_sar"}
 CONFIG = LearnerConfig(updates=12, batch_size=6, learning_rate=0.01, warmup=3, evaluate_every=4)
 
 

@@ -1,19 +1,20 @@
-"""Questions that look inside a teacher: its hidden states, its parts, its logits with gradient.
+"""Questions that look inside a teacher: its hidden states, its gates, its logits with gradient.
 
-Agents that train modules beside the teacher, or choose among its parts, ask them. The teacher is
+Agents that train modules beside the teacher, or choose among its experts, ask them. The teacher is
 not changed, and no gradient reaches its weights. What is asked counts as other queries do.
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert
 from textgen_env.models.adapters import Adapters, trainable_module
-from textgen_env.models.ensemble import Ensemble
+from textgen_env.models.gates import ChooseExperts, Gates, with_gates
 from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
-from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.huggingface.layer_experts import ROUTED_MODELS
 from textgen_env.types import Trajectories
 
 REMEDY = "use one model on this disk, with the student's vocabulary, or choose another agent"
@@ -39,7 +40,14 @@ def teacher_states(expert: Expert) -> HiddenStates:
     Raises:
         ExpertError: the expert has none.
     """
-    return _states_of(check_white_box(expert).model)
+    model = check_white_box(expert).model
+    states = with_hidden_states(model)
+    if states is None:
+        raise ExpertError(
+            "the expert must have hidden states whose product with its head are its logits, got "
+            f"{type(model).__name__}: {REMEDY}"
+        )
+    return states
 
 
 def teacher_module(expert: Expert) -> nn.Module:
@@ -82,80 +90,56 @@ def adapted_logits(expert: Expert, adapters: Adapters, trajectories: Trajectorie
     return logits
 
 
-def check_mixture(expert: Expert) -> None:
-    """Raise `ExpertError` unless the teacher is a mixture of two models or more."""
-    count = len(mixture_of(expert).models)
+def teacher_gates(expert: Expert) -> Gates:
+    """Return the teacher as a mixture of experts.
+
+    Raises:
+        ExpertError: it is none whose gates can be replaced.
+    """
+    model = check_white_box(expert).model
+    gates = with_gates(model)
+    if gates is None:
+        raise ExpertError(
+            "the expert must be a mixture of models with hidden states, or have experts in its "
+            f"layers as {', '.join(sorted(ROUTED_MODELS))} have, got {type(model).__name__}: "
+            f"{REMEDY}"
+        )
+    return gates
+
+
+def fewest_experts(expert: Expert) -> int:
+    """Return N of the teacher's gate with the fewest experts.
+
+    Raises:
+        ExpertError: no gate weighs two experts or more.
+    """
+    count = min(len(router) for router in teacher_gates(expert).routers)
     if count < 2:
         raise ExpertError(
             f"the expert must be a mixture of at least 2 models, got {count}: give more teachers "
-            "with the same tokenizer (--further-teachers), or choose another agent"
+            "with the same tokenizer (--further-teachers) or one with experts in its layers, or "
+            "choose another agent"
         )
+    return count
 
 
-def mixture_of(expert: Expert) -> Ensemble:
-    """Return the teacher as a mixture, of one model where it is none.
+def gated_logits(
+    expert: Expert,
+    trajectories: Trajectories,
+    routers: Sequence[Tensor],
+    choose: ChooseExperts,
+) -> Tensor:
+    """Return the teacher's logits (B, T, V) under other gates, with gradient to `routers` alone.
 
-    Raises:
-        ExpertError: the expert is no model in this process.
-    """
-    model = check_white_box(expert).model
-    return model if isinstance(model, Ensemble) else Ensemble((model,))
-
-
-@torch.no_grad()
-def mixture_answers(expert: Expert, trajectories: Trajectories, log_weights: Tensor) -> Tensor:
-    """Return log-probabilities (B, T, V) of the teacher's models under weights of each state.
-
-    A state counts as one query, however many models there are.
+    A state counts as one query, however many experts there are.
 
     Args:
         expert: the teacher.
         trajectories: the states.
-        log_weights: (B, T, K), as `Ensemble.mixture` takes them.
+        routers: matrix of each gate.
+        choose: the experts that are used at a gate, as `Gates.gated_logits` takes it.
     """
-    start = time.perf_counter()
-    states = trajectories.expert_view, trajectories.actions
-    log_probs = mixture_of(expert).mixture(*states, log_weights)
+    start, gates = time.perf_counter(), teacher_gates(expert)
+    logits = gates.gated_logits(trajectories.expert_view, trajectories.actions, routers, choose)
     expert.count(trajectories.mask.sum(), start)
-    return log_probs
-
-
-def mixture_states(expert: Expert) -> list[HiddenStates]:
-    """Return the models of a mixture as models with hidden states.
-
-    Raises:
-        ExpertError: one of them has none.
-    """
-    return [_states_of(model) for model in mixture_of(expert).models]
-
-
-@torch.no_grad()
-def answers_of_each(expert: Expert, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-    """Return what each model of a mixture knows of each state, without gradient.
-
-    A state counts as one query, however many models there are.
-
-    Returns:
-        Their hidden states side by side, (B, T, D), float32, where D is the sum of the widths; and
-        their log-probabilities, (K, B, T, V), float32.
-    """
-    start, states = time.perf_counter(), (trajectories.expert_view, trajectories.actions)
-    models = mixture_states(expert)
-    hidden = [model.hidden(*states) for model in models]
-    log_probs = [
-        model.project(each).float().log_softmax(-1)
-        for model, each in zip(models, hidden, strict=True)
-    ]
-    expert.count(trajectories.mask.sum(), start)
-    return torch.cat([each.float() for each in hidden], -1), torch.stack(log_probs)
-
-
-def _states_of(model: SequenceModel) -> HiddenStates:
-    """Return `model` as one with hidden states, or raise `ExpertError`."""
-    states = with_hidden_states(model)
-    if states is None:
-        raise ExpertError(
-            "the expert must have hidden states whose product with its head are its logits, got "
-            f"{type(model).__name__}: {REMEDY}"
-        )
-    return states
+    return logits

@@ -138,22 +138,6 @@ class Ensemble:
         """
         return self._log_mean_probs(model.sequence_logits(source, actions) for model in self.models)
 
-    def mixture(self, source: Tensor, actions: Tensor, log_weights: Tensor) -> Tensor:
-        """Return the log-probabilities (B, T, V) of a mixture with other weights, float32.
-
-        Args:
-            source: (B, S) int64, PAD after each row's end token.
-            actions: (B, T) int64, PAD after the end of each row.
-            log_weights: (B, T, K) float, logarithm of each model's weight at each state, -inf for
-                none; the weights of a state sum to 1.
-        """
-        parts = zip(self.models, log_weights.unbind(-1), strict=True)
-        log_probs = (
-            model.sequence_logits(source, actions).float().log_softmax(-1) + weight[..., None]
-            for model, weight in parts
-        )
-        return reduce(torch.logaddexp, log_probs)
-
     def _log_mean_probs(self, each_logits: Iterable[Tensor]) -> Tensor:
         """Return the logarithm of the mean probabilities, float32, in the shape of the logits."""
         log_probs = (logits.float().log_softmax(-1) for logits in each_logits)

@@ -33,6 +33,7 @@ WEIGHTED = {
     **{name: make(name) for name in ("gkd", "distillm2", "f_distill", "skd", "switch")},
     **{name: make(name) for name in ("adaswitch", "atkd", "minillm", "mgsr", "diverse_cfg")},
     **{name: make(name) for name in ("sampled_reverse_kl", "distillspec")},
+    **{name: make(name) for name in ("every_expert_ka", "every_expert_sar")},
     "imitkd_full": ImitKDFull(beta=Constant(0.3)),
     "imitkd_star_full": ImitKDStarFull(beta=Constant(0.3)),
     "distillm": DistiLLM(student_fraction=1.0),

@@ -64,6 +64,12 @@ def test_no_gradient_is_computed_before_what_is_trained(small_transformer):
     assert {name.split(".")[0] for name in trained} == {"decoder", "decoder_norm"}
 
 
+def test_a_student_that_was_frozen_elsewhere_is_left_to_what_is_trained_beside_it(
+    small_transformer,
+):
+    assert with_frozen_parts(small_transformer.requires_grad_(False), ()) is small_transformer
+
+
 @pytest.mark.parametrize("part", ["encodr", "", "encoder.7"])
 def test_a_wrong_name_is_told_the_right_ones(small_transformer, part):
     message = f"^frozen must name parts of the student, got '{part}': they are embedding, encoder, "

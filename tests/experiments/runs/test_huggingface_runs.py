@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from tests.support.pretrained import FAMILIES, WORDS, save_family
+from tests.support.pretrained import FAMILIES, WITH_EXPERTS, WORDS, save_family
 from tests.support.updates import assert_runs_end_alike, stop_at_second_checkpoint
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.recurrent import Recurrent
@@ -29,6 +29,8 @@ def root(tmp_path_factory):
     save_family(FAMILIES["llama"], root / "teacher", seed=0)
     save_family(FAMILIES["llama"], root / "student", seed=1, width=16, layers=1)
     save_family(FAMILIES["marian"], root / "marian", seed=2)
+    for name in ("mixtral", "qwen3_moe"):
+        save_family(WITH_EXPERTS[name], root / name, seed=3)
     pairs = [(WORDS[place + 1 : place + 4], WORDS[place : place + 2]) for place in range(20)]
     lines = ["\t".join(map(" ".join, pair)) for pair in pairs]
     for split, part in {
@@ -76,6 +78,31 @@ def test_a_model_of_ones_own_learns_from_a_pretrained_one(run, root, agent):
     assert read_outcome(folder).teacher_tokens_queried > 0
     main(["evaluate", str(folder)])
     assert json.loads((folder / "results.json").read_text())["rows"][0]["model"] == "teacher"
+
+
+@pytest.mark.parametrize("teacher", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("agent", ["every_expert_ka", "every_expert_sar"])
+def test_a_stopped_run_learns_the_same_from_a_teacher_with_experts_in_its_layers(
+    run, root, monkeypatch, agent, teacher
+):
+    options = ["--agent", agent, *SMALL]
+    whole = run(f"{agent}-{teacher}", *options, teacher=teacher)
+    assert len(losses(whole)) == 4
+    stopped = f"{agent}-{teacher}-stopped"
+    stop_at_second_checkpoint(monkeypatch, lambda: run(stopped, *options, teacher=teacher))
+    last = assert_runs_end_alike(whole, run(stopped, *options, teacher=teacher))
+    routers = [name for name in last if name.startswith("companions.routers.")]
+    in_layers = {"mixtral": 2, "qwen3_moe": 1}[teacher]
+    assert len(routers) == (in_layers if agent == "every_expert_sar" else 0)
+
+
+def test_a_teacher_whose_layers_have_no_experts_is_one_line(run, capsys):
+    with pytest.raises(SystemExit):
+        run("dense", "--agent", "every_expert_sar", *SMALL)
+    assert "mixture of at least 2 models, got 1: give more teachers" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("few", "--agent", "every_expert_ka", "--agent.left-out", "4", *SMALL, teacher="mixtral")
+    assert "left_out must be below 4, the number of experts, got 4" in capsys.readouterr().err
 
 
 def test_a_pretrained_student_learns_and_is_one_of_transformers_again(run, root):

@@ -6,9 +6,9 @@ import torch
 from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert
 from textgen_env.experts.white_box import (
     adapted_logits,
-    answers_of_each,
+    gated_logits,
     hidden_answers,
-    mixture_answers,
+    teacher_gates,
     teacher_module,
     teacher_states,
 )
@@ -45,27 +45,19 @@ def test_adapted_logits_are_about_the_experts_view_and_count_as_queries(tiny_tea
     assert expert.queries.tokens == int(states.mask.sum())
 
 
-def test_mixtures_answer_about_the_experts_view_and_a_state_counts_once(
+def use_all(gate):
+    return torch.ones_like(gate, dtype=torch.bool)
+
+
+def test_gated_logits_are_about_the_experts_view_and_a_state_counts_once(
     tiny_teacher, make_student, states
 ):
     models = (tiny_teacher, make_student())
-    expert, weights = NeuralExpert(Ensemble(models)), torch.tensor([0.25, 0.75])
-    log_weights = weights.log().expand(*states.actions.shape, 2)
-    found = mixture_answers(expert, states, log_weights)
-    each = torch.stack([NeuralExpert(model).logits(states).softmax(-1) for model in models], -1)
-    torch.testing.assert_close(found, (each @ weights).log())
-    hidden, log_probs = answers_of_each(expert, states)
-    assert hidden.shape == (*states.actions.shape, 32)
-    torch.testing.assert_close(log_probs, each.log().movedim(-1, 0))
-    assert expert.queries.tokens == 2 * int(states.mask.sum())
-    alone = torch.tensor([0.0, float("-inf")]).expand_as(log_weights)
-    torch.testing.assert_close(mixture_answers(expert, states, alone), each[..., 0].log())
-
-
-def test_equal_weights_are_the_ensemble_itself(tiny_teacher, make_student, states):
-    expert = NeuralExpert(Ensemble((tiny_teacher, make_student())))
-    halves = torch.full((*states.actions.shape, 2), 0.5).log()
-    torch.testing.assert_close(mixture_answers(expert, states, halves), expert.logits(states))
+    expert, reference = NeuralExpert(Ensemble(models)), NeuralExpert(Ensemble(models))
+    found = gated_logits(expert, states, teacher_gates(expert).routers, use_all)
+    torch.testing.assert_close(found, reference.logits(states))
+    assert expert.queries.tokens == int(states.mask.sum())
+    assert expert.queries.forwards == 1
 
 
 @pytest.mark.parametrize("ask", [teacher_states, teacher_module])
