@@ -25,9 +25,9 @@ from rich.progress import (
 )
 
 from textgen_agents.training.learner import Record
+from textgen_experiments.runs.score_names import SCORE_NAMES
 
 SMOOTHING = 0.9  # of the loss: a mean of some ten updates
-SHOWN_SCORES = {"exact_match": "exact", "chrf": "chrF", "bleu": "BLEU"}  # by their names in the log
 LINES_OF_A_RUN = 20  # where there is no terminal, besides one for each evaluation
 LONGEST_SILENCE = 30.0  # seconds between two lines of work that takes longer
 SHORTEST_ESTIMATE = 1.0  # seconds to estimate from: reports of another process come in bunches
@@ -65,8 +65,10 @@ class RunFigures:
     def add(self, update: int, record: Record) -> None:
         """Note the figures of an update or of an evaluation."""
         if "loss" not in record:
-            scores = [(shown, record.get(name)) for name, shown in SHOWN_SCORES.items()]
-            self.validation = "  ".join(f"{shown} {v:.1f}" for shown, v in scores if v is not None)
+            scores = [score for score in SCORE_NAMES.values() if score.figure in record]
+            self.validation = "  ".join(
+                score.words(score.shown(record[score.figure])) for score in scores
+            )
             return
         last = record["loss"] if self.loss is None else self.loss
         self.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]

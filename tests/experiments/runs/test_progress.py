@@ -141,6 +141,16 @@ def test_the_bar_ends_with_the_last_evaluation(terminal):
     )
 
 
+def test_the_score_that_weights_are_chosen_by_is_shown(capsys):
+    with Lines() as runs:
+        runs.add("run", 2)
+        runs.show("run", 1, {"bleu": 1.0, "exact_match": 62.5})
+        runs.show("run", 2, {"bleu": 2.0, "negative_reference_loss": -1.25})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("exact 62.5  BLEU 1.0")
+    assert second.endswith("reference loss 1.250  BLEU 2.0")
+
+
 def test_the_total_of_all_runs_counts_finished_ones(terminal):
     with runs_display() as runs:
         runs.add("one", 4)
