@@ -61,6 +61,7 @@ autosummary_generate = True
 autosummary_context = {"packages": CONTENT["tool"]["setuptools"]["packages"]}
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
 autodoc_mock_imports = ["openenv"]  # installed by `make integrations` alone
+autodoc_use_type_comments = False  # there are none, and looking for them takes long
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
