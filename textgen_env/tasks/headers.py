@@ -24,7 +24,7 @@ def check_no_header(first: Pair, place: str) -> None:
     Raises:
         DataError: it is a name of sources beside one of references.
     """
-    source, reference = _name(first.source), _name(first.reference or "")
+    source, reference = _as_compared(first.source), _as_compared(first.reference or "")
     is_reversed = source in REFERENCE_NAMES and reference in SOURCE_NAMES
     if is_reversed or (source in SOURCE_NAMES and reference in REFERENCE_NAMES):
         order = ", and put the source before the reference" if is_reversed else ""
@@ -34,6 +34,6 @@ def check_no_header(first: Pair, place: str) -> None:
         )
 
 
-def _name(text: str) -> str:
+def _as_compared(text: str) -> str:
     """Return a text as names are compared."""
     return text.strip().strip("\"'#").strip().casefold()
