@@ -8,6 +8,8 @@ from textgen_experiments.runs.experiment import agent_name
 from textgen_experiments.runs.folder import Run
 from textgen_experiments.runs.records import to_json
 
+PATH = "Path"  # kind of the record that a path is in JSON
+
 
 def settings_of_run(run: Run) -> dict[str, str]:
     """Return the settings of a run in words, by the names that options have."""
@@ -43,7 +45,8 @@ def _differs_alike(name: str, values: Mapping[str, Mapping[str, str]]) -> bool:
 def plain_settings(value: Mapping[str, Any], name: str = "") -> dict[str, str]:
     """Return the leaves of a configuration in words, by path, such as `learner.batch-size`.
 
-    A record stands for its kind under its own path; a list of plain values is one setting.
+    A record stands for its kind under its own path; a list of plain values is one setting, and so
+    is a path of a file.
     """
     found = {}
     for key, item in value.items():
@@ -51,7 +54,7 @@ def plain_settings(value: Mapping[str, Any], name: str = "") -> dict[str, str]:
         path = path.replace("_", "-")
         if key == "type":
             found |= {name: str(item)} if name else {}
-        elif isinstance(item, dict):
+        elif isinstance(item, dict) and item["type"] != PATH:
             found |= plain_settings(item, path)
         else:
             found[path] = _in_words(item)
@@ -62,7 +65,8 @@ def _in_words(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_in_words, value)) or "none"
     if isinstance(value, dict):
-        return " ".join(str(each) for each in value.values())
+        named = [str(item) for key, item in value.items() if (key, item) != ("type", PATH)]
+        return " ".join(named)
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

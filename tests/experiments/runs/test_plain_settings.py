@@ -1,6 +1,9 @@
 """Settings in words, and those in which runs differ."""
 
+from pathlib import Path
+
 from textgen_agents import AGENTS
+from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.plain_settings import differing, differing_alike, plain_settings
 from textgen_experiments.runs.records import to_json
@@ -15,6 +18,15 @@ def test_settings_have_the_names_of_options():
     assert settings["keep-checkpoint"] == "yes"
     assert settings["student"] == "RecurrentConfig"
     assert not [name for name in settings if "_" in name or name.endswith("type")]
+
+
+def test_a_path_is_one_setting():
+    task = TextFilesConfig((Path("a.de"), Path("a.en")))
+    experiment = Experiment(agent=AGENTS["mle"](), task=task, teacher=Path("runs/big/model"))
+    settings = plain_settings(to_json(experiment))
+    assert settings["teacher"] == "runs/big/model"
+    assert settings["task.train"] == "a.de, a.en"
+    assert "teacher.path" not in settings
 
 
 def test_every_agent_has_settings_in_words():
