@@ -12,8 +12,11 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "extensions"))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
+os.environ["TTY_COMPATIBLE"] = "0"  # tables that commands print in notebooks are plain text
+
 with (DOCS.parent / "pyproject.toml").open("rb") as settings:
-    PROJECT = tomllib.load(settings)["project"]
+    CONTENT = tomllib.load(settings)
+PROJECT = CONTENT["project"]
 
 project = PROJECT["name"]
 author = ", ".join(each["name"] for each in PROJECT["authors"])
@@ -54,8 +57,11 @@ nb_merge_streams = True
 nb_output_stderr = "remove"  # warnings of libraries, with paths of the machine
 
 autosummary_generate = True
+# A page for each package: every page has links to all of them, which is slow where they are many.
+autosummary_context = {"packages": CONTENT["tool"]["setuptools"]["packages"]}
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
 autodoc_mock_imports = ["openenv"]  # installed by `make integrations` alone
+autodoc_use_type_comments = False  # there are none, and looking for them takes long
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

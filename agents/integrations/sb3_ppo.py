@@ -45,7 +45,7 @@ class PPOConfig:
     Attributes:
         steps: environment steps of all slots together; rounded up to whole rollouts.
         rollout_steps: steps of each slot in a rollout.
-        batch_size: states in an optimizer update.
+        batch_size: states in an optimizer update; a rollout that has fewer is one batch.
         num_epochs: passes over each rollout.
         learning_rate: of Adam, at the start; it decays linearly to 0.
         discount: of a step's reward, in [0, 1]; 1 does not discount, as episodes are finite.
@@ -206,7 +206,7 @@ def train_ppo(
         VecMonitor(SB3VecEnv(env)),
         policy_kwargs={"student": student},
         n_steps=config.rollout_steps,
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, config.rollout_steps * env.num_envs),
         n_epochs=config.num_epochs,
         learning_rate=lambda remaining: remaining * config.learning_rate,
         gamma=config.discount,

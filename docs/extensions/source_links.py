@@ -50,8 +50,20 @@ def forget_modules_without_code(app: Sphinx) -> Iterator[tuple[str, dict[str, ob
     yield from ()
 
 
+def without_navigation(
+    _app: Sphinx, pagename: str, _template: str, context: dict[str, object], *_: object
+) -> None:
+    """Leave the tree of all pages out beside code, which there are hundreds of pages of.
+
+    The theme makes that tree anew for every page, which takes longer than the highlighting.
+    """
+    if pagename.startswith("_modules/"):
+        context["toctree"] = lambda **_: ""
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the change of links."""
+    """Register the change of links, and pages of code without a tree of all pages."""
     app.connect("doctree-resolved", link_modules)
+    app.connect("html-page-context", without_navigation, priority=100)  # before the theme
     app.connect("html-collect-pages", forget_modules_without_code, priority=100)
     return {"parallel_read_safe": True}

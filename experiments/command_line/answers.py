@@ -15,8 +15,11 @@ from textgen_experiments.command_line.table import (
     commands_by_name,
     may_exist,
     option_of,
+    parts_may_be_added,
+    refusal,
     suggestion,
     value_after,
+    values_given,
 )
 from textgen_experiments.runs.pipes import quiet_when_unread
 
@@ -74,12 +77,27 @@ def refuse_unknown(words: Sequence[str]) -> None:
     except UsageError as error:
         fail(str(error))
     names = commands_by_name()[command]
-    if common.plugins or not HELP_OPTIONS.isdisjoint(rest) or not _knows_parts(names, rest):
+    if common.plugins or not HELP_OPTIONS.isdisjoint(rest):
         return
+    if not _knows_parts(names, rest) and parts_may_be_added():
+        return
+    _refuse_values(command, rest)
     known = names.all_options()
     for option in filter(None, map(option_of, rest)):
         if option not in known and not option.startswith("--tyro") and not may_exist(option):
             fail(no_option(option, command, names.options_with(rest)))
+
+
+def _refuse_values(command: str, words: Sequence[str]) -> None:
+    """End the program with one line if an option of a command is given what is none of its values.
+
+    Numbers out of range are left to the settings themselves.
+    """
+    options = commands_by_name()[command].options_with(words)
+    for option, value in values_given(words):
+        message = refusal(option, value, options.get(option, ()))
+        if message and not may_exist(option):
+            fail(f"{message} (see {help_of(command)})")
 
 
 def no_option(option: str, command: str, known: Iterable[str]) -> str:

@@ -66,6 +66,13 @@ COMMANDS = (
         defaults="default_options",
     ),
     Command("evaluate", "evaluation.evaluate", "EvaluateOptions", "evaluate", required=1),
+    Command(
+        "settings",
+        "evaluation.compare_settings",
+        "SettingsOptions",
+        "compare_settings",
+        required=1,
+    ),
     Command("report", "reporting.report", "ReportOptions", "report", required=1),
     Command("generate", "models.generate", "GenerateOptions", "generate", required=1),
     Command("serve", "serving.serve", "ServeOptions", "serve", required=1),

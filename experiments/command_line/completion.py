@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from textgen_experiments.command_line.commands import find_command, with_hyphen
 from textgen_experiments.command_line.common import DEVICE, DEVICES, PLUGIN, QUIET, THREADS
-from textgen_experiments.command_line.table import commands_by_name
+from textgen_experiments.command_line.table import NUMBER_WORDS, commands_by_name
 
 COMPLETE = "--complete"
 COMMON = {PLUGIN: (), QUIET: (), THREADS: (), DEVICE: DEVICES, "--help": ()}
@@ -49,6 +49,6 @@ def completions(words: Sequence[str]) -> list[str]:
     if find_command(name) is None:
         return []
     options = {**COMMON, **commands_by_name()[name].options_with(rest)}
-    values = options.get(before[-1], ())
+    values = [value for value in options.get(before[-1], ()) if value not in NUMBER_WORDS]
     candidates = values or (options if begun.startswith("-") else ())
     return [each for each in candidates if each.startswith(begun)]

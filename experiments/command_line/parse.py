@@ -4,11 +4,11 @@ import contextlib
 import io
 import re
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import cleandoc
 from itertools import takewhile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -16,7 +16,12 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from textgen_experiments.command_line.answers import fail, help_of, in_options, no_option
 from textgen_experiments.command_line.commands import Command, find_command
 from textgen_experiments.command_line.common import HELP
-from textgen_experiments.command_line.table import commands_by_name, option_of, suggestion
+from textgen_experiments.command_line.table import (
+    NUMBER_WORDS,
+    commands_by_name,
+    option_of,
+    refusal,
+)
 
 SPEC = "COMPLETION_SPEC = "
 NUMBERS = re.compile(
@@ -27,6 +32,7 @@ REQUIRED = re.compile(r"^Missing from textgen \S+: (.*)")
 OF_A_CLASS = re.compile(r"^Error parsing (?!--)\S+: ")
 UNREAD = "Unrecognized options: "
 CHOICES = re.compile(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.")
+NUMBER_IN_HELP = re.compile(rf"(?:{{None}}\|)?(?:{'|'.join(NUMBER_WORDS)})(?= •|$)")
 PATHS = ConstructorRegistry()
 
 
@@ -73,7 +79,7 @@ def parse(words: Sequence[str]) -> object:
 def known_options(command: Command, arguments: Sequence[str]) -> dict[str, Sequence[str]]:
     """Return the options that a command has beside `arguments`, with the words each may be given.
 
-    A word may be any, where there are none to choose from. They stand in the script of completion
+    These are as in the table of options. They stand in the script of completion
     that tyro prints, the only place where it tells them to others.
     """
     printed = io.StringIO()
@@ -81,10 +87,20 @@ def known_options(command: Command, arguments: Sequence[str]) -> dict[str, Seque
         _read_options(command, [*arguments, "--help"], ["--tyro-print-completion", "bash"])
     spec = printed.getvalue().split(SPEC, 1)[1].split("\n\n", 1)[0]
     return {
-        flag: option.get("choices", ())
+        flag: option.get("choices") or _numbers_of(option)
         for option in literal_eval(spec)["options"]
         for flag in option["flags"]
     }
+
+
+def _numbers_of(option: Mapping[str, Any]) -> list[str]:
+    """Return the words of an option that takes one number, of which some stand for all of a kind.
+
+    Args:
+        option: of tyro's completion, which begins its help with the kind, such as "{None}|INT".
+    """
+    kinds = NUMBER_IN_HELP.match(option["description"])
+    return re.findall(r"\w+", kinds[0]) if kinds and option["nargs"] == 1 else []
 
 
 def _read_options(
@@ -117,10 +133,7 @@ def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoRet
     message = OF_A_CLASS.sub("", _first_complaint(complaint))
     message = in_options(message, commands_by_name()[command.name].options_with(arguments))
     if wrong := CHOICES.search(message):
-        value, option, choices = wrong[1].strip("'"), wrong[2], literal_eval(f"[{wrong[3]}]")
-        meant = suggestion(value, choices)
-        message = f"{option} must be one of {', '.join(choices)}, got {value!r}"
-        message += f": {meant}" if meant else ""
+        message = refusal(wrong[2], wrong[1].strip("'"), literal_eval(f"[{wrong[3]}]"))
     elif missing := REQUIRED.search(message):
         message = f"textgen {command.name} needs {missing[1]}"
     elif wrong := NUMBERS.search(message):

@@ -6,10 +6,12 @@ holds no help and no defaults. Options of plugins are not in it.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -17,10 +19,16 @@ from pathlib import Path
 TABLE = Path(__file__).with_name("option_names.json")
 SCANNED = ("textgen_env", "textgen_agents", "textgen_experiments")
 SECONDS_OF_INSTALLING = 60  # in which files of one version are written in any order
+REGISTRY = "textgen_env.registry"
+MOST_LISTED = 12  # names in a message beside a suggestion
+GROUPS = "textgen."  # beginning of the names of entry points that register parts
 ALIKE = 0.6  # least similarity of a suggestion
 
+NUMBER_WORDS = {"INT": (int, "whole number"), "FLOAT": (float, "number")}
+"""Word of the table that stands for all numbers of a kind -> how they are read, and their name."""
+
 Options = Mapping[str, Sequence[str]]
-"""Option -> the words that it may be followed by; empty where these are not words of a list."""
+"""Option -> the words that may follow it, also those of `NUMBER_WORDS`; empty for any word."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,43 @@ def value_after(option: str, words: Sequence[str]) -> str | None:
     return found
 
 
+def values_given(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option that `words` name with the word that follows it, if that is no option."""
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
+        option, is_joined, value = option_of(word), "=" in word, word.partition("=")[2]
+        if option and (is_joined or not following.startswith("--")):
+            yield option, value if is_joined else following
+
+
+def refusal(option: str, value: str, words: Sequence[str]) -> str:
+    """Return the message about a value that is none of an option's; empty where it may be one.
+
+    Args:
+        option: the option.
+        value: the word that follows it.
+        words: as in the table.
+    """
+    kinds = [NUMBER_WORDS[word] for word in words if word in NUMBER_WORDS]
+    if not words or value in words or any(_is_read(read, value) for read, _ in kinds):
+        return ""
+    others = [word for word in words if word not in NUMBER_WORDS]
+    if kinds:
+        named = " or ".join([f"a {name}" for _, name in kinds] + others)
+        return f"{option} must be {named}, got {value!r}"
+    meant = suggestion(value, others)
+    listed = f"{len(others)} names" if meant and len(others) > MOST_LISTED else ", ".join(others)
+    return f"{option} must be one of {listed}, got {value!r}{f': {meant}' if meant else ''}"
+
+
+def _is_read(read: Callable[[str], float], value: str) -> bool:
+    """Return True if a word is a number of a kind."""
+    try:
+        read(value)
+    except ValueError:
+        return False
+    return True
+
+
 def option_of(word: str) -> str | None:
     """Return the option that a word names, with hyphens, None if it names none."""
     name = word.partition("=")[0]
@@ -101,9 +146,25 @@ def may_exist(option: str) -> bool:
     """
     field = option.split(".")[-1].strip("-").replace("-", "_").removeprefix("no_")
     declared = re.compile(rf"^\s+{re.escape(field)}\s*:", re.MULTILINE)
+    return any(declared.search(path.read_text(encoding="utf-8")) for path in _newer_sources())
+
+
+def parts_may_be_added() -> bool:
+    """Return True if a part may be registered that the table lacks.
+
+    It may be by the program that calls the command line, by a package, or here since then.
+    """
+    return (
+        REGISTRY in sys.modules
+        or any(group.startswith(GROUPS) for group in entry_points().groups)
+        or any(_newer_sources())
+    )
+
+
+def _newer_sources() -> Iterator[Path]:
+    """Yield the files that are newer than the table."""
     known_until = TABLE.stat().st_mtime + SECONDS_OF_INSTALLING
-    newer = (path for path in _sources() if path.stat().st_mtime > known_until)
-    return any(declared.search(path.read_text(encoding="utf-8")) for path in newer)
+    return (path for path in _sources() if path.stat().st_mtime > known_until)
 
 
 def _sources() -> Iterable[Path]:

@@ -1,5 +1,6 @@
 """Quality, exposure bias and speed of several models side by side, on their task's test split."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -67,9 +68,9 @@ from textgen_experiments.runs.folder import (
 )
 from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.memory import tell_peak_memory
-from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.outcome import read_outcome, words_of_plugins
 from textgen_experiments.runs.precisions import PrecisionName
-from textgen_experiments.runs.progress import progress
+from textgen_experiments.runs.progress import progress, tell
 from textgen_experiments.runs.run_log import log_evaluation
 from textgen_experiments.runs.train import NUM_SAMPLES
 from textgen_experiments.runs.validation import warn_of_obstacle
@@ -126,6 +127,9 @@ def evaluate(options: EvaluateOptions) -> None:
     if groups:
         print_groups(groups)
     warn_of_obstacle(task.test, task.target_language)
+    if len(options.runs) > 1:
+        runs = shlex.join(map(str, options.runs)) + words_of_plugins()
+        tell(f"in what they differ: textgen settings {runs}")
     tell_peak_memory()
 
 

@@ -46,7 +46,7 @@ def pareto_figure(rows: Sequence[ResultRow]) -> "Figure":
     axes.margins(x=0.2)  # room for the names
     axes.set_xlabel("tokens per second, greedy")
     axes.set_ylabel("BLEU on the test split")
-    axes.legend()
+    figure.legend(loc="outside upper right")  # the best place among many points takes long to find
     return figure
 
 

@@ -100,8 +100,10 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the folders' paths that differ from each other and "teacher".
 
     Raises:
-        RunError: a folder is given twice.
+        RunError: there is no folder, or one is given twice.
     """
+    if not folders:
+        raise RunError("runs must be at least one folder, got 0")
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[-depth:]) for path in parts]

@@ -10,7 +10,7 @@ from textgen_agents.evaluation.seed_bootstrap import SeededTexts, bootstrap_over
 from textgen_experiments.evaluation.tables import mean_of_all, optional_cell, print_table
 from textgen_experiments.runs.differences import settings_digest
 from textgen_experiments.runs.experiment import Experiment, agent_name
-from textgen_experiments.runs.plain_settings import differing, plain_settings
+from textgen_experiments.runs.plain_settings import differing_alike, plain_settings
 from textgen_experiments.runs.records import to_json
 
 SEED_OF_A_NAME = re.compile(r"[\W_]*(seed)?[\W_]*\d+$")  # as in mle-0, or clip=1,seed=0
@@ -40,7 +40,8 @@ class GroupRow:
         model: name of the group.
         runs: names of its runs.
         seeds: their seeds.
-        settings: settings in which the groups differ, in words.
+        settings: settings in which groups differ, in words; options of an agent, or of another
+            part, where groups with the same one do.
         bleu: mean of their sacreBLEU.
         bleu_deviation: standard deviation of one run; None for a single one.
         bleu_confidence: half the width of the mean's 95 % interval, over seeds and sentences.
@@ -170,7 +171,7 @@ def _different_settings(groups: Sequence[Sequence[SeededRun]]) -> list[dict[str,
         str(place): {**plain_settings(to_json(each)), "agent": agent_name(each.agent)}
         for place, each in enumerate(first)
     }
-    names = differing(words)
+    names = differing_alike(words)
     return [{name: own.get(name, "-") for name in names} for own in words.values()]
 
 

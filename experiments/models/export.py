@@ -15,6 +15,7 @@ from torch import Tensor
 from textgen_agents.evaluation.quality import bleu
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.files import naming_write_errors, settle
+from textgen_env.generation.decoded_rows import decoded_rows_told_to
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.huggingface.model import HuggingFaceModel
@@ -23,7 +24,7 @@ from textgen_env.tasks.task import TextTask, encode, references_of
 from textgen_experiments.models.formats import Format, extra, load_generator, save_as
 from textgen_experiments.models.generate import model_folder, task_of
 from textgen_experiments.runs.folder import CONFIG, read_unchanged
-from textgen_experiments.runs.progress import tell
+from textgen_experiments.runs.progress import progress, tell
 
 SENTENCES_PER_BATCH = 64
 
@@ -61,7 +62,7 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> None:
-    """Write the folder and print how many sentences have the same tokens.
+    """Write the folder, say what is done meanwhile, and how many sentences have the same tokens.
 
     Raises:
         ChangedFileError: a file that the model's run was trained with has other content now.
@@ -69,6 +70,7 @@ def export(options: ExportOptions) -> None:
             the folder exists.
     """
     folder = model_folder(options.model)
+    check_missing(options.folder)
     if (folder.parent / CONFIG).is_file():
         read_unchanged(folder.parent)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -77,8 +79,9 @@ def export(options: ExportOptions) -> None:
         encode(task.validation[: options.sentences], task).source,
         task.max_target_length,
     )
-    own = decode_all(model, source, max_steps)
+    count, named = len(source), f"{options.format} in {options.precision}"
     with new_folder(options.folder) as written:
+        tell(f"1 of 3: {named} is written")
         save_as(
             options.format,
             model,
@@ -87,19 +90,33 @@ def export(options: ExportOptions) -> None:
             precision=options.precision,
             max_steps=max_steps,
         )
+        tell(f"2 of 3: {count} validation sentences are decoded by {options.model}")
+        with progress("decoding", count) as advance, decoded_rows_told_to(advance):
+            own = decode_all(model, source, max_steps)
+        tell("3 of 3: they are decoded by what was written, to be compared")
         generate = read_back(options.format, model, written)
-        rows = [generate(part, max_steps) for part in source.split(SENTENCES_PER_BATCH)]
-        share, quality = same_share(own, torch.cat(rows)), compare_bleu(task, own, torch.cat(rows))
+        others = _decoded_in_parts(generate, source, max_steps)
+        share, quality = same_share(own, others), compare_bleu(task, own, others)
         if share < options.least_same:
             raise ExportError(
-                f"{options.format} in {options.precision} must write {options.least_same:.1%} of "
-                f"{len(source)} sentences as {options.model} does, got {share:.1%}{quality}; if "
-                f"that is enough, set --least-same {math.floor(100 * share) / 100}"
+                f"{named} must write {options.least_same:.1%} of {count} sentences as "
+                f"{options.model} does, got {share:.1%}{quality}; if that is enough, set "
+                f"--least-same {math.floor(100 * share) / 100}"
             )
     tell(
-        f"{options.folder}: {share:.1%} of {len(source)} sentences are written token for token as "
-        f"by {options.model}, greedily{quality}",
+        f"{options.folder}: {share:.1%} of {count} sentences are written token for token as by "
+        f"{options.model}, greedily{quality}",
     )
+
+
+def _decoded_in_parts(generate: GenerateFn, source: Tensor, max_steps: int) -> Tensor:
+    """Return the tokens that an export writes, (B, T) int64, and show how far it is."""
+    rows = []
+    with progress("decoding", len(source)) as advance:
+        for part in source.split(SENTENCES_PER_BATCH):
+            rows.append(generate(part, max_steps))
+            advance(len(part))
+    return torch.cat(rows)
 
 
 def read_back(name: Format, model: Model, folder: Path) -> GenerateFn:
@@ -142,6 +159,12 @@ def compare_bleu(task: TextTask, own: Tensor, exported: Tensor) -> str:
     return " (BLEU {:.2f} beside {:.2f})".format(*scores)
 
 
+def check_missing(folder: Path) -> None:
+    """Raise `ExportError` if `folder` exists."""
+    if folder.exists():
+        raise ExportError(f"output must not exist, got {folder}; remove it or choose another")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that is renamed to `folder` at the end, unless an error is raised.
@@ -150,8 +173,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         ExportError: `folder` exists.
         WriteError: the folder cannot be written.
     """
-    if folder.exists():
-        raise ExportError(f"output must not exist, got {folder}; remove it or choose another")
+    check_missing(folder)
     written = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(written, ignore_errors=True)
     with naming_write_errors(folder):

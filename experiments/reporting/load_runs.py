@@ -122,8 +122,6 @@ def read_reported_runs(folders: Sequence[Path]) -> list[ReportedRun]:
         RunError: there is no run, a finished one lacks a file or has a broken one, or they do not
             belong on one page.
     """
-    if not folders:
-        raise RunError("runs must be at least one folder, got 0")
     runs = [_read_reported_run(*each) for each in zip(run_names(folders), folders, strict=True)]
     for run in runs[1:]:
         check_same_parts("report", (runs[0].folder, runs[0].run), (run.folder, run.run))

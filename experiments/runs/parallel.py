@@ -172,8 +172,7 @@ def _killed(folder: Path) -> RunError:
 
 def _words_of_outcome(outcome: Outcome) -> str:
     return (
-        f"validation BLEU {outcome.validation_bleu:.1f} at update {outcome.best_update}, "
-        f"{outcome.train_seconds:.0f} s"
+        f"{outcome.words_of_scores} at update {outcome.best_update}, {outcome.train_seconds:.0f} s"
     )
 
 

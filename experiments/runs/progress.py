@@ -25,11 +25,12 @@ from rich.progress import (
 )
 
 from textgen_agents.training.learner import Record
+from textgen_experiments.runs.score_names import SCORE_NAMES
 
 SMOOTHING = 0.9  # of the loss: a mean of some ten updates
-SHOWN_SCORES = {"exact_match": "exact", "chrf": "chrF", "bleu": "BLEU"}  # by their names in the log
 LINES_OF_A_RUN = 20  # where there is no terminal, besides one for each evaluation
 LONGEST_SILENCE = 30.0  # seconds between two lines of work that takes longer
+SHORTEST_ESTIMATE = 1.0  # seconds to estimate from: reports of another process come in bunches
 console = Console(stderr=True, markup=False, emoji=False)  # names are shown as they are
 
 
@@ -64,8 +65,10 @@ class RunFigures:
     def add(self, update: int, record: Record) -> None:
         """Note the figures of an update or of an evaluation."""
         if "loss" not in record:
-            scores = [(shown, record.get(name)) for name, shown in SHOWN_SCORES.items()]
-            self.validation = "  ".join(f"{shown} {v:.1f}" for shown, v in scores if v is not None)
+            scores = [score for score in SCORE_NAMES.values() if score.figure in record]
+            self.validation = "  ".join(
+                score.words(score.shown(record[score.figure])) for score in scores
+            )
             return
         last = record["loss"] if self.loss is None else self.loss
         self.loss = SMOOTHING * last + (1 - SMOOTHING) * record["loss"]
@@ -170,8 +173,7 @@ class Bars(RunsDisplay):
     def finish(self, title: str, summary: str) -> None:
         """Replace a run's bar by a line with its summary."""
         run = self.runs[title]
-        if self.all is not None:  # a run may have been finished before
-            self.progress.advance(self.all, run.total - run.update)
+        self._count(run.total - run.update, is_done_now=run.update > 0)
         self.progress.remove_task(self.bars.pop(title))
         super().finish(title, summary)
 
@@ -181,10 +183,19 @@ class Bars(RunsDisplay):
         run = self.runs[title]
         before = run.update
         run.add(update, record)
-        if self.all is not None:
-            self.progress.advance(self.all, run.update - before)
+        self._count(run.update - before, is_done_now=before > 0 or run.update == 1)
         bar = self.bars[title]
         self.progress.update(bar, completed=run.update, figures=run.text(), visible=True)
+
+    def _count(self, updates: int, *, is_done_now: bool) -> None:
+        """Count updates in the total of all runs; those of before tell nothing about its speed."""
+        if self.all is None or not updates:
+            return
+        if is_done_now:
+            self.progress.advance(self.all, updates)
+        else:
+            (total,) = (task for task in self.progress.tasks if task.id == self.all)
+            self.progress.reset(self.all, completed=int(total.completed) + updates)
 
 
 class Lines(RunsDisplay):
@@ -230,10 +241,11 @@ class Clock:
         self.begun = self.spoken = monotonic()
 
     def left(self, done: int) -> str:
-        """Return the time left as the end of a line, empty before the first step is done."""
-        if done == self.first:
+        """Return the time left as the end of a line, empty as long as too little is known."""
+        passed = monotonic() - self.begun
+        if done == self.first or passed < SHORTEST_ESTIMATE:
             return ""
-        seconds = (monotonic() - self.begun) * (self.total - done) / (done - self.first)
+        seconds = passed * (self.total - done) / (done - self.first)
         return f"  {timedelta(seconds=round(seconds))} left"
 
     def is_silent(self) -> bool:

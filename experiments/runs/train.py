@@ -207,15 +207,15 @@ def _train(run: Run, start: Model | None, tokenizers: Tokenizers, folder: Path, 
     return_unused_memory()
     with INTERRUPTS.awaited(), log if process.is_main_process else nullcontext():
         counters = learner.train(evaluate, log, judge.figure, INTERRUPTS.is_stopping)
-        outcome = asdict(_outcome(counters, prepared + kept, task))
+        outcome = _outcome(counters, prepared + kept, task)
         if process.is_main_process:
-            outcome["validation_bleu"] = judge.bleu_of(learner.counters, log)
-            log.finish(flat(to_json(experiment)), outcome)
+            outcome = judge.with_scores(outcome, learner.counters, log)
+            log.finish(flat(to_json(experiment)), outcome.figures())
     if process.is_main_process:
         if learner.best.exists():  # else no update of an extended run was better
             student.load_state_dict(load_tensors(learner.best)[0])
             save_model(student, folder / "model", task.tokenizer)
-        write_text(folder / OUTCOME, json.dumps(outcome, indent=2) + "\n")
+        write_text(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
     process.wait_for_everyone()
 
 

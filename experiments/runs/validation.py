@@ -1,7 +1,7 @@
 """Score by which a run keeps its best weights, and warnings of scores that stay 0."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from textgen_agents.evaluation.bleu_metric import bleu_obstacle, bleu_signature
@@ -12,16 +12,11 @@ from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.tasks.task import Pair, references_of
 from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import Experiment, Metric
+from textgen_experiments.runs.outcome import Outcome
 from textgen_experiments.runs.progress import tell
 from textgen_experiments.runs.run_log import RunLog
+from textgen_experiments.runs.score_names import SCORE_NAMES
 
-FIGURES: dict[Metric, str] = {
-    "bleu": "bleu",
-    "chrf": "chrf",
-    "exact": "exact_match",
-    "reference-loss": "negative_reference_loss",
-}
-"""Score -> its name in the log, where larger is better."""
 ZEROS_BEFORE_WARNING = 3  # evaluations with a score of 0 before a warning
 
 
@@ -58,7 +53,7 @@ class Validation:
     @property
     def figure(self) -> str:
         """Name of the score in the log."""
-        return FIGURES[self.metric]
+        return SCORE_NAMES[self.metric].figure
 
     @property
     def obstacle(self) -> str | None:
@@ -98,9 +93,15 @@ class Validation:
         self._warn_of_zeros([*counters.validation, score], counters.update == self.updates)
         return score
 
-    def bleu_of(self, counters: Counters, log: RunLog) -> float:
-        """Return the BLEU of the weights that were kept."""
-        return counters.best if self.metric == "bleu" else log.bleu_at(counters.best_update)
+    def with_scores(self, outcome: Outcome, counters: Counters, log: RunLog) -> Outcome:
+        """Return the outcome with the scores of the weights that were kept."""
+        best = counters.best
+        return replace(
+            outcome,
+            validation_bleu=best if self.metric == "bleu" else log.bleu_at(counters.best_update),
+            metric=self.metric,
+            validation_score=SCORE_NAMES[self.metric].shown(best),
+        )
 
     def _warn_of_zeros(self, scores: Sequence[float], is_last: bool) -> None:
         count = len(scores)

@@ -104,6 +104,7 @@ CONFINED = {
             "benchmarks/losses",
             "benchmarks/serve",
             "benchmarks/peers/compare",
+            "evaluation/compare_settings",
             "evaluation/evaluate",
             "models/export",
             "models/generate",

@@ -13,11 +13,13 @@ from textgen_env.tasks.copy import CopyConfig
 from textgen_experiments.runs.factories import build_model, build_task
 
 ROOT = Path(__file__).parents[2]
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PPO_PAGE = (ROOT / "docs" / "algorithms" / "ppo.md").read_text()
 PAGE = (ROOT / "docs" / "writing_an_agent.md").read_text()
 
 
 def test_an_agent_of_ones_own_is_trained_by_the_command_line(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = CODE.findall(PAGE)
     written = [
         line for line in code.splitlines() if line and not line.startswith(("from", "import"))
     ]
@@ -46,3 +48,12 @@ def test_an_agent_of_ones_own_is_trained_by_the_command_line(tmp_path):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < record["student_share"] <= 1 for record in records if "loss" in record)
     assert json.loads((run / "outcome.json").read_text())["teacher_tokens_queried"] > 0
+
+
+def test_ppo_trains_on_a_reward_as_its_page_says(capsys):
+    (code,) = CODE.findall(PPO_PAGE)
+    short = code.replace("steps=8_000", "steps=1")  # of which a rollout is made
+    assert short != code
+    exec(compile(short, "ppo.md", "exec"), {})
+    shown = re.fullmatch(r"1,024 steps: mean reward (0\.\d\d)\n", capsys.readouterr().out)
+    assert 0.1 < float(shown[1]) < 0.4, "a new student"

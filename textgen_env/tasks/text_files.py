@@ -1,9 +1,10 @@
 """The user's own text as a task: TSV, JSON Lines, CSV, Parquet, or two aligned plain files.
 
 `lines.py` reads their lines. TSV is one literal tab between source and reference: no quoting, no
-header, no escapes. A line that cannot be read is one `DataError` that names it; pairs that are left
-out are counted in the task's `dropped`. Of files of sources without references nothing else is
-read. Compressed files are not read here, and data sets of the hub in `hub.py`.
+header, no escapes. A line that cannot be read, and a header in TSV or aligned files, is one
+`DataError` that names it; pairs that are left out are counted in the task's `dropped`. Of files of
+sources without references nothing else is read. Compressed files are not read here, and data sets
+of the hub in `hub.py`.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 from textgen_env.bounds import check_at_least
 from textgen_env.tasks.columns import Columns, shown, stripped
+from textgen_env.tasks.headers import check_no_header
 from textgen_env.tasks.languages import check_language
 from textgen_env.tasks.lines import file_lines
 from textgen_env.tasks.messages import encodable_conversations
@@ -224,7 +226,9 @@ def read_pairs(split: str, path: Path, columns: Columns) -> list[Pair]:
     """
     kind = path.suffix.lower()
     if kind == ".tsv":
-        return [_from_tsv(path, number, line) for number, line in file_lines(path)]
+        return _without_header(
+            [_from_tsv(path, number, line) for number, line in file_lines(path)], path
+        )
     if kind not in NAMED_FIELDS:
         raise DataError(
             f"{split} must be a file that ends in .tsv, .jsonl, .csv or .parquet, or a source "
@@ -249,9 +253,12 @@ def _read_sources(path: Path, columns: Columns) -> list[Pair]:
             for place, record in _records(path)
         ]
     else:
-        lines = (line for _, line in file_lines(path))
-        texts = (line.partition("\t")[0] for line in lines) if kind == ".tsv" else lines
-        pairs = [Pair(text, None) for text in texts]
+        lines = [line for _, line in file_lines(path)]
+        if kind == ".tsv":
+            parts = [line.partition("\t") for line in lines]
+            _without_header([Pair(source, other) for source, _, other in parts[:1]], path)
+            lines = [source for source, *_ in parts]
+        pairs = [Pair(text, None) for text in lines]
     if not pairs:
         raise DataError(f"sources must hold at least one source, got none in {path}")
     return [stripped(pair) for pair in pairs]
@@ -279,7 +286,15 @@ def _read_aligned(split: str, files: tuple[Path, Path]) -> list[Pair]:
             f"{split} must be two files of as many lines, got {len(sources)} in {source_path} and "
             f"{len(references)} in {reference_path}"
         )
-    return [Pair(*sides) for sides in zip(sources, references, strict=True)]
+    pairs = [Pair(*sides) for sides in zip(sources, references, strict=True)]
+    return _without_header(pairs, source_path, reference_path)
+
+
+def _without_header(pairs: list[Pair], *paths: Path) -> list[Pair]:
+    """Return the pairs of a file, or of two aligned ones, of which the first is no header."""
+    if pairs:
+        check_no_header(pairs[0], f"{' and '.join(map(str, paths))}, line 1")
+    return pairs
 
 
 def _from_tsv(path: Path, number: int, line: str) -> Pair:

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -29,6 +30,19 @@ AT_ONCE = {
     ("train", "--output", "x", "--agnet", "mle"): (2, "perhaps you meant --agent (see textgen"),
     ("train", "--output", "x", "--learner.updats=3"): (2, "perhaps you meant --learner.updates"),
     ("generate", "--beem-size", "3", "x"): (2, "meant --beam-size (see textgen generate "),
+    ("train", "--output", "x", "--learner.updates", "ten"): (
+        2,
+        "be a whole number, got 'ten' (see",
+    ),
+    ("train", "--learner.ema=high"): (2, "--learner.ema must be a number or None, got 'high' (see"),
+    ("train", "--agent", "imitkd_ful"): (
+        2,
+        " names, got 'imitkd_ful': perhaps you meant imitkd_full ",
+    ),
+    ("train", "--metric", "blue"): (
+        2,
+        "bleu, chrf, exact, reference-loss, got 'blue': perhaps you",
+    ),
     ("trian",): (2, "trian is no command: perhaps you meant train (see textgen --help)"),
     ("--threads", "0", "train"): (2, "--threads must be at least 1, got 0"),
     ("completion", "bash"): (0, "complete -o default -F _textgen textgen"),
@@ -76,7 +90,8 @@ def test_the_help_names_each_command_with_what_it_does(capsys):
         ["train", "--agent.k", "3"],  # of another agent: the options themselves say so
         ["train", "--teacher", "http://localhost/v1", "--server.model", "m"],
         ["train", "--plugin", "mine.py", "--agent", "mine", "--agent.surprise", "1"],
-        ["train", "--agent", "of_another_package", "--agent.surprise", "1"],
+        ["train", "--learner.updates", "-3", "--learner.ema", "None", "--learner.seed=1_0"],
+        ["train", "--learner.updates", "--agent", "mle"],
         ["train", "--help", "--agnet"],
         ["generate", "--quiet", "model", "--beam-size=3"],
         ["benchmark", "decode", "run", "--rounds", "2"],
@@ -98,6 +113,20 @@ def test_a_field_that_is_newer_than_the_table_is_left_to_the_command(tmp_path, m
         answered(words)
     os.utime(source, (written + 3600, written + 3600))
     assert not answered(words)
+
+
+def test_a_name_that_may_have_been_registered_is_left_to_the_command(monkeypatch):
+    words = ["train", "--agent", "of_another_package", "--agent.surprise", "1"]
+    monkeypatch.setattr(table, "_sources", list)
+    monkeypatch.setattr(table, "REGISTRY", "not_imported")
+    with pytest.raises(SystemExit):
+        answered(words)
+    points = EntryPoints([EntryPoint("of_another_package", "other:register", "textgen.agents")])
+    with monkeypatch.context() as installed:
+        installed.setattr(table, "entry_points", lambda: points)
+        assert not answered(words)
+    monkeypatch.setattr(table, "REGISTRY", "sys")
+    assert not answered(words), "the program that calls may have registered it"
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,7 @@ def test_the_picture_has_a_point_with_its_interval_for_each_model():
     assert front == [[10.0, 30.0], [50.0, 25.0], [90.0, 10.0]]
     intervals = [bars.get_segments()[0][:, 1].tolist() for bars in axes.collections]
     assert intervals == [[each.quality.bleu - 2, each.quality.bleu + 2] for each in ROWS]
+    assert axes.get_legend() is None, "a search for its place among many points takes seconds"
 
 
 def test_names_in_the_picture_are_not_read_as_formulas():

@@ -64,6 +64,20 @@ def test_a_row_has_means_and_the_settings_in_which_the_groups_differ():
     assert group_cells(first)["chrF"] == "-"
 
 
+def test_options_of_unlike_agents_are_no_settings_in_which_groups_differ():
+    runs = [run(f"mle-{seed}", seed, 1.0) for seed in range(2)]
+    runs += [
+        run(f"seqkd{clip:.0f}-0", 0, 1.0, agent=SeqKD(beam_size=3), clip=clip)
+        for clip in (1.0, 2.0)
+    ]
+    rows = group_rows(runs, REFERENCES)
+    assert [row.settings for row in rows] == [
+        {"agent": "mle", "learner.clip": "1"},
+        {"agent": "seqkd", "learner.clip": "1"},
+        {"agent": "seqkd", "learner.clip": "2"},
+    ]
+
+
 def test_there_are_no_rows_where_no_two_differ_only_in_their_seed():
     assert group_rows([run("a", 0, 1.0), run("b", 0, 1.0, clip=2.0)], REFERENCES) == []
 
@@ -138,3 +152,14 @@ def test_results_of_single_seeds_have_no_groups(folders):
     main(["evaluate", folders[0], folders[2], *fast])
     with open(f"{folders[0]}/{RESULTS}", encoding="utf-8") as file:
         assert set(json.load(file)) == {"machine", "task", "rows", "weights"}
+
+
+def test_the_command_settings_prints_those_that_differ(folders, capsys):
+    capsys.readouterr()
+    main(["settings", folders[0], folders[2]])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line.strip("│").split("│")] for line in lines] == [
+        ["learner.clip", "1", "2"]
+    ]
+    main(["settings", folders[0]])
+    assert "learner.batch-size" in capsys.readouterr().out

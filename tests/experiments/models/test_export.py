@@ -69,8 +69,11 @@ def generated(folder, capsys, monkeypatch, *options):
 @pytest.mark.parametrize("name", ["hf", "ctranslate2", "safetensors"])
 def test_what_is_exported_generates_the_same(name, run, tmp_path, capsys, monkeypatch):
     place = tmp_path / "new" / name
+    capsys.readouterr()
     main(["export", str(run), "--format", name, "--output", str(place)])
-    assert "100.0% of 8 sentences" in " ".join(capsys.readouterr().err.split())
+    *stages, last = capsys.readouterr().err.splitlines()
+    assert [stage.split(":")[0] for stage in stages] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert f"{place}: 100.0% of 8 sentences" in last
     assert format_of(place) == name
     assert generated(place, capsys, monkeypatch) == generated(run, capsys, monkeypatch)
     assert [path.name for path in place.parent.iterdir()] == [name]

@@ -123,6 +123,7 @@ def test_a_file_gets_the_progress_of_another_process_as_a_line(capsys):
 def test_the_time_left_of_a_resumed_run_is_that_of_its_own_updates(clock):
     resumed = Clock(100, done=60)
     assert resumed.left(60) == ""
+    assert resumed.left(65) == "", "reports that came at one time"
     clock[0] += 20
     assert resumed.left(70) == "  0:01:00 left"
 
@@ -140,6 +141,16 @@ def test_the_bar_ends_with_the_last_evaluation(terminal):
     )
 
 
+def test_the_score_that_weights_are_chosen_by_is_shown(capsys):
+    with Lines() as runs:
+        runs.add("run", 2)
+        runs.show("run", 1, {"bleu": 1.0, "exact_match": 62.5})
+        runs.show("run", 2, {"bleu": 2.0, "negative_reference_loss": -1.25})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("exact 62.5  BLEU 1.0")
+    assert second.endswith("reference loss 1.250  BLEU 2.0")
+
+
 def test_the_total_of_all_runs_counts_finished_ones(terminal):
     with runs_display() as runs:
         runs.add("one", 4)
@@ -149,6 +160,22 @@ def test_the_total_of_all_runs_counts_finished_ones(terminal):
         runs.finish("two", "was there before")
         total = next(task for task in runs.progress.tasks if task.description == "all")
     assert (total.completed, total.total) == (9, 10)
+
+
+def test_updates_of_before_do_not_shorten_the_time_left_of_all_runs(terminal, clock):
+    with runs_display() as runs:
+        runs.progress.get_time = lambda: clock[0]
+        for title in ("done", "stopped", "new"):
+            runs.add(title, 100)
+        runs.show_all()
+        runs.finish("done", "was there before")
+        for update in range(1, 11):
+            clock[0] += 1
+            runs.show("stopped", 50 + update, FIGURES)
+            runs.show("new", update, FIGURES)
+        total = next(task for task in runs.progress.tasks if task.description == "all")
+    assert total.completed == 100 + 60 + 10
+    assert total.time_remaining == pytest.approx((300 - 170) / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

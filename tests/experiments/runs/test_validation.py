@@ -18,7 +18,7 @@ from textgen_experiments.command_line.parse import parse
 from textgen_experiments.command_line.train import TrainOptions
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import read_config
-from textgen_experiments.runs.outcome import read_outcome
+from textgen_experiments.runs.outcome import read_outcome, summary_of
 from textgen_experiments.runs.train import train
 
 SHORT = LearnerConfig(updates=24, batch_size=8, learning_rate=0.02, warmup=4, evaluate_every=6)
@@ -94,15 +94,25 @@ def test_the_target_language_makes_bleu_move(trained, capsys):
 
 
 @pytest.mark.parametrize(
-    ("metric", "figure"),
-    [("chrf", "chrf"), ("exact", "exact_match"), ("reference-loss", "negative_reference_loss")],
+    ("metric", "figure", "words"),
+    [
+        ("chrf", "chrf", "chrF {:.1f}"),
+        ("exact", "exact_match", "exact {:.1f}"),
+        ("reference-loss", "negative_reference_loss", "reference loss {:.3f}"),
+    ],
 )
-def test_the_score_that_keeps_the_best_weights_can_be_chosen(trained, metric, figure):
+def test_the_score_that_keeps_the_best_weights_can_be_chosen(trained, metric, figure, words):
     folder = trained(letter_pairs, metric=metric, learner=SHORT)
     found, outcome = evaluations(folder), read_outcome(folder)
     best = max(found, key=lambda update: (found[update][figure], -found[update]["reference_loss"]))
     assert outcome.best_update == best
     assert outcome.validation_bleu == found[best]["bleu"]
+    assert outcome.metric == metric
+    is_loss = metric == "reference-loss"
+    assert outcome.validation_score == (-1 if is_loss else 1) * found[best][figure]
+    assert f"validation {words.format(outcome.validation_score)}, BLEU " in summary_of(
+        folder, outcome, 24
+    )
     for record in found.values():
         if metric == "reference-loss":
             assert record[figure] == pytest.approx(-record["reference_loss"])
