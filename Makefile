@@ -2,7 +2,7 @@
 # make check: format, lint and types as well.  Nothing is installed twice.
 # make options: write the table of options that answers before PyTorch is imported.
 # make figures: count what the rules of language and size are about; installs nothing.
-# make integrations: install other libraries and run the environment inside them.
+# make integrations: run the environment inside other libraries, in a venv of its own.
 # make peers-test: install TRL and compare losses with its own.  make bench: time it beside TRL and
 # other libraries as well.
 # make docs: build the site into build/docs, tutorials executed; warnings and broken links are errors.
@@ -53,13 +53,18 @@ bench: peers-test
 	$(BIN)/textgen benchmark-peers
 
 # Tests of the environment in TorchRL, imitation and OpenEnv. What imitation and openenv-core require
-# excludes the pins of this project, so they are installed without their dependencies.
-integrations: .venv/.installed-integrations
-	$(BIN)/pytest tests/integrations
+# excludes the pins of this project, so they are installed without their dependencies. Their venv sees
+# the packages of the project's, PyTorch among them, but not the other way round: types are checked
+# without what users do not have.
+integrations: .venv-integrations/.installed
+	.venv-integrations/bin/pytest tests/integrations
 
-.venv/.installed-integrations: .venv/.installed-dev
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[integrations]"
-	$(BIN)/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1 openenv-core==0.3.0
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+.venv-integrations/.installed: .venv/.installed-dev
+	$(PYTHON) -m venv .venv-integrations
+	$(BIN)/python $(SITE) > "$$(.venv-integrations/bin/python $(SITE))/project.pth"
+	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable ".[integrations]"
+	.venv-integrations/bin/pip install --quiet --no-deps imitation==1.0.1 seals==0.2.1 openenv-core==0.3.0
 	touch $@
 
 .venv/.created:
@@ -84,4 +89,4 @@ integrations: .venv/.installed-integrations
 	touch $@
 
 clean:
-	rm -rf .venv runs build docs/reference/generated *.egg-info
+	rm -rf .venv .venv-integrations runs build docs/reference/generated *.egg-info
