@@ -321,6 +321,7 @@ def test_tensorboard_compares_runs_by_settings_and_final_figures(evaluated):
     assert settings["agent.type"].string_value == "WordKD"
     assert settings["learner.updates"].number_value == 4
     outcome = read(folder / "outcome.json")
+    assert outcome.pop("metric") == "bleu"
     for name, value in outcome.items():
         (final,) = events_of(folder).Scalars(f"final/{name}")
         assert final.value == pytest.approx(value, rel=1e-6)

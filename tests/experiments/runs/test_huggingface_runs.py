@@ -102,7 +102,8 @@ def test_a_teacher_whose_layers_have_no_experts_is_one_line(run, capsys):
     assert "mixture of at least 2 models, got 1: give more teachers" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("few", "--agent", "every_expert_ka", "--agent.left-out", "4", *SMALL, teacher="mixtral")
-    assert "left_out must be below 4, the number of experts, got 4" in capsys.readouterr().err
+    message = "--agent.left-out must be below 4, the number of experts, got 4"
+    assert message in capsys.readouterr().err
 
 
 def test_a_pretrained_student_learns_and_is_one_of_transformers_again(run, root):
