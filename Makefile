@@ -38,7 +38,7 @@ figures:
 
 docs: .venv/.installed-docs
 	rm -rf docs/reference/generated
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --builder html docs build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --jobs auto --builder html docs build/docs
 
 docs-links: .venv/.installed-docs
 	$(BIN)/python -m sphinx --builder linkcheck --define nb_execution_mode=off docs build/docs-links
@@ -57,7 +57,7 @@ bench: peers-test
 # the packages of the project's, PyTorch among them, but not the other way round: types are checked
 # without what users do not have.
 integrations: .venv-integrations/.installed
-	.venv-integrations/bin/pytest tests/integrations
+	.venv-integrations/bin/python -m pytest tests/integrations
 
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 .venv-integrations/.installed: .venv/.installed-dev
