@@ -31,6 +31,13 @@ def pytest_collection_finish():
     spare_imports()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Return to one thread after a test that has taken more."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def transformer():
     """Return a two-layer Transformer over 50 tokens, in evaluation mode."""

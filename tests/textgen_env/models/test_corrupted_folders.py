@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from tests.support.corruptions import chosen
 from tests.support.pretrained import FAMILIES, TEXTS, WORDS, save_family
@@ -83,6 +84,7 @@ def outcome_apart(folder):
             size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
             signal.alarm(SECONDS)
+            torch.set_num_threads(1)  # those of the parent are not there, and would be waited for
             os.dup2(os.open(os.devnull, os.O_RDWR), 0)
             os.write(writer, json.dumps(outcome_of(folder)).encode())
         finally:
