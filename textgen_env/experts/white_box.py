@@ -5,7 +5,8 @@ not changed, and no gradient reaches its weights. What is asked counts as other 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from textgen_env.models.adapters import Adapters, trainable_module
 from textgen_env.models.gates import ChooseExperts, Gates, with_gates
 from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
 from textgen_env.models.huggingface.layer_experts import ROUTED_MODELS
+from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Trajectories
 
+ViewT = TypeVar("ViewT")
 REMEDY = "use one model on this disk, with the student's vocabulary, or choose another agent"
 
 
@@ -40,14 +43,8 @@ def teacher_states(expert: Expert) -> HiddenStates:
     Raises:
         ExpertError: the expert has none.
     """
-    model = check_white_box(expert).model
-    states = with_hidden_states(model)
-    if states is None:
-        raise ExpertError(
-            "the expert must have hidden states whose product with its head are its logits, got "
-            f"{type(model).__name__}: {REMEDY}"
-        )
-    return states
+    wanted = "have hidden states whose product with its head are its logits"
+    return _seen_as(with_hidden_states, expert, wanted)
 
 
 def teacher_module(expert: Expert) -> nn.Module:
@@ -56,13 +53,7 @@ def teacher_module(expert: Expert) -> nn.Module:
     Raises:
         ExpertError: the expert answers without gradient.
     """
-    model = check_white_box(expert).model
-    module = trainable_module(model)
-    if module is None:
-        raise ExpertError(
-            f"the expert must answer with gradient, got {type(model).__name__}: {REMEDY}"
-        )
-    return module
+    return _seen_as(trainable_module, expert, "answer with gradient")
 
 
 @torch.no_grad()
@@ -96,15 +87,11 @@ def teacher_gates(expert: Expert) -> Gates:
     Raises:
         ExpertError: it is none whose gates can be replaced.
     """
-    model = check_white_box(expert).model
-    gates = with_gates(model)
-    if gates is None:
-        raise ExpertError(
-            "the expert must be a mixture of models with hidden states, or have experts in its "
-            f"layers as {', '.join(sorted(ROUTED_MODELS))} have, got {type(model).__name__}: "
-            f"{REMEDY}"
-        )
-    return gates
+    wanted = (
+        "be a mixture of models with hidden states, or have experts in its layers as "
+        f"{', '.join(sorted(ROUTED_MODELS))} have"
+    )
+    return _seen_as(with_gates, expert, wanted)
 
 
 def fewest_experts(expert: Expert) -> int:
@@ -143,3 +130,21 @@ def gated_logits(
     logits = gates.gated_logits(trajectories.expert_view, trajectories.actions, routers, choose)
     expert.count(trajectories.mask.sum(), start)
     return logits
+
+
+def _seen_as(view: Callable[[SequenceModel], ViewT | None], expert: Expert, wanted: str) -> ViewT:
+    """Return the teacher's model in a view of it.
+
+    Args:
+        view: returns None where a model has none.
+        expert: the teacher.
+        wanted: what the expert must do or be to have it, in words.
+
+    Raises:
+        ExpertError: the expert is no model in this process, or has no such view.
+    """
+    model = check_white_box(expert).model
+    found = view(model)
+    if found is None:
+        raise ExpertError(f"the expert must {wanted}, got {type(model).__name__}: {REMEDY}")
+    return found
