@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -75,19 +76,14 @@ def run_in_new_process(function: Callable[..., T], *arguments: object) -> T:
         function: a function of a module.
         arguments: they are pickled, as is the result.
     """
-    initial = (torch.get_num_threads(),)
-    with ProcessPoolExecutor(1, spawn_context(), _begin_process, initial) as executor:
-        with interrupts_held():
-            future = executor.submit(function, *arguments)
-        return future.result()
+    worker = WorkerProcesses(partial, function)
+    try:
+        return worker(*arguments)
+    finally:
+        worker.end()
 
 
 _functions: list[Callable[..., Any]] = []  # holds the function of a worker process
-
-
-def _begin_process(threads: int) -> None:
-    obey_parent()
-    torch.set_num_threads(threads)
 
 
 def _make_function(
@@ -96,7 +92,8 @@ def _make_function(
     make: Callable[..., Callable[..., Any]],
     arguments: tuple[object, ...],
 ) -> None:
-    _begin_process(threads)
+    obey_parent()
+    torch.set_num_threads(threads)
     load_plugins(plugins)
     _functions.append(make(*arguments))
 
