@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 
+from tests.support.variants import mostly_slow
 from textgen_agents import AGENTS
 from textgen_agents.training.config import LearnerConfig
 from textgen_env.generation.sampling import Sampling
@@ -159,11 +160,7 @@ SMALL = [
 ]
 
 
-FAST = "iwslt14"
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PAPER if name != FAST]
-
-
-@pytest.mark.parametrize("name", [FAST, *SLOW])
+@pytest.mark.parametrize("name", mostly_slow(PAPER, "iwslt14"))
 def test_configurations_train_from_the_command_line(name, folders, tmp_path):
     data = folders[PAPER[name](AGENTS["mle"]()).task.name]
     few = ["--train-pairs", "20"] if "low" in name else []

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from tests.support.stopped_runs import StoppedRuns
 from tests.support.updates import assert_runs_end_alike, stop_at_second_checkpoint
+from tests.support.variants import mostly_slow
 from textgen_env.models.storage import load_model, save_model
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.copy import CopyConfig, copy_task
@@ -20,8 +21,7 @@ TASK = [
     *("--student.width", "16", "--precision", "float32"),
 ]
 SHORT = ["--learner.batch-size", "4", "--learner.updates", "4", "--learner.evaluate-every", "1"]
-SLOW = ["okd", "dskd_cma", "every_expert_sar"]
-AGENTS_BESIDE = ["dskd", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+AGENTS_BESIDE = ["okd", "dskd", "dskd_cma", "every_expert_sar"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def teachers_of(agent, models):
     return ["--teacher", str(models / "teacher"), *further]
 
 
-@pytest.mark.parametrize("agent", AGENTS_BESIDE)
+@pytest.mark.parametrize("agent", mostly_slow(AGENTS_BESIDE, "dskd"))
 def test_a_stopped_run_ends_with_the_same_modules_and_leaves_the_student_alone(
     models, tmp_path, monkeypatch, agent
 ):

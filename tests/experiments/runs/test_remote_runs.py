@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.remote_server import EncoderDecoder, Server
+from tests.support.variants import mostly_slow
 from tests.textgen_env.experts.test_remote import WORDS, Lively, refuse
 from textgen_env.models.recurrent import Recurrent, RecurrentConfig
 from textgen_env.models.storage import save_model
@@ -77,11 +78,9 @@ OPTIONS = {
     "kid": ["--agent.label.k", "4"],
     "aggrevate": [],
 }
-FAST = "imitkd", "imitkd_full"
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in FAST]
 
 
-@pytest.mark.parametrize("agent", [*FAST, *SLOW])
+@pytest.mark.parametrize("agent", mostly_slow(OPTIONS, "imitkd", "imitkd_full"))
 def test_agents_learn_from_a_server_and_a_second_run_asks_nothing(run, server, agent):
     first = run("first", agent, *OPTIONS[agent])
     asked = len(server.asked)

@@ -15,6 +15,7 @@ from onnxruntime import InferenceSession
 
 from tests.support.export_models import WORDS, sources, varied_transformer
 from tests.support.export_students import STUDENTS_BY_NAME
+from tests.support.variants import mostly_slow
 from textgen_env.generation.decoding import decode_all
 from textgen_env.models.export.common import ExportError
 from textgen_env.models.export.onnx import save
@@ -29,10 +30,9 @@ PAGE = Path(__file__).parents[5] / "docs" / "onnx.md"
 TOKENIZER = Tokenizer.from_words(WORDS)
 MAX_STEPS = 20
 FAST = "ssru"  # tracing takes seconds: the other kinds are slow tests
-SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in STUDENTS_BY_NAME if each != FAST]
 
 
-@pytest.fixture(scope="module", params=[FAST, *SLOW])
+@pytest.fixture(scope="module", params=mostly_slow(STUDENTS_BY_NAME, FAST))
 def exported(request, tmp_path_factory):
     """Return a student and the folder of its graphs."""
     model, folder = STUDENTS_BY_NAME[request.param](), tmp_path_factory.mktemp("onnx")
