@@ -8,6 +8,7 @@ with the same import names takes its place in the default run, which needs no ne
 import base64
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ OPENAI_AGENTS = "openai-agents==0.24.0"
 NOT_INSTALLED = {"experiments/LOG.md"}
 OF_A_CLONE = {".ci", ".gitignore", "typings"}  # not in the source distribution
 MADE_FOR_SOURCES = {"PKG-INFO", "setup.cfg", "textgen_env.egg-info"}
+LINK = re.compile(r"\]\(([^)]+)\)")  # of Markdown: the address of a link or an image
 FIND = (
     "import importlib.util, sys; print(*(importlib.util.find_spec(n).origin for n in sys.argv[1:]))"
 )
@@ -139,6 +142,16 @@ def openai_agents(tmp_path_factory):
     return path
 
 
+def metadata(source, folder, address):
+    """Return the metadata that is built of `source` with `address` in PROJECT_URL, "" for none."""
+    code = "from setuptools import build_meta as b; print(b.prepare_metadata_for_build_wheel("
+    code = f"{code}{str(folder)!r}))"
+    folder.mkdir()
+    environment = {**os.environ, "PROJECT_URL": address}
+    name = run([sys.executable, "-c", code], cwd=source, env=environment).split()[-1]
+    return message_from_string((folder / name / "METADATA").read_text(encoding="utf-8"))
+
+
 def environment_with(folder, wheels):
     """Install `wheels` in turn into a fresh environment that sees this one's dependencies.
 
@@ -198,6 +211,36 @@ def test_the_source_distribution_makes_the_same_wheel(unpacked, wheel, tmp_path)
     first, second = zipfile.ZipFile(wheel), zipfile.ZipFile(again)
     assert files_in(again) == files_in(wheel)
     assert all(first.read(name) == second.read(name) for name in files_in(wheel))
+
+
+def test_links_of_a_published_readme_work_without_the_repository(source, tmp_path):
+    """Each names a file of the project at the tag of its version; anchors stay."""
+    address = "https://example.org/owner/textgen-env"
+    built = metadata(source, tmp_path / "built", f"{address}/")
+    readme, tag = built.get_payload(), f"v{project_version()}"
+    links = LINK.findall(readme)
+    ours = [link.removeprefix(f"{address}/") for link in links if link.startswith(address)]
+    assert len(ours) > 50
+    assert all(link.startswith("https://") for link in links)
+    assert f"raw/{tag}/docs/speed-curve.png" in ours
+    kinds, tags, paths = zip(*(link.split("/", 2) for link in ours), strict=True)
+    assert (set(kinds), set(tags)) == ({"blob", "raw"}, {tag})
+    assert [path for path in paths if not (ROOT / path.partition("#")[0]).exists()] == []
+    urls = dict(entry.split(", ") for entry in built.get_all("Project-URL"))
+    assert urls["Source"] == address
+    assert set(urls) == {"Source", "Documentation", "Changelog"}
+
+
+def test_without_an_address_the_readme_is_published_as_it_is(source, tmp_path):
+    built = metadata(source, tmp_path / "built", "")
+    assert built.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert built.get_all("Project-URL") is None
+    assert built["Description-Content-Type"] == "text/markdown"
+
+
+def test_an_address_that_is_none_is_refused(source, tmp_path):
+    with pytest.raises(AssertionError, match="PROJECT_URL must begin with https://, got 'here'"):
+        metadata(source, tmp_path / "built", "here")
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
