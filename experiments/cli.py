@@ -1,5 +1,6 @@
 """The command `textgen`: options to functions, errors to one line and exit code 2."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,16 +19,21 @@ from textgen_experiments.command_line.parse import parse
 from textgen_experiments.command_line.table import commands_by_name
 from textgen_experiments.runs.interrupts import INTERRUPTS
 from textgen_experiments.runs.malloc import retain_freed_memory
+from textgen_experiments.runs.other_work import advice_on_threads
 from textgen_experiments.runs.pipes import quiet_when_unread
-from textgen_experiments.runs.progress import be_quiet
+from textgen_experiments.runs.progress import be_quiet, tell
 
 USER_ERRORS = (ValueError, OSError, MissingPackageError, TrainingError, ExpertError)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, *, busy_elsewhere: float = 0.0) -> None:
     """Run the command line.
 
     An error that the user can mend is printed as one line, and the program ends with code 2.
+
+    Args:
+        argv: its words; None for those that the program was called with.
+        busy_elsewhere: cores that other processes keep busy.
     """
     retain_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -40,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(str(error))
     with quiet_when_unread():  # help is long
         options = parse([command.name, *arguments])
+    advice = advice_on_threads(busy_elsewhere, os.cpu_count() or 1, torch.get_num_threads())
+    if advice:
+        tell(advice)
     try:
         with INTERRUPTS.unwinding(is_resumable=command.is_resumable):
             command.load_function()(options)

@@ -17,9 +17,12 @@ def main() -> None:
     with INTERRUPTS.finishing():
         if answered(sys.argv[1:]):
             return
+        from textgen_experiments.runs.other_work import CoreClock
+
+        clock = CoreClock.start()
         prepare_environment(sys.argv[1:])
         from textgen_experiments.cli import main as run_command_line  # seconds, for PyTorch
         from textgen_experiments.runs.malloc import spare_imports
 
         spare_imports()
-        run_command_line()
+        run_command_line(busy_elsewhere=clock.busy_elsewhere())
