@@ -21,6 +21,7 @@ from textgen_agents.losses.objectives import (
     reference_loss,
     token_loss,
 )
+from textgen_agents.losses.state_chunks import StateChunk, label_states, mean_over_states
 
 __all__ = [
     "Dense",
@@ -30,16 +31,19 @@ __all__ = [
     "LabelledBatch",
     "MixedKL",
     "Sampled",
+    "StateChunk",
     "Top1",
     "TopKWithTail",
     "cross_entropy",
     "entropy",
     "forward_kl",
     "generalized_jsd",
+    "label_states",
     "loss_by_writer",
     "loss_for",
     "masked_mean",
     "mean_over_actions",
+    "mean_over_states",
     "reference_loss",
     "reverse_kl",
     "skewed_kl",

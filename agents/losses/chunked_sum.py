@@ -29,6 +29,11 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
     return max(MIN_CHUNK_ROWS, numel // vocab_size)
 
 
+def chunks_of(states: Tensor, rows: int) -> list[slice]:
+    """Return the slices of (K, ...) states that have at most `rows` of them, in order."""
+    return [slice(first, first + rows) for first in range(0, len(states), rows)]
+
+
 def chunked_sum(
     loss: ChunkLoss, states: Tensor, weights: Sequence[nn.Parameter], rows: int
 ) -> Tensor:
@@ -45,7 +50,7 @@ def chunked_sum(
     Returns:
         Scalar of the dtype of `loss`.
     """
-    chunks = [slice(first, first + rows) for first in range(0, len(states), rows)]
+    chunks = chunks_of(states, rows)
     if not torch.is_grad_enabled():
         return torch.stack([loss(states[chunk], chunk) for chunk in chunks]).sum()
     return cast("Tensor", _ChunkedSum.apply(loss, chunks, states, *weights))

@@ -7,6 +7,7 @@ The teacher is frozen, so an answer never goes stale: it is asked for once, as a
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Self
 
 import torch
@@ -24,6 +25,7 @@ from textgen_env.dynamics import State
 from textgen_env.experts.draws import Draws
 from textgen_env.experts.expert import Expert, ExpertError
 from textgen_env.experts.top_k import TopK
+from textgen_env.models.hidden_states import StatesAt
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories
@@ -297,6 +299,13 @@ class RecordedExpert(Expert):
                 f"keeps {', '.join(self.labels)}"
             )
         return self.labels["logits"]
+
+    def states_at(self, trajectories: Trajectories, positions: TokenPositions) -> StatesAt:
+        """Return the recorded logits, or where those of the positions are among them."""
+        recorded = self.logits(trajectories).flatten(0, 1)
+        if positions.index is None:
+            return StatesAt.of_logits(recorded)
+        return StatesAt(positions.index, partial(recorded.index_select, 0))
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """Return the most probable tokens, recorded themselves or taken from the logits."""

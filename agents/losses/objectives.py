@@ -4,24 +4,22 @@ The writers of the prefixes, the label and the divergence are arguments here: th
 algorithms differ in. No gradient flows into labels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum
 from textgen_agents.losses.divergences import (
     Divergence,
     cross_entropy,
     masked_mean,
 )
-from textgen_agents.losses.labels import Dense, Label
+from textgen_agents.losses.labels import Label, LabelledBatch
+from textgen_agents.losses.state_chunks import StateChunk, mean_over_states
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.decoding import check_logits, logits_from
-from textgen_env.models.hidden_states import states_at
 from textgen_env.models.sequence_model import SequenceModel
-from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 
@@ -61,35 +59,6 @@ def mean_over_actions(losses: Tensor, trajectories: Trajectories) -> Tensor:
     return masked_mean(losses, trajectories.mask)
 
 
-def mean_in_chunks(
-    losses: Callable[[Tensor, slice], Tensor],
-    trajectories: Trajectories,
-    student: SequenceModel,
-    positions: TokenPositions,
-) -> Tensor:
-    """Return what `mean_over_actions` does, without the student's logits at all states at once.
-
-    Args:
-        losses: function of the logits, (k, V), of k of the positions, one after the other, and the
-            slice that they are of all: the loss of each, (k,) float.
-        trajectories: the states.
-        student: the model to be trained.
-        positions: K of their steps, among them all that count.
-    """
-    states, project, weights = states_at(
-        student, positions, trajectories.source, trajectories.actions
-    )
-    counts, number = positions.gather(trajectories.mask), trajectories.mask.sum()
-    factors = None if trajectories.weight is None else positions.gather(trajectories.weight)
-
-    def mean(part: Tensor, rows: slice) -> Tensor:
-        found = losses(project(part), rows)
-        weighed = found if factors is None else found * factors[rows]
-        return weighed.where(counts[rows], 0.0).sum() / number
-
-    return chunked_sum(mean, states, weights, chunk_rows(student.vocab_size, states.device))
-
-
 def token_loss(
     trajectories: Trajectories,
     student: SequenceModel,
@@ -107,13 +76,12 @@ def token_loss(
 
     Source: Lin et al. 2020, eq. 5, arXiv:2009.07253.
     """
-    positions = TokenPositions.of(trajectories.mask)
-    tokens = positions.gather(labels)
 
-    def losses(logits: Tensor, rows: slice) -> Tensor:
-        return cross_entropy(logits, tokens[rows], label_smoothing=label_smoothing)
+    def losses(at: StateChunk) -> Tensor:
+        tokens = at.labels["tokens"]
+        return cross_entropy(at.student_logits, tokens, label_smoothing=label_smoothing)
 
-    return mean_in_chunks(losses, trajectories, student, positions)
+    return mean_over_states(losses, LabelledBatch(trajectories, {"tokens": labels}), student)
 
 
 @torch.no_grad()
@@ -156,13 +124,11 @@ def loss_for(
 
     Source: Lin et al. 2020, eq. 6 with `Dense` and `forward_kl`, arXiv:2009.07253.
     """
-    positions = TokenPositions.of(trajectories.mask)
-    answers = label.ask_at(trajectories, expert, positions)
 
-    def losses(logits: Tensor, rows: slice) -> Tensor:
-        return label.losses(logits, divergence, answers(rows))
+    def losses(at: StateChunk) -> Tensor:
+        return label.losses(at.student_logits, divergence, at.labels)
 
-    return mean_in_chunks(losses, trajectories, student, positions)
+    return mean_over_states(losses, LabelledBatch(trajectories), student, expert, label)
 
 
 def loss_by_writer(
@@ -179,19 +145,15 @@ def loss_by_writer(
         expert: is asked for its whole distribution.
         terms: the divergence for each writer; the states of other writers add 0 but count.
     """
-    positions = TokenPositions.of(trajectories.mask)
-    answers = Dense().ask_at(trajectories, expert, positions)
-    writers = positions.gather(trajectories.writer)
 
-    def losses(logits: Tensor, rows: slice) -> Tensor:
-        teacher_logits = answers(rows)["logits"]
+    def losses(at: StateChunk) -> Tensor:
         parts = [
-            divergence(logits, teacher_logits).where(writers[rows] == writer, 0.0)
+            divergence(at.student_logits, at.teacher_logits).where(at.writer == writer, 0.0)
             for writer, divergence in terms.items()
         ]
         return torch.stack(parts).sum(0)
 
-    return mean_in_chunks(losses, trajectories, student, positions)
+    return mean_over_states(losses, LabelledBatch(trajectories), student, expert)
 
 
 @torch.no_grad()

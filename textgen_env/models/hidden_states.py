@@ -62,7 +62,8 @@ class StatesAt(NamedTuple):
     """States of a model at K positions, of which `project` makes its logits.
 
     Attributes:
-        states: (K, D), the last hidden states, or the logits, (K, V), of a model without.
+        states: (K, D), the last hidden states; or the logits, (K, V), of a model without; or (K,)
+            int64, where logits that are kept stand.
         project: function from some of the states, (k, ...), to their logits, (k, V).
         weights: those of the model that gradients flow to.
     """

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from textgen_env.models.cache_ops import host_sync_is_free
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class TokenPositions:
@@ -31,10 +33,15 @@ class TokenPositions:
         skips_padding = host_sync_is_free(mask.device) and not mask.all()
         return cls((rows, width), mask.flatten().nonzero().squeeze(1) if skips_padding else None)
 
-    def gather(self, padded: Tensor) -> Tensor:
-        """Return the vectors (K, ...) at these positions of a (B, L, ...) tensor."""
+    def gather(self, padded: Tensor, rows: slice = ALL) -> Tensor:
+        """Return the vectors (K, ...) at these positions of a (B, L, ...) tensor.
+
+        Args:
+            padded: (B, L, ...).
+            rows: those of the K that are wanted.
+        """
         flat = padded.flatten(0, 1)
-        return flat if self.index is None else flat.index_select(0, self.index)
+        return flat[rows] if self.index is None else flat.index_select(0, self.index[rows])
 
     def scatter(self, vectors: Tensor) -> Tensor:
         """Return the (B, L, ...) tensor with these (K, ...) vectors, and 0 elsewhere."""
