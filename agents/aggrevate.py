@@ -22,7 +22,9 @@ from textgen_env.bounds import check_at_least
 from textgen_env.envs.text_metrics import TokenTexts, token_bleu
 from textgen_env.experts.expert import Expert
 from textgen_env.generation.sampling import Sampling
+from textgen_env.models.hidden_states import states_at
 from textgen_env.models.sequence_model import SequenceModel
+from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import SpecialTokens, Trajectories
 
 MAX_LENGTH_RATIO = 1.5  # of a completed text to its reference, where it is cut off
@@ -66,12 +68,11 @@ class AggreVaTe(Agent):
         env, student = context.env, context.student
         draw, best = token_sampler(Sampling(), context), token_sampler(None, context)
         texts = student_rollout(context, Sampling()).trajectories
-        with torch.no_grad():
-            logits = student.sequence_logits(texts.source, texts.actions)
         rows = torch.arange(len(texts), device=env.device).repeat_interleave(self.deviations)
         share = torch.rand(len(rows), generator=context.generator).to(env.device)
         last = (share * texts.mask.sum(1)[rows]).long()
-        logits = logits[rows, last]
+        with torch.no_grad():
+            logits = logits_at(student, texts, rows, last)
         others = logits.scatter(1, best(logits)[0][:, None], float("-inf"))
         actions = texts.actions[rows].scatter(1, last[:, None], draw(others)[0][:, None])
         mask = torch.arange(actions.shape[1], device=env.device) <= last[:, None]
@@ -84,12 +85,27 @@ class AggreVaTe(Agent):
         states = batch.trajectories
         last = states.mask.sum(1, keepdim=True) - 1
         rows = torch.arange(len(states), device=last.device)
-        logits = student.sequence_logits(states.source, states.actions)[rows, last.squeeze(1)]
+        logits = logits_at(student, states, rows, last.squeeze(1))
         chosen = permitted_log_probs(logits, expert.special).gather(
             1, states.actions.gather(1, last)
         )
         losses = -batch.labels["advantage"].gather(1, last) * chosen
         return losses.sum() / states.mask.sum()
+
+
+def logits_at(student: SequenceModel, states: Trajectories, rows: Tensor, steps: Tensor) -> Tensor:
+    """Return the student's logits at K of the states alone, (K, V).
+
+    Args:
+        student: gradients flow to its weights.
+        states: of B texts.
+        rows: (K,) int64, the text of each state, in [0, B).
+        steps: (K,) int64, its place in the text, in [0, T).
+    """
+    count, width = states.actions.shape
+    positions = TokenPositions((count, width), rows * width + steps)
+    found = states_at(student, positions, states.source, states.actions)
+    return found.project(found.states)
 
 
 def labelled(deviations: Trajectories, logits: Tensor, expert: Expert) -> LabelledBatch:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from textgen_agents.agent import Agent
+from textgen_agents.losses.divergences import chunked
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, mean_over_states
 from textgen_agents.losses.topk import atkd_split, rest_prob
 from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
@@ -61,15 +62,16 @@ class ATKD(Agent):
         )
         batch = rollout(context, behavior, record_expert_logits=True)
         states, logits = batch.trajectories, batch.labels["logits"]
-        doubt = rest_prob(logits, states.actions)
+        doubt = chunked(rest_prob, logits, states.actions)
         easy = doubt < context.gather(doubt[states.mask]).median()  # of the whole update
         return LabelledBatch(states, {**batch.labels, "easy": easy})
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the mean of the losses of easy and of hard tokens."""
-        states, weight = batch.trajectories, self.easy_weight
-        logits = student.sequence_logits(states.source, states.actions)
-        about, others = atkd_split(logits, expert.logits(states), states.actions)
-        easy = batch.labels["easy"]
-        losses = torch.where(easy, weight * others, (1 - weight) * (about + others))
-        return mean_over_actions(2 * losses, states)
+        return mean_over_states(self.losses, batch, student, expert)
+
+    def losses(self, at: StateChunk) -> Tensor:
+        """Return the loss of each token, as it is easy or hard, (K,) float32."""
+        easy, weight = at.labels["easy"], self.easy_weight
+        about, others = atkd_split(at.student_logits, at.teacher_logits, at.actions)
+        return 2 * torch.where(easy, weight * others, (1 - weight) * (about + others))

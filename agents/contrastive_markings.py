@@ -13,7 +13,7 @@ from torch import Tensor
 from textgen_agents.agent import Agent, LearnsFrom
 from textgen_agents.losses.divergences import LOG_ZERO, cross_entropy
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, mean_over_states
 from textgen_agents.losses.topk import log_rest_prob
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout, student_rollout
@@ -65,14 +65,16 @@ class ContrastiveMarkings(Agent):
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the mean of likelihood and unlikelihood over the tokens of both texts."""
         del expert
-        states, right = batch.trajectories, batch.labels["right"]
-        logits = student.sequence_logits(states.source, states.actions)
-        likelihood = cross_entropy(logits, states.actions)
-        unlikelihood = -log_rest_prob(logits, states.actions).clamp(min=LOG_ZERO)
+        return mean_over_states(self.losses, batch, student)
+
+    def losses(self, at: StateChunk) -> Tensor:
+        """Return the loss of each token, by its writer and its mark, (K,) float32."""
+        likelihood = cross_entropy(at.student_logits, at.actions)
+        unlikelihood = -log_rest_prob(at.student_logits, at.actions).clamp(min=LOG_ZERO)
         marked = torch.where(
-            right, self.right_weight * likelihood, self.wrong_weight * unlikelihood
+            at.labels["right"], self.right_weight * likelihood, self.wrong_weight * unlikelihood
         )
-        return mean_over_actions(marked.where(states.writer == Writer.STUDENT, likelihood), states)
+        return marked.where(at.writer == Writer.STUDENT, likelihood)
 
 
 def right_tokens(states: Trajectories, special: SpecialTokens) -> Tensor:

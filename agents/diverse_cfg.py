@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.agent import Agent
-from textgen_agents.losses.divergences import by_parts, cross_entropy, reverse_kl
+from textgen_agents.losses.divergences import cross_entropy, reverse_kl
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, mean_over_states
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
 from textgen_env.bounds import check_at_least
@@ -72,11 +72,13 @@ class DiverseCFG(Agent):
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the reverse KL from the guided teacher less the reward's policy gradient."""
-        states = batch.trajectories
-        logits = student.sequence_logits(states.source, states.actions)
-        divergence = by_parts(reverse_kl, logits, expert.logits(states))
-        gain = -batch.labels["advantage"] * cross_entropy(logits, states.actions)
-        return mean_over_actions(divergence - self.diversity_weight * gain, states)
+        return mean_over_states(self.losses, batch, student, expert)
+
+    def losses(self, at: StateChunk) -> Tensor:
+        """Return the reverse KL of each state less the gain of its token, (K,) float32."""
+        divergence = reverse_kl(at.student_logits, at.teacher_logits)
+        gain = -at.labels["advantage"] * cross_entropy(at.student_logits, at.actions)
+        return divergence - self.diversity_weight * gain
 
 
 def guided_logits(states: Trajectories, expert: Expert, guidance: float) -> Tensor:

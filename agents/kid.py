@@ -15,16 +15,18 @@ from textgen_agents.losses.labels import (
     Dense,
     Label,
     LabelledBatch,
+    Labels,
     check_divergence,
     check_smoothing,
 )
 from textgen_agents.losses.objectives import data_actions, loss_for, token_loss
+from textgen_agents.losses.state_chunks import StateChunk, label_states
 from textgen_agents.rollouts.behaviors import bernoulli_mask
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import best_actions, logits_from
+from textgen_env.generation.decoding import logits_from, next_action
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Writer
 
@@ -66,10 +68,13 @@ class KID(Agent):
     def collect(self, context: Context) -> LabelledBatch:
         """Return references with some of the student's tokens in them, from one forward pass."""
         env, states = context.env, data_rollout(context).trajectories
-        with torch.no_grad():
-            logits = context.student.sequence_logits(states.source, states.actions)
-        with logits_from("student"):
-            proposals = best_actions(logits, env.special, states.mask)
+
+        def propose(at: StateChunk) -> Labels:
+            with logits_from("student"):
+                best = next_action(at.student_logits, special=env.special, mask=at.mask)
+            return {"best": best}
+
+        proposals = label_states(propose, LabelledBatch(states), context.student)["best"]
         count = len(states) * env.max_steps
         kept = bernoulli_mask(1 - self.student_fraction, count, context.generator)
         chosen = ~kept.view(len(states), -1)[:, : states.actions.shape[1]].to(env.device)

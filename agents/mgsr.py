@@ -14,14 +14,15 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import cross_entropy, forward_kl
-from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.losses.labels import LabelledBatch, Labels
 from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, label_states
 from textgen_agents.rollouts.behaviors import StepView, TokenSampler, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout, student_rollout
 from textgen_env.bounds import check_at_least, check_shares
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import best_actions, logits_from
+from textgen_env.generation.decoding import logits_from, next_action
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Writer
@@ -72,15 +73,16 @@ class MGSR(Agent):
 
     def collect(self, context: Context) -> LabelledBatch:
         """Write by the student, correct its worst token, and let it write the rest again."""
-        env, special = context.env, context.env.special
-        draft = student_rollout(context, self.sampling).trajectories
-        teacher_logits = env.expert.logits(draft)
-        with torch.no_grad():
-            student_logits = context.student.sequence_logits(draft.source, draft.actions)
-        place = worst_token(student_logits, teacher_logits, draft.mask)
-        with logits_from("teacher"):
-            best = best_actions(teacher_logits, special, draft.mask)
-        corrected = draft.actions.scatter(1, place, best.gather(1, place))
+        env, draft = context.env, student_rollout(context, self.sampling).trajectories
+
+        def compare(at: StateChunk) -> Labels:
+            with logits_from("teacher"):
+                best = next_action(at.teacher_logits, special=env.special, mask=at.mask)
+            return {"best": best, "divergence": forward_kl(at.student_logits, at.teacher_logits)}
+
+        found = label_states(compare, LabelledBatch(draft), context.student, env.expert)
+        place = worst_token(found["divergence"], draft.mask)
+        corrected = draft.actions.scatter(1, place, found["best"].gather(1, place))
         return rollout(context, Corrected(corrected, place, token_sampler(self.sampling, context)))
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
@@ -135,15 +137,13 @@ class Corrected:
         return action, torch.where(view.position == place, Writer.EXPERT, Writer.STUDENT)
 
 
-def worst_token(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the position at which KL(p || q) is largest, (B, 1) int64; the first of equals.
+def worst_token(divergence: Tensor, mask: Tensor) -> Tensor:
+    """Return the position at which a divergence is largest, (B, 1) int64; the first of equals.
 
     Args:
-        student_logits: (B, T, V).
-        teacher_logits: (B, T, V).
+        divergence: (B, T) float, at least 0.
         mask: (B, T) bool, the tokens that count, at least one a row.
     """
-    divergence = forward_kl(student_logits, teacher_logits)
     return divergence.masked_fill(~mask, -1.0).argmax(1, keepdim=True)
 
 

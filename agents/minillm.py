@@ -8,7 +8,7 @@ loss on pre-training text; the scaling of rewards.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import cross_entropy, reverse_kl
 from textgen_agents.losses.labels import LabelledBatch, Labels
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, label_states, mean_over_states
 from textgen_agents.rollouts.behaviors import Gated, token_mask, token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import rollout
@@ -77,48 +77,50 @@ class MiniLLM(Agent):
             expert=token_sampler(Sampling(), context),
         )
         batch = rollout(context, behavior, record_expert_logits=True)
-        states = batch.trajectories
-        with torch.no_grad():
-            logits = context.student.sequence_logits(states.source, states.actions)
-        teacher_logits = batch.labels["logits"]
-        decided = self.decide(states, logits, teacher_logits, context.gather)
-        return LabelledBatch(states, {"logits": teacher_logits, **decided})
+        found = label_states(log_probs_of_actions, batch, context.student)
+        decided = self.decide(batch.trajectories, found, context.gather)
+        return replace(batch, labels={**batch.labels, **decided})
 
     def decide(
-        self,
-        states: Trajectories,
-        logits: Tensor,
-        teacher_logits: Tensor,
-        gather: Callable[[Tensor], Tensor],
+        self, states: Trajectories, log_probs: Labels, gather: Callable[[Tensor], Tensor]
     ) -> Labels:
         """Return what the whole batch of an update says about each of its tokens, (B, T) each.
 
         Args:
             states: of the texts.
-            logits: (B, T, V), of the student that wrote them.
-            teacher_logits: (B, T, V).
+            log_probs: those of the tokens, as `log_probs_of_actions` names them, (B, T) each.
             gather: that of the context.
         """
-        log_prob = -cross_entropy(logits, states.actions)
-        reward = -cross_entropy(teacher_logits, states.actions) - log_prob
+        reward = log_probs["teacher"] - log_probs["student"]
         reward = reward.clamp(-LARGEST_REWARD, LARGEST_REWARD)
         value = mean_reward_to_go(reward, states.mask, self.discount)
         every = gather(value[states.mask])
         return {
-            "log_prob": log_prob,
+            "log_prob": log_probs["student"],
             "weight": 1 / (1 - self.beta + self.beta * reward.exp()),
             "advantage": (value - every.mean()) / (every.std(correction=0) + SMALLEST_DEVIATION),
         }
 
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the exact reverse KL of each token and the policy gradient for those after it."""
-        states, labels = batch.trajectories, batch.labels
-        logits = student.sequence_logits(states.source, states.actions)
-        weight, advantage = labels["weight"], labels["advantage"]
-        ratio = weight * (-cross_entropy(logits, states.actions) - labels["log_prob"]).exp()
+        return mean_over_states(self.losses, batch, student, expert)
+
+    def losses(self, at: StateChunk) -> Tensor:
+        """Return w KL(q || p) less the clipped gain of each token, (K,) float32."""
+        weight, advantage = at.labels["weight"], at.labels["advantage"]
+        log_prob = -cross_entropy(at.student_logits, at.actions)
+        ratio = weight * (log_prob - at.labels["log_prob"]).exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         gain = torch.minimum(ratio * advantage, clipped * advantage)
-        return mean_over_actions(weight * reverse_kl(logits, expert.logits(states)) - gain, states)
+        return weight * reverse_kl(at.student_logits, at.teacher_logits) - gain
+
+
+def log_probs_of_actions(at: StateChunk) -> Labels:
+    """Return the log-probability of each token written, of either model, (K,) float32, nats."""
+    return {
+        "student": -cross_entropy(at.student_logits, at.actions),
+        "teacher": -cross_entropy(at.teacher_logits, at.actions),
+    }
 
 
 def mean_reward_to_go(reward: Tensor, mask: Tensor, discount: float) -> Tensor:

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from textgen_agents.agent import Agent, LearnsFrom
-from textgen_agents.losses.divergences import cross_entropy
 from textgen_agents.losses.labels import LabelledBatch, check_smoothing
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.objectives import token_loss
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_at_least
@@ -87,11 +86,10 @@ class GenPI(Agent):
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the cross-entropy on the tokens of texts and of prompts."""
         del expert
-        states = batch.trajectories
-        logits = student.sequence_logits(states.source, states.actions)
-        losses = cross_entropy(logits, states.actions, label_smoothing=self.label_smoothing)
+        states, weight = batch.trajectories, batch.trajectories.action_weight
         of_prompts = ~_last_ends(states.source, student.special).any(1, keepdim=True)
-        return mean_over_actions(losses.where(~of_prompts, self.prompt_weight * losses), states)
+        weighed = replace(states, weight=weight.where(~of_prompts, self.prompt_weight * weight))
+        return token_loss(weighed, student, states.actions, label_smoothing=self.label_smoothing)
 
 
 def asking(source: Tensor, special: SpecialTokens) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from textgen_agents.agent import Agent
 from textgen_agents.losses.divergences import cross_entropy
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, mean_over_states
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import student_rollout
 from textgen_env.bounds import check_at_least
@@ -70,16 +70,19 @@ class SampledReverseKL(Agent):
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return the surrogate whose gradient is that of the written tokens' reverse KL."""
         states = batch.trajectories
-        logits = student.sequence_logits(states.source, states.actions)
-        log_prob = -cross_entropy(logits, states.actions)
-        advantage = -cross_entropy(expert.logits(states), states.actions) - log_prob.detach()
-        losses = truncated_surrogate(
+        written = LabelledBatch(states, {"behavior_log_prob": states.action_log_prob})
+        return mean_over_states(self.losses, written, student, expert)
+
+    def losses(self, at: StateChunk) -> Tensor:
+        """Return the surrogate of each written token, (K,) float32."""
+        log_prob = -cross_entropy(at.student_logits, at.actions)
+        advantage = -cross_entropy(at.teacher_logits, at.actions) - log_prob.detach()
+        return truncated_surrogate(
             log_prob,
-            states.action_log_prob,
+            at.labels["behavior_log_prob"],
             advantage.clamp(-LARGEST_ADVANTAGE, LARGEST_ADVANTAGE),
             ratio_clip=self.ratio_clip,
         )
-        return mean_over_actions(losses, states)
 
 
 def truncated_surrogate(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textgen_agents.agent import Agent
 from textgen_agents.losses.labels import LabelledBatch, Labels
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import StateChunk, label_states, mean_over_states
 from textgen_agents.rollouts.behaviors import token_sampler
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
@@ -72,13 +72,17 @@ class TVDPlusPlus(Agent):
     def collect(self, context: Context) -> LabelledBatch:
         """Return the teacher's texts, with an action of the student at every state."""
         batch = data_rollout(context).trimmed(context.env.special)
-        states, draw = batch.trajectories, token_sampler(Sampling(), context)
-        with torch.no_grad():
-            logits = context.student.sequence_logits(states.source, states.actions)
-        with logits_from("student"):
-            drawn = draw(logits.flatten(0, 1))[0].view(states.actions.shape)
-        reward = rewards(logits, context.env.expert.logits(states), drawn)
-        return LabelledBatch(states, self.decide(states, drawn, reward, context.gather))
+        draw = token_sampler(Sampling(), context)
+
+        def draw_actions(at: StateChunk) -> Labels:
+            with logits_from("student"):
+                drawn, _ = draw(at.student_logits)
+            return {"drawn": drawn, "reward": rewards(at.student_logits, at.teacher_logits, drawn)}
+
+        found = label_states(draw_actions, batch, context.student, context.env.expert)
+        states = batch.trajectories
+        decided = self.decide(states, found["drawn"], found["reward"], context.gather)
+        return LabelledBatch(states, decided)
 
     def decide(
         self,
@@ -105,10 +109,12 @@ class TVDPlusPlus(Agent):
     def loss(self, batch: LabelledBatch, student: SequenceModel, expert: Expert) -> Tensor:
         """Return minus advantage times log-probability of the drawn actions, as a mean."""
         del expert
-        states, labels = batch.trajectories, batch.labels
-        logits = student.sequence_logits(states.source, states.actions)
-        losses = -labels["advantage"] * action_log_probs(logits, labels["drawn"])
-        return mean_over_actions(losses, states)
+        return mean_over_states(self.losses, batch, student)
+
+    def losses(self, at: StateChunk) -> Tensor:
+        """Return minus advantage times log-probability of each drawn action, (K,) float."""
+        log_prob = action_log_probs(at.student_logits, at.labels["drawn"])
+        return -at.labels["advantage"] * log_prob
 
 
 def rewards(student_logits: Tensor, teacher_logits: Tensor, actions: Tensor) -> Tensor:

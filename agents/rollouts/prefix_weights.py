@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from textgen_agents.losses.divergences import cross_entropy
-from textgen_agents.losses.labels import LabelledBatch
+from textgen_agents.losses.labels import LabelledBatch, Labels
+from textgen_agents.losses.state_chunks import StateChunk, label_states
 from textgen_env.experts.expert import Expert
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Writer
 
-ROWS_PER_PASS = 64  # of which student and expert compute logits together
+ROWS_PER_PASS = 64  # texts that student and expert read together
 LARGEST_DISCREPANCY = 100.0  # nats, of a token that one of the two gives no probability
 SMALLEST_TOTAL = 1e-8  # nats, of a text about which both agree
 
@@ -58,13 +59,16 @@ def with_prefix_weights(
     by_length = rows[states.mask.sum(1)[rows].argsort(stable=True)]
     for chosen in by_length.split(ROWS_PER_PASS) if len(rows) else ():
         part = batch.select(chosen).trimmed(expert.special)
-        given = part.trajectories
-        recorded = part.labels.get("logits")
-        teacher_logits = expert.logits(given) if recorded is None else recorded
-        logits = student.sequence_logits(given.source, given.actions)
-        discrepancy = cross_entropy(logits, given.actions) - cross_entropy(
-            teacher_logits, given.actions
-        )
-        width = given.actions.shape[1]
-        weight[chosen, :width] = prefix_weights(discrepancy, given.mask, strength)
+        asked = None if "logits" in part.labels else expert
+        discrepancy = label_states(_discrepancy, part, student, asked)["discrepancy"]
+        mask = part.trajectories.mask
+        weight[chosen, : mask.shape[1]] = prefix_weights(discrepancy, mask, strength)
     return replace(batch, trajectories=replace(states, weight=weight))
+
+
+def _discrepancy(at: StateChunk) -> Labels:
+    """Return log p - log q of the tokens written, (K,) float32, nats."""
+    own, teachers = (
+        cross_entropy(logits, at.actions) for logits in (at.student_logits, at.teacher_logits)
+    )
+    return {"discrepancy": own - teachers}

@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
 
 from tests.support.copying import CopyTable
-from tests.support.toy import SPECIAL, record
+from tests.support.toy import SPECIAL, Given, record
 from tests.support.updates import context_of, learn, loss_and_gradients
 from textgen_agents.contrastive_markings import ContrastiveMarkings, right_tokens
 from textgen_agents.losses.labels import LabelledBatch
@@ -50,20 +49,13 @@ def test_without_weight_it_is_mle_over_more_tokens(env, tiny_student):
 
 def test_a_certain_mistake_has_a_finite_gradient(env, tiny_student):
     states = record([3, SPECIAL.end])
-    logits = torch.tensor([[[0.0, 0.0, 0.0, 200.0], [0.0, 0.0, 200.0, 0.0]]], requires_grad=True)
-
-    class Certain(nn.Module):
-        special = SPECIAL
-
-        def sequence_logits(self, source, actions):
-            return logits
-
+    student = Given(torch.tensor([[[0.0, 0.0, 0.0, 200.0], [0.0, 0.0, 200.0, 0.0]]]))
     states.writer.fill_(Writer.STUDENT)
     batch = LabelledBatch(states, {"right": torch.tensor([[False, False]])})
-    loss = ContrastiveMarkings().loss(batch, Certain(), NoExpert())
+    loss = ContrastiveMarkings().loss(batch, student, NoExpert())
     loss.backward()
     assert loss.isfinite()
-    torch.testing.assert_close(logits.grad[0, 0, 3].item(), 0.25)  # half of a mean of two
+    torch.testing.assert_close(student.table.grad[0, 0, 3].item(), 0.25)  # half of a mean of two
 
 
 @pytest.mark.parametrize("field", ["right_weight", "wrong_weight"])

@@ -8,7 +8,13 @@ import torch
 from tests.support.toy import Given, record
 from tests.support.updates import collect
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.minillm import SMALLEST_DEVIATION, MiniLLM, mean_reward_to_go
+from textgen_agents.losses.state_chunks import label_states
+from textgen_agents.minillm import (
+    SMALLEST_DEVIATION,
+    MiniLLM,
+    log_probs_of_actions,
+    mean_reward_to_go,
+)
 from textgen_agents.rollouts.context import Context
 from textgen_env.experts.expert import NeuralExpert
 from textgen_env.types import Examples, Writer
@@ -31,10 +37,13 @@ def alone(values):
 
 def batch_of(agent, texts, student, expert):
     """Return `texts` with what one process decides about them."""
-    with torch.no_grad():
-        logits = student.sequence_logits(texts.source, texts.actions)
-        labels = agent.decide(texts, logits, expert.logits(texts), alone)
-    return LabelledBatch(texts, labels)
+    return LabelledBatch(texts, agent.decide(texts, log_probs(texts, student, expert), alone))
+
+
+def log_probs(texts, student, expert):
+    """Return what student and expert say of the tokens of `texts`."""
+    recorded = LabelledBatch(texts, {"logits": expert.logits(texts)})
+    return label_states(log_probs_of_actions, recorded, student)
 
 
 def by_hand(q, p):
@@ -105,15 +114,13 @@ def test_the_advantages_of_all_processes_have_mean_0_and_deviation_1(models):
     """What another process has gathered counts as the rows here do."""
     student, expert = models
     texts = record(*TEXTS)
-    with torch.no_grad():
-        logits = student.sequence_logits(texts.source, texts.actions)
     gathered = []
 
     def gather(values):
         gathered.append(torch.cat([values, values + 10]))
         return gathered[0]
 
-    labels = AGENT.decide(texts, logits, expert.logits(texts), gather)
+    labels = AGENT.decide(texts, log_probs(texts, student, expert), gather)
     own = labels["advantage"][texts.mask] * (gathered[0].std(correction=0) + SMALLEST_DEVIATION)
     torch.testing.assert_close(own + gathered[0].mean(), gathered[0][: len(own)])
 
