@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textgen_agents.agent import CompanionAgent
-from textgen_agents.losses.divergences import by_parts, cross_entropy, forward_kl
+from textgen_agents.losses.divergences import chunked_if_large, cross_entropy, forward_kl
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import mean_over_actions
 from textgen_agents.rollouts.context import Context
@@ -24,7 +24,7 @@ from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_shares
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import Expert
-from textgen_env.experts.white_box import hidden_answers, teacher_states
+from textgen_env.experts.white_box import check_white_box, hidden_answers, teacher_states
 from textgen_env.models.hidden_states import HiddenStates, frozen, hidden_states_of
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import SpecialTokens, Trajectories
@@ -84,17 +84,21 @@ class DSKD(CompanionAgent):
         states, teacher = batch.trajectories, teacher_states(expert)
         learner = hidden_states_of(student, "student")
         hidden, answers = _hidden(learner, states), hidden_answers(expert, states)
-        with frozen(learner):
-            in_student = learner.project(companions["to_student"](answers))
-        with frozen(teacher):
-            in_teacher = teacher.project(companions["to_teacher"](hidden))
-            teacher_logits = teacher.project(answers)
-        logits = learner.project(hidden)
-        distilled = cross_entropy(in_student, states.actions)
-        distilled = distilled + _tempered_kl(logits, in_student, self.temperature)
-        distilled = distilled + _tempered_kl(in_teacher, teacher_logits, self.temperature)
-        likelihood = cross_entropy(logits, states.actions)
-        return mean_over_actions((1 - self.rate) * likelihood + self.rate * distilled, states)
+
+        def losses(hidden: Tensor, answers: Tensor, actions: Tensor) -> Tensor:
+            with frozen(learner):
+                in_student = learner.project(companions["to_student"](answers))
+            with frozen(teacher):
+                in_teacher = teacher.project(companions["to_teacher"](hidden))
+                teacher_logits = teacher.project(answers)
+            logits = learner.project(hidden)
+            distilled = cross_entropy(in_student, actions)
+            distilled = distilled + _tempered_kl(logits, in_student, self.temperature)
+            distilled = distilled + _tempered_kl(in_teacher, teacher_logits, self.temperature)
+            return (1 - self.rate) * cross_entropy(logits, actions) + self.rate * distilled
+
+        inputs, size = (hidden, answers, states.actions), student.vocab_size
+        return mean_over_actions(chunked_if_large(losses, *inputs, vocab_size=size), states)
 
 
 @dataclass(frozen=True)
@@ -157,21 +161,29 @@ class DSKDWithCMA(CompanionAgent):
         texts = _Texts(states, own, student.special, asked.special)
         aligned = _aligned(texts, learner, teacher, companions["query"])
         values = _scaled(answers) + _scaled(_embedded(teacher, own.actions, asked.special).detach())
-        with frozen(learner):
-            carried = aligned.softmax(-1) @ companions["to_student"](values)
-            in_student = learner.project(carried)
-        with frozen(teacher):
-            carried = aligned.transpose(1, 2).softmax(-1) @ companions["to_teacher"](hidden)
-            in_teacher, teacher_logits = teacher.project(carried), teacher.project(answers)
-        logits = learner.project(hidden)
-        is_right = in_student.argmax(-1) == states.actions
-        learned = _tempered_kl(logits, in_student, self.temperature).where(is_right, 0.0)
-        distilled = cross_entropy(in_student, states.actions) + learned
-        likelihood = cross_entropy(logits, states.actions)
-        loss = mean_over_actions((1 - self.rate) * likelihood + self.rate * distilled, states)
-        in_teachers_space = _tempered_kl(in_teacher, teacher_logits, self.temperature)
-        total = in_teachers_space.where(own.mask, 0.0).sum() / states.mask.sum()
-        return loss + self.rate * total
+        to_student = aligned.softmax(-1) @ companions["to_student"](values)
+        to_teacher = aligned.transpose(1, 2).softmax(-1) @ companions["to_teacher"](hidden)
+
+        def in_students_space(hidden: Tensor, carried: Tensor, actions: Tensor) -> Tensor:
+            with frozen(learner):
+                in_student = learner.project(carried)
+            logits = learner.project(hidden)
+            is_right = in_student.argmax(-1) == actions
+            learned = _tempered_kl(logits, in_student, self.temperature).where(is_right, 0.0)
+            distilled = cross_entropy(in_student, actions) + learned
+            return (1 - self.rate) * cross_entropy(logits, actions) + self.rate * distilled
+
+        def in_teachers_space(carried: Tensor, answers: Tensor) -> Tensor:
+            with frozen(teacher):
+                in_teacher, teacher_logits = teacher.project(carried), teacher.project(answers)
+            return _tempered_kl(in_teacher, teacher_logits, self.temperature)
+
+        inputs, size = (hidden, to_student, states.actions), student.vocab_size
+        loss = chunked_if_large(in_students_space, *inputs, vocab_size=size)
+        size = check_white_box(asked).vocab_size
+        distance = chunked_if_large(in_teachers_space, to_teacher, answers, vocab_size=size)
+        total = distance.where(own.mask, 0.0).sum() / states.mask.sum()
+        return mean_over_actions(loss, states) + self.rate * total
 
 
 class _Texts(NamedTuple):
@@ -208,8 +220,8 @@ def _hidden(student: HiddenStates, states: Trajectories) -> Tensor:
 
 
 def _tempered_kl(logits: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """Return the (B, T) forward KL from a constant label, both at `temperature`, nats."""
-    return by_parts(forward_kl, logits / temperature, label.detach() / temperature)
+    """Return the (...) forward KL from a constant label, both at `temperature`, nats."""
+    return forward_kl(logits / temperature, label.detach() / temperature)
 
 
 def _in_own_tokens(expert: Expert) -> Expert:

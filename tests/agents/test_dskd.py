@@ -7,20 +7,25 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.largest_tensor import LargestTensor
+from tests.support.toy import random_sources
 from tests.support.updates import CONFIG, Log, collect_batch, learn, no_score
 from textgen_agents import dskd
 from textgen_agents.agent import first_companions
 from textgen_agents.dskd import DSKD, DSKDWithCMA
+from textgen_agents.losses import divergences
 from textgen_agents.losses.divergences import cross_entropy, forward_kl
+from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mle import MLE
 from textgen_agents.training.learner import Learner
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import Ensemble
+from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.task import encode
 from textgen_env.tokenizers.subword import Tokenizer
-from textgen_env.types import Trajectories
+from textgen_env.types import Examples, Trajectories
 
 BOTH = pytest.mark.parametrize("kind", [DSKD, DSKDWithCMA])
 
@@ -112,6 +117,29 @@ def test_projectors_learn_and_no_head_learns_from_what_is_projected(
     agent.joint_loss(batch, tiny_student, expert, modules).backward()
     assert all(parameter.grad.any() for parameter in modules.parameters())
     assert all(weight.grad is None for weight in expert.model.parameters())
+
+
+@BOTH
+def test_above_a_limit_logits_exist_for_a_few_states_at_a_time(kind, monkeypatch):
+    vocab_size = 400
+    config = TransformerConfig(vocab_size, 16, 2, 24, 1, 1, dropout=0.0)
+    student, expert = config.build(), NeuralExpert(config.build().eval())
+    actions = random_sources(64, 9)
+    states = Trajectories.from_examples(Examples(actions, actions), student.special)
+    modules = first_companions(kind(), student, expert)
+    learned = [*student.parameters(), *modules.parameters()]
+
+    def loss_and_gradients():
+        loss = kind().joint_loss(LabelledBatch(states), student, expert, modules)
+        return loss.detach(), torch.autograd.grad(loss, learned)
+
+    whole = loss_and_gradients()
+    monkeypatch.setattr(divergences, "CHUNK_ABOVE_NUMEL", 0)
+    monkeypatch.setattr(divergences.chunked, "__kwdefaults__", {"rows": 8})
+    with LargestTensor() as largest:
+        chunks = loss_and_gradients()
+    torch.testing.assert_close(chunks, whole)
+    assert largest.numel < states.mask.numel() * vocab_size / 4
 
 
 @BOTH
