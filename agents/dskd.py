@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textgen_agents.agent import CompanionAgent
-from textgen_agents.losses.divergences import chunked_if_large, cross_entropy, forward_kl
+from textgen_agents.losses.divergences import cross_entropy, forward_kl
 from textgen_agents.losses.labels import LabelledBatch
-from textgen_agents.losses.objectives import mean_over_actions
+from textgen_agents.losses.state_chunks import mean_in_chunks
 from textgen_agents.rollouts.context import Context
 from textgen_agents.rollouts.rollout import data_rollout
 from textgen_env.bounds import check_shares
@@ -97,8 +97,9 @@ class DSKD(CompanionAgent):
             distilled = distilled + _tempered_kl(in_teacher, teacher_logits, self.temperature)
             return (1 - self.rate) * cross_entropy(logits, actions) + self.rate * distilled
 
-        inputs, size = (hidden, answers, states.actions), student.vocab_size
-        return mean_over_actions(chunked_if_large(losses, *inputs, vocab_size=size), states)
+        inputs = (hidden, answers, states.actions)
+        trained = (*learner.parameters(), *companions.parameters())
+        return mean_in_chunks(losses, inputs, states, trained, student.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,10 @@ class DSKDWithCMA(CompanionAgent):
             return _tempered_kl(in_teacher, teacher_logits, self.temperature)
 
         inputs, size = (hidden, to_student, states.actions), student.vocab_size
-        loss = chunked_if_large(in_students_space, *inputs, vocab_size=size)
+        loss = mean_in_chunks(in_students_space, inputs, states, learner.parameters(), size)
         size = check_white_box(asked).vocab_size
-        distance = chunked_if_large(in_teachers_space, to_teacher, answers, vocab_size=size)
-        total = distance.where(own.mask, 0.0).sum() / states.mask.sum()
-        return mean_over_actions(loss, states) + self.rate * total
+        distance = mean_in_chunks(in_teachers_space, (to_teacher, answers), own, (), size)
+        return loss + self.rate * distance * own.mask.sum() / states.mask.sum()
 
 
 class _Texts(NamedTuple):

@@ -21,7 +21,12 @@ from textgen_agents.losses.objectives import (
     reference_loss,
     token_loss,
 )
-from textgen_agents.losses.state_chunks import StateChunk, label_states, mean_over_states
+from textgen_agents.losses.state_chunks import (
+    StateChunk,
+    label_states,
+    mean_in_chunks,
+    mean_over_states,
+)
 
 __all__ = [
     "Dense",
@@ -42,6 +47,7 @@ __all__ = [
     "loss_by_writer",
     "loss_for",
     "masked_mean",
+    "mean_in_chunks",
     "mean_over_actions",
     "mean_over_states",
     "reference_loss",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
-ChunkLoss = Callable[[Tensor, slice], Tensor]
-"""Function of the states of some rows, (K, ...), and the slice of these rows: their sum, scalar."""
+ChunkLoss = Callable[[Sequence[Tensor], slice], Tensor]
+"""Function of some of N states, (K, ...) each, and the slice that they are of all: a scalar."""
 
 
 CHUNK_NUMEL_CPU, CHUNK_NUMEL = 1 << 20, 1 << 26
@@ -29,13 +29,13 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
     return max(MIN_CHUNK_ROWS, numel // vocab_size)
 
 
-def chunks_of(states: Tensor, rows: int) -> list[slice]:
-    """Return the slices of (K, ...) states that have at most `rows` of them, in order."""
-    return [slice(first, first + rows) for first in range(0, len(states), rows)]
+def chunks_of(count: int, rows: int) -> list[slice]:
+    """Return the slices of `count` states with at most `rows` of them each, in order."""
+    return [slice(first, first + rows) for first in range(0, count, rows)]
 
 
 def chunked_sum(
-    loss: ChunkLoss, states: Tensor, weights: Sequence[nn.Parameter], rows: int
+    loss: ChunkLoss, states: Sequence[Tensor], weights: Sequence[nn.Parameter], rows: int
 ) -> Tensor:
     """Compute the sum of `loss` over all chunks of the states.
 
@@ -43,17 +43,18 @@ def chunked_sum(
 
     Args:
         loss: sums the loss of the states of a chunk.
-        states: (K, ...) float.
+        states: what is known of N states, (N, ...) each, at least one of them.
         weights: all that `loss` reads and gradients may flow to.
         rows: most states of a chunk, at least 1.
 
     Returns:
         Scalar of the dtype of `loss`.
     """
-    chunks = chunks_of(states, rows)
+    chunks = chunks_of(len(states[0]), rows)
     if not torch.is_grad_enabled():
-        return torch.stack([loss(states[chunk], chunk) for chunk in chunks]).sum()
-    return cast("Tensor", _ChunkedSum.apply(loss, chunks, states, *weights))
+        sums = [loss([each[chunk] for each in states], chunk) for chunk in chunks]
+        return torch.stack(sums).sum()
+    return cast("Tensor", _ChunkedSum.apply(loss, chunks, len(states), *states, *weights))
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -64,25 +65,31 @@ class _ChunkedSum(torch.autograd.Function):
         ctx: FunctionCtx,
         loss: ChunkLoss,
         chunks: Sequence[slice],
-        states: Tensor,
-        *weights: Tensor,
+        count: int,
+        *tensors: Tensor,
     ) -> Tensor:
-        """Return the sum over the chunks, and keep its gradients."""
-        sums, state_gradients = [], []
+        """Return the sum over the chunks, and keep its gradients.
+
+        The first `count` of the tensors are states, the others weights.
+        """
+        states, weights, sums = tensors[:count], tensors[count:], []
+        of_states: list[list[Tensor]] = [[] for each in states if each.requires_grad]
         totals: list[Tensor | None] = [None] * len(weights)
         for chunk in chunks:
-            part = states[chunk].detach().requires_grad_()
+            parts = [each[chunk].detach().requires_grad_(each.requires_grad) for each in states]
             with torch.enable_grad():
-                total = loss(part, chunk)
-            gradient, *found = torch.autograd.grad(total, [part, *weights], allow_unused=True)
+                total = loss(parts, chunk)
+            learned = [part for part in parts if part.requires_grad]
+            found = torch.autograd.grad(total, [*learned, *weights], allow_unused=True)
             sums.append(total.detach())
-            state_gradients.append(gradient)
+            for gradients, gradient in zip(of_states, found, strict=False):
+                gradients.append(gradient)
             totals = [
                 each if before is None or each is None else before + each
-                for before, each in zip(totals, found, strict=True)
+                for before, each in zip(totals, found[len(learned) :], strict=True)
             ]
         ctx.save_for_backward(
-            torch.cat(state_gradients),
+            *map(torch.cat, of_states),
             *totals,  # pyright: ignore[reportArgumentType] # None is permitted
         )
         return torch.stack(sums).sum()
@@ -93,5 +100,6 @@ class _ChunkedSum(torch.autograd.Function):
         ctx: BackwardCFunction, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients that are kept, times that of the sum."""
-        gradients = (None if each is None else gradient * each for each in ctx.saved_tensors)
-        return None, None, *gradients
+        found = (None if each is None else gradient * each for each in ctx.saved_tensors)
+        wanted = ctx.needs_input_grad[3:]
+        return None, None, None, *(next(found) if each else None for each in wanted)

@@ -264,25 +264,9 @@ def by_parts(divergence: Divergence, student_logits: Tensor, teacher_logits: Ten
     Returns:
         (B, T) float32, the values of `divergence`.
     """
-    vocab_size = student_logits.shape[-1]
-    return chunked_if_large(divergence, student_logits, teacher_logits, vocab_size=vocab_size)
-
-
-def chunked_if_large(loss: Callable[..., Tensor], *inputs: Tensor, vocab_size: int) -> Tensor:
-    """Compute `loss(*inputs)` as `chunked` does, if it makes over `CHUNK_ABOVE_NUMEL` logits.
-
-    Args:
-        loss: maps the rows of each input, (..., of any width), to (...) float.
-        inputs: (B, T, ...) each.
-        vocab_size: V, the logits of a state.
-
-    Returns:
-        (B, T) float, the values of `loss`.
-    """
-    rows, steps = inputs[0].shape[:2]
-    if rows * steps * vocab_size <= CHUNK_ABOVE_NUMEL:
-        return loss(*inputs)
-    return chunked(loss, *inputs)
+    if student_logits.numel() <= CHUNK_ABOVE_NUMEL:
+        return divergence(student_logits, teacher_logits)
+    return chunked(divergence, student_logits, teacher_logits)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

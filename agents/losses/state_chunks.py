@@ -4,11 +4,11 @@ An agent says in a small function what it wants of some states. It is called wit
 the other, so that the logits of all states, (B, T, V), need not exist at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum, chunks_of
 from textgen_agents.losses.labels import Dense, LabelledBatch, Labels, StateLabel
@@ -16,6 +16,7 @@ from textgen_env.experts.expert import Expert
 from textgen_env.models.hidden_states import states_at
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.token_positions import TokenPositions
+from textgen_env.types import Trajectories
 
 DISTRIBUTION = Dense()
 
@@ -64,20 +65,49 @@ def mean_over_states(
         label: what the expert is asked.
     """
     trajectories = batch.trajectories
-    positions, weight = TokenPositions.of(trajectories.mask), trajectories.weight
+    positions = TokenPositions.of(trajectories.mask)
     states, project, weights = states_at(
         student, positions, trajectories.source, trajectories.actions
     )
     chunk = _chunk_maker(batch, positions, expert, label)
-    number = trajectories.mask.sum()
 
-    def mean(part: Tensor, rows: slice) -> Tensor:
-        at = chunk(project(part), rows)
-        found = losses(at)
-        weighed = found if weight is None else found * positions.gather(weight, rows)
-        return weighed.where(at.mask, 0.0).sum() / number
+    def sum_of(parts: Sequence[Tensor], rows: slice) -> Tensor:
+        found = losses(chunk(project(parts[0]), rows))
+        return _counted_sum(found, trajectories, positions, rows)
 
-    return chunked_sum(mean, states, weights, chunk_rows(student.vocab_size, states.device))
+    rows = chunk_rows(student.vocab_size, states.device)
+    return chunked_sum(sum_of, [states], weights, rows)
+
+
+def mean_in_chunks(
+    losses: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    trajectories: Trajectories,
+    weights: Iterable[nn.Parameter],
+    vocab_size: int,
+) -> Tensor:
+    """Return `mean_over_actions` of `losses(*inputs)`, computed for a few states at a time.
+
+    It is for losses that make logits of hidden states themselves. Gradients flow to all inputs that
+    have them.
+
+    Args:
+        losses: returns the loss at each of K states, (K,) float, from the inputs there, (K, ...)
+            each.
+        inputs: (B, T, ...) each.
+        trajectories: with mask and weights.
+        weights: all that `losses` reads and gradients may flow to; those that are frozen are left
+            out.
+        vocab_size: V, the logits that `losses` makes of a state.
+    """
+    positions = TokenPositions.of(trajectories.mask)
+    states = [positions.gather(each) for each in inputs]
+
+    def sum_of(parts: Sequence[Tensor], rows: slice) -> Tensor:
+        return _counted_sum(losses(*parts), trajectories, positions, rows)
+
+    trained = [weight for weight in weights if weight.requires_grad]
+    return chunked_sum(sum_of, states, trained, chunk_rows(vocab_size, states[0].device))
 
 
 @torch.no_grad()
@@ -102,9 +132,26 @@ def label_states(
     chunk = _chunk_maker(batch, every, expert, DISTRIBUTION)
     found = [
         find(chunk(project(states[rows]), rows))
-        for rows in chunks_of(states, chunk_rows(student.vocab_size, states.device))
+        for rows in chunks_of(len(states), chunk_rows(student.vocab_size, states.device))
     ]
     return {name: every.scatter(torch.cat([each[name] for each in found])) for name in found[0]}
+
+
+def _counted_sum(
+    losses: Tensor, trajectories: Trajectories, positions: TokenPositions, rows: slice
+) -> Tensor:
+    """Return what some states add to the mean over all actions that count.
+
+    Args:
+        losses: (K,) float, at the positions that `rows` is a slice of.
+        trajectories: with mask and weights.
+        positions: of the states, among them all that count.
+        rows: slice of the positions.
+    """
+    if trajectories.weight is not None:
+        losses = losses * positions.gather(trajectories.weight, rows)
+    counted = losses.where(positions.gather(trajectories.mask, rows), 0.0)
+    return counted.sum() / trajectories.mask.sum()
 
 
 def _chunk_maker(

@@ -44,16 +44,20 @@ def entropy_of(states, weight):
 
 @pytest.mark.parametrize("rows", [1, 7, STATES, 1000])
 def test_gradients_are_those_of_the_whole(states, weight, rows):
+    """Of two kinds of states, with a third between them that has none."""
     factors = torch.rand(STATES, dtype=torch.float64)
+    shifts = torch.rand(STATES, 1, dtype=torch.float64, requires_grad=True)
+    known = [states, torch.arange(STATES), shifts]
 
-    def loss(part, chunk):
-        return entropy_of(part * factors[chunk, None], weight)
+    def loss(parts, chunk):
+        part, place, shift = parts
+        return entropy_of(part * factors[chunk, None] + shift * (place[:, None] % 3), weight)
 
-    chunks = chunked_sum(loss, states, [weight], rows)
-    whole = loss(states, slice(None))
+    chunks = chunked_sum(loss, known, [weight], rows)
+    whole = loss(known, slice(None))
     torch.testing.assert_close(chunks, whole)
     expected, gradients = (
-        torch.autograd.grad(3 * each + states.sum(), [states, weight], allow_unused=True)
+        torch.autograd.grad(3 * each + states.sum(), [states, shifts, weight])
         for each in (whole, chunks)
     )
     torch.testing.assert_close(gradients, expected)
@@ -61,7 +65,7 @@ def test_gradients_are_those_of_the_whole(states, weight, rows):
 
 def test_a_weight_that_is_not_read_has_no_gradient(states, weight):
     unread = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
-    total = chunked_sum(lambda part, _: entropy_of(part, weight), states, [unread, weight], 9)
+    total = chunked_sum(lambda parts, _: entropy_of(*parts, weight), [states], [unread, weight], 9)
     total.backward()
     assert unread.grad is None
     assert weight.grad is not None
@@ -70,18 +74,18 @@ def test_a_weight_that_is_not_read_has_no_gradient(states, weight):
 def test_two_weights_that_share_a_gradient_keep_their_own(states):
     first, second = (torch.nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64)) for _ in "ab")
     chunked_sum(
-        lambda part, _: (part + (first + second)).sum(), states, [first, second], 7
+        lambda parts, _: (parts[0] + (first + second)).sum(), [states], [first, second], 7
     ).backward()
     for weight in (first, second):
         torch.testing.assert_close(weight.grad, torch.full_like(weight, STATES))
 
 
 def test_without_gradients_the_value_is_the_same(states, weight):
-    def loss(part, _):
-        return entropy_of(part, weight)
+    def loss(parts, _):
+        return entropy_of(*parts, weight)
 
     with torch.no_grad():
-        total = chunked_sum(loss, states, [weight], 7)
+        total = chunked_sum(loss, [states], [weight], 7)
     assert not total.requires_grad
     torch.testing.assert_close(total, entropy_of(states, weight).detach())
 
