@@ -7,20 +7,23 @@ is a function here; `exposure_report` gathers all of them for one student.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from textgen_agents.losses.divergences import cross_entropy, entropy, forward_kl
+from textgen_agents.losses.labels import LabelledBatch, Labels
+from textgen_agents.losses.state_chunks import StateChunk, label_states
 from textgen_env.experts.expert import Expert
-from textgen_env.generation.decoding import Decoder, best_actions, decode_all, greedy, logits_from
+from textgen_env.generation.decoding import Decoder, decode_all, greedy, logits_from, next_action
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer, trimmed
 
 COMPARISON_BATCH_SIZE = 32
-"""Number of texts whose logits, (B, T, V), are in memory at a time."""
+"""Number of texts that student and teacher read at a time."""
 NUM_BEST = 10
 """Number of most probable tokens of both models whose overlap is measured; V if that is smaller."""
 
@@ -92,23 +95,36 @@ def compare_with_teacher(
     if not len(trajectories):
         raise ValueError("trajectories must hold at least one text, got 0")
     steps, special = trajectories.actions.shape[1], expert.special
-    sums = torch.zeros(8, steps, dtype=torch.float64)
+    names = [field.name for field in fields(TeacherComparison)]
+    sums = torch.zeros(len(names), steps, dtype=torch.float64)
     for batch in _batches_by_length(trajectories, special, batch_size):
-        logits = student.sequence_logits(batch.source, batch.actions)
-        teacher_logits = expert.logits(batch)
-        with logits_from("student"):
-            own = best_actions(logits, special, batch.mask)
-        with logits_from("teacher"):
-            agreement = own == best_actions(teacher_logits, special, batch.mask)
-        divergence = forward_kl(logits, teacher_logits)
-        nlls = (cross_entropy(each, batch.actions) for each in (logits, teacher_logits))
-        gap = (entropy(logits) - entropy(teacher_logits)).abs()
-        shared = shared_best(logits, teacher_logits)
-        figures = torch.ones_like(agreement), agreement, divergence, *nlls, *shared, gap
-        for total, figure in zip(sums, figures, strict=True):
-            counted = figure.double().where(batch.mask, 0.0)
+        figures = label_states(
+            partial(_compared, special=special), LabelledBatch(batch), student, expert
+        )
+        for total, name in zip(sums, names, strict=True):
+            counted = figures[name].double().where(batch.mask, 0.0)
             total[: counted.shape[1]] += counted.sum(0).cpu()
     return TeacherComparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
+
+
+def _compared(at: StateChunk, *, special: SpecialTokens) -> Labels:
+    """Return the figures of `TeacherComparison` at each state, (K,) each, and 1 as the count."""
+    own, teachers = at.student_logits, at.teacher_logits
+    with logits_from("student"):
+        best = next_action(own, special=special, mask=at.mask)
+    with logits_from("teacher"):
+        agreement = best == next_action(teachers, special=special, mask=at.mask)
+    overlap, mass = shared_best(own, teachers)
+    return {
+        "count": torch.ones_like(agreement),
+        "agreement": agreement,
+        "divergence": forward_kl(own, teachers),
+        "student_nll": cross_entropy(own, at.actions),
+        "teacher_nll": cross_entropy(teachers, at.actions),
+        "top_k_overlap": overlap,
+        "shared_mass": mass,
+        "entropy_gap": (entropy(own) - entropy(teachers)).abs(),
+    }
 
 
 def shared_best(
