@@ -99,7 +99,7 @@ def compare_with_teacher(
     sums = torch.zeros(len(names), steps, dtype=torch.float64)
     for batch in _batches_by_length(trajectories, special, batch_size):
         figures = label_states(
-            partial(_compared, special=special), LabelledBatch(batch), student, expert
+            partial(_compare_states, special=special), LabelledBatch(batch), student, expert
         )
         for total, name in zip(sums, names, strict=True):
             counted = figures[name].double().where(batch.mask, 0.0)
@@ -107,7 +107,7 @@ def compare_with_teacher(
     return TeacherComparison(sums[0], *sums[1:] / sums[0].clamp(min=1))
 
 
-def _compared(at: StateChunk, *, special: SpecialTokens) -> Labels:
+def _compare_states(at: StateChunk, *, special: SpecialTokens) -> Labels:
     """Return the figures of `TeacherComparison` at each state, (K,) each, and 1 as the count."""
     own, teachers = at.student_logits, at.teacher_logits
     with logits_from("student"):
