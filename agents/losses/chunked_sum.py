@@ -14,24 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
+from textgen_env.models.hidden_states import chunks_of
+
 ChunkLoss = Callable[[Sequence[Tensor], slice], Tensor]
 """Function of some of N states, (K, ...) each, and the slice that they are of all: a scalar."""
-
-
-CHUNK_NUMEL_CPU, CHUNK_NUMEL = 1 << 20, 1 << 26
-"""Most logits of a chunk: on CPUs few, so that they stay in the cache."""
-MIN_CHUNK_ROWS = 64  # fewer make products with the vocabulary slow
-
-
-def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Return the number of states of a chunk, by the size V of the vocabulary."""
-    numel = CHUNK_NUMEL_CPU if device.type == "cpu" else CHUNK_NUMEL
-    return max(MIN_CHUNK_ROWS, numel // vocab_size)
-
-
-def chunks_of(count: int, rows: int) -> list[slice]:
-    """Return the slices of `count` states with at most `rows` of them each, in order."""
-    return [slice(first, first + rows) for first in range(0, count, rows)]
 
 
 def chunked_sum(
@@ -51,7 +37,8 @@ def chunked_sum(
         Scalar of the dtype of `loss`.
     """
     chunks = chunks_of(len(states[0]), rows)
-    if not torch.is_grad_enabled():
+    is_learned = any(each.requires_grad for each in (*states, *weights))
+    if not (is_learned and torch.is_grad_enabled()):
         sums = [loss([each[chunk] for each in states], chunk) for chunk in chunks]
         return torch.stack(sums).sum()
     return cast("Tensor", _ChunkedSum.apply(loss, chunks, len(states), *states, *weights))

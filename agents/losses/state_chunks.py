@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum, chunks_of
+from textgen_agents.losses.chunked_sum import chunked_sum
 from textgen_agents.losses.labels import Dense, LabelledBatch, Labels, StateLabel
 from textgen_env.experts.expert import Expert
-from textgen_env.models.hidden_states import states_at
+from textgen_env.models.hidden_states import chunk_rows, found_at_states, states_at
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Trajectories
@@ -128,13 +128,13 @@ def label_states(
     trajectories = batch.trajectories
     count, width = trajectories.mask.shape
     every = TokenPositions((count, width), None)
-    states, project, _ = states_at(student, every, trajectories.source, trajectories.actions)
+    states = states_at(student, every, trajectories.source, trajectories.actions)
     chunk = _chunk_maker(batch, every, expert, DISTRIBUTION)
-    found = [
-        find(chunk(project(states[rows]), rows))
-        for rows in chunks_of(len(states), chunk_rows(student.vocab_size, states.device))
-    ]
-    return {name: every.scatter(torch.cat([each[name] for each in found])) for name in found[0]}
+
+    def labels(student_logits: Tensor, rows: slice) -> Labels:
+        return find(chunk(student_logits, rows))
+
+    return found_at_states(labels, states, every)
 
 
 def _counted_sum(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from textgen_agents.agent import Agent
 from textgen_agents.training.config import LearnerConfig
-from textgen_env.experts.expert import Expert, NeuralExpert, Queries
+from textgen_env.experts.expert import Expert, NeuralExpert
 from textgen_env.experts.kept_states import KeptStatesExpert, KeptTexts
+from textgen_env.experts.queries import Queries
 from textgen_env.models.hidden_states import HiddenStates, with_hidden_states
 from textgen_env.types import Examples
 from textgen_experiments.runs.experiment import Experiment

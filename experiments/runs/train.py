@@ -23,7 +23,8 @@ from textgen_agents.training.learner import Learner, Record
 from textgen_agents.training.regularizers import References
 from textgen_env.envs.validation import match_vocabulary
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
-from textgen_env.experts.expert import Expert, NeuralExpert, Queries
+from textgen_env.experts.expert import Expert, NeuralExpert
+from textgen_env.experts.queries import Queries
 from textgen_env.generation.decoded_rows import decoded_rows_told_to
 from textgen_env.generation.decoding import logits_from
 from textgen_env.models.acceleration.precision import onednn_float32

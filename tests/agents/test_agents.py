@@ -30,7 +30,8 @@ from textgen_agents.mle import MLE
 from textgen_agents.rollouts.schedules import Constant, Exponential, Linear
 from textgen_agents.seqkd import SeqKD, SeqKDFull
 from textgen_agents.word_kd import WordKD
-from textgen_env.experts.expert import NeuralExpert, NoExpert, Queries
+from textgen_env.experts.expert import NeuralExpert, NoExpert
+from textgen_env.experts.queries import Queries
 from textgen_env.generation.beam_search import decoder_of
 from textgen_env.generation.decoding import decode_all
 from textgen_env.generation.sampling import Sampling

@@ -13,7 +13,6 @@ from tests.support.updates import CONFIG, Log, collect_batch, learn, no_score
 from textgen_agents import dskd
 from textgen_agents.agent import first_companions
 from textgen_agents.dskd import DSKD, DSKDWithCMA
-from textgen_agents.losses import chunked_sum
 from textgen_agents.losses.divergences import cross_entropy, forward_kl
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.mle import MLE
@@ -21,6 +20,7 @@ from textgen_agents.training.learner import Learner
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.expert import ExpertError, NeuralExpert
 from textgen_env.generation.sampling import Sampling
+from textgen_env.models import hidden_states
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.tasks.task import encode
@@ -134,8 +134,8 @@ def test_logits_exist_for_a_few_states_at_a_time(kind, monkeypatch):
         return loss.detach(), torch.autograd.grad(loss, learned)
 
     whole = loss_and_gradients()
-    monkeypatch.setattr(chunked_sum, "CHUNK_NUMEL_CPU", 1)
-    monkeypatch.setattr(chunked_sum, "MIN_CHUNK_ROWS", 8)
+    monkeypatch.setattr(hidden_states, "CHUNK_NUMEL_CPU", 1)
+    monkeypatch.setattr(hidden_states, "MIN_CHUNK_ROWS", 8)
     with LargestTensor() as largest:
         chunks = loss_and_gradients()
     torch.testing.assert_close(chunks, whole)

@@ -9,7 +9,8 @@ from textgen_agents.f_distill import JS, KL, RKL, TVD, FDistill
 from textgen_agents.gkd import GKD
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.word_kd import WordKD
-from textgen_env.experts.expert import NeuralExpert, Queries
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.experts.queries import Queries
 from textgen_env.generation.sampling import Sampling
 from textgen_env.types import Trajectories, Writer
 

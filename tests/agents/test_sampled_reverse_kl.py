@@ -11,7 +11,7 @@ from textgen_agents.losses.divergences import reverse_kl
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.topk import with_tail
 from textgen_agents.sampled_reverse_kl import SampledReverseKL, truncated_surrogate
-from textgen_env.experts.expert import TopK
+from textgen_env.experts.top_k import TopK
 from textgen_env.types import Writer
 
 VOCAB = 6

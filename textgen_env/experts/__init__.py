@@ -5,9 +5,10 @@
 
 from textgen_env.experts.cross_tokenizer import CrossTokenizerExpert
 from textgen_env.experts.dynamic_oracle import DynamicOracle
-from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert, Queries
+from textgen_env.experts.expert import Expert, ExpertError, NeuralExpert, NoExpert
 from textgen_env.experts.kept_states import KeptStatesExpert, KeptTexts
 from textgen_env.experts.proxy import ProxyExpert
+from textgen_env.experts.queries import Queries
 from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.experts.scripted import ScriptedExpert
 from textgen_env.experts.top_k import TopK

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from textgen_env.dynamics import State
-from textgen_env.experts.expert import Expert, ExpertError, Queries
+from textgen_env.experts.expert import Expert, ExpertError
+from textgen_env.experts.queries import Queries
 from textgen_env.experts.token_text import INCOMPLETE, TokenText, is_visible
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import AnyCache

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from textgen_env.types import SpecialTokens, Trajectories, check_shape
 
-CHUNK_STATES = 256  # whose cumulative sums over the vocabulary are in memory at a time
 INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)  # of SplitMix64, whose three constants wrap around
 FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
 SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
@@ -36,28 +35,29 @@ class Draws:
         check_shape("log_probs", self.log_probs, tuple(self.tokens.shape))
 
 
-def draw_systematically(logits: Tensor, uniforms: Tensor, k: int) -> Draws:
+def draw_systematically(logits: Tensor, uniforms: Tensor, k: int) -> dict[str, Tensor]:
     """Draw k tokens at every state by one uniform number u, at the quantiles (u + i) / k.
 
     A token of probability p is drawn k p times, rounded up or down, and in expectation exactly: the
     mean of a function over the draws is unbiased.
 
     Args:
-        logits: (B, T, V) float, any dtype; computed in float32.
-        uniforms: (B, T) float64 in [0, 1).
+        logits: (..., V) float, any dtype; computed in float32.
+        uniforms: (...) float64 in [0, 1).
         k: number of draws, at least 1.
+
+    Returns:
+        The tokens and their log-probabilities, (..., k) each, by the names of `Draws`.
 
     Source: Kitagawa 1996, "Monte Carlo filter and smoother", appendix, for the quantiles.
     """
     quantiles = (torch.arange(k, device=uniforms.device) + uniforms[..., None]) / k
-    parts = zip(
-        logits.flatten(0, 1).split(CHUNK_STATES),
-        quantiles.flatten(0, 1).split(CHUNK_STATES),
-        strict=True,
-    )
-    tokens, log_probs = zip(*(_tokens_at(*part) for part in parts), strict=True)
-    shape = (*logits.shape[:2], k)
-    return Draws(torch.cat(tokens).view(shape), torch.cat(log_probs).view(shape))
+    log_probs = logits.float().log_softmax(-1)
+    sums = log_probs.exp().cumsum(-1)
+    largest = sums[..., -1:].nextafter(torch.zeros_like(sums[..., -1:]))
+    points = torch.minimum((quantiles * sums[..., -1:]).float(), largest)
+    tokens = torch.searchsorted(sums, points, right=True).clamp_(max=sums.shape[-1] - 1)
+    return {"tokens": tokens, "log_probs": log_probs.gather(-1, tokens)}
 
 
 def state_uniforms(trajectories: Trajectories, special: SpecialTokens, seed: int) -> Tensor:
@@ -80,16 +80,6 @@ def state_uniforms(trajectories: Trajectories, special: SpecialTokens, seed: int
     mixed = _mix(seeded[:, None] + position * INCREMENT)
     whole = (mixed >> (64 - FRACTION_BITS)) & ((1 << FRACTION_BITS) - 1)
     return whole.double() / (1 << FRACTION_BITS)
-
-
-def _tokens_at(logits: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens (K, k) at the quantiles (K, k) of logits (K, V), and their log-probs."""
-    log_probs = logits.float().log_softmax(-1)
-    sums = log_probs.exp().cumsum(-1)
-    largest = sums[:, -1:].nextafter(torch.zeros_like(sums[:, -1:]))
-    points = torch.minimum((quantiles * sums[:, -1:]).float(), largest)
-    tokens = torch.searchsorted(sums, points, right=True).clamp_(max=sums.shape[-1] - 1)
-    return tokens, log_probs.gather(-1, tokens)
 
 
 def _hashed(tokens: Tensor, special: SpecialTokens, factor: int) -> Tensor:

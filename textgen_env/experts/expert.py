@@ -9,7 +9,7 @@ and losses made from the answers are in `agents/`.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,11 +19,11 @@ from torch import Tensor
 from textgen_env import dynamics
 from textgen_env.dynamics import State
 from textgen_env.experts.draws import Draws, draw_systematically, state_uniforms
+from textgen_env.experts.queries import Queries
 from textgen_env.experts.top_k import TopK, top_k_and_tail
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import (
     Decoder,
-    best_actions,
     decode_all,
     logits_from,
     next_action,
@@ -32,35 +32,12 @@ from textgen_env.generation.decoding import (
 )
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.ensemble import CutVocabulary
-from textgen_env.models.hidden_states import StatesAt, states_at
+from textgen_env.models.hidden_states import StatesAt, found_at_states, states_at
 from textgen_env.models.sequence_model import AnyCache, SequenceModel
 from textgen_env.models.token_positions import TokenPositions
 from textgen_env.types import Examples, SpecialTokens, Trajectories, Writer
 
 AnswerT = TypeVar("AnswerT")
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Number and cost of the queries that an expert has answered.
-
-    Attributes:
-        forwards: parallel passes, steps, and sets of sources decoded.
-        tokens: states at which the expert answered; padding does not count.
-        seconds: time spent on the answers, measured on the host.
-    """
-
-    forwards: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: "Queries") -> "Queries":
-        """Return the number and cost of both together."""
-        return Queries(
-            self.forwards + other.forwards,
-            self.tokens + other.tokens,
-            self.seconds + other.seconds,
-        )
 
 
 class ExpertError(RuntimeError):
@@ -220,9 +197,13 @@ class Expert(ABC):
         """
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
-        """Return (B, T) int64, the expert's most probable next token at every state."""
+        """Return (B, T) int64, the expert's best action at the states that count, else 0."""
+
+        def best(logits: Tensor) -> dict[str, Tensor]:
+            return {"tokens": next_action(logits, special=self.special)}
+
         with logits_from("teacher"):
-            return best_actions(self.logits(trajectories), self.special, trajectories.mask)
+            return self._find_at_states(trajectories, best)["tokens"]
 
     def best_actions_at(
         self, source: Tensor, prefix: Tensor, length: Tensor, reference: Tensor
@@ -251,15 +232,38 @@ class Expert(ABC):
     def top_k(self, trajectories: Trajectories, k: int) -> TopK:
         """Return the `k` most probable next tokens at every state, and the tail's probability.
 
+        All are 0 at states that do not count.
+
         Raises:
             ValueError: `k` below 1 or above V.
         """
-        return top_k_and_tail(self.logits(trajectories), k)
+        return TopK(**self._find_at_states(trajectories, partial(top_k_and_tail, k=k)))
 
     def draws(self, trajectories: Trajectories, k: int, seed: int) -> Draws:
         """Return `k` tokens drawn at every state, the same for the same text and seed."""
         uniforms = state_uniforms(trajectories, self.special, seed)
-        return draw_systematically(self.logits(trajectories), uniforms, k)
+        draw = partial(draw_systematically, k=k)
+        return Draws(**self._find_at_states(trajectories, draw, uniforms))
+
+    def _find_at_states(
+        self,
+        trajectories: Trajectories,
+        find: Callable[..., dict[str, Tensor]],
+        *known: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return what `find` makes of the logits at the states that count, (B, T, ...) each.
+
+        Args:
+            trajectories: the states.
+            find: function of the logits, (K, V), of some of them and of what is known there.
+            known: (B, T) each.
+        """
+        positions = TokenPositions.of(trajectories.mask)
+
+        def find_some(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+            return find(logits, *(positions.gather(each, rows) for each in known))
+
+        return found_at_states(find_some, self.states_at(trajectories, positions), positions)
 
 
 class NeuralExpert(Expert):

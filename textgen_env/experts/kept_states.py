@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from textgen_env.dynamics import State
-from textgen_env.experts.expert import Expert, NeuralExpert, Queries
+from textgen_env.experts.expert import Expert, NeuralExpert
+from textgen_env.experts.queries import Queries
 from textgen_env.files import write_atomically
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.hidden_states import HiddenStates, StatesAt, with_hidden_states

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from textgen_env.dynamics import State
-from textgen_env.experts.expert import Expert, ExpertError, Queries, TopK
+from textgen_env.experts.expert import Expert, ExpertError
+from textgen_env.experts.queries import Queries
+from textgen_env.experts.top_k import TopK
 from textgen_env.generation.sampling import Sampling
 from textgen_env.models.sequence_model import AnyCache
 from textgen_env.tokenizers.subword import TextTokenizer

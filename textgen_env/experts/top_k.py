@@ -7,8 +7,6 @@ from torch import Tensor
 
 from textgen_env.types import check_shape
 
-TOP_K_CHUNK_STATES = 1024  # the float32 logits of this many states are held at a time
-
 
 @dataclass(frozen=True)
 class TopK:
@@ -33,29 +31,25 @@ class TopK:
         check_shape("tail_log_prob", self.tail_log_prob, tuple(self.tokens.shape[:2]))
 
 
-def top_k_and_tail(logits: Tensor, k: int) -> TopK:
-    """Return the `k` most probable tokens at every state, and the tail's probability.
+def top_k_and_tail(logits: Tensor, k: int) -> dict[str, Tensor]:
+    """Return the `k` most probable tokens and the tail's probability, by the names of `TopK`.
 
     Args:
-        logits: (B, T, V) float.
+        logits: (..., V) float.
         k: from 1 to V.
 
     Raises:
         ValueError: `k` below 1 or above V.
     """
-    rows, steps, vocab_size = logits.shape
+    vocab_size = logits.shape[-1]
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must be from 1 to {vocab_size}, the size of the vocabulary, got {k}")
-    chunks = logits.flatten(0, 1).split(TOP_K_CHUNK_STATES)
-    parts = [_of_chunk(chunk, k) for chunk in chunks]
-    tokens, log_probs, tail = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TopK(tokens.view(rows, steps, k), log_probs.view(rows, steps, k), tail.view(rows, steps))
-
-
-def _of_chunk(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens (B, k), their log-probabilities (B, k) and the tail's (B,) of logits (B, V)."""
     # One minus the sum of the k probabilities would round a small tail to 0.
     values, tokens = logits.float().topk(k)
-    tail = logits.float().scatter(1, tokens, float("-inf")).logsumexp(1)
-    normalizer = torch.logaddexp(values.logsumexp(1), tail)
-    return tokens, values - normalizer[:, None], tail - normalizer
+    tail = logits.float().scatter(-1, tokens, float("-inf")).logsumexp(-1)
+    normalizer = torch.logaddexp(values.logsumexp(-1), tail)
+    return {
+        "tokens": tokens,
+        "log_probs": values - normalizer[..., None],
+        "tail_log_prob": tail - normalizer,
+    }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from textgen_env.models.acceleration.cuda_graph import GraphedModel
@@ -16,6 +17,10 @@ from textgen_env.models.huggingface.hidden_states import PretrainedHiddenStates
 from textgen_env.models.huggingface.model import HuggingFaceModel
 from textgen_env.models.sequence_model import SequenceModel
 from textgen_env.models.token_positions import TokenPositions
+
+CHUNK_NUMEL_CPU, CHUNK_NUMEL = 1 << 20, 1 << 26
+"""Most logits of a chunk: on CPUs few, so that they stay in the cache."""
+MIN_CHUNK_ROWS = 64  # fewer make products with the vocabulary slow
 
 
 @runtime_checkable
@@ -98,6 +103,37 @@ def states_at(
     hidden = positions.gather(states.hidden(source, actions))
     trained = [weight for weight in states.parameters() if weight.requires_grad]
     return StatesAt(hidden, states.project, trained)
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Return the number of states of a chunk, by the size V of the vocabulary."""
+    numel = CHUNK_NUMEL_CPU if device.type == "cpu" else CHUNK_NUMEL
+    return max(MIN_CHUNK_ROWS, numel // vocab_size)
+
+
+def chunks_of(count: int, rows: int) -> list[slice]:
+    """Return the slices of `count` states, at most `rows` each; an empty one if there are none."""
+    return [slice(first, first + rows) for first in range(0, max(count, 1), rows)]
+
+
+def found_at_states(
+    find: Callable[[Tensor, slice], dict[str, Tensor]], at: StatesAt, positions: TokenPositions
+) -> dict[str, Tensor]:
+    """Return what `find` finds in the logits of states, made of a few of them at a time.
+
+    Args:
+        find: function of the logits, (k, V), of some states, and the slice that they are of all;
+            its results are (k, ...) each.
+        at: the K states.
+        positions: theirs in a (B, T) batch.
+
+    Returns:
+        (B, T, ...) each, 0 at other positions.
+    """
+    vocab_size = at.project(at.states[:1]).shape[-1]
+    chunks = chunks_of(len(at.states), chunk_rows(vocab_size, at.states.device))
+    found = [find(at.project(at.states[rows]), rows) for rows in chunks]
+    return {name: positions.scatter(torch.cat([each[name] for each in found])) for name in found[0]}
 
 
 def hidden_states_of(model: SequenceModel, role: str) -> HiddenStates:

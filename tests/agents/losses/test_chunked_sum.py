@@ -8,12 +8,13 @@ import torch
 from tests.support.largest_tensor import LargestTensor
 from tests.support.toy import Given, random_sources, record
 from textgen_agents.imitkd import ImitKDFull
-from textgen_agents.losses import chunked_sum as module
-from textgen_agents.losses.chunked_sum import chunk_rows, chunked_sum
+from textgen_agents.losses.chunked_sum import chunked_sum
 from textgen_agents.losses.divergences import forward_kl, masked_mean
-from textgen_agents.losses.labels import Dense, LabelledBatch, Top1, TopKWithTail
+from textgen_agents.losses.labels import Dense, LabelledBatch, Sampled, Top1, TopKWithTail
 from textgen_agents.losses.objectives import loss_by_writer, loss_for, token_loss
 from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models import hidden_states as module
+from textgen_env.models.hidden_states import chunk_rows
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.types import Examples, Trajectories, Writer
 
@@ -156,19 +157,36 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_logits_of_all_states_exist_neither_of_the_student_nor_of_the_teacher(loss, monkeypatch):
-    vocab_size, rows = 400, 8
-    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", rows)
+@pytest.fixture
+def large_vocabulary(monkeypatch):
+    """Return states, a student and an expert, of whose logits few fit into a chunk."""
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 8)
     monkeypatch.setattr(module, "CHUNK_NUMEL_CPU", 1)
-    config = TransformerConfig(vocab_size, 16, 2, 24, 1, 1, dropout=0.0)
+    config = TransformerConfig(400, 16, 2, 24, 1, 1, dropout=0.0)
     student, teacher = config.build(), config.build().eval()
     actions = random_sources(64, 9)
     states = Trajectories.from_examples(Examples(actions, actions), student.special)
-    expert = NeuralExpert(teacher)
+    return states, student, NeuralExpert(teacher)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_logits_of_all_states_exist_neither_of_the_student_nor_of_the_teacher(
+    loss, large_vocabulary
+):
+    states, student, expert = large_vocabulary
     with LargestTensor() as largest:
         found = loss(states, student, expert)
         found.backward()
-    assert largest.numel < states.mask.sum() * vocab_size / 4
-    whole = forward_kl(student.sequence_logits(actions, actions), expert.logits(states))
+    assert largest.numel < states.mask.sum() * expert.vocab_size / 4
+    whole = forward_kl(
+        student.sequence_logits(states.source, states.actions), expert.logits(states)
+    )
     torch.testing.assert_close(found, masked_mean(whole, states.mask))
+
+
+@pytest.mark.parametrize("label", [Top1(), TopKWithTail(4), Sampled(4)], ids=str)
+def test_labels_are_made_without_logits_of_all_states(label, large_vocabulary):
+    states, _, expert = large_vocabulary
+    with LargestTensor() as largest:
+        label.ask(states, expert)
+    assert largest.numel < states.mask.sum() * expert.vocab_size / 4

@@ -174,7 +174,7 @@ def drawn_by_hand(uniforms, k):
     teacher = EIGHTHS.log().expand(len(uniforms), 1, 5)
     drawn = draw_systematically(teacher, uniforms[:, None], k)
     kept = RecordedExpert(
-        SPECIAL, {"drawn_tokens": drawn.tokens, "drawn_log_probs": drawn.log_probs}
+        SPECIAL, {"drawn_tokens": drawn["tokens"], "drawn_log_probs": drawn["log_probs"]}
     )
     answers = Sampled(k).ask_at(states, kept, TokenPositions.of(states.mask))(slice(None))
     losses = Sampled(k).losses(logits.expand(len(uniforms), 5), forward_kl, answers)

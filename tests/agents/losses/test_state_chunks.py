@@ -15,7 +15,6 @@ from textgen_agents.atkd import ATKD
 from textgen_agents.contrastive_markings import ContrastiveMarkings
 from textgen_agents.diverse_cfg import DiverseCFG
 from textgen_agents.kid import KID
-from textgen_agents.losses import chunked_sum
 from textgen_agents.losses.labels import LabelledBatch
 from textgen_agents.losses.objectives import mean_over_actions
 from textgen_agents.losses.state_chunks import label_states
@@ -25,6 +24,7 @@ from textgen_agents.prompt_internalization import GenPI, asking
 from textgen_agents.sampled_reverse_kl import SampledReverseKL
 from textgen_agents.tvd_plus_plus import TVDPlusPlus
 from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models import hidden_states
 from textgen_env.models.transformer import TransformerConfig
 from textgen_env.types import Examples, Trajectories, Writer
 
@@ -124,8 +124,8 @@ AT_ONE_STATE = aggrevate  # of each text, whose weights do not count
 @pytest.fixture
 def rows_of_chunks(monkeypatch):
     """Return a function that sets the number of states of a chunk."""
-    monkeypatch.setattr(chunked_sum, "CHUNK_NUMEL_CPU", 1)
-    return lambda rows: monkeypatch.setattr(chunked_sum, "MIN_CHUNK_ROWS", rows)
+    monkeypatch.setattr(hidden_states, "CHUNK_NUMEL_CPU", 1)
+    return lambda rows: monkeypatch.setattr(hidden_states, "MIN_CHUNK_ROWS", rows)
 
 
 def models(vocab_size=VOCAB):

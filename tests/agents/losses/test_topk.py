@@ -79,7 +79,7 @@ def test_with_tail_is_a_divergence_below_that_of_the_whole(k):
 def test_with_tail_is_exactly_zero_where_both_are_equal(k, divergence):
     """The labels are those of an expert, in float32."""
     logits = random_logits(15, 1, 64, 50).float()
-    labels = top_k_and_tail(logits, k)
+    labels = TopK(**top_k_and_tail(logits, k))
     assert (divergence(*with_tail(logits, labels)) == 0).all()
 
 

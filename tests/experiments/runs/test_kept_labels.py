@@ -15,8 +15,9 @@ from textgen_agents.seqkd import SeqKDFull
 from textgen_agents.training.learner import LearnerConfig
 from textgen_agents.word_kd import WordKD
 from textgen_env.envs.recovery import RecoveryConfig
-from textgen_env.experts.expert import NeuralExpert, NoExpert, Queries
+from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.experts.kept_states import KeptTexts
+from textgen_env.experts.queries import Queries
 from textgen_env.models.ensemble import Ensemble
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model

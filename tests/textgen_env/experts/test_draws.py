@@ -1,12 +1,15 @@
 """Draws from an expert's distributions: their frequencies, and on what they depend."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.support.toy import SPECIAL
-from textgen_env.experts import draws
 from textgen_env.experts.draws import draw_systematically, state_uniforms
+from textgen_env.experts.expert import NeuralExpert
+from textgen_env.models import hidden_states
 from textgen_env.types import Examples, Trajectories
 
 
@@ -26,11 +29,11 @@ def test_a_token_is_drawn_as_often_as_its_probability_says_rounded_up_or_down():
     uniforms = torch.rand(300, 2, generator=generator, dtype=torch.float64)
     drawn = draw_systematically(logits, uniforms, 12)
     expected = 12 * logits.double().softmax(-1)
-    counts = F.one_hot(drawn.tokens, 9).sum(-2)
+    counts = F.one_hot(drawn["tokens"], 9).sum(-2)
     assert ((counts - expected).abs() < 1 + 1e-4).all()
     assert counts.sum(-1).eq(12).all()
-    log_probs = logits.log_softmax(-1).gather(-1, drawn.tokens)
-    torch.testing.assert_close(drawn.log_probs, log_probs)
+    log_probs = logits.log_softmax(-1).gather(-1, drawn["tokens"])
+    torch.testing.assert_close(drawn["log_probs"], log_probs)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
@@ -38,16 +41,19 @@ def test_a_token_is_drawn_as_often_as_its_probability_says_rounded_up_or_down():
 def test_what_cannot_be_written_is_never_drawn(uniform, k):
     logits = torch.tensor([-torch.inf, 1.0, -torch.inf, 0.3, -torch.inf]).expand(1, 1, 5)
     drawn = draw_systematically(logits, torch.full((1, 1), uniform, dtype=torch.float64), k)
-    assert set(drawn.tokens.flatten().tolist()) <= {1, 3}
+    assert set(drawn["tokens"].flatten().tolist()) <= {1, 3}
 
 
-def test_the_number_of_states_at_a_time_does_not_matter(monkeypatch):
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(7, 3, 5, generator=generator)
-    uniforms = torch.rand(7, 3, generator=generator, dtype=torch.float64)
-    whole = draw_systematically(logits, uniforms, 4)
-    monkeypatch.setattr(draws, "CHUNK_STATES", 2)
-    assert torch.equal(draw_systematically(logits, uniforms, 4).tokens, whole.tokens)
+def test_the_number_of_states_at_a_time_does_not_matter(tiny_teacher, states, monkeypatch):
+    expert, size = NeuralExpert(tiny_teacher), tiny_teacher.vocab_size
+    few = states.select(torch.arange(9))
+    trajectories = replace(few, source=few.source % size, actions=few.actions % size)
+    whole = expert.draws(trajectories, 4, seed=0)
+    monkeypatch.setattr(hidden_states, "MIN_CHUNK_ROWS", 2)
+    monkeypatch.setattr(hidden_states, "CHUNK_NUMEL_CPU", 1)
+    parts = expert.draws(trajectories, 4, seed=0)
+    assert torch.equal(parts.tokens, whole.tokens)
+    torch.testing.assert_close(parts.log_probs, whole.log_probs)
 
 
 def test_numbers_of_states_are_spread_evenly_and_apart(states):

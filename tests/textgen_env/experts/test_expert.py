@@ -5,10 +5,11 @@ import torch
 
 from textgen_env import dynamics
 from textgen_env.experts.expert import Expert, NeuralExpert, NoExpert
-from textgen_env.experts.top_k import TopK
+from textgen_env.experts.top_k import TopK, top_k_and_tail
 from textgen_env.generation.beam_search import decoder_of, n_best
 from textgen_env.generation.decoding import decode_all, sample
 from textgen_env.generation.sampling import Sampling
+from textgen_env.models import hidden_states
 from textgen_env.tasks.task import encode
 from textgen_env.types import ShapeError, Trajectories
 
@@ -36,7 +37,9 @@ def test_the_best_action_is_the_most_probable_token_but_padding_and_start(
     probabilities = expert.logits(trajectories).softmax(-1)
     probabilities[..., [expert.special.pad, expert.special.start]] = 0
     best = probabilities.gather(-1, expert.best_actions(trajectories)[..., None]).squeeze(-1)
-    assert torch.equal(best, probabilities.max(-1).values)
+    counts = trajectories.mask
+    assert torch.equal(best[counts], probabilities.max(-1).values[counts])
+    assert not expert.best_actions(trajectories)[~counts].any()
 
 
 def test_no_gradient_reaches_the_teacher(tiny_teacher, trajectories):
@@ -173,45 +176,40 @@ def test_without_an_expert_the_error_names_the_remedy(examples, trajectories):
 
 def test_top_k_and_the_tail_are_the_whole_distribution(tiny_teacher, trajectories):
     expert = NeuralExpert(tiny_teacher)
-    whole = expert.logits(trajectories).double().softmax(-1)
+    counts = trajectories.mask
+    whole = expert.logits(trajectories)[counts].double().softmax(-1)
     label = expert.top_k(trajectories, 3)
-    held = label.log_probs.double().exp()
-    torch.testing.assert_close(held, whole.gather(-1, label.tokens), rtol=1e-5, atol=0)
+    held = label.log_probs[counts].double().exp()
+    torch.testing.assert_close(held, whole.gather(-1, label.tokens[counts]), rtol=1e-5, atol=0)
     torch.testing.assert_close(held, whole.sort(-1, descending=True).values[..., :3])
-    torch.testing.assert_close(
-        held.sum(-1) + label.tail_log_prob.double().exp(),
-        torch.ones(whole.shape[:2], dtype=torch.float64),
-        rtol=1e-6,
-        atol=0,
-    )
+    sums = held.sum(-1) + label.tail_log_prob[counts].double().exp()
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=1e-6, atol=0)
     assert label.log_probs.dtype == label.tail_log_prob.dtype == torch.float32
 
 
 def test_with_all_tokens_the_tail_is_empty(tiny_teacher, trajectories):
     expert = NeuralExpert(tiny_teacher)
     label = expert.top_k(trajectories, expert.vocab_size)
-    expected = expert.logits(trajectories).log_softmax(-1)
-    found = torch.empty_like(expected).scatter(-1, label.tokens, label.log_probs)
-    torch.testing.assert_close(found, expected)
-    assert (label.tail_log_prob == float("-inf")).all()
+    counts = trajectories.mask
+    expected = expert.logits(trajectories)[counts].log_softmax(-1)
+    tokens, log_probs = label.tokens[counts], label.log_probs[counts]
+    torch.testing.assert_close(torch.empty_like(expected).scatter(-1, tokens, log_probs), expected)
+    assert (label.tail_log_prob[counts] == float("-inf")).all()
 
 
 def test_a_small_tail_is_not_rounded_to_zero():
     """Sum the tail, because one minus the other probability is 0 in float32."""
-
-    class Sure(NoExpert):
-        def logits(self, trajectories):
-            return torch.tensor([[[40.0, 0.0, 1.0, -3.0]]])
-
-    label = Sure().top_k(None, 1)
-    whole = torch.tensor([40.0, 0.0, 1.0, -3.0], dtype=torch.float64).log_softmax(0)
-    assert label.tail_log_prob.item() == pytest.approx(whole[1:].logsumexp(0).item(), rel=1e-6)
+    logits = torch.tensor([40.0, 0.0, 1.0, -3.0])
+    tail = top_k_and_tail(logits, 1)["tail_log_prob"]
+    whole = logits.double().log_softmax(0)
+    assert tail.item() == pytest.approx(whole[1:].logsumexp(0).item(), rel=1e-6)
 
 
 def test_top_k_does_not_depend_on_the_chunks(tiny_teacher, trajectories, monkeypatch):
     expert = NeuralExpert(tiny_teacher)
     whole = expert.top_k(trajectories, 2)
-    monkeypatch.setattr("textgen_env.experts.top_k.TOP_K_CHUNK_STATES", 7)
+    monkeypatch.setattr(hidden_states, "MIN_CHUNK_ROWS", 7)
+    monkeypatch.setattr(hidden_states, "CHUNK_NUMEL_CPU", 1)
     parts = expert.top_k(trajectories, 2)
     for name in ("tokens", "log_probs", "tail_log_prob"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
@@ -249,9 +247,10 @@ def test_a_padded_vocabulary_is_truncated_in_every_answer(tiny_task, examples, m
     whole, expert = NeuralExpert(teacher), NeuralExpert(teacher, vocab_size=size)
     assert (whole.vocab_size, expert.vocab_size) == (teacher.vocab_size, size)
     assert torch.equal(expert.logits(trajectories), whole.logits(trajectories)[..., :size])
-    assert (whole.best_actions(trajectories) >= size).all()
+    assert (whole.best_actions(trajectories) >= size)[trajectories.mask].all()
     assert (expert.best_actions(trajectories) < size).all()
-    assert (expert.top_k(trajectories, size).tail_log_prob == float("-inf")).all()
+    tail = expert.top_k(trajectories, size).tail_log_prob
+    assert (tail[trajectories.mask] == float("-inf")).all()
     state = dynamics.initial(kept.source, 5, teacher.special)
     start = torch.full((len(kept),), teacher.special.start)
     logits, _ = expert.step(state, start, expert.start(kept.source, 5))

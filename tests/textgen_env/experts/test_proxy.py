@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from textgen_env import dynamics
-from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert, Queries
+from textgen_env.experts.expert import ExpertError, NeuralExpert, NoExpert
 from textgen_env.experts.proxy import ProxyExpert, drawn_texts
+from textgen_env.experts.queries import Queries
 from textgen_env.experts.session import ExpertSession
 from textgen_env.generation.sampling import Sampling
 from textgen_env.tasks.task import encode
