@@ -5,7 +5,7 @@ a model's answers, and what modules beside a model read. Gradients flow through 
 weights and to states.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
@@ -117,7 +117,7 @@ def chunks_of(count: int, rows: int) -> list[slice]:
 
 
 def found_at_states(
-    find: Callable[[Tensor, slice], dict[str, Tensor]], at: StatesAt, positions: TokenPositions
+    find: Callable[[Tensor, slice], Mapping[str, Tensor]], at: StatesAt, positions: TokenPositions
 ) -> dict[str, Tensor]:
     """Return what `find` finds in the logits of states, made of a few of them at a time.
 
