@@ -35,6 +35,7 @@ extensions = [
     "source_links",
     "algorithm_table",
     "stored_results",
+    "measured",
     "local_links",
 ]
 exclude_patterns = ["_templates", "extensions"]
