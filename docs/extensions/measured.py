@@ -5,7 +5,7 @@ wrote; the row of the agent that others are compared with is always there.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,51 +56,55 @@ EXPERIMENTS = (
 )
 
 
-def rows_about(names: list[str]) -> Iterator[dict[str, str]]:
-    """Yield a line of the table for each experiment with one of the agents, and for each agent.
-
-    Raises:
-        ValueError: nothing was measured of an agent.
-    """
-    unknown = set(names)
-    for experiment in EXPERIMENTS:
-        rows = experiment.rows()
-        if not any(row["name"] in names for row in rows):
-            continue
-        for row in rows:
-            unknown.discard(row["name"])
-            if row["name"] in (*names, BASELINE):
-                yield line_of(experiment, row)
-    if unknown:
-        raise ValueError(f"names must be of agents in {RESULTS}, got {sorted(unknown)}")
+def rows_about(experiment: Experiment, names: list[str]) -> list[Mapping[str, Any]]:
+    """Return an experiment's rows of the agents and of the baseline; none without the former."""
+    rows = experiment.rows()
+    found = [row for row in rows if row["name"] in names]
+    return [row for row in rows if row in found or row["name"] == BASELINE] if found else []
 
 
 def line_of(experiment: Experiment, row: Mapping[str, Any]) -> dict[str, str]:
     """Return a line of the table, by its headings."""
     better, worse = row["better"], row["worse"]
-    beside = "" if better is None else f"better in {better}, worse in {worse}"
     return {
         "experiment": experiment.title,
         "agent": row["name"],
         "seeds": str(row["seeds"]),
         "BLEU": f"{row['bleu']:.1f}",
         "chrF": f"{row['chrf']:.1f}",
-        f"beside {BASELINE} (p < 0.05)": beside,
-        "command": f"{experiment.command} --seeds {row['seeds']}",
+        f"beside {BASELINE} (p < 0.05)": ""
+        if better is None
+        else f"better in {better}, worse in {worse}",
     }
 
 
+def command_of(experiment: Experiment, seeds: int) -> nodes.list_item:
+    """Return a line that says how an experiment's rows were made."""
+    command = f"{experiment.command} --seeds {seeds}"
+    text = nodes.paragraph("", f"{experiment.title}: ", nodes.literal(command, command))
+    return nodes.list_item("", text)
+
+
 class Measured(Directive):
-    """A table of what was measured of the agents that are named."""
+    """A table of what was measured of the agents that are named, and its commands."""
 
     required_arguments = 1
     optional_arguments = 100
 
     def run(self) -> list[nodes.Node]:
-        """Return the table."""
+        """Return the table and the list of the commands.
+
+        Raises:
+            ValueError: nothing was measured of an agent.
+        """
         for experiment in EXPERIMENTS:
             self.state.document.settings.env.note_dependency(str(RESULTS / experiment.file))
-        return [table([*rows_about(self.arguments)])]
+        found = {each: rows_about(each, self.arguments) for each in EXPERIMENTS}
+        lines = [line_of(each, row) for each, rows in found.items() for row in rows]
+        if missing := {*self.arguments} - {line["agent"] for line in lines}:
+            raise ValueError(f"names must be of agents in {RESULTS}, got {sorted(missing)}")
+        commands = [command_of(each, rows[0]["seeds"]) for each, rows in found.items() if rows]
+        return [table(lines), nodes.bullet_list("", *commands)]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
