@@ -4,6 +4,7 @@ This module needs the package onnxruntime of the extra `export`.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,13 @@ from torch import Tensor
 
 from textgen_env.models.export.common import ExportError, GenerateFn
 from textgen_env.models.model_files import check_digests
-from textgen_env.types import SpecialTokens
+from textgen_env.types import SpecialTokens, trimmed
 
 ENCODER, STEP, DESCRIPTION = "encoder.onnx", "step.onnx", "decoding.json"
+ENCODER_ROWS = 16  # sources that the encoder reads at a time
+MOST_ENDED_ROWS = 0.1  # share of the rows; dropping them copies what is known of the others
+PADDING = {"source_bias": -np.inf}
+"""Value of an output of the encoder at padding, where it is not 0."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class GraphDescription:
 def load_onnx(folder: Path) -> GenerateFn:
     """Return a function that decodes greedily with graphs written by `save_onnx`.
 
-    It has as many threads as PyTorch. Rows that have ended are dropped.
+    It has as many threads as PyTorch. Rows that have ended are dropped once they are some.
 
     Args:
         folder: folder of the graphs.
@@ -92,20 +97,49 @@ def _greedy(
     """Return (B, max_steps) int64 tokens of (B, S) sources, PAD after the end."""
     special = SpecialTokens(**description.special)
     tokens = np.full((len(source), max_steps), special.pad)
-    rows, previous = np.arange(len(source)), np.full(len(source), special.start)
-    encoded = _run(encoder, description.encoder_outputs, {"source": source.numpy()})
-    given = dict(zip(description.encoder_outputs, encoded, strict=True))
+    rows = (source != special.pad).sum(1).argsort(descending=True, stable=True).numpy()
+    previous, ended = np.full(len(rows), special.start), np.zeros(len(rows), bool)
+    given = _encode(encoder, description, source[rows])
     for position in range(max_steps):
         logits, *states = _run(step, description.step_outputs, {"previous": previous, **given})
-        tokens[rows, position] = previous = logits.argmax(-1)
+        tokens[rows, position] = previous = np.where(ended, special.pad, logits.argmax(-1))
         given.update(zip(description.states, states, strict=True))
-        kept = previous != special.end
-        if not kept.any():
+        ended |= previous == special.end
+        if ended.all():
             break
-        if not kept.all():
-            rows, previous = rows[kept], previous[kept]
+        if ended.mean() > MOST_ENDED_ROWS:
+            kept = ~ended
+            rows, previous, ended = rows[kept], previous[kept], ended[kept]
             given = {name: value[kept] for name, value in given.items()}
     return torch.from_numpy(tokens)
+
+
+def _encode(
+    encoder: InferenceSession, description: GraphDescription, source: Tensor
+) -> dict[str, np.ndarray]:
+    """Return the encoder's outputs by name, for sources sorted by length.
+
+    Few rows are read at a time, as wide as the longest of them: what is computed at padding costs
+    as much as what is computed at tokens.
+    """
+    special = SpecialTokens(**description.special)
+    parts = [
+        _run(encoder, description.encoder_outputs, {"source": trimmed(part, special).numpy()})
+        for part in source.split(ENCODER_ROWS)
+    ]
+    columns = zip(description.encoder_outputs, zip(*parts, strict=True), strict=True)
+    return {name: _joined(arrays, name) for name, arrays in columns}
+
+
+def _joined(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Return the rows of all parts, those of narrower sources filled up with padding."""
+    shape = np.max([part.shape for part in parts], 0)
+    joined = np.full((sum(map(len, parts)), *shape[1:]), PADDING.get(name, 0.0), parts[0].dtype)
+    first = 0
+    for part in parts:
+        joined[(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
+        first += len(part)
+    return joined
 
 
 def _run(
