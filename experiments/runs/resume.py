@@ -11,7 +11,12 @@ from textgen_agents.training.distributed import this_device, this_process
 from textgen_env.files import remove_leftovers
 from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
 from textgen_experiments.runs.command import this_command
-from textgen_experiments.runs.differences import Difference, differences, words_of_differences
+from textgen_experiments.runs.differences import (
+    UPDATES,
+    Difference,
+    differences,
+    words_of_differences,
+)
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     CELL,
@@ -127,12 +132,13 @@ def _extend(old: Experiment, new: Experiment, folder: Path) -> None:
 def _other_settings(folder: Path, different: list[Difference]) -> RunError:
     """Return the error of a run that is to be resumed with other settings."""
     (name, before, after), *others = different
-    remedy = "give the settings of the run"
-    if not others and name == "learner.updates" and int(after) > int(before):
-        remedy = f"end it with --learner.updates {before} first, then raise them to train longer"
-        if (folder / OUTCOME).exists():
-            remedy = "it has no checkpoint to go on from (--no-keep-checkpoint)"
+    remedy, is_finished = "give the settings of the run", (folder / OUTCOME).exists()
+    longer = f"; to train longer raise --{UPDATES} alone" if is_finished else ""
+    if not others and name == UPDATES and int(after) > int(before):
+        remedy = f"end it with --{UPDATES} {before} first, then raise them to train longer"
+        if is_finished:
+            remedy, longer = "it has no checkpoint to go on from (--no-keep-checkpoint)", ""
     return RunError(
         f"{folder} must be resumed with the settings that it has, got "
-        f"{words_of_differences(different)}: {remedy}, or choose another folder"
+        f"{words_of_differences(different)}: {remedy}, or choose another folder{longer}"
     )
