@@ -1,5 +1,7 @@
 """Begin, resume or extend a run: which settings its folder may go on with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -60,6 +62,21 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     if different:
         _extend(run.experiment, experiment, folder)
     return _resume(run, experiment, folder)
+
+
+@contextmanager
+def undone_if_refused(folder: Path) -> Iterator[None]:
+    """Remove the configuration if the block wrote it and fails before anything else is written.
+
+    Of several processes others may still read it, and it stays.
+    """
+    is_new = not (folder / CONFIG).exists()
+    try:
+        yield
+    except Exception:
+        if is_new and this_process().num_processes == 1 and contents(folder) == {CONFIG}:
+            (folder / CONFIG).unlink()
+        raise
 
 
 def check_is_run(folder: Path) -> None:

@@ -57,7 +57,7 @@ from textgen_experiments.runs.memory import peak_of_process
 from textgen_experiments.runs.outcome import Outcome, read_outcome
 from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
-from textgen_experiments.runs.resume import check_is_run, start_or_resume
+from textgen_experiments.runs.resume import check_is_run, start_or_resume, undone_if_refused
 from textgen_experiments.runs.run_log import RunLog
 from textgen_experiments.runs.setup import (
     Tokenizers,
@@ -117,7 +117,8 @@ def train(
     if start is not None:
         experiment = replace(experiment, student=start.config)
     check_is_run(folder)
-    with locked(folder) if this_process().is_main_process else nullcontext():
+    lock = locked(folder) if this_process().is_main_process else nullcontext()
+    with lock, undone_if_refused(folder):
         return _train_in(folder, experiment, start, tokenizers, show, prepared)
 
 
