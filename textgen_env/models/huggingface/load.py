@@ -72,8 +72,8 @@ def local_folder(name: Path, setting: str = "model") -> Path:
     except Exception as error:
         raise PretrainedError(
             f"{setting} must be a folder or a name on the hub, got {name}: there is no such "
-            f"folder, it was not fetched before, and the hub says: {first_line(error)}; where there is a "
-            f"network, `hf download {name.as_posix()} --local-dir FOLDER` fetches it"
+            f"folder, it was not fetched before, and the hub says: {first_line(error)}; where "
+            f"there is a network, `hf download {name.as_posix()} --local-dir FOLDER` fetches it"
         ) from error
 
 
