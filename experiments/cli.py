@@ -12,7 +12,13 @@ from textgen_agents.training.learner import TrainingError
 from textgen_env.experts.expert import ExpertError
 from textgen_env.registry import MissingPluginError, load_plugins
 from textgen_env.tasks.packages import MissingPackageError
-from textgen_experiments.command_line.answers import answered, fail, in_options, refuse_unknown
+from textgen_experiments.command_line.answers import (
+    answered,
+    fail,
+    in_options,
+    refuse_unknown,
+    with_help,
+)
 from textgen_experiments.command_line.commands import Command, find_command, with_hyphen
 from textgen_experiments.command_line.common import DEVICE, CommonOptions, split_common
 from textgen_experiments.command_line.parse import parse
@@ -43,7 +49,7 @@ def main(argv: Sequence[str] | None = None, *, busy_elsewhere: float = 0.0) -> N
     try:
         apply_common(command, common)
     except ValueError as error:
-        fail(str(error))
+        fail(with_help(str(error), command.name))
     with quiet_when_unread():  # help is long
         options = parse([command.name, *arguments])
     advice = advice_on_threads(busy_elsewhere, os.cpu_count() or 1, torch.get_num_threads())
@@ -56,7 +62,8 @@ def main(argv: Sequence[str] | None = None, *, busy_elsewhere: float = 0.0) -> N
         again = shlex.join(["textgen", *words, "--plugin", error.plugin])
         fail(f"{error}: run `{again}`, or install it if it is a package")
     except USER_ERRORS as error:
-        fail(in_options(str(error), commands_by_name()[command.name].options_with(arguments)))
+        known = commands_by_name()[command.name].options_with(arguments)
+        fail(with_help(in_options(str(error), known), command.name, vars(options)))
     except (KeyboardInterrupt, TrainingStopped):
         INTERRUPTS.tell()
         raise SystemExit(INTERRUPTS.exit_code) from None

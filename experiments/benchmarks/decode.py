@@ -6,7 +6,7 @@ from speed, each model in a process of its own, whose peak the kernel (Linux) re
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +32,7 @@ from textgen_experiments.benchmarks.candidates import (
     peak_memory,
     timed_generations,
 )
+from textgen_experiments.evaluation.given_runs import without_own_files
 from textgen_experiments.evaluation.results import machine_and_task, write_json
 from textgen_experiments.evaluation.same_test import check_same_test
 from textgen_experiments.evaluation.tables import optional_cell, print_table
@@ -147,6 +148,7 @@ def benchmark_decode(options: BenchmarkDecodeOptions) -> None:
         RunError: a run is unfinished, the runs differ in task or teacher, one of them or the
             teacher has another tokenizer, or a package is missing.
     """
+    options = replace(options, runs=without_own_files(options.runs))
     runs = read_runs(options.runs)
     first = runs[0]
     for folder in options.runs:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from textgen_experiments.command_line.commands import COMMANDS, find_command, with_hyphen
-from textgen_experiments.command_line.common import HELP, UsageError, split_common
+from textgen_experiments.command_line.common import HELP, NAMES, UsageError, split_common
 from textgen_experiments.command_line.completion import COMPLETE, SCRIPTS, completions
 from textgen_experiments.command_line.table import (
     CommandNames,
@@ -26,6 +26,7 @@ from textgen_experiments.runs.pipes import quiet_when_unread
 USAGE_ERROR = 2
 LONGEST_MESSAGE = 2000  # characters
 HELP_OPTIONS = {"-h", "--help"}
+VERSION = "--version"
 COMPLETION = "completion"
 COMPLETION_SUMMARY = f"Print the completion of a shell: {' or '.join(SCRIPTS)}."
 
@@ -38,7 +39,7 @@ def answered(words: Sequence[str]) -> bool:
     """
     with quiet_when_unread():
         match words:
-            case ["--version"]:
+            case [word] if word == VERSION:
                 sys.stdout.write(f"textgen {_version()}\n")
             case [] | ["-h" | "--help"]:
                 sys.stdout.write(program_help())
@@ -75,7 +76,7 @@ def refuse_unknown(words: Sequence[str]) -> None:
             raise UsageError(_no_command(command, rest))
         common, _ = split_common(words, found.own)
     except UsageError as error:
-        fail(str(error))
+        fail(f"{error} (see textgen --help)")
     names = commands_by_name()[command]
     if common.plugins or not HELP_OPTIONS.isdisjoint(rest):
         return
@@ -112,7 +113,7 @@ def no_option(option: str, command: str, known: Iterable[str]) -> str:
         return (
             f"{option} is an option of textgen {command} {_listed(owners)}: see {help_of(command)}"
         )
-    meant = suggestion(option, known)
+    meant = suggestion(option, [*known, *NAMES])
     remedy = f"{meant} (see {help_of(command)})" if meant else f"see {help_of(command)}"
     return f"{option} is no option of textgen {command}: {remedy}"
 
@@ -137,7 +138,7 @@ def program_help() -> str:
         commands.add_argument(command.name, help=commands_by_name()[command.name].summary)
     commands.add_argument(COMPLETION, help=COMPLETION_SUMMARY)
     common = parser.add_argument_group("options of every command")
-    for name, help_text in (*HELP, ("--version", "prints the version; without a command")):
+    for name, help_text in (*HELP, (VERSION, "prints the version; without a command")):
         option, _, value = name.partition(" ")
         common.add_argument(option, metavar=value or "", help=help_text)
     return parser.format_help()
@@ -164,6 +165,20 @@ def fail(message: str) -> NoReturn:
     line = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
     sys.stderr.write(f"textgen: {line}\n")
     raise SystemExit(USAGE_ERROR)
+
+
+def with_help(message: str, command: str, fields: Iterable[str] = ()) -> str:
+    """Return an error's message, with the command's help if it is about options and has no remedy.
+
+    Args:
+        message: in words of the options.
+        command: name of the command.
+        fields: names of arguments that have no option.
+    """
+    named, got = message.split(" ", 1)[0], message.rpartition(", got ")[2]
+    is_open = named.startswith("--") or named in fields
+    has_remedy = re.search("[:;] ", got)
+    return f"{message} (see {help_of(command)})" if is_open and not has_remedy else message
 
 
 def in_options(message: str, options: Iterable[str]) -> str:
@@ -197,10 +212,12 @@ def _no_command(word: str, rest: Sequence[str]) -> str:
         shells = " or ".join(SCRIPTS)
         return f"{COMPLETION} must be followed by {shells}, got {' '.join(rest) or 'nothing'}"
     if not word:
-        return "a command must be given, got none (see textgen --help)"
-    names = [*(command.name for command in COMMANDS), COMPLETION]
-    meant = suggestion(word, names)
-    return f"{word} is no command{f': {meant}' if meant else ''} (see textgen --help)"
+        return "a command must be given, got none"
+    names, kind = [*(command.name for command in COMMANDS), COMPLETION], "command"
+    if word.startswith("-"):
+        names, kind = [*NAMES, VERSION], "option before a command"
+    meant = suggestion(option_of(word) or word, names)
+    return f"{word} is no {kind}{f': {meant}' if meant else ''}"
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from textgen_experiments.command_line.table import refusal
+
 PLUGIN, QUIET, THREADS, DEVICE = "--plugin", "--quiet", "--threads", "--device"
 DEVICES = ("cpu", "cuda")
 FOLLOWED_BY = {
@@ -18,6 +20,7 @@ HELP = (
     (QUIET, "nothing on standard error but errors"),
 )
 """Options of every command with what they do."""
+NAMES = (*(name.split()[0] for name, _ in HELP), "--help")
 
 
 class UsageError(ValueError):
@@ -46,8 +49,8 @@ class CommonOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"{THREADS} must be at least 1, got {self.threads}")
-        if self.device not in (None, *DEVICES):
-            raise UsageError(f"{DEVICE} must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        if self.device is not None and self.device not in DEVICES:
+            raise UsageError(refusal(DEVICE, self.device, DEVICES))
 
     def set_environment(self) -> None:
         """Set what PyTorch reads when it is imported, here and in processes that are begun."""

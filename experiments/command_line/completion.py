@@ -6,11 +6,11 @@ The shell asks the program at each Tab, because the options of `train` depend on
 from collections.abc import Sequence
 
 from textgen_experiments.command_line.commands import find_command, with_hyphen
-from textgen_experiments.command_line.common import DEVICE, DEVICES, PLUGIN, QUIET, THREADS
+from textgen_experiments.command_line.common import DEVICE, DEVICES, NAMES
 from textgen_experiments.command_line.table import NUMBER_WORDS, commands_by_name
 
 COMPLETE = "--complete"
-COMMON = {PLUGIN: (), QUIET: (), THREADS: (), DEVICE: DEVICES, "--help": ()}
+COMMON = {**dict.fromkeys(NAMES, ()), DEVICE: DEVICES}
 BASH = f"""\
 _textgen() {{
     local IFS=$'\\n'

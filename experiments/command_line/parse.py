@@ -5,6 +5,7 @@ import io
 import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from inspect import cleandoc
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Any, NoReturn
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from textgen_experiments.command_line.answers import fail, help_of, in_options, no_option
+from textgen_experiments.command_line.answers import (
+    fail,
+    help_of,
+    in_options,
+    no_option,
+    with_help,
+)
 from textgen_experiments.command_line.commands import Command, find_command
 from textgen_experiments.command_line.common import HELP
 from textgen_experiments.command_line.table import (
@@ -28,9 +35,13 @@ NUMBERS = re.compile(
     r"Error parsing (--\S+): (invalid literal for int|could not convert string to float)[^:]*: (.*)"
 )
 KINDS = {"invalid literal for int": "whole number", "could not convert string to float": "number"}
-REQUIRED = re.compile(r"^Missing from textgen \S+: (.*)")
+REQUIRED = re.compile(r"^. {5}(--\S+|[A-Z]+)(?= )", re.MULTILINE)  # the help is further right
+WITHOUT_VALUE = re.compile(
+    r"Missing value for argument '(.*)'|Error parsing (--\S+): .* could be instantiated from \[\]"
+)
 OF_A_CLASS = re.compile(r"^Error parsing (?!--)\S+: ")
 UNREAD = "Unrecognized options: "
+MISSING = "Missing from textgen "
 CHOICES = re.compile(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.")
 NUMBER_IN_HELP = re.compile(rf"(?:{{None}}\|)?(?:{'|'.join(NUMBER_WORDS)})(?= •|$)")
 PATHS = ConstructorRegistry()
@@ -73,7 +84,8 @@ def parse(words: Sequence[str]) -> object:
             _refuse(command, arguments, complaint.getvalue())
         raise
     except ValueError as error:
-        fail(in_options(str(error), commands_by_name()[name].options_with(arguments)))
+        message = in_options(str(error), commands_by_name()[name].options_with(arguments))
+        fail(with_help(message, name))
 
 
 def known_options(command: Command, arguments: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -133,9 +145,13 @@ def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoRet
     message = OF_A_CLASS.sub("", _first_complaint(complaint))
     message = in_options(message, commands_by_name()[command.name].options_with(arguments))
     if wrong := CHOICES.search(message):
-        message = refusal(wrong[2], wrong[1].strip("'"), literal_eval(f"[{wrong[3]}]"))
-    elif missing := REQUIRED.search(message):
-        message = f"textgen {command.name} needs {missing[1]}"
+        words = sorted(literal_eval(f"[{wrong[3]}]"))  # tyro's are in the order of a set
+        message = refusal(wrong[2], wrong[1].strip("'"), words)
+    elif option := WITHOUT_VALUE.search(message):
+        message = f"{option[1] or option[2]} must be followed by a value, got nothing"
+    elif message.startswith(MISSING):
+        missing = " and ".join(_with_name(command, word) for word in REQUIRED.findall(complaint))
+        message = f"{missing} must be given, got none"
     elif wrong := NUMBERS.search(message):
         message = f"{wrong[1]} must be a {KINDS[wrong[2]]}, got {wrong[3]}"
     else:
@@ -146,6 +162,11 @@ def _refuse(command: Command, arguments: Sequence[str], complaint: str) -> NoRet
                 fail(no_option(option, command.name, known))
         message = message.replace(UNREAD, f"textgen {command.name} takes fewer words, got further ")
     fail(f"{message} (see {help_of(command.name)})")
+
+
+def _with_name(command: Command, word: str) -> str:
+    """Return a required option, or the kind of a word without one with the name of its field."""
+    return word if word.startswith("-") else f"{word} ({fields(command.load_options())[0].name})"
 
 
 def _first_complaint(message: str) -> str:

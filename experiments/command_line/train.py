@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -17,6 +18,7 @@ from textgen_env.experts.remote_config import RemoteTeacher
 from textgen_env.models import STUDENTS
 from textgen_env.models.teacher_layers import TeacherLayers
 from textgen_env.tasks import TASKS
+from textgen_env.tasks.task import TaskConfig
 from textgen_experiments.command_line.sweep import (
     points_of,
     read_axes,
@@ -24,7 +26,6 @@ from textgen_experiments.command_line.sweep import (
     swept_cells,
     words_of_point,
 )
-from textgen_experiments.command_line.table import option_of
 from textgen_experiments.recipes.lin2020 import PAPER
 from textgen_experiments.runs.agent_options import Variant, with_variant
 from textgen_experiments.runs.choices import one_of
@@ -142,8 +143,7 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     """Return the options of `train` with the parts that `words` name, and the words that set them.
 
     Raises:
-        ValueError: a recurrent student is asked for that cannot have its teacher's layers, or what
-            the task reads is not given.
+        ValueError: a recurrent student is asked for that cannot have its teacher's layers.
     """
     others, sweeps = split_sweeps(words)
     first = points_of(read_axes(sweeps, others))[0]  # whose parts decide on the options
@@ -152,8 +152,6 @@ def default_options(words: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     served = SERVER in arguments
     is_help = not {"-h", "--help"}.isdisjoint(arguments)
     layered = _names_layers(arguments) or is_help
-    if choice.paper is None and not is_help:
-        _check_required(choice, arguments)
     experiment = _experiment(choice, served=served, layered=layered)
     options = TrainOptions(
         tyro.MISSING, choice, experiment, sweep=tuple(sweeps), words=tuple(others)
@@ -197,7 +195,7 @@ def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:
         experiment = PAPER[choice.paper](agent)
     else:
         experiment = Experiment(
-            task=TASKS[choice.task],
+            task=_with_gaps(TASKS[choice.task]),
             teacher=VERSES_TEACHER if choice.task == "verses" and not served else None,
             student=STUDENTS[choice.student],
             agent=agent,
@@ -207,11 +205,10 @@ def _experiment(choice: Choice, *, served: bool, layered: bool) -> Experiment:
     return replace(experiment, server=server, student_from_teacher=layers)
 
 
-def _check_required(choice: Choice, arguments: Sequence[str]) -> None:
-    """Raise `ValueError` if a field of the chosen task without a default is not given."""
-    given = {option_of(word) for word in arguments}
-    for each in fields(TASKS[choice.task]):
-        option = f"--task.{each.name}".replace("_", "-")
-        has_default = each.default is not MISSING or each.default_factory is not MISSING
-        if not has_default and option not in given:
-            raise ValueError(f"{option} must be given for --task {choice.task}, got none")
+def _with_gaps(task: TaskConfig) -> TaskConfig:
+    """Return a task whose fields without a default must be given on the command line."""
+    copied = copy(task)
+    for each in fields(task):
+        if each.default is MISSING and each.default_factory is MISSING:
+            object.__setattr__(copied, each.name, tyro.MISSING)  # checked once it is given
+    return copied

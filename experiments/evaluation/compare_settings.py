@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from textgen_experiments.evaluation.given_runs import without_own_files
 from textgen_experiments.evaluation.results import run_names
 from textgen_experiments.evaluation.tables import print_table
 from textgen_experiments.runs.folder import read_config
@@ -30,8 +31,9 @@ def compare_settings(options: SettingsOptions) -> None:
         RunError: there is no run, or one is given twice.
         MissingPluginError: a part of a run is of a plugin that is not loaded.
     """
-    names = run_names(options.runs)
-    values = [settings_of_run(read_config(folder)) for folder in options.runs]
+    folders = without_own_files(options.runs)
+    names = run_names(folders)
+    values = [settings_of_run(read_config(folder)) for folder in folders]
     settings = dict(zip(names, values, strict=True))
     shown = differing(settings) if len(settings) > 1 else list(values[0])
     rows = [[name, *(each.get(name, "-") for each in values)] for name in shown]

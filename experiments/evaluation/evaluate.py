@@ -26,6 +26,7 @@ from textgen_env.tokenizers.subword import same_pieces
 from textgen_env.types import Writer
 from textgen_experiments.evaluation.drafts import counts_as_draft
 from textgen_experiments.evaluation.fastest_precision import ActingPrecision, resolve_precision
+from textgen_experiments.evaluation.given_runs import without_own_files
 from textgen_experiments.evaluation.int8_quality import int8_keeps_quality
 from textgen_experiments.evaluation.pareto import pareto_figure
 from textgen_experiments.evaluation.results import (
@@ -122,6 +123,7 @@ def evaluate(options: EvaluateOptions) -> None:
         RunError: a run is unfinished or given twice, the runs differ in task or teacher, or the
             baseline is none of them.
     """
+    options = replace(options, runs=without_own_files(options.runs))
     task, rows, groups = evaluate_runs(options)
     print_results(rows, title=f"{task.name}: {len(task.test)} test pairs")
     if groups:

@@ -103,7 +103,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         RunError: there is no folder, or one is given twice.
     """
     if not folders:
-        raise RunError("runs must be at least one folder, got 0")
+        raise RunError("runs must be at least one folder, got none")
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[-depth:]) for path in parts]

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from textgen_env.bounds import check_at_least
+from textgen_experiments.evaluation.given_runs import without_own_files
 from textgen_experiments.reporting.load_runs import read_reported_runs
 from textgen_experiments.reporting.page import render
 from textgen_experiments.reporting.token_view import read_sentences, tasks_of
@@ -39,7 +40,7 @@ def report(options: ReportOptions) -> None:
     Raises:
         RunError: a run is not evaluated, or the runs do not belong on one page.
     """
-    runs = read_reported_runs(options.runs)
+    runs = read_reported_runs(without_own_files(options.runs))
     evaluated, sentences, texts = [run for run in runs if run.evaluation], [], None
     if evaluated:
         tasks = tasks_of(evaluated)

@@ -14,7 +14,9 @@ from textgen_experiments.runs.folder import Leaf, flat
 from textgen_experiments.runs.records import to_json
 
 STUDENT_SETTING = "student"
+UPDATES = "learner.updates"  # which may be raised
 NONE = "none"
+MOST_NAMED = 3  # settings in a message
 Difference = tuple[str, Leaf, Leaf]
 """Name of a setting, its value before and its value now."""
 
@@ -68,7 +70,14 @@ def _settled(experiment: Experiment, other: Experiment) -> Experiment:
 
 
 def words_of_differences(different: Sequence[Difference]) -> str:
-    """Return the first setting that differs, as an option with its two values, and their number."""
-    (name, before, after), *others = different
-    more = f" (and {len(others)} more)" if others else ""
-    return f"--{name.replace('_', '-')} {after} where it has {before}{more}"
+    """Return some settings that differ, as options with both values, and the number of others.
+
+    The number of updates comes last, for it alone may be raised.
+    """
+    ordered = sorted(different, key=lambda each: each[0] == UPDATES)
+    named = [
+        f"--{name.replace('_', '-')} {after} where it has {before}"
+        for name, before, after in ordered[:MOST_NAMED]
+    ]
+    others = len(ordered) - len(named)
+    return ", ".join(named) + (f" (and {others} more)" if others else "")

@@ -80,6 +80,16 @@ def _change(name: str, found: Mapping[str, str], digests: Mapping[str, str]) -> 
     return f"other content ({found[name][:SHOWN]}, not {digests[name][:SHOWN]})"
 
 
+def check_models(experiment: Experiment) -> None:
+    """Raise unless all models that the settings name are on this disk or can be fetched.
+
+    Raises:
+        PretrainedError: one is not; its setting is named.
+    """
+    for setting, path in _named_models(experiment):
+        local_folder(path, setting)
+
+
 def _on_disk(name: Path) -> Path:
     """Return the folder on this disk of a model on the hub, and other paths as they are."""
     try:
@@ -102,15 +112,6 @@ def _outside_files(roots: list[OutsideRoot]) -> Iterator[tuple[str, Path]]:
 
 def _roots(experiment: Experiment) -> list[OutsideRoot]:
     """Return the files and folders that an experiment names."""
-    server = experiment.server
-    models = (
-        experiment.teacher,
-        *(path for _, path in experiment.keyed_teachers),
-        *experiment.further_teachers,
-        server and server.tokenizer,
-        experiment.student_init,
-        experiment.student_tokenizer,
-    )
     files = experiment.task.outside_files()
     if experiment.black_box_texts:
         files = {**files, experiment.black_box_texts.as_posix(): experiment.black_box_texts}
@@ -118,7 +119,20 @@ def _roots(experiment: Experiment) -> list[OutsideRoot]:
         *(OutsideRoot(name, path, is_model=False) for name, path in files.items()),
         *(
             OutsideRoot(portable_name(path), _on_disk(path), is_model=True)
-            for path in models
-            if path
+            for _, path in _named_models(experiment)
         ),
     ]
+
+
+def _named_models(experiment: Experiment) -> Iterator[tuple[str, Path]]:
+    """Yield each model that an experiment begins with, after the setting that names it."""
+    server = experiment.server
+    named = [
+        ("teacher", experiment.teacher),
+        *(("keyed_teachers", path) for _, path in experiment.keyed_teachers),
+        *(("further_teachers", path) for path in experiment.further_teachers),
+        ("server.tokenizer", server and server.tokenizer),
+        ("student_init", experiment.student_init),
+        ("student_tokenizer", experiment.student_tokenizer),
+    ]
+    return ((setting, path) for setting, path in named if path)

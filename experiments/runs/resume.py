@@ -1,5 +1,7 @@
 """Begin, resume or extend a run: which settings its folder may go on with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,12 @@ from textgen_agents.training.distributed import this_device, this_process
 from textgen_env.files import remove_leftovers
 from textgen_env.models.acceleration.precision import MeasuredPrecision, measure_precision
 from textgen_experiments.runs.command import this_command
-from textgen_experiments.runs.differences import Difference, differences, words_of_differences
+from textgen_experiments.runs.differences import (
+    UPDATES,
+    Difference,
+    differences,
+    words_of_differences,
+)
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import (
     CELL,
@@ -55,6 +62,21 @@ def start_or_resume(experiment: Experiment, folder: Path) -> Run:
     if different:
         _extend(run.experiment, experiment, folder)
     return _resume(run, experiment, folder)
+
+
+@contextmanager
+def undone_if_refused(folder: Path) -> Iterator[None]:
+    """Remove the configuration if the block wrote it and fails before anything else is written.
+
+    Of several processes others may still read it, and it stays.
+    """
+    is_new = not (folder / CONFIG).exists()
+    try:
+        yield
+    except Exception:
+        if is_new and this_process().num_processes == 1 and contents(folder) == {CONFIG}:
+            (folder / CONFIG).unlink()
+        raise
 
 
 def check_is_run(folder: Path) -> None:
@@ -127,12 +149,13 @@ def _extend(old: Experiment, new: Experiment, folder: Path) -> None:
 def _other_settings(folder: Path, different: list[Difference]) -> RunError:
     """Return the error of a run that is to be resumed with other settings."""
     (name, before, after), *others = different
-    remedy = "give the settings of the run"
-    if not others and name == "learner.updates" and int(after) > int(before):
-        remedy = f"end it with --learner.updates {before} first, then raise them to train longer"
-        if (folder / OUTCOME).exists():
-            remedy = "it has no checkpoint to go on from (--no-keep-checkpoint)"
+    remedy, is_finished = "give the settings of the run", (folder / OUTCOME).exists()
+    longer = f"; to train longer raise --{UPDATES} alone" if is_finished else ""
+    if not others and name == UPDATES and int(after) > int(before):
+        remedy = f"end it with --{UPDATES} {before} first, then raise them to train longer"
+        if is_finished:
+            remedy, longer = "it has no checkpoint to go on from (--no-keep-checkpoint)", ""
     return RunError(
         f"{folder} must be resumed with the settings that it has, got "
-        f"{words_of_differences(different)}: {remedy}, or choose another folder"
+        f"{words_of_differences(different)}: {remedy}, or choose another folder{longer}"
     )

@@ -55,9 +55,10 @@ from textgen_experiments.runs.lock import locked
 from textgen_experiments.runs.malloc import return_unused_memory
 from textgen_experiments.runs.memory import peak_of_process
 from textgen_experiments.runs.outcome import Outcome, read_outcome
+from textgen_experiments.runs.outside import check_models
 from textgen_experiments.runs.progress import progress, runs_display, tell
 from textgen_experiments.runs.records import to_json
-from textgen_experiments.runs.resume import check_is_run, start_or_resume
+from textgen_experiments.runs.resume import check_is_run, start_or_resume, undone_if_refused
 from textgen_experiments.runs.run_log import RunLog
 from textgen_experiments.runs.setup import (
     Tokenizers,
@@ -117,7 +118,8 @@ def train(
     if start is not None:
         experiment = replace(experiment, student=start.config)
     check_is_run(folder)
-    with locked(folder) if this_process().is_main_process else nullcontext():
+    lock = locked(folder) if this_process().is_main_process else nullcontext()
+    with lock, undone_if_refused(folder):
         return _train_in(folder, experiment, start, tokenizers, show, prepared)
 
 
@@ -126,8 +128,10 @@ def check_start(experiment: Experiment) -> Tokenizers:
 
     Raises:
         RegistryError, RunError, ValueError: as `train`, before anything is built or written.
+        PretrainedError: a model is not on this disk and cannot be fetched.
     """
     check_parts(experiment)
+    check_models(experiment)
     tokenizers = choose_tokenizers(experiment)
     num_slots(experiment.agent, experiment.learner.batch_size)
     return tokenizers

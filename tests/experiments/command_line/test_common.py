@@ -32,7 +32,10 @@ def test_a_command_keeps_an_option_of_its_own():
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--threads", "-1"], "--threads must be a whole number, got '-1'"),
         (["--threads", "two"], "--threads must be a whole number, got 'two'"),
-        (["--device", "tpu"], "--device must be one of cpu, cuda, got 'tpu'"),
+        (
+            ["--device", "tpu"],
+            "--device must be one of cpu, cuda, got 'tpu': perhaps you meant cpu",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(words, message):

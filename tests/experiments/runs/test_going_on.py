@@ -56,7 +56,14 @@ def begun(tmp_path_factory):
         (with_learner(seed=3), "--learner.seed 3 where it has 0: give the settings"),
         (with_learner(updates=9), "--learner.updates 9 where it has 4: end it with"),
         (with_learner(updates=3), "--learner.updates 3 where it has 4: give the settings"),
-        (with_learner(updates=9, seed=3), "9 where it has 4 (and 1 more): give"),
+        (
+            with_learner(updates=9, seed=3),
+            "got --learner.seed 3 where it has 0, --learner.updates 9 where it has 4: give",
+        ),
+        (
+            with_learner(updates=9, seed=3, clip=2.0, warmup=1),
+            "--learner.seed 3 where it has 0 (and 1 more): give",
+        ),
         (replace(EXPERIMENT, train_pairs=5), "--train-pairs 5 where it has none"),
         (replace(EXPERIMENT, agent=SeqKD()), "--agent seqkd where it has mle: give"),
         (
@@ -65,7 +72,7 @@ def begun(tmp_path_factory):
         ),
         (
             replace(EXPERIMENT, task=CopyConfig(num_words=9)),
-            "--task.num-words 9 where it has 8 (and",
+            "--task.num-words 9 where it has 8, --task.",
         ),
     ],
 )
@@ -122,6 +129,13 @@ def test_a_finished_run_goes_on_when_its_updates_are_raised(finished):
     rates = [record["learning_rate"] for record in read_metrics(folder) if "loss" in record]
     expected = [with_learner(updates=6).learner.learning_rate_at(update) for update in (4, 5)]
     assert rates[4:] == expected
+
+
+def test_a_finished_run_with_other_settings_says_how_to_train_it_longer(finished):
+    folder, *_ = finished
+    with pytest.raises(RunError) as refused:
+        trained(folder, with_learner(updates=9, seed=3))
+    assert str(refused.value).endswith("folder; to train longer raise --learner.updates alone")
 
 
 def test_a_run_whose_further_updates_were_no_better_keeps_its_model(tmp_path):

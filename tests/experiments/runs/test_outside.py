@@ -10,6 +10,8 @@ import pytest
 
 from textgen_agents.mle import MLE
 from textgen_env.experts.remote_config import RemoteTeacher
+from textgen_env.models.huggingface import load
+from textgen_env.models.huggingface.load import PretrainedError
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.tasks import TASKS
@@ -21,7 +23,7 @@ from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.tasks.verses import VersesConfig
 from textgen_experiments.cli import main
 from textgen_experiments.runs.experiment import Experiment
-from textgen_experiments.runs.outside import ChangedFileError, outside_digests
+from textgen_experiments.runs.outside import ChangedFileError, check_models, outside_digests
 from textgen_experiments.runs.resume import start_or_resume
 
 TEACHER = RecurrentConfig(vocab_size=12, width=8)
@@ -276,3 +278,22 @@ def test_commands_on_a_run_refuse_what_changed(experiment, tmp_path, capsys, com
     with pytest.raises(SystemExit):
         main([*command[:1], str(run), *command[1:]])
     assert "pairs.tsv must be as it was when the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "settings"),
+    [
+        ("teacher", {"teacher": Path("nowhere")}),
+        ("further_teachers", {"further_teachers": (Path("nowhere"),)}),
+        ("keyed_teachers", {"teacher": None, "keyed_teachers": (("a", Path("nowhere")),)}),
+        ("student_init", {"student_init": Path("nowhere")}),
+        ("student_tokenizer", {"student_tokenizer": Path("nowhere")}),
+    ],
+)
+def test_a_model_that_is_nowhere_is_named_by_its_setting(setting, settings, monkeypatch):
+    def refuse(*_, local):
+        raise FileNotFoundError("no such model")
+
+    monkeypatch.setattr(load, "_hub_snapshot", refuse)
+    with pytest.raises(PretrainedError, match=f"^{setting} must be a folder or a name on the hub"):
+        check_models(replace(Experiment(agent=MLE()), **settings))

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from textgen_agents.evaluation.exposure_report import TeacherTexts
+from textgen_agents.mle import MLE
 from textgen_agents.seqkd import SeqKD
 from textgen_agents.training.distributed import this_device
 from textgen_agents.training.learner import LearnerConfig
@@ -16,7 +17,8 @@ from textgen_env.experts.expert import NeuralExpert, NoExpert
 from textgen_env.models.recurrent import RecurrentConfig
 from textgen_env.models.storage import save_model
 from textgen_env.tasks.copy import CopyConfig
-from textgen_env.tasks.task import Pair
+from textgen_env.tasks.task import DataError, Pair
+from textgen_env.tasks.text_files import TextFilesConfig
 from textgen_env.types import tensors
 from textgen_experiments.runs.experiment import Experiment
 from textgen_experiments.runs.folder import RunError
@@ -128,6 +130,22 @@ def test_a_folder_that_holds_anything_but_a_run_is_refused(tmp_path, name):
     with pytest.raises(RunError, match=f"with {name.split('/')[0]} and without config.json"):
         start_or_resume(Experiment(), tmp_path)
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+
+
+def test_nothing_is_left_of_a_run_that_was_refused_before_it_began(tmp_path):
+    task = TextFilesConfig(train=tmp_path / "nothere.tsv")
+    experiment, folder = Experiment(task, None, agent=MLE()), tmp_path / "run"
+    with pytest.raises(DataError, match=r"nothere\.tsv"):
+        train(experiment, folder, lambda update, record: None)
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(DataError):
+        train(experiment, folder, lambda update, record: None)
+    assert not list(folder.iterdir())
+    start_or_resume(experiment, folder)
+    with pytest.raises(DataError):
+        train(experiment, folder, lambda update, record: None)
+    assert [path.name for path in folder.iterdir()] == ["config.json"], "it was there before"
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

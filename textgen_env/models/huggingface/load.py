@@ -49,11 +49,12 @@ class PretrainedError(ValueError):
     """Pretrained model that cannot be found, loaded or used."""
 
 
-def local_folder(name: Path) -> Path:
+def local_folder(name: Path, setting: str = "model") -> Path:
     """Return the folder of `name` on this disk, and fetch it from the hub if it is not there.
 
     Args:
         name: folder, or name of a model on the hub, such as google/flan-t5-small.
+        setting: what names it, for messages.
 
     Raises:
         PretrainedError: the model is not on this disk and cannot be fetched.
@@ -66,13 +67,13 @@ def local_folder(name: Path) -> Path:
         return _hub_snapshot(name.as_posix(), local=False)
     except ImportError as error:
         raise PretrainedError(
-            f"model must be a folder, or with {HF_EXTRA} a name on the hub, got {name}"
+            f"{setting} must be a folder, or with {HF_EXTRA} a name on the hub, got {name}"
         ) from error
     except Exception as error:
         raise PretrainedError(
-            f"model must be a folder or a name on the hub, got {name}: there is no such folder, it "
-            f"was not fetched before, and the hub says: {first_line(error)}; where there is a "
-            f"network, `hf download {name.as_posix()} --local-dir FOLDER` fetches it"
+            f"{setting} must be a folder or a name on the hub, got {name}: there is no such "
+            f"folder, it was not fetched before, and the hub says: {first_line(error)}; where "
+            f"there is a network, `hf download {name.as_posix()} --local-dir FOLDER` fetches it"
         ) from error
 
 
