@@ -184,7 +184,8 @@ def test_an_open_address_without_a_key_is_one_line(folder, complaint):
 
 def test_a_folder_without_a_model_is_one_line(tmp_path, complaint):
     message = complaint(tmp_path)
-    assert message == f"model must be the folder of a finished run or of a model, got {tmp_path}"
+    said = f"model must be the folder of a finished run or of a model, got {tmp_path}"
+    assert message == f"{said} (see textgen serve --help)"
 
 
 def test_a_model_of_another_program_is_one_line(tmp_path, complaint):
