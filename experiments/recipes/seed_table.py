@@ -173,17 +173,21 @@ def print_seed_rows(title: str, rows: Sequence[SeedRow], baseline: str) -> None:
 
 
 def write_seed_tables(
-    output: Path, tables: Mapping[str, Sequence[SeedRow]], content: object
+    output: Path,
+    tables: Mapping[str, Sequence[SeedRow]],
+    content: object,
+    baseline: str = BASELINE,
 ) -> None:
     """Print a table for each title, and write `results.json` and `tables.md`.
 
     Args:
         output: folder of the files.
-        tables: rows of each table by its title, which are compared with `BASELINE`.
+        tables: rows of each table by its title.
         content: what `results.json` holds.
+        baseline: name of what the rows are compared with.
     """
     write_json(output / RESULTS, content)
-    write_text(output / "tables.md", markdown_tables(tables, BASELINE))
+    write_text(output / "tables.md", markdown_tables(tables, baseline))
     for title, rows in tables.items():
-        print_seed_rows(title, rows, BASELINE)
+        print_seed_rows(title, rows, baseline)
     tell(f"written to {output}")

@@ -88,7 +88,7 @@ def study(options: StudyOptions) -> None:
     rows = study_rows(options)
     title = f"{options.pairs:,} pairs, {options.seeds} seed{'s' if options.seeds > 1 else ''}"
     content = {"seeds": options.seeds, "rows": [asdict(row) for row in rows]}
-    write_seed_tables(options.output, {title: rows}, content)
+    write_seed_tables(options.output, {title: rows}, content, baseline_of(options))
 
 
 def starting_runs(options: StudyOptions) -> dict[Path, Experiment]:
@@ -141,6 +141,10 @@ def study_rows(options: StudyOptions) -> list[SeedRow]:
     def folders(name: str) -> Sequence[Path]:
         return [folder_of(options, name, seed) for seed in range(options.seeds)]
 
-    baseline = BASELINE if BASELINE in options.agents else START
-    names = [START, *options.agents]
+    names, baseline = [START, *options.agents], baseline_of(options)
     return [seed_row(name, folders(name), folders(baseline), task) for name in names]
+
+
+def baseline_of(options: StudyOptions) -> str:
+    """Return the name of what the agents are compared with: the start where seqkd takes no part."""
+    return BASELINE if BASELINE in options.agents else START

@@ -114,6 +114,8 @@ def test_two_shards_make_the_same_table_as_one_command(small, tmp_path, capsys):
 def test_a_run_with_other_settings_than_in_the_plan_is_named(small):
     small = replace(small, seeds=1, agents=("mle",))
     study.study(small)
+    table = (small.output / "tables.md").read_text()
+    assert "better / worse than start" in table, "seqkd takes no part"
     with pytest.raises(PlanError, match=r"start-0 must have .* got .*--learner.updates 3 where it"):
         study.study(replace(small, start_updates=3))
 
