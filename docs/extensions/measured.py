@@ -15,7 +15,6 @@ from sphinx.application import Sphinx
 from stored_results import RESULTS, table
 
 BASELINE = "seqkd"
-STUDY = "textgen study --updates 150"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,12 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("study.json", "rows", "150 updates from one trained start", STUDY),
+    Experiment(
+        "study.json",
+        "rows",
+        "150 updates from one trained start",
+        "textgen study --updates 150",
+    ),
     Experiment(
         "paper-order.json",
         "copied",
@@ -58,9 +62,8 @@ EXPERIMENTS = (
 
 def rows_about(experiment: Experiment, names: list[str]) -> list[Mapping[str, Any]]:
     """Return an experiment's rows of the agents and of the baseline; none without the former."""
-    rows = experiment.rows()
-    found = [row for row in rows if row["name"] in names]
-    return [row for row in rows if row in found or row["name"] == BASELINE] if found else []
+    rows = [row for row in experiment.rows() if row["name"] in (*names, BASELINE)]
+    return rows if any(row["name"] in names for row in rows) else []
 
 
 def line_of(experiment: Experiment, row: Mapping[str, Any]) -> dict[str, str]:
