@@ -131,15 +131,13 @@ def action_probs(logits: Tensor, sampling: Sampling, special: SpecialTokens) -> 
     return probs if tokens is None else torch.zeros_like(allowed).scatter(-1, tokens, probs)
 
 
-def best_actions(logits: Tensor, special: SpecialTokens, mask: Tensor | None = None) -> Tensor:
+def best_actions(logits: Tensor, special: SpecialTokens) -> Tensor:
     """Return (B, T) int64, the most probable action at every state, of (B, T, V) logits.
 
     Raises:
-        LogitsError: as `next_action`, at a state where `mask`, (B, T) bool, is True.
+        LogitsError: as `next_action`.
     """
-    rows = None if mask is None else mask.flatten()
-    actions = next_action(logits.flatten(0, 1), special=special, mask=rows)
-    return actions.view(logits.shape[:2])
+    return next_action(logits.flatten(0, 1), special=special).view(logits.shape[:2])
 
 
 def check_logits(logits: Tensor) -> None:
