@@ -305,7 +305,7 @@ class RecordedExpert(Expert):
         recorded = self.logits(trajectories).flatten(0, 1)
         if positions.index is None:
             return StatesAt.of_logits(recorded)
-        return StatesAt(positions.index, partial(recorded.index_select, 0))
+        return StatesAt(positions.index, partial(recorded.index_select, 0), recorded.shape[-1])
 
     def best_actions(self, trajectories: Trajectories) -> Tensor:
         """Return the most probable tokens, recorded themselves or taken from the logits."""

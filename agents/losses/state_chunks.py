@@ -66,17 +66,14 @@ def mean_over_states(
     """
     trajectories = batch.trajectories
     positions = TokenPositions.of(trajectories.mask)
-    states, project, weights = states_at(
-        student, positions, trajectories.source, trajectories.actions
-    )
+    at = states_at(student, positions, trajectories.source, trajectories.actions)
     chunk = _chunk_maker(batch, positions, expert, label)
 
     def sum_of(parts: Sequence[Tensor], rows: slice) -> Tensor:
-        found = losses(chunk(project(parts[0]), rows))
+        found = losses(chunk(at.project(parts[0]), rows))
         return _counted_sum(found, trajectories, positions, rows)
 
-    rows = chunk_rows(student.vocab_size, states.device)
-    return chunked_sum(sum_of, [states], weights, rows)
+    return chunked_sum(sum_of, [at.states], at.weights, chunk_rows(at.vocab_size, at.states.device))
 
 
 def mean_in_chunks(

@@ -294,7 +294,7 @@ class NeuralExpert(Expert):
     def states_at(self, trajectories: Trajectories, positions: TokenPositions) -> StatesAt:
         """Return the model's states of one parallel pass, and their product with its head."""
         found = self.answer(trajectories, partial(states_at, self.model, positions))
-        return StatesAt(found.states, partial(self.project, found.project))
+        return StatesAt(found.states, partial(self.project, found.project), found.vocab_size)
 
     @torch.no_grad()
     def answer(

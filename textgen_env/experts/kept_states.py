@@ -201,7 +201,7 @@ class KeptStatesExpert(Expert):
     def states_at(self, trajectories: Trajectories, positions: TokenPositions) -> StatesAt:
         """Return the hidden states at K of the states, and their product with the head."""
         hidden = positions.gather(self._hidden(trajectories))
-        return StatesAt(hidden, torch.no_grad()(self.model.project))
+        return StatesAt(hidden, torch.no_grad()(self.model.project), self.vocab_size)
 
     def _hidden(self, trajectories: Trajectories) -> Tensor:
         """Return the (B, T, D) hidden states, kept ones and others."""

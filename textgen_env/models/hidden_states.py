@@ -70,17 +70,24 @@ class StatesAt(NamedTuple):
         states: (K, D), the last hidden states; or the logits, (K, V), of a model without; or (K,)
             int64, where logits that are kept stand.
         project: function from some of the states, (k, ...), to their logits, (k, V).
+        vocab_size: V.
         weights: those of the model that gradients flow to.
     """
 
     states: Tensor
     project: Callable[[Tensor], Tensor]
+    vocab_size: int
     weights: Sequence[nn.Parameter] = ()
+
+    @property
+    def chunks(self) -> list[slice]:
+        """Slices of the states of which logits are made at a time; an empty one of no states."""
+        return chunks_of(len(self.states), chunk_rows(self.vocab_size, self.states.device))
 
     @classmethod
     def of_logits(cls, logits: Tensor) -> Self:
         """Return logits, (K, V), as states that are projected already."""
-        return cls(logits, lambda part: part)
+        return cls(logits, lambda part: part, logits.shape[-1])
 
 
 def states_at(
@@ -102,7 +109,7 @@ def states_at(
         return StatesAt.of_logits(positions.gather(model.sequence_logits(source, actions)))
     hidden = positions.gather(states.hidden(source, actions))
     trained = [weight for weight in states.parameters() if weight.requires_grad]
-    return StatesAt(hidden, states.project, trained)
+    return StatesAt(hidden, states.project, model.vocab_size, trained)
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -130,9 +137,7 @@ def found_at_states(
     Returns:
         (B, T, ...) each, 0 at other positions.
     """
-    vocab_size = at.project(at.states[:1]).shape[-1]
-    chunks = chunks_of(len(at.states), chunk_rows(vocab_size, at.states.device))
-    found = [find(at.project(at.states[rows]), rows) for rows in chunks]
+    found = [find(at.project(at.states[rows]), rows) for rows in at.chunks]
     return {name: positions.scatter(torch.cat([each[name] for each in found])) for name in found[0]}
 
 
